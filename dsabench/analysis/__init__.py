@@ -1,0 +1,1 @@
+"""What the store's tables say: variants, tables, results."""

@@ -1,0 +1,236 @@
+"""The experiment's own output: the table of length x variant over seeds, and the files under results/."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import re
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from dsabench.analysis.variants import MEANS, SPREAD, label_variants, variant_order
+from dsabench.errors import DsabenchError
+
+PUBLISHED = {"dense": "classic", "dsa": "sparse"}
+"""Names of the two attentions in the files; every other kind has its own."""
+
+_RESULT = {"val_loss": "final_val_loss", "val_accuracy": "final_val_accuracy", "step_ms": "avg_time_per_step"}
+
+_MEANING = {
+    "results": "length -> variant -> means over seeds; `seeds` has each seed's own values",
+    "final_val_loss": "nats per token on held-out windows, after the last step",
+    "final_val_accuracy": "share of tokens predicted exactly, 0 to 1",
+    "avg_time_per_step": "seconds of a training step, the first steps excluded",
+    "spread": "over seeds: sd (of the sample, n - 1; null for one seed), min and max",
+    "difference_to_classic": "final_val_loss minus classic's of the same seed: n pairs, mean and sd",
+    "unigram_loss": "nats per token of a model that knows token frequencies only, on the same windows",
+    "mass_recall": "share of full attention's mass on the selected tokens; mass_recall_chance: on random",
+    "files": "length -> variant -> file with the curves, relative to this one",
+    "not_averaged": "runs that are in no mean, and why",
+}
+
+
+class ResultsError(DsabenchError):
+    """The results folder cannot be written."""
+
+
+def experiment_table(runs: pd.DataFrame) -> pd.DataFrame:
+    """One row for each length and variant, dense first; `runs` has one row a run, as the store loads it.
+
+    Columns: length (tokens), variant (kind and differing fields), attention (kind), setting (the differing
+    fields outside attention), n (finished seeds), n_runs, leak; `_mean`, `_sd` (n - 1; NaN for one seed),
+    `_min` and `_max` of val_loss (nats per token), val_accuracy (share) and step_ms; the means of MEANS by
+    their own names; diff_n, diff_mean, diff_sd of val_loss minus val_loss of dense with the same length,
+    setting and seed.
+    A variant of which no run finished has n = 0 and NaN.
+    """
+    labelled = label_variants(runs)
+    rows = []
+    for _, group in labelled[labelled["attention"].notna()].groupby(["length", "variant"]):
+        done = group[group["finished"]]
+        row: dict[str, Any] = {name: group[name].iloc[0] for name in ("variant", "attention", "setting")}
+        row |= {"length": int(group["length"].iloc[0]), "n": len(done), "n_runs": len(group)}
+        row["leak"] = bool(group["leak"].any())
+        row |= {f"{m}_{name}": value for m in SPREAD for name, value in _spread(done[m]).items()}
+        row |= {name: float(done[name].mean()) for name in MEANS}
+        difference = _difference_to_dense(done, labelled)
+        row |= {"diff_n": len(difference), "diff_mean": difference.mean(), "diff_sd": difference.std()}
+        rows.append(row)
+    rows.sort(key=lambda row: (row["length"], variant_order(row["variant"])))
+    columns = ["length", "variant", "attention", "setting", "n", "n_runs", "leak"]
+    columns += [f"{m}_{name}" for m in SPREAD for name in ("mean", "sd", "min", "max")]
+    return pd.DataFrame(rows, columns=[*columns, *MEANS, "diff_n", "diff_mean", "diff_sd"])
+
+
+def not_averaged(runs: pd.DataFrame) -> pd.DataFrame:
+    """The runs that no mean includes: run_id, attention, variant, length, seed, reason and error."""
+    labelled = label_variants(runs)
+    columns = ["run_id", "attention", "variant", "length", "seed", "reason", "error"]
+    left_out = labelled.loc[~labelled["finished"], columns].reset_index(drop=True)
+    return left_out.astype({"length": "Int64", "seed": "Int64"})
+
+
+def write_results(
+    runs: pd.DataFrame, metrics: pd.DataFrame, out: Path, sweep: str | None = None
+) -> list[Path]:
+    """Write summary.json and seq_<L>/<variant>_results.json under `out`; returns the paths, summary first.
+
+    `runs` and `metrics` are what the store loads, `sweep` the id of the sweep that they belong to. A missing
+    or non-finite number is null. Each file is replaced as a whole, the summary last. Raises ResultsError.
+    """
+    labelled = label_variants(runs)
+    table = experiment_table(runs)
+    results: dict[str, dict[str, Any]] = {}
+    files: dict[str, dict[str, str]] = {}
+    baseline: dict[str, Any] = {}
+    stems: dict[str, set[str]] = {}
+    curves = dict(iter(metrics.groupby("run_id"))) if len(metrics) else {}
+    written = []
+    for row in table[table["n"] > 0].to_dict("records"):
+        length, name = str(row["length"]), published(str(row["variant"]))
+        mine = (
+            labelled["finished"]
+            & (labelled["length"] == row["length"])
+            & (labelled["variant"] == row["variant"])
+        )
+        done = labelled[mine].sort_values("seed").to_dict("records")
+        results.setdefault(length, {})[name] = _entry({str(k): v for k, v in row.items()}, done)
+        baseline.setdefault(length, {})[name] = row["unigram_loss"]
+        stem = _file_stem(name, stems.setdefault(length, set()))
+        file = files.setdefault(length, {})[name] = f"seq_{length}/{stem}_results.json"
+        seeds = {str(int(run["seed"])): _curves(run["run_id"], curves.get(run["run_id"])) for run in done}
+        content = {"length": row["length"], "attention": row["attention"], "variant": name, "seeds": seeds}
+        written.append(write_file(out / file, _json(content, indent=None)))
+    summary = {
+        "results": results,
+        "sweep": sweep,
+        "unigram_loss": baseline,
+        "files": files,
+        "not_averaged": not_averaged(runs).to_dict("records"),
+        "meaning": _MEANING,
+    }
+    return [write_file(out / "summary.json", _json(summary)), *written]
+
+
+def published(variant: str) -> str:
+    """The name of a variant in the files: dense is `classic`, dsa is `sparse`."""
+    kind, space, fields = variant.partition(" ")
+    if kind in PUBLISHED.values():  # a plugin of that name is not the built-in one
+        kind = f"kind={kind}"
+    return PUBLISHED.get(kind, kind) + space + fields
+
+
+def write_file(path: Path, content: bytes) -> Path:
+    """Replace `path` as a whole, making its folders; a reader never sees half of it. Raises ResultsError."""
+    temporary: str | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name[:40]}.", dir=path.parent)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        mask = os.umask(0)  # mkstemp makes files for the owner alone; results are ordinary files
+        os.umask(mask)
+        Path(temporary).chmod(0o666 & ~mask)
+        Path(temporary).replace(path)
+    except OSError as error:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
+        raise ResultsError(
+            f"cannot write {path}: {error.strerror or error}; choose another folder with --out"
+        ) from error
+    return path
+
+
+def _spread(values: pd.Series[float]) -> dict[str, float]:
+    return {
+        "mean": float(values.mean()),
+        "sd": float(values.std()),
+        "min": float(values.min()),
+        "max": float(values.max()),
+    }
+
+
+def _difference_to_dense(done: pd.DataFrame, labelled: pd.DataFrame) -> pd.Series[float]:
+    """val_loss minus dense's, by seed; empty for dense itself, and where dense has several variants."""
+    nothing = pd.Series(dtype="float64")
+    if done.empty or done["attention"].iloc[0] == "dense":
+        return nothing
+    dense = labelled[
+        labelled["finished"]
+        & (labelled["attention"] == "dense")
+        & (labelled["length"] == done["length"].iloc[0])
+        & (labelled["setting"] == done["setting"].iloc[0])
+    ]
+    if dense["variant"].nunique() != 1:
+        return nothing
+    pairs = done.merge(dense, on="seed", suffixes=("", "_dense"))
+    return pairs["val_loss"] - pairs["val_loss_dense"]
+
+
+def _entry(row: dict[str, Any], done: list[dict[Any, Any]]) -> dict[str, Any]:
+    def seconds(name: str, value: Any) -> Any:
+        return value / 1000 if name == "step_ms" else value
+
+    entry: dict[str, Any] = {key: seconds(name, row[f"{name}_mean"]) for name, key in _RESULT.items()}
+    entry["seeds"] = {
+        str(int(run["seed"])): {key: seconds(name, run[name]) for name, key in _RESULT.items()}
+        | {"run_id": run["run_id"]}
+        for run in done
+    }
+    entry["n_seeds"] = row["n"]
+    entry["spread"] = {
+        key: {s: seconds(name, row[f"{name}_{s}"]) for s in ("sd", "min", "max")}
+        for name, key in _RESULT.items()
+    }
+    entry["difference_to_classic"] = (
+        {"n": row["diff_n"], "mean": row["diff_mean"], "sd": row["diff_sd"]} if row["diff_n"] else None
+    )
+    return entry | {name: row[name] for name in MEANS} | {"leak": row["leak"]}
+
+
+def _curves(run_id: str, records: pd.DataFrame | None) -> dict[str, Any]:
+    """The evaluations of a run as parallel lists, and under `training` the training records."""
+    curves: dict[str, Any] = {"run_id": run_id, "steps": [], "training": {"steps": []}}
+    if records is None:
+        return curves
+    for kind, into in (("eval", curves), ("train", curves["training"])):
+        mine = records[records["kind"] == kind].sort_values("step", kind="stable")
+        into["steps"] = mine["step"].tolist()
+        measured = mine.drop(columns=["run_id", "kind", "step"]).dropna(axis="columns", how="all")
+        into |= {str(name): measured[name].tolist() for name in measured.columns}
+    return curves
+
+
+def _file_stem(name: str, taken: set[str]) -> str:
+    """`name` as a file name on any system, added to `taken`; a digest keeps apart what would become one."""
+    stem = re.sub(r"[^A-Za-z0-9._=-]+", "_", name)
+    if stem != name.replace(" ", "_") or len(stem) > 100 or stem.casefold() in taken:
+        stem = f"{stem[:100]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    taken.add(stem.casefold())
+    return stem
+
+
+def _json(content: Any, indent: int | None = 2) -> bytes:
+    return (json.dumps(_plain(content), indent=indent, allow_nan=False) + "\n").encode()
+
+
+def _plain(value: Any) -> Any:
+    """Plain JSON values; NaN, infinities and missing values are null."""
+    if isinstance(value, dict):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, (list, tuple)):
+        return [_plain(inner) for inner in value]
+    if isinstance(value, (str, bool, int)) or value is None:
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return None if pd.isna(value) else str(value)

@@ -1,0 +1,163 @@
+"""Which runs may be averaged: the name of each run's variant, and whether the run counts.
+
+Runs are comparable over seeds when they agree in everything but the seed. Where runs differ in more than
+attention, length and seed, the differing fields become part of the variant's name: `dsa top_k_ratio=0.25`.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any
+
+import pandas as pd
+
+from dsabench.spec.fields import RunSpec
+
+SPREAD = ("val_loss", "val_accuracy", "step_ms")
+"""Measures whose spread over seeds is reported."""
+
+MEANS = (
+    "val_bits_per_byte",
+    "train_loss",
+    "unigram_loss",
+    "tokens_per_second",
+    "mass_recall",
+    "mass_recall_chance",
+    "params",
+    "indexer_params",
+)
+"""Measures of which the mean over seeds is reported."""
+
+_SECTIONS = set(RunSpec.model_fields) - {"length", "seed", "engine", "plugins", "allow_leak"}
+"""Parts of the spec in which runs must agree; the others are axes of the table or do not change learning."""
+
+_DIGEST = "fingerprint."
+"""Prefix of the columns that hold content digests of corpus, tokenizer and plugin files."""
+
+
+def label_variants(runs: pd.DataFrame) -> pd.DataFrame:
+    """`runs` (as the store loads them) with measures as floats, a plain index, and these columns:
+
+    variant   kind and differing fields; runs with the same length and variant differ in nothing but the seed
+    setting   those of the fields that are not about attention: dense of the same setting is its partner
+    finished  whether it is averaged: done, with a finite validation loss, and the newest of its seed
+    reason    why it is not averaged, else ""
+
+    Columns that `runs` lacks are added, without values.
+    """
+    labelled = runs.reset_index(drop=True).copy()
+    for column in ("run_id", "attention", "status", "error"):
+        values = labelled[column] if column in labelled else pd.Series(index=labelled.index, dtype=object)
+        labelled[column] = pd.Series(
+            [None if pd.isna(value) else str(value) for value in values], index=labelled.index, dtype=object
+        )
+    for column in ("length", "seed", *SPREAD, *MEANS):
+        values = labelled[column] if column in labelled else pd.Series(index=labelled.index, dtype=float)
+        numbers = pd.to_numeric(values, errors="coerce").astype("Float64").astype("float64")
+        labelled[column] = numbers.where(numbers.abs() < math.inf)
+    leak = labelled["leak"] if "leak" in labelled else pd.Series(False, index=labelled.index)
+    labelled["leak"] = leak.astype("boolean").fillna(False).astype(bool)
+    _name(labelled)
+    labelled["reason"] = [_reason(run) for run in labelled.to_dict("records")]
+    _keep_newest(labelled)
+    labelled["finished"] = labelled["reason"] == ""
+    return labelled
+
+
+def variant_order(variant: str) -> tuple[Any, ...]:
+    """Sorting key: dense, dsa, then the others by name; numbers in a name by their value."""
+    rank = {"dense": 0, "dsa": 1}.get(variant.split(" ")[0], 2)
+    parts = re.split(r"(\d+(?:\.\d+)?(?:e[+-]?\d+)?)", variant)
+    return (rank, *((0, float(part), "") if i % 2 else (1, 0.0, part) for i, part in enumerate(parts)))
+
+
+def _name(labelled: pd.DataFrame) -> None:
+    """Add variant and setting: fields of the spec first, and content digests where these leave runs alike."""
+    columns = [str(column) for column in labelled.columns]
+    texts = {
+        column: pd.Series([_text(value) for value in labelled[column]], index=labelled.index, dtype=object)
+        for column in columns
+        if _is_field(column) or column.startswith(_DIGEST)
+    }
+    kinds = labelled["attention"].fillna("")
+    known = kinds != ""
+    labels: dict[
+        str, pd.Series[str]
+    ] = {}  # field -> " name=value" of each run, "" where it tells nothing apart
+    for field in filter(_is_field, texts):
+        text = texts[field]
+        if field.startswith("attention."):  # a field of one kind only tells that kind's runs apart
+            differs = text[known].groupby(kinds[known]).transform("nunique").reindex(labelled.index) > 1
+        else:
+            differs = known & (text[known].nunique() > 1)
+        if differs.any():
+            labels[field] = text.where(differs, "")
+    short = _short_names(list(labels))
+
+    def joined(fields: list[str]) -> pd.Series[str]:
+        out = pd.Series("", index=labelled.index, dtype=object)
+        for field in fields:
+            out = out + [f" {short[field]}={text}" if text else "" for text in labels[field]]
+        return out
+
+    labelled["setting"] = joined([field for field in labels if not field.startswith("attention.")])
+    labelled["variant"] = kinds + joined(list(labels))
+    for field in texts:
+        if field.startswith(_DIGEST):
+            # A plugin's code belongs to its variant; other content must agree for dense to be compared with.
+            group = labelled["variant" if "plugin" in field else "setting"]
+            given = texts[field].where(texts[field] != "")
+            differs = known & (given.groupby(group).transform("nunique") > 1) & given.notna()
+            name = field.removeprefix(_DIGEST)
+            extra = (f" {name}=" + texts[field].str[:8]).where(differs, "")
+            labelled["variant"] = labelled["variant"] + extra
+            if "plugin" not in field:
+                labelled["setting"] = labelled["setting"] + extra
+    labelled["setting"] = labelled["setting"].str.strip()
+
+
+def _reason(run: dict[Any, Any]) -> str:
+    if run["status"] != "done":
+        return run["status"] or "unknown status"
+    for name in ("attention", "length", "seed"):
+        if pd.isna(run[name]):
+            return f"{name} is missing"
+    return "no finite validation loss" if math.isnan(run["val_loss"]) else ""
+
+
+def _keep_newest(labelled: pd.DataFrame) -> None:
+    """One run a seed counts: the others are named, not averaged twice."""
+    done = labelled[labelled["reason"] == ""]
+    if "updated" in done:
+        done = done.sort_values("updated", kind="stable", na_position="first")
+    for _, same in done.groupby(["length", "variant", "seed"]):
+        for i in same.index[:-1]:
+            labelled.loc[i, "reason"] = f"superseded by {same['run_id'].iloc[-1]}"
+
+
+def _is_field(column: str) -> bool:
+    section, dot, _ = column.partition(".")
+    if dot:
+        return section in _SECTIONS and column != "attention.kind"
+    return section in _SECTIONS - {"attention", "model", "data", "train"}
+
+
+def _short_names(fields: list[str]) -> dict[str, str]:
+    """Field paths without their section, where that leaves them distinct."""
+    short = {field: field.partition(".")[2] or field for field in fields}
+    names = list(short.values())
+    return {field: name if names.count(name) == 1 else field for field, name in short.items()}
+
+
+def _text(value: Any) -> str:
+    """A field's value as it stands in a name, distinct for distinct values; "" for null."""
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, (list, tuple, dict)):
+        return str(value).replace(" ", "")
+    if value is None or pd.isna(value):
+        return ""
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return f"{value:g}" if float(f"{value:g}") == value else repr(value)
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,0 +1,167 @@
+"""The contract of an attention variant: what the model hands it, what it owes, and the projections all variants share.
+
+A variant is one file: a pydantic spec class (an `AttentionSpec`) and a module (an `Attention`) registered together.
+It is plugged in at x -> out, because an indexer needs x and not only queries and keys.
+
+Legend: B batch, T query, S key, D model width (head width in a BTHD tensor), H query heads, G key/value heads,
+K selected slots.
+"""
+
+from __future__ import annotations
+
+import abc
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from dsabench.attention.kernels.reference import allowed_keys
+from dsabench.attention.rotary import rotate, rotation
+
+if TYPE_CHECKING:
+    from dsabench.spec.fields import AttentionSpec, RunSpec
+
+Stage = Literal["dense", "sparse"]
+"""`dense`: the warm-up, in which a selecting variant attends to everything while its selector learns. `sparse`: after it."""
+
+
+@dataclass
+class Selection:
+    """What one layer selected for one batch, and what full attention would have looked at."""
+
+    selected_BTK: Tensor
+    """Indices of the selected keys, -1 in empty slots."""
+
+    mass_BTS: Tensor
+    """Full softmax attention probabilities of this layer's queries and keys, mean over heads, fp32."""
+
+    scores_BTS: Tensor | None = None
+    """Index scores, for variants that compute them."""
+
+
+@dataclass
+class AttentionContext:
+    """What every layer of one forward pass shares."""
+
+    positions_T: Tensor
+    """Positions of the window's tokens, for rotary embedding."""
+
+    stage: Stage = "sparse"
+    """The stage of training; evaluation uses the stage that the model is in."""
+
+    document_ids_BT: Tensor | None = None
+    """Which document each token belongs to, where a window packs several; no query sees another document."""
+
+    capture: dict[int, Selection] | None = None
+    """When not None, selecting variants put their layer's Selection here; costs an L x L product, so off in training."""
+
+    _allowed: Tensor | None = field(default=None, init=False, repr=False)
+    _rotations: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict, init=False, repr=False)
+
+    @property
+    def allowed(self) -> Tensor:
+        """True where a query may see a key: causal, and within one document. (T, S), or (B, T, S) when packed."""
+        if self._allowed is None:
+            self._allowed = allowed_keys(len(self.positions_T), self.document_ids_BT, self.positions_T.device)
+        return self._allowed
+
+    def rotation(self, width: int, base: float) -> tuple[Tensor, Tensor]:
+        """cos and sin of the rotary embedding for heads of `width`, computed once a forward pass."""
+        if width not in self._rotations:
+            self._rotations[width] = rotation(self.positions_T, width, base)
+        return self._rotations[width]
+
+
+@dataclass(frozen=True)
+class AttentionOutput:
+    """out (B, T, D) and, when the variant has a loss of its own, that loss (a scalar) for its own parameters."""
+
+    out_BTD: Tensor
+    aux_loss: Tensor | None = None
+
+
+class Projections(nn.Module):
+    """Query, key, value and output projections with rotary embedding: the part that every variant shares by name.
+
+    MHA, GQA and MQA by spec.model.n_kv_heads. No biases.
+    """
+
+    def __init__(self, spec: RunSpec) -> None:
+        super().__init__()
+        model = spec.model
+        self.head_dim, self.rope_base = model.head_dim, model.rope_base
+        self.query = nn.Linear(model.d_model, model.d_model, bias=False)
+        self.key = nn.Linear(model.d_model, model.kv_heads * model.head_dim, bias=False)
+        self.value = nn.Linear(model.d_model, model.kv_heads * model.head_dim, bias=False)
+        self.out = nn.Linear(model.d_model, model.d_model, bias=False)
+
+    def heads(self, x_BTD: Tensor, context: AttentionContext) -> tuple[Tensor, Tensor, Tensor]:
+        """q (B, T, H, D), k and v (B, T, G, D); q and k rotated by position."""
+        cos_TD, sin_TD = context.rotation(self.head_dim, self.rope_base)
+        q_BTHD = self.query(x_BTD).unflatten(-1, (-1, self.head_dim))
+        k_BTGD = self.key(x_BTD).unflatten(-1, (-1, self.head_dim))
+        v_BTGD = self.value(x_BTD).unflatten(-1, (-1, self.head_dim))
+        return rotate(q_BTHD, cos_TD, sin_TD), rotate(k_BTGD, cos_TD, sin_TD), v_BTGD
+
+    def merge(self, out_BTHD: Tensor) -> Tensor:
+        """Concatenate the heads and project them back to the residual stream: (B, T, D)."""
+        merged: Tensor = self.out(out_BTHD.flatten(-2))
+        return merged
+
+    @staticmethod
+    def flops(spec: RunSpec) -> float:
+        """Forward and backward FLOPs of one window: 6 L D (2 D + 2 G head_dim)."""
+        model = spec.model
+        columns = 2 * model.d_model + 2 * model.kv_heads * model.head_dim
+        return 6.0 * spec.length * model.d_model * columns
+
+
+class Attention(nn.Module, abc.ABC):
+    """Base of every attention variant; a subclass sets `spec_class` and implements `forward` and `flops`."""
+
+    spec_class: ClassVar[type[AttentionSpec]]
+    """The pydantic class of the variant's spec; its `kind` is the registered name."""
+
+    equals_dense_at_full_k: ClassVar[bool] = False
+    """True when the variant claims to equal dense attention once k >= L; the contract then checks it."""
+
+    def __init__(self, spec: RunSpec, layer: int) -> None:
+        super().__init__()
+        self.spec, self.layer = spec, layer
+        self.projections = Projections(spec)
+
+    @abc.abstractmethod
+    def forward(self, x_BTD: Tensor, context: AttentionContext) -> AttentionOutput:
+        """Mix tokens: out[t] may depend on x[0..t] of the same row and document alone."""
+
+    @abc.abstractmethod
+    def flops(self, stage: Stage) -> dict[str, float]:
+        """Model FLOPs of one window, forward and backward, by item: what the method needs, whatever a backend spends.
+
+        A multiply-add is 2 FLOPs; masked-out pairs and recomputation do not count. Every item is for one layer.
+        """
+
+    def own_parameters(self) -> set[str]:
+        """Names of the parameters that only `aux_loss` trains (an indexer's): apart in optimizer, clipping and counts."""
+        return set()
+
+
+def pairs(spec: RunSpec, selected: int | None = None) -> float:
+    """Query-key pairs of one window: sum over t of min(t + 1, k); L (L + 1) / 2 when nothing is selected."""
+    length = spec.length
+    k = length if selected is None else min(selected, length)
+    return k * (k + 1) / 2 + (length - k) * k
+
+
+def capture_mass(q_BTHD: Tensor, k_BSGD: Tensor, context: AttentionContext) -> Tensor:
+    """Full softmax attention probabilities, mean over heads: (B, T, S), fp32, the truth a selection is judged by."""
+    with torch.no_grad(), torch.autocast(q_BTHD.device.type, enabled=False):
+        groups = q_BTHD.shape[2] // k_BSGD.shape[2]
+        allowed = context.allowed
+        mass_BTS = torch.zeros((), device=q_BTHD.device)
+        for head in range(q_BTHD.shape[2]):  # one head at a time: H times less memory, and only for capture
+            scores_BTS = q_BTHD[:, :, head].float() @ k_BSGD[:, :, head // groups].float().transpose(-1, -2)
+            scores_BTS = scores_BTS * q_BTHD.shape[-1] ** -0.5
+            mass_BTS = mass_BTS + scores_BTS.masked_fill(~allowed, -torch.inf).softmax(dim=-1)
+        return mass_BTS / q_BTHD.shape[2]

@@ -1,0 +1,51 @@
+"""Dense causal attention: every query attends to its whole past. The baseline of every comparison.
+
+Legend: B batch, T query, D model width, H heads.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from dsabench.attention.base import Attention, AttentionContext, AttentionOutput, Stage, pairs
+from dsabench.attention.registry import register
+from dsabench.spec.fields import AttentionSpec
+
+
+class DenseSpec(AttentionSpec):
+    """Dense attention has no settings of its own."""
+
+    kind: Literal["dense"] = "dense"
+    """The variant's name."""
+
+
+@register
+class Dense(Attention):
+    """out[t] = softmax(Q[t] K[0..t]^T / sqrt(D)) V[0..t], by torch.nn.functional.scaled_dot_product_attention."""
+
+    spec_class = DenseSpec
+    equals_dense_at_full_k = True
+
+    def forward(self, x_BTD: Tensor, context: AttentionContext) -> AttentionOutput:
+        """(B, T, D) -> (B, T, D); the stage changes nothing, there is no loss of its own."""
+        q_BTHD, k_BTGD, v_BTGD = self.projections.heads(x_BTD, context)
+        mask = None if context.document_ids_BT is None else context.allowed[:, None]
+        out_BHTD = F.scaled_dot_product_attention(
+            q_BTHD.transpose(1, 2),
+            k_BTGD.transpose(1, 2),
+            v_BTGD.transpose(1, 2),
+            attn_mask=mask,
+            is_causal=mask is None,
+            enable_gqa=k_BTGD.shape[2] != q_BTHD.shape[2],
+        )
+        return AttentionOutput(self.projections.merge(out_BHTD.transpose(1, 2)))
+
+    def flops(self, stage: Stage) -> dict[str, float]:
+        """Projections, and 12 D_model for each query-key pair: QK^T and PV, 2 + 2 forward and 4 + 4 backward."""
+        return {
+            "attention projections": self.projections.flops(self.spec),
+            "attention": 12.0 * pairs(self.spec) * self.spec.model.d_model,
+        }

@@ -1,0 +1,44 @@
+"""DSA as a masked dense product: the same functions as `reference`, by L x L masks instead of gathers.
+
+Quadratic in memory and time, but the fastest way below the lengths at which gathering pays.
+
+Legend: B batch, T query, S key, H query heads, G key/value heads, D head width.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def selection_mask(scores_BTS: Tensor, allowed: Tensor, k: int) -> Tensor:
+    """True at the keys of S[t]; (B, T, S). The same set as reference.select_top_k, ties to the lowest index.
+
+    The k-th highest score is a threshold: everything above it is in, and of the scores equal to it the first ones
+    until k are in. torch.topk leaves open WHICH of equal scores it returns, but not their value.
+    """
+    if k >= scores_BTS.shape[-1]:
+        return allowed.expand_as(scores_BTS)
+    scores_BTS = scores_BTS.masked_fill(~allowed, -torch.inf)
+    threshold_BT1 = scores_BTS.topk(k, dim=-1, sorted=False).values.amin(dim=-1, keepdim=True)
+    above_BTS = scores_BTS > threshold_BT1
+    tied_BTS = scores_BTS == threshold_BT1
+    room_BT1 = k - above_BTS.sum(dim=-1, keepdim=True)
+    return (above_BTS | (tied_BTS & (tied_BTS.cumsum(dim=-1) <= room_BT1))) & allowed
+
+
+def attention(q_BTHD: Tensor, k_BSGD: Tensor, v_BSGD: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
+    """out[t] = softmax(Q[t] K^T / sqrt(D) where keep, else -inf) V.
+
+    keep: (T, S) or (B, T, S), already causal, at least one key a query. Returns out (B, T, H, D) and the
+    head-averaged probabilities (B, T, S), fp32 and detached: they are the indexer's target and nothing else.
+    """
+    groups = q_BTHD.shape[2] // k_BSGD.shape[2]
+    q_BHTD = q_BTHD.transpose(1, 2) * q_BTHD.shape[-1] ** -0.5
+    k_BHSD = k_BSGD.transpose(1, 2).repeat_interleave(groups, dim=1)
+    v_BHSD = v_BSGD.transpose(1, 2).repeat_interleave(groups, dim=1)
+    scores_BHTS = q_BHTD @ k_BHSD.transpose(-1, -2)
+    keep_ = keep if keep.dim() == 2 else keep[:, None]
+    p_BHTS = scores_BHTS.masked_fill(~keep_, -torch.inf).softmax(dim=-1, dtype=torch.promote_types(q_BTHD.dtype, torch.float32))
+    out_BHTD = p_BHTS.to(v_BHSD.dtype) @ v_BHSD
+    return out_BHTD.transpose(1, 2), p_BHTS.detach().mean(dim=1)

@@ -1,0 +1,53 @@
+"""The command line: `dsabench COMMAND`; one file a command beside this one. Nothing here imports torch or pandas."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from dsabench import __version__
+from dsabench.cli import schema, sweep, train
+from dsabench.errors import DsabenchError
+
+app = typer.Typer(
+    name="dsabench",
+    help="Does DeepSeek Sparse Attention learn as well as dense attention, and where is it faster?",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+train.add_to(app)
+sweep.add_to(app)
+schema.add_to(app)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"dsabench {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show a traceback with every error.")] = False,
+) -> None:
+    if debug:
+        os.environ["DSABENCH_DEBUG"] = "1"
+
+
+def main() -> None:
+    """Entry point: errors a user can mend are one message and exit code 2, without a traceback unless --debug."""
+    try:
+        app()
+    except DsabenchError as error:
+        if os.environ.get("DSABENCH_DEBUG"):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,47 @@
+"""Options that several commands share, and how they change a sweep."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+Config = Annotated[
+    str, typer.Option("--config", help="A shipped config by name (seed, quick) or a YAML file.", metavar="NAME_OR_PATH")
+]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Set a field, e.g. train.steps=500; repeatable. `dsabench schema` lists them.", metavar="FIELD=VALUE"),
+]
+Store = Annotated[
+    Path, typer.Option("--store", envvar="DSABENCH_STORE", help="Folder that keeps every run.", metavar="DIR")
+]
+Out = Annotated[Path, typer.Option("--out", help="Folder for tables and pictures.", metavar="DIR")]
+Device = Annotated[
+    str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.", metavar="NAME")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of a table.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No plan and no progress on stderr.")]
+
+
+def overridden(
+    config: str, sets: list[str] | None, fields: dict[str, tuple[str, Any]], axes: dict[str, tuple[str, Any]]
+) -> Any:
+    """The sweep of `config` after `--set`, then flags for single fields, then flags for axes.
+
+    fields and axes: {flag: (field path, value)}; a value of None, a flag not given, changes nothing.
+    """
+    from dsabench.spec.sweep import load_sweep, parse_override
+
+    sweep = load_sweep(config)
+    for text in sets or []:
+        path, value = parse_override(text)
+        sweep.set(path, value, f"--set {path}: ")
+    for flag, (path, value) in fields.items():
+        if value is not None:
+            sweep.set(path, value, f"{flag}: ")
+    for flag, (path, value) in axes.items():
+        if value is not None:
+            sweep.set_axis(path, value, f"{flag}: ")
+    return sweep

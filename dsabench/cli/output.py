@@ -1,0 +1,166 @@
+"""What the commands print: a run's outcome, a sweep's plan, and the experiment's table and files after a sweep."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from dsabench.cli.progress import duration
+from dsabench.errors import StoreError
+
+if TYPE_CHECKING:
+    from dsabench.engine.device import Execution
+    from dsabench.runner import PlannedRun
+    from dsabench.spec.sweep import Sweep
+    from dsabench.store import RunRecord
+
+
+def stdout_console() -> Console:
+    """The console of results; without a terminal nothing is wrapped or coloured."""
+    console = Console(highlight=False, markup=False, no_color=True if os.environ.get("CI") else None)
+    if not console.is_terminal:
+        console.soft_wrap = True
+    return console
+
+
+def print_json(document: Any) -> None:
+    """One JSON document on stdout; NaN and infinities become null, which JSON can say."""
+    print(json.dumps(_finite(document), indent=2, ensure_ascii=False))
+
+
+def describe(record: RunRecord) -> str:
+    """A run's outcome in one line."""
+    if record.status != "done":
+        return f"{record.status}: {record.error}" if record.error else record.status
+    summary = record.summary
+    parts = [f"done  val loss {_number(summary, 'val_loss', '.4f')}"]
+    if summary.get("step_ms") is not None:
+        parts.append(f"{_number(summary, 'step_ms', '.2f')} ms/step")
+    if summary.get("mass_recall") is not None:
+        chance = _number(summary, "mass_recall_chance", ".2f")
+        parts.append(f"mass recall {_number(summary, 'mass_recall', '.2f')} (chance {chance})")
+    return "  ".join(parts)
+
+
+def print_run(record: RunRecord, store: Path) -> None:
+    """The result of `train` for a reader."""
+    summary = record.summary
+    rows = [
+        ("validation loss", _number(summary, "val_loss", ".4f"), "nats per token"),
+        ("", _number(summary, "val_bits_per_byte", ".4f"), "bits per byte"),
+        ("  unigram baseline", _number(summary, "unigram_loss", ".4f"), "nats per token, the same windows"),
+        ("accuracy", _number(summary, "val_accuracy", ".2%"), "of next tokens"),
+        ("training loss", _number(summary, "train_loss", ".4f"), "nats per token, a fixed sample"),
+        ("mass recall", _number(summary, "mass_recall", ".3f"), f"chance {_number(summary, 'mass_recall_chance', '.3f')}"),
+        ("step", _number(summary, "step_ms", ".2f"), f"ms, {_number(summary, 'tokens_per_second', ',.0f')} tokens/s"),
+        ("model FLOPs used", _number(summary, "mfu", ".1%"), "of the device's measured matrix-product rate"),
+        ("parameters", _number(summary, "params", ",.0f"), f"of which indexer {_number(summary, 'indexer_params', ',.0f')}"),
+        ("peak memory", _number(summary, "peak_memory_mb", ",.0f"), "MB"),
+    ]
+    console = stdout_console()
+    console.print(f"{record.run_id}: {record.status}{': ' + record.error if record.error else ''}")
+    if record.status == "done":
+        for name, value, unit in rows:
+            if value != "-":
+                console.print(f"  {name:20} {value:>12}  {unit}")
+    console.print(f"  stored in {store / record.run_id}")
+
+
+def plan_document(planned: Sequence[PlannedRun], sweep: Sweep, seconds: float) -> dict[str, Any]:
+    """The plan of `sweep --dry-run --json`."""
+    return {
+        "sweep": sweep.plain(),
+        "estimated_seconds": round(seconds),
+        "runs": [
+            {"run_id": run.run_id, "status": run.status, "spec": run.spec.model_dump(mode="json")} for run in planned
+        ],
+    }
+
+
+def print_plan(
+    planned: Sequence[PlannedRun],
+    sweep: Sweep,
+    execution: Execution,
+    seconds: float,
+    console: Console,
+    *,
+    config: str = "",
+    full: bool = False,
+) -> None:
+    """What a sweep will do, for how long, and what it will not repeat."""
+    done = sum(run.status == "done" for run in planned)
+    first = planned[0].spec
+    console.print(f"{len(planned)} runs of {first.train.steps} steps on {execution.device} ({execution.precision}):")
+    for path, values in sweep.axes.items():
+        console.print(f"  {path:20} {', '.join(map(str, values))}")
+    for length, (batch, tokens) in {
+        run.spec.length: (run.spec.batch_size, run.spec.tokens_per_step) for run in planned
+    }.items():
+        selected = {run.spec.attention.n_selected(length) for run in planned if run.spec.length == length} - {None}
+        keeps = f", selecting variants keep {', '.join(map(str, sorted(filter(None, selected))))} keys" if selected else ""
+        console.print(f"  length {length}: {batch} windows a step = {tokens:,} tokens{keeps}")
+    if first.train.warmup_steps >= first.train.steps:
+        console.print(
+            f"  note: train.warmup_steps = {first.train.warmup_steps} is not below train.steps = {first.train.steps}; "
+            "the learning rate never reaches its peak"
+        )
+    if full:
+        for run in planned:
+            console.print(f"  {run.status:12} {run.run_id}")
+    todo = f"{done} of them are done already; " if done else ""
+    console.print(f"{todo}estimated time: about {duration(seconds)} (rough)")
+    if execution.device.type == "cpu" and seconds > 600 and config != "quick":
+        console.print("This is long for a CPU; `dsabench sweep --config quick` is a smaller experiment for it.")
+
+
+def check_out(out: Path) -> None:
+    """StoreError when `out` cannot become a folder that files can be written to; makes nothing."""
+    for path in (out, *out.absolute().parents):
+        if path.exists() and not path.is_dir():
+            raise StoreError(f"--out {out}: {path} is a file; name a folder")
+    there = next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())
+    if not os.access(there, os.W_OK):
+        raise StoreError(f"--out {out}: {there} cannot be written to; name another folder")
+
+
+def report_sweep(sweep_id: str, planned: Sequence[PlannedRun], store: Path, out: Path, as_json: bool) -> None:
+    """Write the experiment's files and picture under `out`, and print its table (or summary.json) on stdout."""
+    from dsabench.analysis.experiment import experiment_table, write_results
+    from dsabench.cli.tables import experiment_lines
+    from dsabench.plots.experiment import sequence_length_comparison
+    from dsabench.store import load_metrics, load_runs
+
+    ids = [run.run_id for run in planned]
+    runs = load_runs(store)
+    runs = runs[runs["run_id"].isin(ids)]
+    metrics = load_metrics(store, run_ids=ids)
+    files = write_results(runs, metrics, out, sweep=sweep_id)
+    files.append(sequence_length_comparison(runs, metrics, out / "sequence_length_comparison.png"))
+    if as_json:
+        print((out / "summary.json").read_text(encoding="utf-8"))
+        return
+    console = stdout_console()
+    experiment_lines(experiment_table(runs), console)
+    console.print(f"Written: {', '.join(str(path) for path in files if path.parent == out)}")
+    console.print(f"Every run: {store} (pandas.read_parquet('{store / 'index.parquet'}'))")
+
+
+def _number(summary: dict[str, Any], name: str, form: str) -> str:
+    value = summary.get(name)
+    if not isinstance(value, int | float) or (isinstance(value, float) and not math.isfinite(value)):
+        return "-"
+    return format(value, form)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

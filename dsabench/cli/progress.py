@@ -1,0 +1,102 @@
+"""Progress of runs on stderr: a live display in a terminal, plain lines elsewhere, nothing with --quiet."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+if TYPE_CHECKING:
+    from dsabench.engine.loop import Update
+
+
+def stderr_console() -> Console:
+    """The console of progress and logs; plain in CI and without a terminal, NO_COLOR honoured by rich."""
+    plain = bool(os.environ.get("CI"))
+    return Console(stderr=True, highlight=False, markup=False, force_terminal=False if plain else None, soft_wrap=True)
+
+
+class Display:
+    """Shows a sweep of `total` runs, of which `done` need no work, and the run in progress."""
+
+    def __init__(self, total: int, done: int, quiet: bool) -> None:
+        self.console, self.total, self.done, self.quiet = stderr_console(), total, done, quiet
+        self.live = self.console.is_terminal and not quiet
+        self.number, self.started, self.line_at = 0, time.monotonic(), 0.0
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[detail]}"),
+            TimeRemainingColumn(),
+            console=self.console,
+            transient=True,
+            disable=not self.live,
+        )
+        self.sweep: TaskID | None = None
+        self.run: TaskID | None = None
+        if total > 1:
+            self.sweep = self.progress.add_task("sweep", total=total, detail="")
+
+    def __enter__(self) -> Self:
+        self.progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.progress.stop()
+
+    def note(self, message: str) -> None:
+        """One line that stays."""
+        if not self.quiet:
+            self.progress.console.print(message)
+
+    def start(self, name: str, steps: int) -> Callable[[Update], None]:
+        """Begin showing a run; returns the observer of its updates."""
+        self.number += 1
+        self.line_at = time.monotonic()
+        if self.run is not None:
+            self.progress.remove_task(self.run)
+        self.run = self.progress.add_task(name, total=steps, detail="starting")
+        label = f"[{self.number}/{self.total}] {name}" if self.total > 1 else name
+
+        def observe(update: Update) -> None:
+            detail = f"loss {update.loss:.3f}"
+            if update.val_loss is not None:
+                detail += f"  val {update.val_loss:.3f}"
+            detail += f"  {update.tokens_per_second:,.0f} tok/s"
+            assert self.run is not None
+            self.progress.update(self.run, completed=update.step, detail=detail)
+            # Without a terminal: a line now and then, so that a log of a long run shows life but stays short.
+            if not self.live and time.monotonic() - self.line_at > 30:
+                self.line_at = time.monotonic()
+                self.note(f"{label}  step {update.step}/{update.steps}  {detail}{self._left()}")
+
+        return observe
+
+    def finish(self, name: str, outcome: str) -> None:
+        """The run has ended: a line that stays, and the sweep's bar moves."""
+        label = f"[{self.number}/{self.total}] {name}" if self.total > 1 else name
+        self.note(f"{label}  {outcome}{self._left()}")
+        if self.sweep is not None:
+            self.progress.advance(self.sweep)
+
+    def _left(self) -> str:
+        """Time left by the pace of the runs so far; nothing when there is no pace yet."""
+        worked, left = self.number - self.done, self.total - self.number
+        if self.total == 1 or worked < 1 or left < 1:
+            return ""
+        return f"  (about {duration((time.monotonic() - self.started) / worked * left)} left)"
+
+
+def duration(seconds: float) -> str:
+    """'45 s', '12 min', '3.4 h'."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

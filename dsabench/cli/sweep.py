@@ -1,0 +1,90 @@
+"""`dsabench sweep`: every combination of the axes, then the experiment's table, files and picture."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dsabench.cli.lists import ListCommand, integers, numbers, texts
+from dsabench.cli.options import Config, Device, Json, Out, Quiet, Set, Store, overridden
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register the command."""
+    app.command("sweep", cls=ListCommand)(sweep)
+
+
+def sweep(
+    config: Config = "seed",
+    lengths: Annotated[list[int] | None, integers("--lengths", "Window lengths.")] = None,
+    attentions: Annotated[list[str] | None, texts("--attentions", "dense, dsa, or a plugin's.")] = None,
+    seeds: Annotated[list[int] | None, integers("--seeds", "Training seeds.")] = None,
+    top_k_ratios: Annotated[list[float] | None, numbers("--top-k-ratios", "Shares of the window kept.")] = None,
+    learning_rates: Annotated[list[float] | None, numbers("--learning-rates", "Peak learning rates.")] = None,
+    sources: Annotated[list[str] | None, texts("--sources", "Data sources.", metavar="SOURCE")] = None,
+    sets: Set = None,
+    device: Device = None,
+    store: Store = Path("runs"),
+    out: Out = Path("results"),
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and train nothing.")] = False,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Run stored failures again.")] = False,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train every combination of the axes and compare: a table here, files and a picture under --out.
+
+    Runs that are done are kept and interrupted ones resume, so the same command goes on where it was stopped.
+    """
+    axes = {
+        "--lengths": ("length", lengths),
+        "--attentions": ("attention.kind", attentions),
+        "--seeds": ("seed", seeds),
+        "--top-k-ratios": ("attention.top_k_ratio", top_k_ratios),
+        "--learning-rates": ("train.learning_rate", learning_rates),
+        "--sources": ("data.source", sources),
+    }
+    experiment = overridden(config, sets, {"--device": ("engine.device", device)}, axes)
+    specs = experiment.runs()
+
+    from dsabench.cli import output
+    from dsabench.cli.progress import Display, stderr_console
+    from dsabench.store import check_writable
+
+    check_writable(store)
+    from dsabench import runner
+    from dsabench.engine.device import resolve
+
+    execution = resolve(specs[0].engine)
+    planned = runner.plan(specs, store)
+    seconds = runner.estimate_seconds(planned, execution)
+    if dry_run:
+        if json:
+            output.print_json(output.plan_document(planned, experiment, seconds))
+        else:
+            output.print_plan(planned, experiment, execution, seconds, output.stdout_console(), full=True)
+        return
+    output.check_out(out)
+    if not quiet:
+        output.print_plan(planned, experiment, execution, seconds, stderr_console(), config=config)
+    done = sum(run.status == "done" for run in planned)
+    records = []
+    with Display(len(planned), done, quiet) as display:
+
+        def started(run: runner.PlannedRun):  # type: ignore[no-untyped-def]
+            return display.start(run.run_id, run.spec.train.steps)
+
+        try:
+            for record in runner.run_sweep(
+                experiment, planned, store, command=sys.argv, retry_failed=retry_failed, started=started,
+                notify=display.note,
+            ):  # fmt: skip
+                records.append(record)
+                display.finish(record.run_id, output.describe(record))
+        except KeyboardInterrupt:
+            display.note(f"interrupted after {len(records)} of {len(planned)} runs; the same command goes on from there")
+            raise typer.Exit(130) from None
+    output.report_sweep(runner.sweep_id(experiment, planned), planned, store, out, json)
+    raise typer.Exit(0 if all(record.status == "done" for record in records) else 1)

@@ -1,0 +1,89 @@
+"""Checkpoints: safetensors for every tensor, JSON for the rest; nothing is ever pickled.
+
+    model.safetensors      every parameter, fp32, by name
+    optimizer.safetensors  AdamW's moments and step counts as PARAMETER/STATE; absent once the run is done
+    state.json             {"step", "vocab_size", "seconds", "step_ms"}
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from dsabench.engine.optimization import Optimizer
+from dsabench.errors import StoreError
+from dsabench.model.transformer import Transformer
+
+
+@dataclass
+class Progress:
+    """How far a run has come, and what it has measured of itself on the way."""
+
+    step: int = 0
+    """Steps done."""
+
+    seconds: float = 0.0
+    """Time in training steps so far, captures and evaluations apart."""
+
+    step_ms: dict[str, list[float]] = field(default_factory=lambda: {"dense": [], "sparse": []})
+    """Mean step time of each timed segment, in ms, by stage."""
+
+
+def save(folder: Path, model: Transformer, optimizer: Optimizer | None, progress: Progress) -> None:
+    """Write a checkpoint into an empty folder; without an optimizer it can be loaded but not trained further."""
+    tensors = {name: parameter.detach().cpu().contiguous() for name, parameter in model.named_parameters()}
+    save_file(tensors, folder / "model.safetensors")
+    if optimizer is not None:
+        state = {name: value.detach().cpu().contiguous() for name, value in optimizer.state()}
+        save_file(state, folder / "optimizer.safetensors")
+    text = json.dumps({"vocab_size": model.vocab_size, **asdict(progress)})
+    (folder / "state.json").write_text(text, encoding="utf-8")
+
+
+def vocab_size(folder: Path) -> int:
+    """Vocabulary of the checkpointed model."""
+    return int(_state(folder)["vocab_size"])  # type: ignore[call-overload]
+
+
+def load_weights(folder: Path, model: Transformer) -> None:
+    """Copy the checkpoint's weights into the model. Raises StoreError when they are damaged or of another model."""
+    weights = _tensors(folder / "model.safetensors")
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name not in weights or weights[name].shape != parameter.shape:
+                raise StoreError(f"{folder / 'model.safetensors'} holds no {name} of shape {tuple(parameter.shape)}")
+            parameter.copy_(weights[name])
+
+
+def load(folder: Path, model: Transformer, optimizer: Optimizer) -> Progress:
+    """Restore model and optimizer, and return how far the run had come."""
+    load_weights(folder, model)
+    optimizer.load_state(_tensors(folder / "optimizer.safetensors"))
+    state = _state(folder)
+    state.pop("vocab_size", None)
+    try:
+        return Progress(**state)  # type: ignore[arg-type]
+    except TypeError as error:
+        raise StoreError(f"{folder / 'state.json'} is not a checkpoint of this dsabench: {error}") from error
+
+
+def _tensors(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise StoreError(f"{path} cannot be read: {error}") from error
+
+
+def _state(folder: Path) -> dict[str, object]:
+    try:
+        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise StoreError(f"{folder / 'state.json'} cannot be read: {error}") from error
+    if not isinstance(state, dict):
+        raise StoreError(f"{folder / 'state.json'} holds no mapping")
+    return state

@@ -1,0 +1,148 @@
+"""Which device a run uses and how: device, precision, determinism, its measured rate, and what to record about it."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import platform
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy
+import torch
+
+from dsabench.errors import DeviceError
+from dsabench.spec.fields import EngineSpec
+
+
+@dataclass(frozen=True)
+class Execution:
+    """An EngineSpec with every `auto` resolved for this machine."""
+
+    device: torch.device
+    precision: str
+    """`bf16` or `fp32`."""
+
+    graph: bool
+    """Whether training steps are captured in CUDA graphs."""
+
+    deterministic: bool
+
+    def autocast(self) -> torch.autocast:
+        """bf16 autocast, or a no-op in fp32. No cast cache: a CUDA graph must not keep a cast of an older weight."""
+        return torch.autocast(
+            self.device.type, torch.bfloat16, enabled=self.precision == "bf16", cache_enabled=False
+        )
+
+    def synchronize(self) -> None:
+        """Wait until the device has finished all work, so that a host clock tells the truth."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        elif self.device.type == "mps":
+            torch.mps.synchronize()
+
+    def peak_memory_mb(self) -> float:
+        """Largest memory allocated on the device since the run began; of the whole process on a CPU. In MB (10^6)."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device) / 1e6
+        if self.device.type == "mps":
+            return float(torch.mps.driver_allocated_memory()) / 1e6
+        if sys.platform == "win32":
+            return float("nan")
+        import resource
+
+        unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux KiB
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
+
+
+def resolve(engine: EngineSpec) -> Execution:
+    """The Execution of an EngineSpec here. Raises DeviceError naming what is missing and what there is."""
+    device = _device(engine.device)
+    if engine.compile == "graph" and device.type != "cuda":
+        raise DeviceError(f"engine.compile = graph needs a CUDA GPU, and the device is {device}; use auto or off")
+    if device.type == "cuda":
+        native = torch.cuda.get_device_capability(device) >= (8, 0)
+    else:
+        native = False
+    precision = ("bf16" if native else "fp32") if engine.precision == "auto" else engine.precision
+    deterministic = device.type == "cpu" if engine.deterministic == "auto" else engine.deterministic
+    return Execution(device, precision, device.type == "cuda" and engine.compile != "off", deterministic)
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda", torch.cuda.current_device())
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda":
+        count = torch.cuda.device_count()
+        if not torch.cuda.is_available() or count == 0:
+            built = "" if torch.backends.cuda.is_built() else " (this PyTorch is built without CUDA)"
+            raise DeviceError(f"engine.device = {name}: there is no CUDA GPU here{built}; use auto or cpu")
+        index = torch.cuda.current_device() if device.index is None else device.index
+        if index >= count:
+            known = ", ".join(f"cuda:{i}" for i in range(count))
+            raise DeviceError(f"engine.device = {name}: there is no such GPU; there are {known}")
+        return torch.device("cuda", index)
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise DeviceError("engine.device = mps: there is no MPS device here; use auto or cpu")
+    return device
+
+
+@contextlib.contextmanager
+def determinism(execution: Execution) -> Iterator[None]:
+    """Deterministic algorithms while inside, when the execution asks for them on a GPU; the old setting afterwards."""
+    if not execution.deterministic or execution.device.type == "cpu":
+        yield  # CPU kernels used here are deterministic for a fixed number of threads
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+
+
+@functools.cache
+def matmul_rate(device: torch.device, precision: str) -> float:
+    """Measured FLOP/s of a large square matrix product in the run's precision: the 100 % of MFU. Best of five."""
+    size = 8192 if device.type == "cuda" else 1024
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    a, b = (torch.randn(size, size, dtype=dtype, device=device) for _ in range(2))
+    execution = Execution(device, precision, graph=False, deterministic=False)
+    best = float("inf")
+    for _ in range(6):
+        execution.synchronize()
+        start = time.perf_counter()
+        torch.matmul(a, b)
+        execution.synchronize()
+        best = min(best, time.perf_counter() - start)
+    return 2.0 * size**3 / best
+
+
+def environment(execution: Execution) -> dict[str, Any]:
+    """What a reader of the result must know about the machine and the versions."""
+    device = execution.device
+    found: dict[str, Any] = {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": numpy.__version__,
+        "platform": platform.platform(),
+        "device": str(device),
+        "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
+        "precision": execution.precision,
+        "cuda_graph": execution.graph,
+        "deterministic": execution.deterministic,
+        "threads": torch.get_num_threads(),
+        "cpu_count": os.cpu_count(),
+    }
+    if device.type == "cuda":
+        found["cuda"] = torch.version.cuda
+        found["cudnn"] = torch.backends.cudnn.version()
+    return found

@@ -1,0 +1,249 @@
+"""The training loop: one for all attention variants, on every device.
+
+The run is cut into segments, at whose ends the host waits for the device: to log, evaluate, checkpoint or change the
+stage. Between them the device is never waited for, and a segment's wall time over its steps is an honest step time.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from dsabench.attention.base import Stage
+from dsabench.data import TokenData, Windows
+from dsabench.engine import checkpoint
+from dsabench.engine.device import Execution, determinism, matmul_rate
+from dsabench.engine.evaluation import baselines, bits_per_byte, evaluate, selection_recall
+from dsabench.engine.optimization import Optimizer, learning_rate_factor, stage_at
+from dsabench.engine.step import EAGER_STEPS, METRICS, TrainStep
+from dsabench.model.transformer import Transformer, build, flops_per_window
+from dsabench.spec.fields import RunSpec
+
+
+class TrainingDiverged(Exception):
+    """The loss became NaN or Inf; the message names the step."""
+
+
+class RunSink(Protocol):
+    """Where a run's records go; the store's writer is one."""
+
+    def metrics(self, record: dict[str, Any]) -> None:
+        """Append one record of kind `train` or `eval`."""
+
+    def rewind(self, step: int) -> None:
+        """Drop the records after `step`, all of them at -1: the run resumes from there."""
+
+    def checkpoint(self) -> Path | None:
+        """The folder of the last complete checkpoint, if there is one."""
+
+    def replace_checkpoint(self, write: Callable[[Path], None]) -> None:
+        """Have `write` fill a new folder, then put it in the old one's place at once."""
+
+
+@dataclass(frozen=True)
+class Update:
+    """What a progress display needs after each segment."""
+
+    step: int
+    steps: int
+    loss: float
+    val_loss: float | None
+    tokens_per_second: float
+
+
+def train(
+    spec: RunSpec,
+    data: TokenData,
+    execution: Execution,
+    sink: RunSink,
+    observe: Callable[[Update], None] = lambda update: None,
+) -> dict[str, Any]:
+    """Train one run to its end, resuming from the sink's checkpoint if it has one; returns the run's summary.
+
+    Raises TrainingDiverged at the first step whose loss is not finite.
+    """
+    with determinism(execution):
+        return _Run(spec, data, execution, sink, observe).train()
+
+
+def segments(spec: RunSpec, start: int, checkpoint_every: int) -> Iterator[tuple[int, int, Stage]]:
+    """(first, end, stage) covering steps start..steps-1, cut wherever the host has something to do."""
+    steps = spec.train.steps
+    change = spec.attention.warmup_steps(steps)
+    # The first EAGER_STEPS of a stage, and of a resumed run, are a segment of their own, which is not timed.
+    cuts = {steps, change, change + EAGER_STEPS, EAGER_STEPS, start + EAGER_STEPS}
+    for every in (spec.train.log_every, spec.train.eval_every, checkpoint_every):
+        cuts.update(range(every, steps, every))
+    first = start
+    for end in sorted(cut for cut in cuts if start < cut <= steps):
+        yield first, end, stage_at(spec, first)
+        first = end
+
+
+class _Run:
+    """The state of one run in progress."""
+
+    def __init__(
+        self, spec: RunSpec, data: TokenData, execution: Execution, sink: RunSink, observe: Callable[[Update], None]
+    ) -> None:
+        self.spec, self.data, self.execution, self.sink, self.observe = spec, data, execution, sink, observe
+        self.windows = Windows(data, spec.length)
+        if execution.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(execution.device)
+        self.model: Transformer = build(spec, data.vocab_size).to(execution.device)
+        self.optimizer = Optimizer(self.model, spec, execution.device)
+        self.step = TrainStep(self.model, self.optimizer, spec, execution)
+        self.progress = checkpoint.Progress()
+        self.val_NT = self.windows.evaluation("val", spec.train.eval_tokens)
+        self.train_NT = self.windows.evaluation("train", spec.train.eval_tokens)
+        self.unigram_loss, self.bytes_per_token = baselines(self.val_NT, data.unigram_nats_V, data.token_bytes_V)
+        self.flops = {stage: sum(flops_per_window(self.model, stage).values()) for stage in ("dense", "sparse")}
+        self.last_eval: dict[str, Any] = {}
+        self.pending: list[tuple[torch.Tensor, float]] = []
+        self.resumed_at = 0
+        self.change = spec.attention.warmup_steps(spec.train.steps)
+
+    def train(self) -> dict[str, Any]:
+        spec, every = self.spec, self.spec.engine.checkpoint_every or self.spec.train.eval_every
+        saved = self.sink.checkpoint()
+        if saved is not None:
+            self.progress = checkpoint.load(saved, self.model, self.optimizer)
+        self.sink.rewind(-1 if saved is None else self.progress.step)
+        if self.progress.step == 0:
+            self._evaluate()  # before the first step: near ln V, or the start is not sane
+        self.resumed_at = self.progress.step
+        for first, end, stage in segments(spec, self.progress.step, every):
+            self._segment(first, end, stage)
+            evaluates = end % spec.train.eval_every == 0 or end == spec.train.steps
+            saves = end % every == 0 and end < spec.train.steps
+            if evaluates or saves or end % spec.train.log_every == 0:
+                self._log(stage)
+            if evaluates:
+                self._evaluate()
+            if saves:
+                self._checkpoint()
+        if not self.last_eval:  # resumed at the very end: everything but the summary was written
+            self._evaluate(record=False)
+        self.sink.replace_checkpoint(lambda folder: checkpoint.save(folder, self.model, None, self.progress))
+        return self._summary()
+
+    def _segment(self, first: int, end: int, stage: Stage) -> None:
+        """Train steps first..end-1, which lie in one stage, and time them."""
+        execution, spec = self.execution, self.spec
+        starts = [self.windows.batch_starts(spec.seed, step, spec.batch_size) for step in range(first, end)]
+        tokens = self.windows.gather(np.concatenate(starts)).reshape(end - first, spec.batch_size, -1)
+        batches_SBT = torch.from_numpy(tokens.astype(np.int64))
+        if execution.device.type == "cuda":
+            batches_SBT = batches_SBT.pin_memory()
+        execution.synchronize()
+        start = time.perf_counter()
+        history_SM = self.step.run(first, stage, batches_SBT).cpu()
+        execution.synchronize()
+        seconds = time.perf_counter() - start
+        self._check(history_SM, first)
+        self.progress.step, self.progress.seconds = end, self.progress.seconds + seconds
+        # The first steps of a stage and of a process pay for allocation and library start-up; a capture is not a step.
+        steady = stage in self.step.graphs if execution.graph else first not in (self.resumed_at, self.change)
+        if steady:
+            self.progress.step_ms[stage].append(1e3 * seconds / (end - first))
+        self.pending.append((history_SM, seconds))
+        if execution.graph and stage not in self.step.graphs and end < spec.train.steps:
+            self.step.capture(stage)
+
+    def _log(self, stage: Stage) -> None:
+        """One train record for the steps since the last one: the mean loss of all of them, the last step's rest."""
+        spec, end = self.spec, self.progress.step
+        history_SM = torch.cat([history for history, _ in self.pending])
+        seconds = sum(seconds for _, seconds in self.pending)
+        self.pending.clear()
+        record: dict[str, Any] = {"kind": "train", "step": end, "stage": stage}
+        record.update(zip(METRICS, history_SM[-1].tolist(), strict=True))
+        record["loss"] = float(history_SM[:, 0].mean())
+        if not self.optimizer.own:
+            record["kl"] = record["indexer_grad_norm"] = None
+        record["learning_rate"] = spec.train.learning_rate * learning_rate_factor(spec.train, end - 1)
+        record["seconds"] = self.progress.seconds
+        record["tokens_per_second"] = spec.tokens_per_step * len(history_SM) / seconds
+        self.sink.metrics(record)
+        self.observe(
+            Update(end, spec.train.steps, record["loss"], self.last_eval.get("val_loss"), record["tokens_per_second"])
+        )
+
+    def _check(self, history: torch.Tensor, first: int) -> None:
+        finite = torch.isfinite(history[:, :2]).all(dim=1)
+        if not finite.all():
+            bad = int((~finite).nonzero()[0])
+            name = "loss" if not math.isfinite(history[bad, 0]) else "indexer loss (KL)"
+            value = float(history[bad, 0 if name == "loss" else 1])
+            raise TrainingDiverged(
+                f"the {name} became {value} at step {first + bad + 1}; "
+                "a lower learning rate, a longer warm-up or a tighter grad_clip may help"
+            )
+
+    def _evaluate(self, record: bool = True) -> None:
+        stage = stage_at(self.spec, max(0, self.progress.step - 1))
+        self.model.stage = stage
+        start = time.perf_counter()
+        val = evaluate(self.model, self.val_NT, self.execution)
+        train = evaluate(self.model, self.train_NT, self.execution)
+        self.last_eval = {
+            "val_loss": val["loss"],
+            "val_accuracy": val["accuracy"],
+            "val_bits_per_byte": bits_per_byte(val["loss"], self.bytes_per_token),
+            "train_loss": train["loss"],
+            "unigram_loss": self.unigram_loss,
+            "val_kl": val["kl"],
+            **(selection_recall(self.model, self.val_NT, self.execution) or {}),
+        }
+        if not record:
+            return
+        self.sink.metrics(
+            {
+                "kind": "eval",
+                "step": self.progress.step,
+                "stage": stage,
+                "seconds": self.progress.seconds,
+                **self.last_eval,
+                "loss_by_position": val["loss_by_position"],
+                "eval_seconds": time.perf_counter() - start,
+            }
+        )
+
+    def _checkpoint(self) -> None:
+        self.sink.replace_checkpoint(lambda folder: checkpoint.save(folder, self.model, self.optimizer, self.progress))
+
+    def _summary(self) -> dict[str, Any]:
+        spec, steps, warmup = self.spec, self.spec.train.steps, self.change
+        windows = spec.batch_size
+        flops = windows * (warmup * self.flops["dense"] + (steps - warmup) * self.flops["sparse"])
+        last: Stage = stage_at(spec, steps - 1)
+        timed = self.progress.step_ms[last]
+        step_ms = median(timed) if timed else None
+        own = sum(p.numel() for p in self.optimizer.own)
+        rate = matmul_rate(self.execution.device, self.execution.precision)
+        return {
+            "steps": steps,
+            "params": sum(p.numel() for p in self.optimizer.backbone) + own,
+            "indexer_params": own,
+            "vocab_size": self.data.vocab_size,
+            "batch_size": windows,
+            "tokens_per_step": spec.tokens_per_step,
+            "tokens": spec.tokens_per_step * steps,
+            "flops": flops,
+            **self.last_eval,
+            "step_ms": step_ms,
+            "warmup_step_ms": median(self.progress.step_ms["dense"]) if self.progress.step_ms["dense"] else None,
+            "tokens_per_second": None if step_ms is None else spec.tokens_per_step / step_ms * 1e3,
+            "train_seconds": self.progress.seconds,
+            "mfu": None if step_ms is None else windows * self.flops[last] / (step_ms / 1e3) / rate,
+            "matmul_flops_per_second": rate,
+            "peak_memory_mb": self.execution.peak_memory_mb(),
+        }

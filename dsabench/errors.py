@@ -1,0 +1,21 @@
+"""What a user can get wrong, one class a place. Each message names what was wrong and what would be right."""
+
+
+class DsabenchError(ValueError):
+    """Base of every error that a user's input, files or machine caused; the command line shows it without a traceback."""
+
+
+class SpecError(DsabenchError):
+    """A config file, an override or a flag does not describe a valid experiment."""
+
+
+class DataError(DsabenchError):
+    """A corpus or tokenizer is missing, unreadable, or too small for the spec."""
+
+
+class StoreError(DsabenchError):
+    """A run store cannot be read or written, or a newer dsabench wrote it."""
+
+
+class DeviceError(DsabenchError):
+    """The device that the spec asks for is not on this machine."""

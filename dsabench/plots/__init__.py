@@ -1,0 +1,1 @@
+"""Figures; matplotlib without pyplot, so that nobody's global state is touched."""

@@ -1,0 +1,146 @@
+"""Turning a pydantic error into one line that names the field, the value, what is accepted, and the nearest name."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import types
+import typing
+from collections.abc import Callable
+from typing import Any, Literal, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
+
+_MISSING = object()
+
+
+def explain(error: ValidationError, model: type[BaseModel], prefix: str, where: Callable[[str], str]) -> list[str]:
+    """One line for each thing wrong. `prefix` is the path of `model` in the spec; `where(path)` says who set it."""
+    lines = []
+    for detail in error.errors():
+        names = _field_names(detail, model)
+        path = ".".join([prefix, *names] if prefix else names)
+        message = _line(detail, path, names, model)
+        # A rule over several fields is reported at their parent: the origin of a field it speaks of says more.
+        children = [f"{path}.{word}" if path else word for word in re.findall(r"[\w.]+", message)]
+        origins = [where(child) for child in children if detail["type"] == "value_error" and where(child)]
+        flags = [origin for origin in origins if origin.startswith("--")]
+        lines.append(next(iter([*flags, *origins]), where(path)) + message)
+    return list(dict.fromkeys(lines))
+
+
+def _field_names(detail: ErrorDetails, model: type[BaseModel]) -> list[str]:
+    """The error's location without the branches of a union, which pydantic appends to it."""
+    names = [str(part) for part in detail["loc"]]
+    if detail["type"] in ("extra_forbidden", "missing"):
+        return names
+    while len(names) > 1 and field_at(model, names) is None:
+        names.pop()
+    return names
+
+
+def _line(detail: ErrorDetails, path: str, names: list[str], model: type[BaseModel]) -> str:
+    value = detail.get("input", _MISSING)
+    if detail["type"] == "extra_forbidden":
+        return f"unknown field {path}" + near_miss(names[-1], _fields_of(model, names[:-1]))
+    if detail["type"] == "value_error":
+        context = detail.get("ctx", {}).get("error")
+        message = str(context) if context is not None else detail["msg"]
+        return f"{path}: {message}" if path else message
+    field = field_at(model, names)
+    if detail["type"] == "missing":
+        return f"{path} is missing; accepted: {accepted(field) if field else 'a value'}"
+    if field is None:
+        return f"{path} = {_shown(value)} is not accepted: {detail['msg'].lower()}"
+    hint = near_miss(value, _choices(field.annotation)) if isinstance(value, str) else ""
+    return f"{path} = {_shown(value)} is not accepted; accepted: {accepted(field)}{hint}"
+
+
+def near_miss(name: str, known: list[str]) -> str:
+    """'; did you mean X?' for the nearest known name, or a list of all of them when they are few."""
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    if near:
+        return f"; did you mean {near[0]}?"
+    return f"; known: {', '.join(known)}" if 0 < len(known) <= 20 else ""
+
+
+def field_at(model: type[BaseModel], names: list[str]) -> FieldInfo | None:
+    """The field that a path leads to from `model`, or None."""
+    field = model.model_fields.get(names[0]) if names else None
+    if field is None or len(names) == 1:
+        return field
+    inner = _model_in(field.annotation)
+    return field_at(inner, names[1:]) if inner else None
+
+
+def accepted(field: FieldInfo) -> str:
+    """In words, the values that a field takes: 'a number above 0 and at most 1', 'one of cosine, constant'."""
+    bounds = []
+    for item in _metadata(field):
+        for name, words in (("gt", "above"), ("ge", "at least"), ("lt", "below"), ("le", "at most")):
+            if getattr(item, name, None) is not None:
+                bounds.append(f"{words} {getattr(item, name):,}".replace(",", "_"))
+        if getattr(item, "multiple_of", None) is not None:
+            bounds.append(f"a multiple of {item.multiple_of}")
+        if getattr(item, "min_length", None):
+            bounds.append("not empty")
+        if getattr(item, "pattern", None) is not None:
+            bounds.append(f"matching {item.pattern}")
+    words, or_null, _ = _words(field.annotation).partition(" or null")
+    return (f"{words} {' and '.join(bounds)}" if bounds else words) + or_null
+
+
+def _words(annotation: Any) -> str:
+    origin = get_origin(annotation)
+    if origin is Literal:
+        return "one of " + ", ".join(str(choice) for choice in get_args(annotation))
+    if origin in (types.UnionType, typing.Union):
+        return " or ".join("null" if part is type(None) else _words(part) for part in get_args(annotation))
+    if origin is typing.Annotated:
+        return _words(get_args(annotation)[0])
+    if origin is list:
+        return "a list of " + ", ".join(_words(part) for part in get_args(annotation))
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return "a mapping with the fields " + ", ".join(annotation.model_fields)
+    names = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+    return names.get(annotation, getattr(annotation, "__name__", str(annotation)))
+
+
+def _metadata(field: FieldInfo) -> list[Any]:
+    found = list(field.metadata)
+    for part in get_args(field.annotation):  # Annotated inside a union: Positive | None
+        if get_origin(part) is typing.Annotated:
+            found += get_args(part)[1:]
+    flat = []
+    for item in found:
+        flat += item.metadata if isinstance(item, FieldInfo) else [item]
+    return flat
+
+
+def _choices(annotation: Any) -> list[str]:
+    if get_origin(annotation) is Literal:
+        return [str(choice) for choice in get_args(annotation)]
+    return [choice for part in get_args(annotation) for choice in _choices(part)]
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((model for part in get_args(annotation) if (model := _model_in(part))), None)
+
+
+def _fields_of(model: type[BaseModel], names: list[str]) -> list[str]:
+    for name in names:
+        field = model.model_fields.get(name)
+        inner = _model_in(field.annotation) if field else None
+        if inner is None:
+            return []
+        model = inner
+    return list(model.model_fields)
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."

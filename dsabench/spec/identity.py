@@ -1,0 +1,50 @@
+"""The identity of a run: what must be equal for two runs to be the same run, as a short readable name."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+from dsabench.spec.fields import RunSpec
+
+_OUTSIDE = ("engine", "plugins")
+"""How a run is executed, and paths: content digests of the plugin files count instead of their names."""
+
+
+def run_id(spec: RunSpec, fingerprint: dict[str, str]) -> str:
+    """<kind>-L<length>-s<seed>-<8 hex>.
+
+    The hash covers the fields that differ from their defaults, so that a new field with a default renames no old run,
+    and `fingerprint`, the content digests of corpus, tokenizer and plugin files. Engine, paths and names stay out.
+    """
+    values = flatten(spec.model_dump(mode="json"))
+    defaults = flatten(_defaults(spec).model_dump(mode="json"))
+    identity: dict[str, Any] = {
+        path: value
+        for path, value in values.items()
+        if value != defaults.get(path) and path.split(".")[0] not in _OUTSIDE and not _is_a_path(path, value)
+    }
+    identity["attention.kind"] = spec.attention.kind
+    text = json.dumps([identity, fingerprint], sort_keys=True, separators=(",", ":"))
+    return f"{spec.attention.kind}-L{spec.length}-s{spec.seed}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+
+def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dicts to {field path: value}; lists stay whole."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        path = f"{prefix}{name}"
+        flat.update(flatten(value, f"{path}.") if isinstance(value, dict) else {path: value})
+    return flat
+
+
+def _defaults(spec: RunSpec) -> RunSpec:
+    return RunSpec(attention=type(spec.attention).model_validate({"kind": spec.attention.kind}))
+
+
+def _is_a_path(path: str, value: Any) -> bool:
+    """`path:` corpora and tokenizer files are known by their content digests, wherever they lie."""
+    if path == "data.source":
+        return str(value).startswith("path:")
+    return path == "data.tokenizer" and value not in ("bpe", "bytes")

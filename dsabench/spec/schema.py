@@ -1,0 +1,52 @@
+"""The JSON Schema of a config file: base and axes, with each registered attention's own fields."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+
+from dsabench.spec.fields import RunSpec
+
+
+def config_schema() -> dict[str, Any]:
+    """Draft 2020-12 schema of `{base: RunSpec, axes: {field path: [values]}}`; nothing in base is required."""
+    from dsabench.attention.registry import kinds, spec_class
+
+    variants = [spec_class(kind) for kind in kinds()]
+    models: list[type[BaseModel]] = [RunSpec, *variants]
+    named, definitions = models_json_schema([(model, "validation") for model in models])
+    defs = definitions["$defs"]
+    references = [named[(variant, "validation")] for variant in variants]
+    run = defs["RunSpec"]
+    described = run["properties"]["attention"]
+    run["properties"]["attention"] = {"description": described.get("description", ""), "anyOf": references}
+    paths = sorted({path for model in models for path in _paths(model, "attention." if model in variants else "")})
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "dsabench config",
+        "description": "A sweep: one RunSpec as `base`, and `axes`, field paths with the values to combine.",
+        "type": "object",
+        "additionalProperties": False,
+        "properties": {
+            "base": {"$ref": "#/$defs/RunSpec"},
+            "axes": {
+                "type": "object",
+                "description": "Field path to a list of values; the runs are all combinations.",
+                "propertyNames": {"enum": paths},
+                "additionalProperties": {"type": "array", "minItems": 1, "uniqueItems": True},
+            },
+        },
+        "$defs": defs,
+    }
+
+
+def _paths(model: type[BaseModel], prefix: str) -> list[str]:
+    found = []
+    for name, field in model.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            found += _paths(field.annotation, f"{prefix}{name}.")
+        else:
+            found.append(f"{prefix}{name}")
+    return found

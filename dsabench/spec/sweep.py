@@ -1,0 +1,252 @@
+"""A sweep: a base RunSpec and axes over any of its fields; reading it, overriding it, and listing its runs.
+
+A config file is always a sweep. A single run is the first value of each axis unless an override chooses.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from dsabench.errors import SpecError
+from dsabench.spec import yaml_source
+from dsabench.spec.explain import explain, field_at, near_miss
+from dsabench.spec.fields import AttentionSpec, RunSpec, Spec
+
+DEFAULT_CONFIG = "seed"
+MAX_RUNS = 100_000
+
+
+@dataclass
+class Sweep:
+    """A sweep as written: nested base, axes by field path, and where each value came from, for error messages."""
+
+    base: dict[str, Any]
+    axes: dict[str, list[Any]]
+    name: str = "sweep"
+    origins: dict[str, str] = field(default_factory=dict)
+
+    def set(self, path: str, value: Any, origin: str) -> None:
+        """Override one field. An axis over that field is dropped, and so is the field's alternative (batch_size for
+        tokens_per_step). `attention` as a whole may be set to a mapping."""
+        self._known(path, origin)
+        self.axes.pop(path, None)
+        self._clear_alternative(path)
+        _put(self.base, path, value)
+        self.origins[path] = origin
+
+    def set_axis(self, path: str, values: list[Any], origin: str) -> None:
+        """Vary one field. Raises SpecError for an empty list or a value given twice."""
+        self._known(path, origin)
+        if not isinstance(values, list) or not values:
+            raise SpecError(f"{origin}axes.{path} = {values!r} is not accepted; accepted: a list of one or more values")
+        for i, value in enumerate(values):
+            if value in values[:i]:
+                raise SpecError(f"{origin}axes.{path} has {value!r} twice")
+        self._clear_alternative(path)
+        self.axes[path] = list(values)
+        self.origins[path] = origin
+
+    def runs(self) -> list[RunSpec]:
+        """Every combination of the axes, in their order, validated; an axis a variant lacks is dropped for it and
+        the runs that then coincide are one. Raises SpecError with every problem of the first bad combination."""
+        total = 1
+        for values in self.axes.values():
+            total *= len(values)
+        if total > MAX_RUNS:
+            raise SpecError(f"{self.name} has {total} combinations of axis values; at most {MAX_RUNS} are accepted")
+        self._load_plugins()
+        self._attention_fields_have_an_owner()
+        specs: dict[str, RunSpec] = {}
+        for values in itertools.product(*self.axes.values()):
+            spec = self._run(dict(zip(self.axes, values, strict=True)))
+            specs.setdefault(spec.model_dump_json(), spec)
+        return list(specs.values())
+
+    def first(self) -> RunSpec:
+        """The run of the first value of each axis."""
+        self._load_plugins()
+        self._attention_fields_have_an_owner()
+        return self._run({path: values[0] for path, values in self.axes.items()})
+
+    def plain(self) -> dict[str, Any]:
+        """{"base": ..., "axes": ...}, for the sweep's record."""
+        return {"base": copy.deepcopy(self.base), "axes": copy.deepcopy(self.axes)}
+
+    def _run(self, point: Mapping[str, Any]) -> RunSpec:
+        values = copy.deepcopy(self.base)
+        for path, value in point.items():
+            _put(values, path, value)
+        attention = values.get("attention", {})
+        if isinstance(attention, dict):
+            kind = attention.setdefault("kind", "dsa")
+            owned = _spec_class(kind, self._where("attention.kind")).model_fields
+            values["attention"] = {name: value for name, value in attention.items() if name in owned}
+        return validate(values, self._where)
+
+    def _kinds(self) -> list[Any]:
+        attention = self.base.get("attention", {})
+        base_kind = attention.get("kind", "dsa") if isinstance(attention, dict) else "dsa"
+        return self.axes.get("attention.kind", [base_kind])
+
+    def _attention_fields_have_an_owner(self) -> None:
+        """A field under attention is a typo unless a kind of this sweep, or the base's own kind, has it."""
+        attention = self.base.get("attention", {})
+        if not isinstance(attention, dict):
+            return
+        kinds = list(dict.fromkeys([*self._kinds(), attention.get("kind", "dsa")]))
+        models = [_spec_class(kind, self._where("attention.kind")) for kind in kinds]
+        paths = [f"attention.{name}" for name in attention] + [p for p in self.axes if p.startswith("attention.")]
+        for path in paths:
+            names = path.split(".")[1:]
+            if not any(field_at(model, names) for model in models):
+                known = list(dict.fromkeys(name for model in models for name in model.model_fields))
+                raise SpecError(
+                    f"{self._where(path)}unknown field {path} for attention {', '.join(map(str, kinds))}"
+                    + near_miss(names[0], known)
+                )
+
+    def _load_plugins(self) -> None:
+        plugins = self.base.get("plugins", [])
+        if isinstance(plugins, list):
+            from dsabench.attention.registry import load_plugin
+
+            for plugin in plugins:
+                load_plugin(str(plugin))
+
+    def _known(self, path: str, origin: str) -> None:
+        names = path.split(".")
+        if names[0] == "attention":  # its fields depend on the kind, and are checked once that is known
+            return
+        model: type[BaseModel] = RunSpec
+        for i, name in enumerate(names):
+            if name not in model.model_fields:
+                known = list(model.model_fields)
+                bad = ".".join(names[: i + 1])
+                raise SpecError(f"{origin}unknown field {bad}{near_miss(name, known)}")
+            annotation = model.model_fields[name].annotation
+            if i + 1 < len(names):
+                if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+                    raise SpecError(f"{origin}{'.'.join(names[: i + 1])} has no field {names[i + 1]}: it is a single value")
+                model = annotation
+
+    def _clear_alternative(self, path: str) -> None:
+        parent, _, name = path.rpartition(".")
+        for model in _owners(parent, self._kinds()):
+            for pair in model.alternatives:
+                if name in pair:
+                    other = f"{parent}.{pair[0] if name == pair[1] else pair[1]}"
+                    self.axes.pop(other, None)
+                    _put(self.base, other, None, only_if_present=True)
+
+    def _where(self, path: str) -> str:
+        """'FILE:LINE: ' or '--flag: ' of the nearest enclosing path that somebody set."""
+        while path:
+            if path in self.origins:
+                return self.origins[path]
+            path = path.rpartition(".")[0]
+        return ""
+
+
+def load_sweep(name_or_path: str = DEFAULT_CONFIG) -> Sweep:
+    """Read a sweep: a shipped config by name (`seed`, `quick`) or a YAML file by path. Raises SpecError."""
+    path = Path(name_or_path)
+    if path.suffix not in (".yaml", ".yml") and "/" not in name_or_path:
+        shipped = shipped_configs()
+        if name_or_path not in shipped:
+            raise SpecError(
+                f"no config named {name_or_path!r}{near_miss(name_or_path, sorted(shipped))} (or give the path of a .yaml file)"
+            )
+        path = shipped[name_or_path]
+    content, lines = yaml_source.read(path)
+    origins = {key: f"{path}:{line}: " for key, line in lines.items()}
+    if not isinstance(content, dict):
+        raise SpecError(f"{path} must hold a mapping with `base` and `axes`")
+    for key in content:
+        if key not in ("base", "axes"):
+            raise SpecError(f"{origins[key]}unknown field {key}{near_miss(key, ['base', 'axes'])}")
+    base, axes = content.get("base") or {}, content.get("axes") or {}
+    for key, part in (("base", base), ("axes", axes)):
+        if not isinstance(part, dict):
+            raise SpecError(f"{origins[key]}{key} must be a mapping")
+    sweep = Sweep(base, {}, path.stem)
+    sweep.origins = {key.partition(".")[2]: origin for key, origin in origins.items() if "." in key}
+    for axis, values in axes.items():
+        sweep.set_axis(axis, values, origins[f"axes.{axis}"])
+    return sweep
+
+
+def shipped_configs() -> dict[str, Path]:
+    """The configs that come with dsabench, by name; from the wheel, or from configs/ in a checkout."""
+    package = Path(str(resources.files("dsabench")))
+    for folder in (package / "configs", package.parent / "configs"):
+        if folder.is_dir():
+            return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+    raise SpecError("this installation of dsabench has lost its configs folder; reinstall it")
+
+
+def validate(values: dict[str, Any], where: Any = lambda path: "") -> RunSpec:
+    """A RunSpec from nested plain values; SpecError with one line for each problem."""
+    problems: list[str] = []
+    rest = dict(values)
+    attention = rest.pop("attention", {})
+    valid: AttentionSpec | None = attention if isinstance(attention, AttentionSpec) else None
+    if valid is None and not isinstance(attention, dict):
+        problems.append(f"{where('attention')}attention = {attention!r} is not accepted; accepted: a mapping with a `kind`")
+    elif valid is None:
+        model = _spec_class(attention.get("kind", "dsa"), where("attention.kind"))
+        try:
+            valid = model.model_validate(attention)
+        except ValidationError as error:
+            problems += explain(error, model, "attention", where)
+    try:
+        spec = RunSpec.model_validate({**rest, **({"attention": valid} if valid else {})})
+    except ValidationError as error:
+        problems += explain(error, RunSpec, "", where)
+    if problems:
+        raise SpecError("\n".join(problems))
+    return spec
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """`a.b=value` of `--set`, the value read as YAML."""
+    path, equals, value = text.partition("=")
+    if not equals or not path.strip():
+        raise SpecError(f"--set {text}: expected FIELD=VALUE, for example --set train.steps=500")
+    return path.strip(), yaml_source.scalar(value, f"--set {path.strip()}")
+
+
+def _spec_class(kind: Any, origin: str) -> type[AttentionSpec]:
+    from dsabench.attention.registry import spec_class
+
+    try:
+        return spec_class(kind)
+    except SpecError as error:
+        raise SpecError(f"{origin}{error}") from error
+
+
+def _owners(parent: str, kinds: list[Any]) -> list[type[Spec]]:
+    if parent == "attention":
+        return [_spec_class(kind, "") for kind in kinds]
+    annotation = RunSpec.model_fields[parent].annotation if parent in RunSpec.model_fields else None
+    return [annotation] if isinstance(annotation, type) and issubclass(annotation, Spec) else []
+
+
+def _put(values: dict[str, Any], path: str, value: Any, only_if_present: bool = False) -> None:
+    *parents, name = path.split(".")
+    for parent in parents:
+        if only_if_present and not isinstance(values.get(parent), dict):
+            return
+        inner = values.setdefault(parent, {})
+        if not isinstance(inner, dict):
+            raise SpecError(f"{parent} = {inner!r} is not accepted; accepted: a mapping of its fields")
+        values = inner
+    if not only_if_present or name in values:
+        values[name] = value

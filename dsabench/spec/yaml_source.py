@@ -1,0 +1,83 @@
+"""Reading a YAML 1.2 file into plain values, remembering the line of every field.
+
+ruamel.yaml's round-trip loader builds no Python objects from tags; YAML 1.2 makes `1e-3` a number and `no` a string.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap, CommentedSeq, TaggedScalar
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+
+from dsabench.errors import SpecError
+
+MAX_BYTES = 1_000_000
+MAX_NODES = 100_000
+
+
+def read(path: Path) -> tuple[Any, dict[str, int]]:
+    """The file's content as dicts, lists and scalars, and the 1-based line of each field path in it.
+
+    Raises SpecError for a file that is missing, not UTF-8, not YAML, larger than 1 MB, or that expands (through
+    anchors) to more than 100,000 values.
+    """
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+        text = content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise SpecError(f"{path} is not a UTF-8 text file (byte {error.start})") from error
+    except OSError as error:
+        raise SpecError(f"{path} cannot be read: {error.strerror}") from error
+    if len(content) > MAX_BYTES:
+        raise SpecError(f"{path} is larger than 1 MB, which no config is")
+    return _parse(text, str(path))
+
+
+def scalar(text: str, name: str) -> Any:
+    """The value of a `--set path=TEXT` override: one YAML value, so that 1e-3 is a number and [a, b] a list."""
+    return _parse(text, name)[0]
+
+
+def _parse(text: str, name: str) -> tuple[Any, dict[str, int]]:
+    lines: dict[str, int] = {}
+    budget = [MAX_NODES]
+    try:
+        loader = YAML(typ="rt", pure=True)
+        return _plain(loader.load(text), "", lines, budget, name), lines
+    except MarkedYAMLError as error:
+        mark = error.problem_mark
+        where = f"{name}:{mark.line + 1}" if mark is not None and "\n" in text else name
+        raise SpecError(f"{where} is not valid YAML: {error.problem or error.context}") from error
+    except (YAMLError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
+        if isinstance(error, SpecError):
+            raise
+        raise SpecError(f"{name} is not valid YAML: {str(error) or type(error).__name__}") from error
+
+
+def _plain(node: Any, path: str, lines: dict[str, int], budget: list[int], name: str) -> Any:
+    budget[0] -= 1
+    if budget[0] < 0:
+        raise SpecError(f"{name} expands to more than {MAX_NODES} values")
+    if isinstance(node, TaggedScalar) or getattr(getattr(node, "tag", None), "value", None):
+        raise SpecError(f"{name}: YAML tags such as {node.tag.value} are not accepted")
+    if isinstance(node, CommentedMap):
+        result = {}
+        for key, value in node.items():
+            if not isinstance(key, str):
+                raise SpecError(f"{name}: {key!r} is not a field name; a field name is text")
+            child = f"{path}.{key}" if path else key
+            lines[child] = node.lc.key(key)[0] + 1 if key in (node.lc.data or {}) else 0
+            result[key] = _plain(value, child, lines, budget, name)
+        return result
+    if isinstance(node, CommentedSeq):
+        return [_plain(value, f"{path}.{i}", lines, budget, name) for i, value in enumerate(node)]
+    for plain in (bool, int, float, str):
+        if isinstance(node, plain):
+            return plain(node)
+    if node is None:
+        return None
+    return str(node)  # dates and the like, which no field accepts: validation names them

@@ -1,0 +1,147 @@
+"""Files that survive a crash: atomic writes, fsync, readable errors, locks that end with their process."""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from dsabench.errors import StoreError
+
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+_DENIED = {errno.EACCES, errno.EPERM, errno.EROFS}
+
+
+def explain(path: Path, error: OSError) -> StoreError:
+    """The StoreError that tells a user what `error` means for `path`."""
+    if error.errno in _FULL:
+        return StoreError(
+            f"{path}: the disk is full ({error.strerror}); free some space and run it again "
+            "(finished runs are intact, this one resumes from its last checkpoint)"
+        )
+    if error.errno in _DENIED:
+        return StoreError(
+            f"{path}: {error.strerror}; give a store that you may read and write, for example --store DIR"
+        )
+    return StoreError(f"{path}: {error.strerror or error}")
+
+
+@contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """Turn an OSError of the body into a StoreError that names `path`."""
+    try:
+        yield
+    except OSError as error:
+        raise explain(path, error) from error
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in `folder` durable (renames and new files); Windows has no such call."""
+    if sys.platform == "win32":
+        return
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def sync_tree(folder: Path) -> None:
+    """Make every file below `folder`, and every name, durable."""
+    for here, _, names in os.walk(folder):
+        for name in names:
+            fd = os.open(Path(here, name), os.O_RDWR)
+            try:
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+        sync_folder(Path(here))
+
+
+def write_all(fd: int, data: bytes) -> None:
+    """Write `data` to `fd` to its end; the OS may take less at a time, as just before a disk is full."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Give `path` the content `data`, or leave it as it was.
+
+    Temporary file, fsync, os.replace, fsync of the folder.
+
+    Raises:
+        StoreError: the file cannot be written; no temporary file is left.
+    """
+    with explained(path):
+        # The leading dot hides a temporary file that a kill left; the random part keeps two processes apart.
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+        try:
+            fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+            try:
+                write_all(fd, data)
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+            os.replace(temporary, path)  # noqa: PTH105 (one name for tests to break)
+        except BaseException:
+            with suppress(OSError):
+                temporary.unlink()
+            raise
+        sync_folder(path.parent)
+
+
+def acquire(path: Path, timeout_s: float) -> FileLock | None:
+    """Take the lock file `path`, waiting up to `timeout_s`; None when another process (or object) keeps it.
+
+    The OS frees the lock when its process ends, however it ends.
+
+    Raises:
+        StoreError: the lock file cannot be made, or the file system has no locks.
+    """
+    # thread_local=False: whichever thread ends the run may free it.
+    lock = FileLock(path, thread_local=False)
+    try:
+        lock.acquire(timeout=timeout_s)
+    except Timeout:
+        return None
+    except NotImplementedError as error:
+        raise StoreError(
+            f"{path}: this file system has no file locks; put the store on another one"
+        ) from error
+    except OSError as error:
+        raise explain(path, error) from error
+    return lock
+
+
+def is_held(path: Path) -> bool | None:
+    """Whether a process holds the lock file `path`; None when that cannot be told. Makes nothing."""
+    if sys.platform == "win32":
+        if not path.exists():
+            return False
+        lock = acquire(path, 0)
+        if lock is not None:
+            lock.release()
+        return lock is None
+    import fcntl
+
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        return None
+    try:
+        # Shared, so that readers do not take each other for a writer; a writer waits longer than this takes.
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError as error:
+        return True if error.errno in (errno.EWOULDBLOCK, errno.EACCES) else None
+    finally:
+        os.close(fd)
+    return False

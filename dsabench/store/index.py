@@ -1,0 +1,198 @@
+"""`index.parquet`: the whole store as one table, kept up to date by reading only what changed.
+
+Two files. `index.parquet` is for everyone; its metadata say of each run which version of run.json it shows.
+The rows it was made from are in `.index.json.gz`, so that an update has the exact values (a column's dtype
+depends on all of them) without reading every run.json again. A token ties the two: a kill between their
+writes shows, and both are rebuilt.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import os
+import secrets
+import stat
+import zlib
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dsabench.errors import StoreError
+from dsabench.store.files import acquire, explained, write_atomic
+from dsabench.store.layout import RECORD, check_schema, existing_store
+from dsabench.store.reader import run_names
+from dsabench.store.records import SCHEMA_VERSION
+from dsabench.store.table import Row, row_of, table
+
+INDEX = "index.parquet"
+_ROWS = ".index.json.gz"
+_LOCK = ".index.lock"
+_KEY = b"dsabench"
+_FORMAT = f"1 of schema {SCHEMA_VERSION}"
+
+Signature = list[int] | None
+"""What changes when a file does: times of modification and change, size, inode; None: no regular file."""
+
+
+class _State(NamedTuple):
+    """What the parquet's metadata say of it."""
+
+    format: str
+    token: str
+    signatures: dict[str, Signature]
+    unsettled: dict[str, list[str | None]]
+    """Status and error of the runs whose row can change without their file: a process may be killed."""
+
+
+def load_runs(store: str | Path = "runs") -> pd.DataFrame:
+    """Every run of the store, one row each, sorted by run_id.
+
+    Columns: those of `table.COLUMNS`, always; every spec field by its path (`train.learning_rate`);
+    `fingerprint.*` and `environment.*`; and any further metric. dtypes: string, Int64, boolean, float64
+    (NaN is missing or recorded as NaN), datetime64[us, UTC]; see `table.typed`. `status` is running, done,
+    failed, interrupted (a crashed run too), or unreadable, and then `error` says what is wrong with the
+    run's record.
+
+    Reads `index.parquet` when it is up to date, else brings it up to date when the store can be written.
+
+    Raises:
+        StoreError: there is no such folder, or a newer dsabench wrote it.
+    """
+    path = existing_store(store)
+    cached = _read_index(path)
+    if cached is not None and _is_fresh(path, cached[1]):
+        return cached[0]
+    # Only a store is written to: a reader pointed at some other folder leaves nothing there.
+    if check_schema(path) and os.access(path, os.W_OK):
+        try:
+            return _update_locked(path, timeout_s=5)
+        except StoreError:
+            pass  # busy, full or read-only: the index is only a cache, what is returned is right without it
+    return table(_current_rows(path)[0].values())
+
+
+def update(store: Path) -> None:
+    """Bring `index.parquet` up to date with every run.json, reading those that changed.
+
+    Raises:
+        StoreError: it cannot be written.
+    """
+    _update_locked(store, timeout_s=120)
+
+
+def _update_locked(store: Path, timeout_s: float) -> pd.DataFrame:
+    lock = acquire(store / _LOCK, timeout_s)
+    if lock is None:
+        raise StoreError(
+            f"{store / INDEX}: another process has held {store / _LOCK} for {timeout_s:g} s; end it"
+        )
+    try:
+        # The runs are looked at under the lock, or an older view could replace a newer one.
+        rows, signatures, unsettled = _current_rows(store)
+        frame = table(rows.values())
+        _write_index(store, frame, rows, signatures, unsettled)
+        return frame
+    finally:
+        lock.release()
+
+
+def _scan(store: Path) -> dict[str, Signature]:
+    """The signature of every run's run.json, by stat calls alone."""
+    return {name: _signature(store / name / RECORD) for name in run_names(store)}
+
+
+def _signature(path: Path) -> Signature:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    if not stat.S_ISREG(found.st_mode):
+        return None
+    return [found.st_mtime_ns, found.st_ctime_ns, found.st_size, found.st_ino]
+
+
+def _current_rows(store: Path) -> tuple[dict[str, Row], dict[str, Signature], dict[str, list[str | None]]]:
+    """Every run's row and signature as they are, and the unsettled runs; cached rows where none changed."""
+    cached = _read_rows(store)
+    # Signatures first: a run.json that is replaced in between then looks stale next time, not fresh for ever.
+    signatures = _scan(store)
+    rows: dict[str, Row] = {}
+    unsettled: dict[str, list[str | None]] = {}
+    old_rows, old = cached if cached is not None else ({}, None)
+    for name, signature in signatures.items():
+        if (
+            old
+            and signature
+            and name in old_rows
+            and name not in old.unsettled
+            and old.signatures[name] == signature
+        ):
+            rows[name] = old_rows[name]
+            continue
+        rows[name], may_change = row_of(store / name)
+        if may_change or signature is None:
+            unsettled[name] = [rows[name]["status"], rows[name].get("error")]
+    return rows, signatures, unsettled
+
+
+def _is_fresh(store: Path, state: _State) -> bool:
+    if _scan(store) != state.signatures:
+        return False
+    for name, shown in state.unsettled.items():
+        row, _ = row_of(store / name)
+        if [row["status"], row.get("error")] != shown:
+            return False
+    return True
+
+
+def _write_index(
+    store: Path,
+    frame: pd.DataFrame,
+    rows: dict[str, Row],
+    signatures: dict[str, Signature],
+    unsettled: dict[str, list[str | None]],
+) -> None:
+    state = _State(_FORMAT, secrets.token_hex(8), signatures, unsettled)
+    cache = json.dumps({"token": state.token, "rows": rows}).encode()
+    content = pa.Table.from_pandas(frame, preserve_index=False)
+    metadata = {**(content.schema.metadata or {}), _KEY: json.dumps(state._asdict()).encode()}
+    buffer = io.BytesIO()
+    pq.write_table(content.replace_schema_metadata(metadata), buffer, write_page_checksum=True)
+    write_atomic(store / _ROWS, gzip.compress(cache, compresslevel=1))
+    write_atomic(store / INDEX, buffer.getvalue())
+
+
+def _state_of(metadata: dict[bytes, bytes] | None) -> _State | None:
+    try:
+        state = _State(**json.loads((metadata or {})[_KEY]))
+    except (KeyError, ValueError, TypeError):
+        return None
+    return state if state.format == _FORMAT else None
+
+
+def _read_index(store: Path) -> tuple[pd.DataFrame, _State] | None:
+    """The index and what it says of itself; None when it is missing, damaged or of another format."""
+    try:
+        with explained(store / INDEX):
+            content = pq.read_table(io.BytesIO((store / INDEX).read_bytes()), page_checksum_verification=True)
+        state = _state_of(content.schema.metadata)
+        return None if state is None else (content.to_pandas(), state)
+    except (StoreError, pa.ArrowException):
+        return None
+
+
+def _read_rows(store: Path) -> tuple[dict[str, Row], _State] | None:
+    """The rows behind the index, when they are those that it was made from."""
+    try:
+        state = _state_of(pq.read_schema(store / INDEX).metadata)
+        cache: Any = json.loads(gzip.decompress((store / _ROWS).read_bytes()))
+    except (OSError, EOFError, ValueError, zlib.error, pa.ArrowException):
+        return None
+    if state is None or not isinstance(cache, dict) or cache.get("token") != state.token:
+        return None
+    return dict(cache["rows"]), state

@@ -1,0 +1,140 @@
+"""Reading single runs: never writes, and says `interrupted` of a run whose process is gone."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from dsabench.errors import StoreError
+from dsabench.store import checkpoint
+from dsabench.store.files import explain, explained, is_held
+from dsabench.store.layout import LOCK, METRICS, RECORD, SWEEPS, existing_store, run_folder
+from dsabench.store.records import RunRecord, check_id, read_record
+
+
+def read_run(store: str | Path, run_id: str) -> RunRecord:
+    """The record of run `run_id`; `interrupted` where the file says `running` and nobody holds its lock.
+
+    Raises:
+        StoreError: there is no such run, its record is damaged, or a newer dsabench wrote it.
+    """
+    return read_folder(run_folder(Path(store), run_id))[0]
+
+
+def read_folder(folder: Path) -> tuple[RunRecord, bool]:
+    """The record of the run in `folder` as `read_run` gives it; whether it can change without its file."""
+    while True:
+        record = read_raw(folder)
+        if record is None:
+            raise StoreError(
+                f"{folder}: no {RECORD}: there is no such run, or it was cut off before it began "
+                "(running it again completes it)"
+            )
+        if record.status != "running":
+            return record, False
+        if is_held(folder / LOCK) is not False:
+            return record, True
+        # Its process may have finished it after the file was read and before the lock was looked at.
+        again = read_raw(folder)
+        if again is not None and (again.status, again.updated) == ("running", record.updated):
+            return record.model_copy(update={"status": "interrupted"}), True
+
+
+def read_raw(folder: Path) -> RunRecord | None:
+    """What `run.json` in `folder` says, or None without one; StoreError if it is damaged or another run's."""
+    check_id(folder.name)
+    try:
+        record = read_record(folder / RECORD, RunRecord)
+    except FileNotFoundError:
+        return None
+    if record.run_id != folder.name:
+        raise StoreError(
+            f"{folder / RECORD}: the record of run {record.run_id!r} in a folder of another name; "
+            "rename the folder back"
+        )
+    return record
+
+
+def run_names(store: Path) -> list[str]:
+    """Names of the folders of `store` that hold a run or the beginning of one, sorted."""
+    with explained(store), os.scandir(store) as entries:
+        names = [e.name for e in entries if e.name != SWEEPS and not e.name.startswith(".") and e.is_dir()]
+    return sorted(n for n in names if any(os.path.lexists(store / n / file) for file in (RECORD, LOCK)))
+
+
+def find_run(store: str | Path, prefix: str) -> RunRecord:
+    """The run whose id is `prefix`, or else the only one whose id starts with it.
+
+    Raises:
+        StoreError: none or several do (some are named), or the run cannot be read.
+    """
+    path = existing_store(store)
+    names = run_names(path)
+    found = [prefix] if prefix in names else [name for name in names if name.startswith(prefix)]
+    if len(found) == 1:
+        return read_run(path, found[0])
+    listed = found or names
+    shown = ", ".join(listed[:10]) + (f" and {len(listed) - 10} more" if len(listed) > 10 else "")
+    if found:
+        raise StoreError(
+            f"run {prefix!r} in {path}: {len(found)} runs start with that: {shown}; give more of the id"
+        )
+    raise StoreError(
+        f"run {prefix!r} in {path}: no run starts with that; there are: {shown or 'none at all'}"
+    )
+
+
+def find_checkpoint(store: str | Path, run_id: str) -> Path | None:
+    """The folder of a run's last whole checkpoint, or None; StoreError for an id that cannot be one."""
+    return checkpoint.whole(run_folder(existing_store(store), run_id))
+
+
+def parse_metrics(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """The records of a metrics file, and the bytes they take: a torn line follows. ([], 0) without a file.
+
+    Raises:
+        StoreError: a line is no metrics record; names the file and the line.
+    """
+    try:
+        data = path.read_bytes() if path.is_file() or not path.exists() else None
+    except FileNotFoundError:
+        return [], 0
+    except OSError as error:
+        raise explain(path, error) from error
+    if data is None:
+        raise StoreError(f"{path}: not a file; a JSON-lines file is expected")
+    *lines, tail = data.split(b"\n")
+    records = []
+    for number, line in enumerate(lines, 1):
+        try:
+            record = json.loads(line)
+            is_one = isinstance(record["kind"], str) and type(record["step"]) is int
+        except (ValueError, RecursionError, TypeError, KeyError):
+            is_one = False
+        if not is_one:
+            raise StoreError(
+                f"{path}, line {number}: damaged, not a metrics record: {line[:60]!r}; "
+                "remove the line to go without it, or remove the run's folder and run it again"
+            )
+        records.append(record)
+    # A kill cuts our ASCII line short, and a power failure may leave zeros; anything else is damage.
+    torn = tail.rstrip(b"\0")
+    if torn and not (torn.startswith(b"{") and torn.isascii()):
+        raise StoreError(f"{path}: damaged, ends in what is no metrics record: {torn[:60]!r}; remove that")
+    return records, len(data) - len(tail)
+
+
+def read_metrics(store: str | Path, run_id: str) -> list[dict[str, Any]]:
+    """The metrics records of a run in the order they were written, NaN and infinities included.
+
+    A torn last line (its writer was killed) is left out.
+
+    Raises:
+        StoreError: there is no such run, or a line is damaged.
+    """
+    folder = run_folder(existing_store(store), run_id)
+    if not folder.is_dir():
+        raise StoreError(f"{folder}: there is no such run")
+    return parse_metrics(folder / METRICS)[0]

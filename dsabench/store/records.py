@@ -1,0 +1,253 @@
+"""What the store's JSON files hold, as frozen pydantic models, and how such a file is read with care."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+)
+
+from dsabench import __version__
+from dsabench.errors import StoreError
+from dsabench.store.files import explain
+
+SCHEMA_VERSION = 1
+"""Version of the store's files; a store or record with a larger one was written by a newer dsabench."""
+
+Status = Literal["running", "done", "failed", "interrupted"]
+Scalar = bool | int | float | str | None
+
+COUNTS = ("steps", "params", "indexer_params", "tokens")
+"""Summary entries that are whole numbers."""
+
+MEASURES = (
+    "flops",
+    "train_loss",
+    "val_loss",
+    "val_bits_per_byte",
+    "val_accuracy",
+    "unigram_loss",
+    "mass_recall",
+    "mass_recall_chance",
+    "step_ms",
+    "tokens_per_second",
+    "peak_memory_mb",
+)
+"""Summary entries that are real numbers (FLOPs too: a long run has more than 64 bits count)."""
+
+RESERVED = frozenset(
+    ("run_id", "status", "attention", "length", "seed", "sweep", "error", "created", "updated", "version")
+)
+"""Columns of the store's table that are no summary entry."""
+
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
+_OWN_NAMES = {"sweeps", "index.parquet", "store.json"}
+
+
+class RunBusyError(StoreError):
+    """Another process is writing this run."""
+
+
+class RunDoneError(StoreError):
+    """The run is finished; `record` is its record."""
+
+    def __init__(self, message: str, record: RunRecord) -> None:
+        super().__init__(message)
+        self.record = record
+
+
+def check_id(name: str, what: str = "run") -> str:
+    """`name`, when it can be the id of a run or sweep: a single folder or file name inside the store.
+
+    Raises:
+        StoreError: it cannot.
+    """
+    if not _ID.fullmatch(name):
+        raise StoreError(
+            f"{what} id {name!r}: letters, digits, '.', '_' and '-' are accepted, "
+            "a letter or digit first, at most 200 of them"
+        )
+    if name in _OWN_NAMES:
+        raise StoreError(
+            f"{what} id {name!r}: the store itself has a file or folder of that name; choose another"
+        )
+    return name
+
+
+def now() -> datetime:
+    """The time, in UTC."""
+    return datetime.now(UTC)
+
+
+def _utc(value: datetime) -> datetime:
+    try:
+        return value.astimezone(UTC)
+    except OverflowError:
+        raise ValueError("out of the range of dates") from None
+
+
+Time = Annotated[AwareDatetime, AfterValidator(_utc)]
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and -(2**63) <= value < 2**63
+
+
+class Record(BaseModel):
+    """Base of the store's records: immutable, and unknown fields survive being read and written again."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", use_attribute_docstrings=True)
+
+    schema_version: Annotated[int, Field(ge=1, le=SCHEMA_VERSION)] = SCHEMA_VERSION
+    """Version of this file's format."""
+
+    created: Time = Field(default_factory=now)
+    """When it was first written (UTC)."""
+
+    updated: Time = Field(default_factory=now)
+    """When it was last written (UTC)."""
+
+    def to_json(self) -> bytes:
+        """The record as a JSON document; NaN and Infinity are the tokens that `json.loads` reads."""
+
+        def encode(value: Any) -> str:
+            if isinstance(value, datetime):
+                return value.isoformat()
+            raise TypeError(f"a record cannot hold {value!r}; JSON values are accepted")
+
+        return (json.dumps(self.model_dump(), indent=1, default=encode) + "\n").encode()
+
+
+class RunRecord(Record):
+    """One training run: `runs/<run_id>/run.json`."""
+
+    run_id: str
+    """The run's identity and folder name."""
+
+    status: Status
+    """`running`, `done`, `failed` or `interrupted`; a reader shows a crashed run as `interrupted`."""
+
+    spec: dict[str, Any]
+    """The RunSpec as nested JSON; not validated as one, so that any variant's record can be read anywhere."""
+
+    fingerprint: dict[str, str] = {}
+    """Digests of the corpus, the tokenizer and plugin files."""
+
+    environment: dict[str, Any] = {}
+    """Where it ran: versions, device, host."""
+
+    summary: dict[str, Scalar] = {}
+    """The finished run's metrics, flat; COUNTS and MEASURES are among them, and others may be."""
+
+    error: str | None = None
+    """Why it failed."""
+
+    sweep: str | None = None
+    """Id of the sweep that last started it."""
+
+    version: str = __version__
+    """The dsabench that wrote it."""
+
+    @field_validator("spec")
+    @classmethod
+    def _has_an_identity(cls, spec: dict[str, Any]) -> dict[str, Any]:
+        attention = spec.get("attention", {})
+        if not isinstance(attention, dict) or not isinstance(attention.get("kind"), str | None):
+            raise ValueError(f"attention = {attention!r} is not a mapping whose `kind` is a name")
+        for name in ("length", "seed"):
+            if name in spec and not _whole(spec[name]):
+                raise ValueError(f"{name} = {spec[name]!r} is not a whole number")
+        return spec
+
+    @field_validator("summary")
+    @classmethod
+    def _fits_the_columns(cls, summary: dict[str, Scalar]) -> dict[str, Scalar]:
+        if taken := RESERVED & summary.keys():
+            raise ValueError(
+                f"{', '.join(sorted(taken))}: the name is taken by a column that is not a metric"
+            )
+        for name in COUNTS:
+            if summary.get(name) is not None and not _whole(summary[name]):
+                raise ValueError(f"{name} = {summary[name]!r} is not a whole number")
+        for name in MEASURES:
+            if summary.get(name) is not None and type(summary[name]) not in (int, float):
+                raise ValueError(f"{name} = {summary[name]!r} is not a number")
+            if isinstance(number := summary.get(name), int) and abs(number) > sys.float_info.max:
+                raise ValueError(f"{name} is a number of {number.bit_length()} bits, beyond every float")
+        if not isinstance(summary.get("leak"), bool | None):
+            raise ValueError(f"leak = {summary['leak']!r} is neither true nor false")
+        return summary
+
+
+class SweepRecord(Record):
+    """One sweep: `runs/sweeps/<id>.json`."""
+
+    id: str
+    """The sweep's identity and file name."""
+
+    spec: dict[str, Any]
+    """Its base and axes as JSON."""
+
+    run_ids: list[str]
+    """Its runs in the order of the plan."""
+
+    command: list[str] | None = None
+    """The command line that started it."""
+
+    environment: dict[str, Any] = {}
+    """Where it was started."""
+
+
+def read_document(path: Path) -> dict[str, Any]:
+    """The JSON object in `path`, of a schema that this dsabench knows.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        StoreError: it cannot be read, is no JSON object, or a newer dsabench wrote it.
+    """
+    try:
+        if path.exists() and not path.is_file():  # opening a pipe would wait for ever
+            raise StoreError(f"{path}: not a file; a JSON file is expected")
+        document = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise explain(path, error) from error
+    except StoreError:  # a ValueError too
+        raise
+    except (ValueError, RecursionError) as error:
+        raise StoreError(f"{path}: damaged, not JSON ({error})") from error
+    found: Any = document.get("schema_version") if isinstance(document, dict) else None
+    if not isinstance(found, int) or isinstance(found, bool) or found < 1:
+        raise StoreError(f"{path}: damaged, not a JSON object with a schema_version of 1 or more")
+    if found > SCHEMA_VERSION:
+        raise StoreError(
+            f"{path}: schema_version {found} was written by a newer dsabench; "
+            f"this one ({__version__}) reads up to {SCHEMA_VERSION}. Upgrade dsabench, or use another store"
+        )
+    return dict(document)
+
+
+R = TypeVar("R", bound=Record)
+
+
+def read_record(path: Path, kind: type[R]) -> R:
+    """The record of class `kind` in `path`; errors as `read_document`, and for a field that does not fit."""
+    try:
+        return kind.model_validate(read_document(path))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        field = ".".join(map(str, first["loc"]))
+        raise StoreError(f"{path}: damaged, {field}: {first['msg']}") from error

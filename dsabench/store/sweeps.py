@@ -1,0 +1,46 @@
+"""Sweeps of a store: one JSON file each in `sweeps/`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dsabench.errors import StoreError
+from dsabench.store.files import explained, write_atomic
+from dsabench.store.layout import SWEEPS, existing_store, make_store
+from dsabench.store.records import SweepRecord, check_id, read_record
+
+
+def write_sweep(store: str | Path, record: SweepRecord) -> None:
+    """Store `record` as it is, in place of one of the same id; StoreError when it cannot be written."""
+    path = Path(store) / SWEEPS / f"{check_id(record.id, 'sweep')}.json"
+    make_store(Path(store))
+    with explained(path):
+        path.parent.mkdir(exist_ok=True)
+    write_atomic(path, record.to_json())
+
+
+def read_sweep(store: str | Path, sweep_id: str) -> SweepRecord:
+    """The sweep `sweep_id`; StoreError when there is none (those there are are named) or it is damaged."""
+    path = existing_store(store) / SWEEPS / f"{check_id(sweep_id, 'sweep')}.json"
+    try:
+        record = read_record(path, SweepRecord)
+    except FileNotFoundError:
+        there = ", ".join(sorted(p.stem for p in path.parent.glob("[!.]*.json"))) or "none at all"
+        raise StoreError(f"sweep {sweep_id!r} in {store}: no such sweep; there are: {there}") from None
+    if record.id != sweep_id:
+        raise StoreError(
+            f"{path}: the record of sweep {record.id!r} in a file of another name; rename it back"
+        )
+    return record
+
+
+def list_sweeps(store: str | Path) -> list[SweepRecord]:
+    """Every sweep, the last updated first; StoreError when one is damaged."""
+    folder = existing_store(store) / SWEEPS
+    records = [read_sweep(store, path.stem) for path in folder.glob("[!.]*.json")]
+    return sorted(records, key=lambda r: (r.updated, r.created, r.id), reverse=True)
+
+
+def newest_sweep(store: str | Path) -> SweepRecord | None:
+    """The sweep that was updated last, or None; StoreError when a sweep's record is damaged."""
+    return next(iter(list_sweeps(store)), None)

@@ -1,0 +1,151 @@
+"""Tables of a store: how records become rows and columns, and the metrics of many runs in one table."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from dsabench.errors import StoreError
+from dsabench.store.files import is_held
+from dsabench.store.layout import LOCK, RECORD, existing_store
+from dsabench.store.reader import read_folder, read_metrics, run_names
+from dsabench.store.records import COUNTS, MEASURES, RunRecord
+
+TIME = "datetime64[us, UTC]"
+
+COLUMNS: dict[str, str] = {
+    **dict.fromkeys(("run_id", "status", "attention"), "string"),
+    **dict.fromkeys(("length", "seed", *COUNTS), "Int64"),
+    **dict.fromkeys(MEASURES, "float64"),
+    "leak": "boolean",
+    **dict.fromkeys(("sweep", "error"), "string"),
+    **dict.fromkeys(("created", "updated"), TIME),
+    "version": "string",
+}
+"""The columns that are always there, with their pandas dtypes; the others follow in alphabetical order."""
+
+Row = dict[str, Any]
+
+
+def row_of(folder: Path) -> tuple[Row, bool]:
+    """The row of the run in `folder`, JSON values only, and whether it can change while run.json does not.
+
+    A run that cannot be read gives a row of status `unreadable` whose `error` says why.
+    """
+    try:
+        record, may_change = read_folder(folder)
+        return _flat_record(record), may_change
+    except StoreError as error:
+        if not (folder / RECORD).exists() and is_held(folder / LOCK):
+            return {"run_id": folder.name, "status": "running"}, True  # its writer is just beginning
+        return {"run_id": folder.name, "status": "unreadable", "error": str(error)}, False
+    except (OSError, RecursionError) as error:
+        return {"run_id": folder.name, "status": "unreadable", "error": f"{folder}: {error}"}, False
+
+
+def _flat_record(record: RunRecord) -> Row:
+    row: Row = {}
+    _flatten(record.environment, "environment.", row)
+    _flatten(record.fingerprint, "fingerprint.", row)
+    _flatten(record.spec, "", row)
+    return (
+        row
+        | record.summary
+        | {
+            "run_id": record.run_id,
+            "status": record.status,
+            "attention": record.spec.get("attention", {}).get("kind"),
+            "length": record.spec.get("length"),
+            "seed": record.spec.get("seed"),
+            "sweep": record.sweep,
+            "error": record.error,
+            "created": record.created.isoformat(),
+            "updated": record.updated.isoformat(),
+            "version": record.version,
+        }
+    )
+
+
+def _flatten(value: Mapping[str, Any], prefix: str, row: Row) -> None:
+    for key, inner in value.items():
+        if isinstance(inner, dict) and inner:
+            _flatten(inner, f"{prefix}{key}.", row)
+        else:
+            row[prefix + key] = json.dumps(inner) if isinstance(inner, dict | list) else inner
+
+
+def table(rows: Iterable[Row]) -> pd.DataFrame:
+    """One row a run, sorted by run_id: COLUMNS, then all other fields with a fitting dtype."""
+    ordered = sorted(rows, key=lambda row: str(row["run_id"]))
+    others = sorted({name for row in ordered for name in row} - COLUMNS.keys())
+    columns = {name: _fixed([row.get(name) for row in ordered], dtype) for name, dtype in COLUMNS.items()}
+    columns |= {_clean(name): typed([row.get(name) for row in ordered]) for name in others}
+    return pd.DataFrame(columns)
+
+
+def _fixed(values: list[Any], dtype: str) -> pd.Series[Any]:
+    if dtype == TIME:
+        # Through NumPy: pandas 2 reads text as nanoseconds, which end in the year 2262.
+        times = [value and datetime.fromisoformat(value).replace(tzinfo=None) for value in values]
+        return pd.Series(np.array(times, dtype="datetime64[us]")).dt.tz_localize("UTC")
+    if dtype == "string":
+        values = [None if value is None else _clean(value) for value in values]
+    if dtype == "float64":
+        values = [float("nan") if value is None else float(value) for value in values]
+    return pd.Series(values, dtype=dtype)
+
+
+def typed(values: list[Any]) -> pd.Series[Any]:
+    """A column of JSON values in the narrowest dtype that holds all.
+
+    boolean, Int64, float64 (NaN is missing), or string. In a column of several kinds, and for lists and
+    mappings, a cell is the value's JSON text (a string is itself).
+    """
+    kinds = {type(value) for value in values if value is not None}
+    if kinds == {bool}:
+        return pd.Series(values, dtype="boolean")
+    if kinds == {int} and all(value is None or -(2**63) <= value < 2**63 for value in values):
+        return pd.Series(values, dtype="Int64")
+    if kinds <= {int, float}:
+        try:
+            return pd.Series([float("nan") if v is None else float(v) for v in values], dtype="float64")
+        except OverflowError:  # a whole number beyond every float stays readable as text
+            pass
+    texts = [value if value is None or isinstance(value, str) else json.dumps(value) for value in values]
+    return pd.Series([None if text is None else _clean(text) for text in texts], dtype="string")
+
+
+def _clean(text: str) -> str:
+    """`text` with what UTF-8 cannot hold (half a surrogate pair in damaged JSON) spelt out."""
+    return text if text.isascii() else text.encode(errors="backslashreplace").decode()
+
+
+def load_metrics(store: str | Path = "runs", run_ids: Iterable[str] | None = None) -> pd.DataFrame:
+    """The metrics of runs (all without `run_ids`) as one tidy table: run_id, kind, step, a column a metric.
+
+    Rows are in the order they were recorded. A cell is missing (NaN in a float column) where the record has
+    no such metric; `read_metrics` tells that from a recorded NaN. A torn last line is left out.
+
+    Raises:
+        StoreError: there is no such store or run, or a metrics file is damaged; names the file and line.
+    """
+    path = existing_store(store)
+    records = [
+        {**record, "run_id": run_id}
+        for run_id in (run_names(path) if run_ids is None else run_ids)
+        for record in read_metrics(path, run_id)
+    ]
+    names = dict.fromkeys(name for record in records for name in record)
+    try:
+        columns = {_clean(name): typed([record.get(name) for record in records]) for name in names}
+    except RecursionError as error:
+        raise StoreError(f"{path}: a metrics file is damaged, it holds lists in lists too deep to read") from error
+    first = {"run_id": "string", "kind": "string", "step": "Int64"}
+    missing = {name: pd.Series([], dtype=dtype) for name, dtype in first.items() if name not in columns}
+    return pd.DataFrame(columns | missing)[[*first, *(name for name in columns if name not in first)]]

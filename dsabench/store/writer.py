@@ -1,0 +1,242 @@
+"""Writing one run: its only writer for as long as it is open."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self
+
+from filelock import FileLock
+
+from dsabench.errors import StoreError
+from dsabench.store import checkpoint, index
+from dsabench.store.files import acquire, explain, explained, write_all, write_atomic
+from dsabench.store.layout import LOCK, METRICS, RECORD, make_store, run_folder
+from dsabench.store.reader import parse_metrics, read_raw
+from dsabench.store.records import RunBusyError, RunDoneError, RunRecord, Scalar, now
+
+# A reader looks at a lock for some microseconds, which must not read as "busy".
+_PATIENCE_S = 1.0
+
+
+class RunWriter:
+    """The one writer of `<store>/<run_id>/`; a context manager, made by `RunWriter.open`.
+
+    Left without `finish`, the run is recorded as `failed` with the exception that ended it, or as
+    `interrupted` when that was a KeyboardInterrupt or there was none. A kill leaves `running`, which
+    readers show as `interrupted`.
+    """
+
+    def __init__(self, path: Path, record: RunRecord, lock: FileLock) -> None:
+        self.path = path
+        """The run's folder."""
+        self.record = record
+        """The run's record as it is stored."""
+        self._lock = lock
+        self._metrics_fd: int | None = None
+
+    @classmethod
+    def open(
+        cls,
+        store: str | Path,
+        run_id: str,
+        *,
+        spec: Mapping[str, Any],
+        fingerprint: Mapping[str, str],
+        environment: Mapping[str, Any],
+        sweep: str | None = None,
+    ) -> Self:
+        """Begin run `run_id`, or take it up again where a failed or killed process left it; status `running`.
+
+        `created` (and `sweep`, when None is given) stay as they were. What is there of metrics and
+        checkpoint stays: call `rewind` with the checkpoint's step, or with -1 when `checkpoint()` is None.
+        Makes the store when needed.
+
+        Raises:
+            RunBusyError: another process, or another writer in this one, has the run open.
+            RunDoneError: it is done already.
+            StoreError: the store cannot be written, or what is there of the run is damaged or newer. A run
+                that did not exist before still does not.
+        """
+        path = run_folder(Path(store), run_id)
+        make_store(Path(store))
+        with explained(path):
+            path.mkdir(exist_ok=True)
+        lock = acquire(path / LOCK, _PATIENCE_S)
+        if lock is None:
+            raise RunBusyError(
+                f"run {run_id}: another process is writing it (it holds {path / LOCK}); wait for it or end it"
+            )
+        is_new = False
+        try:
+            before = read_raw(path)
+            # Seen under the lock: another writer may have begun and finished the run since mkdir.
+            is_new = [found.name for found in path.iterdir()] == [LOCK]
+            if before is not None and before.status == "done":
+                raise RunDoneError(f"run {run_id}: done already; remove {path} to run it again", before)
+            record = RunRecord(
+                run_id=run_id,
+                status="running",
+                spec=dict(spec),
+                fingerprint=dict(fingerprint),
+                environment=dict(environment),
+                sweep=sweep or (before.sweep if before else None),
+                **({"created": before.created} if before else {}),
+            )
+            with explained(path):
+                checkpoint.recover(path)
+                for leftover in path.glob(".*.tmp"):
+                    leftover.unlink()
+            _cut_torn_line(path / METRICS)
+            write_atomic(path / RECORD, record.to_json())
+        except BaseException:
+            if is_new:
+                shutil.rmtree(path, ignore_errors=True)
+            lock.release()
+            raise
+        return cls(path, record, lock)
+
+    def metrics(self, record: Mapping[str, Any]) -> None:
+        """Append one record, {"kind": str, "step": int, ...}, in one write; NaN and infinities stay.
+
+        Raises:
+            StoreError: the disk is full, say; the file then ends in the record before.
+        """
+        if not isinstance(record.get("kind"), str) or type(record.get("step")) is not int:
+            raise TypeError(f"a metrics record needs a `kind` (str) and a `step` (int), not {dict(record)!r}")
+        if "run_id" in record:
+            raise TypeError("a metrics record cannot have a `run_id`; `load_metrics` adds it")
+        line = (json.dumps(dict(record)) + "\n").encode("ascii")
+        with explained(self.path / METRICS):
+            if self._metrics_fd is None:
+                self._check_open()
+                flags = os.O_RDWR | os.O_CREAT | os.O_APPEND
+                self._metrics_fd = os.open(self.path / METRICS, flags, 0o666)
+            size = os.fstat(self._metrics_fd).st_size
+            try:
+                write_all(self._metrics_fd, line)
+            except OSError:
+                with suppress(OSError):
+                    os.ftruncate(self._metrics_fd, size)
+                raise
+
+    def rewind(self, step: int) -> None:
+        """Drop the metrics records after `step` (the checkpoint's; -1 drops all), and a torn last line.
+
+        Raises:
+            StoreError: a line is damaged, or the file cannot be written.
+        """
+        self._check_open()
+        path = self.path / METRICS
+        records, _ = parse_metrics(path)
+        kept = [record for record in records if record["step"] <= step]
+        self._close_metrics()
+        if len(kept) < len(records):
+            write_atomic(path, "".join(json.dumps(record) + "\n" for record in kept).encode("ascii"))
+        else:
+            _cut_torn_line(path)
+
+    def replace_checkpoint(self, write: Callable[[Path], None]) -> None:
+        """Call `write(empty_folder)` and make what it wrote the run's checkpoint, atomically.
+
+        The metrics so far are made durable first.
+
+        Raises:
+            StoreError: the disk is full, say; the checkpoint before is still there. Other exceptions of
+                `write` pass.
+        """
+        self._check_open()
+        # A checkpoint whose past was lost in a power failure would leave a hole in the curve.
+        self._sync_metrics()
+        checkpoint.replace(self.path, write)
+
+    def checkpoint(self) -> Path | None:
+        """The folder of the last whole checkpoint, or None."""
+        return checkpoint.whole(self.path)
+
+    def finish(
+        self,
+        status: Literal["done", "failed", "interrupted"],
+        summary: Mapping[str, Scalar] | None = None,
+        error: str | None = None,
+    ) -> RunRecord:
+        """Record how the run ended, durably, and bring the index up to date. Call it once, last.
+
+        Raises:
+            StoreError: the record, or after it the index, cannot be written.
+        """
+        self._check_open()
+        self._sync_metrics()
+        record = RunRecord.model_validate(
+            {
+                **self.record.model_dump(),
+                "status": status,
+                "summary": dict(summary or {}),
+                # File names may hold bytes that are no text, and so may messages about them.
+                "error": None if error is None else error.encode(errors="backslashreplace").decode(),
+                "updated": now(),
+            }
+        )
+        write_atomic(self.path / RECORD, record.to_json())
+        self.record = record
+        self._close_metrics()
+        index.update(self.path.parent)
+        return record
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if self.record.status == "running":
+                self._record_end(error)
+        finally:
+            self._close_metrics()
+            self._lock.release()
+
+    def _record_end(self, error: BaseException | None) -> None:
+        """Finish a run that its user did not; a failure to do so is told without hiding `error`."""
+        try:
+            if isinstance(error, Exception):
+                self.finish("failed", error=f"{type(error).__name__}: {error}")
+            else:
+                self.finish("interrupted")
+        except StoreError as failure:
+            if error is None:
+                raise
+            error.add_note(f"the end of run {self.record.run_id} could not be recorded: {failure}")
+
+    def _check_open(self) -> None:
+        if self.record.status != "running" or not self._lock.is_locked:
+            raise RuntimeError(f"run {self.record.run_id} is {self.record.status} and its writer is closed")
+
+    def _sync_metrics(self) -> None:
+        if self._metrics_fd is not None:
+            with explained(self.path / METRICS):
+                os.fsync(self._metrics_fd)
+
+    def _close_metrics(self) -> None:
+        if self._metrics_fd is not None:
+            os.close(self._metrics_fd)
+            self._metrics_fd = None
+
+
+def _cut_torn_line(path: Path) -> None:
+    """Cut the line that a kill left unfinished, or the next record would be appended to it."""
+    _, end = parse_metrics(path)
+    try:
+        if path.stat().st_size > end:
+            with path.open("r+b") as file:
+                file.truncate(end)
+                os.fsync(file.fileno())
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise explain(path, error) from error

@@ -1,0 +1,252 @@
+"""The contract of an attention variant as checks that a test suite can run, for the built-in ones and for your own.
+
+    import pytest
+    from dsabench.spec.sweep import validate
+    from dsabench.testing import CHECKS
+
+    @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+    def test_my_attention(check):
+        check(validate({"length": 24, "attention": {"kind": "my_attention"}, "plugins": ["my_attention.py"]}))
+
+Every check takes a RunSpec, builds what it needs at that spec's size (keep it small: length 16 to 48), and raises
+AssertionError saying what broke. All run in fp32 on the CPU unless said otherwise.
+
+Legend: N perturbed copies, B batch, T time, D model width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from dsabench.attention.base import Attention, AttentionContext, Stage
+from dsabench.attention.registry import variant
+from dsabench.model.transformer import Transformer, build
+from dsabench.spec.fields import RunSpec
+
+TOLERANCE = 1e-4
+"""Largest change of an output that rounding may explain, outputs being of order 1."""
+
+STAGES: tuple[Stage, ...] = ("dense", "sparse")
+
+
+@dataclass(frozen=True)
+class Leak:
+    """An output that changed although nothing it may depend on did."""
+
+    position: int
+    """The first output position that changed."""
+
+    boundary: int
+    """The last position that was left as it was: only later ones were changed."""
+
+    size: float
+    """Largest absolute change of that output."""
+
+
+def find_leak(
+    forward: Callable[[Tensor], Tensor], x_T: Tensor, other_T: Tensor, boundaries: list[int], rows: int = 64
+) -> Leak | None:
+    """The leak with the earliest position, or None.
+
+    For each boundary t, `forward` sees x with everything after t taken from `other`, with only t + 1 so, and with
+    only the last position so; outputs at 0..t must stay. forward: (N, T, ...) -> (N, T, ...), always called with
+    `rows` copies, so that no difference comes from the batch size.
+    """
+    length = len(x_T)
+    plans = []
+    for t in boundaries:
+        for changed in {range(t + 1, length), range(t + 1, min(t + 2, length)), range(max(t + 1, length - 1), length)}:
+            if len(changed):
+                plans.append((t, changed))
+    base = forward(x_T.expand(rows, *x_T.shape).clone())  # row by row, because dropout differs between rows
+    worst: Leak | None = None
+    for first in range(0, len(plans), rows):
+        chunk = plans[first : first + rows]
+        copies = x_T.expand(rows, *x_T.shape).clone()
+        for row, (_, changed) in enumerate(chunk):
+            copies[row, list(changed)] = other_T[list(changed)]
+        outputs = forward(copies)
+        for row, (t, _) in enumerate(chunk):
+            change_T = (outputs[row, : t + 1] - base[row, : t + 1]).abs().flatten(1).amax(1)
+            bad = (~(change_T <= TOLERANCE)).nonzero()  # `not <=` so that NaN counts as a leak
+            if len(bad) and (worst is None or int(bad[0]) < worst.position):
+                worst = Leak(int(bad[0]), t, float(change_T[int(bad[0])]))
+    return worst
+
+
+def check_causal(spec: RunSpec) -> None:
+    """Changing any or all inputs after t leaves outputs at <= t as they were: every t, train and eval, both stages."""
+    module = _attention(spec)
+    x_TD, other_TD = _inputs(spec, 2)
+    for training in (True, False):
+        module.train(training)
+        for stage in STAGES:
+            leak = find_leak(lambda x_NTD, stage=stage: _run(module, x_NTD, stage), x_TD, other_TD, list(range(spec.length)))
+            mode = "train" if training else "eval"
+            assert leak is None, (
+                f"{spec.attention.kind} looks ahead: in {mode} mode, {stage} stage, output {leak.position} changed by "
+                f"{leak.size:.2g} although only inputs after {leak.boundary} did"
+            )
+
+
+def check_causal_model(spec: RunSpec) -> None:
+    """The same for logits of the whole model against its tokens, at every position: routing and loss included."""
+    model = _model(spec)
+    generator = torch.Generator().manual_seed(1)
+    tokens_T = torch.randint(model.vocab_size, (spec.length,), generator=generator)
+    other_T = (tokens_T + 1 + torch.randint(model.vocab_size - 1, (spec.length,), generator=generator)) % model.vocab_size
+    for training in (True, False):
+        model.train(training)
+        for model.stage in STAGES:
+            leak = find_leak(lambda x_NT: _logits(model, x_NT), tokens_T, other_T, list(range(spec.length)))
+            assert leak is None, (
+                f"the model with {spec.attention.kind} looks ahead: logits {leak.position} changed by {leak.size:.2g} "
+                f"although only tokens after {leak.boundary} did"
+            )
+
+
+def check_rows_and_calls_are_independent(spec: RunSpec) -> None:
+    """A row's output depends on that row alone: not on the other rows of the batch, nor on earlier calls."""
+    module = _attention(spec)
+    x_TD, other_TD = _inputs(spec, 2)
+    for training in (True, False):
+        module.train(training)
+        for stage in STAGES:
+            alone = _run(module, torch.stack([x_TD, x_TD, x_TD]), stage)[1]
+            beside = _run(module, torch.stack([other_TD, x_TD, -other_TD]), stage)[1]
+            again = _run(module, torch.stack([x_TD, x_TD, x_TD]), stage)[1]
+            assert _close(beside, alone), f"{spec.attention.kind}: a row's output depends on the other rows of its batch"
+            assert _close(again, alone), f"{spec.attention.kind}: the output depends on earlier calls"
+
+
+def check_documents_are_separate(spec: RunSpec) -> None:
+    """With document ids, changing one document leaves the outputs of the others as they were."""
+    module = _attention(spec)
+    x_TD, other_TD = _inputs(spec, 2)
+    half = spec.length // 2
+    ids_BT = (torch.arange(spec.length) >= half).long()[None]
+    for stage in STAGES:
+        base = _run(module, x_TD[None], stage, ids_BT)[0]
+        changed_TD = torch.cat([other_TD[:half], x_TD[half:]])
+        outputs = _run(module, changed_TD[None], stage, ids_BT)[0]
+        assert _close(outputs[half:], base[half:]), f"{spec.attention.kind} attends across documents ({stage} stage)"
+
+
+def check_dense_at_full_k(spec: RunSpec) -> None:
+    """A variant that claims it equals dense attention with the same weights once k >= L, to 1e-5, in every stage."""
+    cls = variant(spec.attention.kind)
+    if not cls.equals_dense_at_full_k or spec.attention.n_selected(spec.length) is None:
+        return
+    full = type(spec.attention).model_validate(
+        {**spec.attention.model_dump(exclude={"top_k_ratio"}), "top_k": spec.length + 3}
+    )
+    ours = _attention(spec.model_copy(update={"attention": full}))
+    dense = _attention(RunSpec.model_validate({**_plain(spec), "attention": {"kind": "dense"}}))
+    dense.load_state_dict({k: v for k, v in ours.state_dict().items() if k in dense.state_dict()})
+    (x_TD,) = _inputs(spec, 1)
+    for stage in STAGES:
+        error = (_run(ours, x_TD[None], stage) - _run(dense, x_TD[None], stage)).abs().max()
+        assert error <= 1e-5, f"{spec.attention.kind} with k >= L differs from dense by {error:.2g} ({stage} stage)"
+
+
+def check_gradients(spec: RunSpec) -> None:
+    """The language-model loss reaches no own (indexer) parameter, the own loss nothing else, and each what it should.
+
+    Also: every backbone parameter gets a gradient from the language-model loss in both stages, unless one key is
+    selected (the softmax over one slot is constant, so neither queries and keys nor an indexer can learn from it).
+    """
+    choice = spec.attention.n_selected(spec.length) != 1
+    model = _model(spec)
+    own = model.attention_own_parameters()
+    backbone = {name: p for name, p in model.named_parameters() if name not in own}
+    tokens_BT = torch.randint(model.vocab_size, (2, spec.length + 1), generator=torch.Generator().manual_seed(2))
+    for model.stage in STAGES:
+        output = model(tokens_BT[:, :-1])
+        loss = nn.functional.cross_entropy(output.logits_BTV.flatten(0, 1), tokens_BT[:, 1:].flatten())
+        reached = _reached(loss + 0.01 * output.balance_loss, model)
+        assert not reached & own.keys(), f"{model.stage} stage: the language-model loss reaches {reached & own.keys()}"
+        assert reached >= backbone.keys() or not choice, f"{model.stage} stage: no gradient reaches {backbone.keys() - reached}"
+        if output.attention_loss is not None:
+            reached = _reached(model(tokens_BT[:, :-1]).attention_loss, model)
+            assert not reached & backbone.keys(), f"{model.stage} stage: the own loss reaches {reached & backbone.keys()}"
+            assert reached >= own.keys() or not choice, f"{model.stage} stage: the own loss does not reach {own.keys() - reached}"
+
+
+def check_flops(spec: RunSpec) -> None:
+    """flops(stage) names its items and gives each as a finite number of FLOPs above zero."""
+    module = _attention(spec)
+    for stage in STAGES:
+        items = module.flops(stage)
+        assert items and all(0 < value < float("inf") for value in items.values()), f"{stage} stage: flops gives {items}"
+
+
+CHECKS: tuple[Callable[[RunSpec], None], ...] = (
+    check_causal,
+    check_causal_model,
+    check_rows_and_calls_are_independent,
+    check_documents_are_separate,
+    check_dense_at_full_k,
+    check_gradients,
+    check_flops,
+)
+"""Every check that a variant must pass."""
+
+
+def _attention(spec: RunSpec) -> Attention:
+    """One attention layer with weights large enough that its outputs are of order 1 and a small leak shows."""
+    module = variant(spec.attention.kind)(spec, 0)
+    _enlarge(module)
+    return module
+
+
+def _model(spec: RunSpec) -> Transformer:
+    model = build(spec, vocab_size=101)
+    _enlarge(model)
+    return model
+
+
+def _enlarge(module: nn.Module) -> None:
+    generator = torch.Generator().manual_seed(7)
+    for parameter in module.parameters():
+        if parameter.ndim > 1:
+            nn.init.normal_(parameter, std=parameter.shape[-1] ** -0.5, generator=generator)
+
+
+def _inputs(spec: RunSpec, count: int) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    return [torch.randn(spec.length, spec.model.d_model, generator=generator) for _ in range(count)]
+
+
+def _run(module: Attention, x_NTD: Tensor, stage: Stage, ids_BT: Tensor | None = None) -> Tensor:
+    torch.manual_seed(0)  # dropout and the like may draw, but the same for every call
+    context = AttentionContext(torch.arange(x_NTD.shape[1]), stage, ids_BT)
+    with torch.no_grad():
+        out: Tensor = module(x_NTD, context).out_BTD
+    assert out.shape == x_NTD.shape, f"forward returned {tuple(out.shape)} for an input of {tuple(x_NTD.shape)}"
+    return out
+
+
+def _logits(model: Transformer, tokens_NT: Tensor) -> Tensor:
+    torch.manual_seed(0)
+    with torch.no_grad():
+        logits: Tensor = model(tokens_NT).logits_BTV
+    return logits
+
+
+def _reached(loss: Tensor, model: Transformer) -> set[str]:
+    """Names of the parameters to which d(loss) is not zero."""
+    names, parameters = zip(*model.named_parameters(), strict=True)
+    grads = torch.autograd.grad(loss, parameters, allow_unused=True)
+    return {name for name, grad in zip(names, grads, strict=True) if grad is not None and bool(grad.ne(0).any())}
+
+
+def _close(a: Tensor, b: Tensor) -> bool:
+    return bool((a - b).abs().max() <= TOLERANCE)
+
+
+def _plain(spec: RunSpec) -> dict[str, object]:
+    return spec.model_dump(exclude={"attention"})

@@ -1,0 +1,184 @@
+"""The contract over the shipped variants, and planted defects that it must catch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from dsabench.attention.base import AttentionContext, AttentionOutput
+from dsabench.attention.dsa import DSA
+from dsabench.attention.kernels import masked, reference
+from dsabench.model.moe import MixtureOfExperts
+from dsabench.spec.fields import RunSpec
+from dsabench.spec.sweep import validate
+from dsabench.testing import (
+    CHECKS,
+    check_causal,
+    check_causal_model,
+    check_dense_at_full_k,
+    check_documents_are_separate,
+    check_gradients,
+    check_rows_and_calls_are_independent,
+)
+
+INDEXER = {"n_heads": 2, "head_dim": 8}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "dense": {"kind": "dense"},
+    "dsa": {"kind": "dsa", "top_k": 5, "indexer": INDEXER},
+    "dsa half": {"kind": "dsa", "top_k_ratio": 0.5, "indexer": INDEXER},
+    "dsa k=1": {"kind": "dsa", "top_k": 1, "indexer": INDEXER},
+    "dsa untrained": {"kind": "dsa", "top_k": 5, "indexer": {**INDEXER, "loss": "none"}},
+    "dsa reference": {"kind": "dsa", "top_k": 5, "backend": "reference", "indexer": INDEXER},
+}
+
+
+def small(attention: dict[str, Any], n_kv_heads: int | None = None, length: int = 20) -> RunSpec:
+    model = {"d_model": 32, "n_layers": 2, "n_heads": 4, "d_ff": 24, "n_kv_heads": n_kv_heads}
+    return validate({"length": length, "attention": attention, "model": model})
+
+
+@pytest.mark.parametrize("n_kv_heads", [None, 2, 1], ids=["mha", "gqa", "mqa"])
+@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+def test_contract(check: Any, name: str, n_kv_heads: int | None) -> None:
+    check(small(VARIANTS[name], n_kv_heads))
+
+
+def test_dropout_is_no_leak() -> None:
+    spec = small(VARIANTS["dsa"])
+    check_causal_model(spec.model_copy(update={"model": spec.model.model_copy(update={"dropout": 0.3})}))
+
+
+# Planted defects. Each patches one thing that somebody could get wrong, and the contract must refuse it.
+
+
+def leak_through_unmasked_slots(scores_BTS: Tensor, allowed: Tensor, k: int) -> Tensor:
+    """The published defect: the mask is built from top-k indices alone, so rows with t + 1 < k see the future."""
+    chosen = scores_BTS.masked_fill(~allowed, -torch.inf).topk(k, dim=-1).indices
+    return torch.zeros_like(scores_BTS, dtype=torch.bool).scatter(-1, chosen, True)
+
+
+def leak_through_unmasked_scores(scores_BTS: Tensor, allowed: Tensor, k: int) -> Tensor:
+    """Top-k over all keys, the causal mask only afterwards: what the future scores decides what the past keeps."""
+    chosen = scores_BTS.topk(k, dim=-1).indices
+    kept = torch.zeros_like(scores_BTS, dtype=torch.bool).scatter(-1, chosen, True) & allowed
+    return kept | torch.eye(kept.shape[-1], dtype=torch.bool)
+
+
+@pytest.mark.parametrize("defect", [leak_through_unmasked_slots, leak_through_unmasked_scores])
+def test_selection_leaks_are_caught(monkeypatch: pytest.MonkeyPatch, defect: Any) -> None:
+    monkeypatch.setattr(masked, "selection_mask", defect)
+    with pytest.raises(AssertionError, match="looks ahead"):
+        check_causal(small(VARIANTS["dsa"]))
+
+
+def test_the_unmasked_slots_leak_at_the_first_position(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(masked, "selection_mask", leak_through_unmasked_slots)
+    with pytest.raises(AssertionError, match=r"output 0 changed by \S+ although only inputs after 0 did"):
+        check_causal(small(VARIANTS["dsa"]))
+
+
+def test_an_off_by_one_mask_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    def off_by_one(length: int, document_ids_BT: Tensor | None, device: torch.device) -> Tensor:
+        return torch.ones(length, length, dtype=torch.bool).tril(1)
+
+    monkeypatch.setattr("dsabench.attention.base.allowed_keys", off_by_one)
+    with pytest.raises(AssertionError, match="looks ahead"):
+        check_causal(small(VARIANTS["dsa"]))
+
+
+class Leaky(DSA):
+    """DSA plus one small defect; `defect(self, x, out)` returns what is added to the output."""
+
+    defect: Any = None
+
+    def forward(self, x_BTD: Tensor, context: AttentionContext) -> AttentionOutput:
+        output = super().forward(x_BTD, context)
+        return AttentionOutput(output.out_BTD + type(self).defect(self, x_BTD, output.out_BTD), output.aux_loss)
+
+
+def peek_every_seventh(self: Any, x_BTD: Tensor, out_BTD: Tensor) -> Tensor:
+    ahead = torch.roll(x_BTD, -1, dims=1)
+    every = (torch.arange(x_BTD.shape[1]) % 7 == 3) & (torch.arange(x_BTD.shape[1]) < x_BTD.shape[1] - 1)
+    return ahead * every[:, None]
+
+
+DEFECTS = {
+    "mean over positions": lambda self, x, out: 0.1 * x.mean(1, keepdim=True),
+    "a peek at t+1 every 7th position": peek_every_seventh,
+    "in train mode only": lambda self, x, out: peek_every_seventh(self, x, out) if self.training else 0 * x,
+    "of relative size 1e-3": lambda self, x, out: 1e-3 * torch.roll(x, -1, dims=1).cumsum(1) / 5,
+}
+
+
+@pytest.mark.parametrize("name", DEFECTS)
+def test_small_leaks_are_caught(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setattr(Leaky, "defect", DEFECTS[name])
+    monkeypatch.setitem(__import__("dsabench.attention.registry", fromlist=["_"])._variants, "dsa", Leaky)
+    with pytest.raises(AssertionError, match="looks ahead"):
+        check_causal(small(VARIANTS["dsa"]))
+
+
+def test_a_leak_across_rows_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Leaky, "defect", lambda self, x, out: 0.01 * x.mean(0, keepdim=True))
+    monkeypatch.setitem(__import__("dsabench.attention.registry", fromlist=["_"])._variants, "dsa", Leaky)
+    with pytest.raises(AssertionError, match="other rows"):
+        check_rows_and_calls_are_independent(small(VARIANTS["dsa"]))
+
+
+def test_a_leak_across_documents_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "dsabench.attention.base.allowed_keys", lambda length, ids, device: reference.allowed_keys(length, None, device)
+    )
+    with pytest.raises(AssertionError, match="across documents"):
+        check_documents_are_separate(small(VARIANTS["dsa"]))
+
+
+def test_expert_choice_routing_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Experts that choose their tokens among all positions let the future decide a token's experts."""
+    honest = MixtureOfExperts._grouped
+
+    def expert_choice(self: MixtureOfExperts, x_ND: Tensor, expert_NK: Tensor, weight_NK: Tensor) -> Tensor:
+        keep = x_ND.norm(dim=-1) >= x_ND.norm(dim=-1).median()
+        return honest(self, x_ND, expert_NK, weight_NK) * keep[:, None]
+
+    monkeypatch.setattr(MixtureOfExperts, "_grouped", expert_choice)
+    with pytest.raises(AssertionError, match="looks ahead"):
+        check_causal_model(small(VARIANTS["dense"]))
+
+
+def test_an_attached_indexer_input_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Tensor, "detach", lambda self: self)
+    with pytest.raises(AssertionError, match="the own loss reaches"):
+        check_gradients(small(VARIANTS["dsa"]))
+
+
+def test_scores_used_as_attention_bias_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The language-model loss must not reach the indexer: adding its scores to the output does."""
+    honest = DSA.forward
+
+    def biased(self: DSA, x_BTD: Tensor, context: AttentionContext) -> AttentionOutput:
+        output = honest(self, x_BTD, context)
+        bias = self.indexer(x_BTD, context).masked_fill(~context.allowed, 0).sum(-1, keepdim=True)
+        return AttentionOutput(output.out_BTD + 0.01 * bias, output.aux_loss)
+
+    monkeypatch.setattr(DSA, "forward", biased)
+    with pytest.raises(AssertionError, match="the language-model loss reaches"):
+        check_gradients(small(VARIANTS["dsa"]))
+
+
+def test_an_untrained_indexer_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    honest = reference.indexer_kl
+    monkeypatch.setattr(reference, "indexer_kl", lambda scores, target, keep: honest(scores.detach(), target, keep) * 1)
+    with pytest.raises((AssertionError, RuntimeError)):
+        check_gradients(small(VARIANTS["dsa"]))
+
+
+def test_a_wrong_scale_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    honest = masked.attention
+    monkeypatch.setattr(masked, "attention", lambda q, k, v, keep: honest(q * 1.01, k, v, keep))
+    with pytest.raises(AssertionError, match="differs from dense"):
+        check_dense_at_full_k(small(VARIANTS["dsa"]))

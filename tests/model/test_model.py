@@ -1,0 +1,167 @@
+"""The model: independent references for its parts, a sane start, paired initial weights, routing by a plain loop."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dsabench.model.moe import MixtureOfExperts
+from dsabench.model.transformer import build, flops_per_window
+from dsabench.spec.fields import ModelSpec, RunSpec
+from dsabench.spec.sweep import validate
+
+TINY = {"d_model": 32, "n_layers": 2, "n_heads": 4, "d_ff": 24}
+
+
+def spec_of(kind: str = "dsa", **fields: Any) -> RunSpec:
+    attention = {"kind": kind, **({"indexer": {"n_heads": 2, "head_dim": 8}} if kind == "dsa" else {})}
+    return validate({"length": 32, "model": TINY, "attention": attention, **fields})
+
+
+def first_loss(spec: RunSpec, vocab_size: int) -> float:
+    tokens = torch.randint(vocab_size, (8, spec.length + 1), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        logits = build(spec, vocab_size)(tokens[:, :-1]).logits_BTV
+    return float(F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten()))
+
+
+@pytest.mark.parametrize("vocab_size", [257, 2048, 49_152])
+@pytest.mark.parametrize(("d_model", "n_layers"), [(32, 2), (256, 4), (512, 12)])
+@pytest.mark.parametrize("kind", ["dense", "dsa"])
+def test_the_first_loss_is_near_ln_v(kind: str, d_model: int, n_layers: int, vocab_size: int) -> None:
+    if d_model == 512 and vocab_size == 49_152:
+        pytest.skip("half a GB of logits; the two sizes are tested apart")
+    model = {"d_model": d_model, "n_layers": n_layers, "n_heads": 4, "d_ff": 64}
+    assert first_loss(spec_of(kind, model=model), vocab_size) == pytest.approx(math.log(vocab_size), rel=0.03)
+
+
+def test_shared_parameters_start_bit_identical() -> None:
+    dense, dsa = (dict(build(spec_of(kind), 300).named_parameters()) for kind in ("dense", "dsa"))
+    assert dense.keys() < dsa.keys()
+    assert all("indexer" in name for name in dsa.keys() - dense.keys())
+    for name, parameter in dense.items():
+        assert torch.equal(parameter, dsa[name]), name
+
+
+def test_another_seed_starts_elsewhere() -> None:
+    one, other = (dict(build(spec_of(seed=seed), 300).named_parameters()) for seed in (1, 2))
+    for name, parameter in one.items():
+        assert parameter.ndim < 2 or not torch.equal(parameter, other[name]), name
+
+
+def test_no_two_parameters_start_alike() -> None:
+    matrices = [p.flatten()[:200] for p in build(spec_of(), 300).parameters() if p.ndim > 1]
+    for i, one in enumerate(matrices):
+        assert all(not torch.equal(one, other) for other in matrices[:i])
+
+
+def test_rms_norm_by_the_formula() -> None:
+    model = build(spec_of("dense"), 300)
+    x = torch.randn(3, 32)
+    expected = x / (x.square().mean(-1, keepdim=True) + 1e-6).sqrt() * model.norm.weight
+    torch.testing.assert_close(model.norm(x), expected)
+
+
+def by_a_plain_loop(moe: MixtureOfExperts, x_ND: torch.Tensor) -> torch.Tensor:
+    rows = []
+    for x in x_ND:
+        logits = moe.router.weight @ x
+        chosen = logits.argsort(descending=True)[: moe.per_token]
+        weights = logits[chosen].softmax(0)
+        rows.append(
+            sum(
+                w * ((F.silu(x @ moe.gate_EDF[e]) * (x @ moe.up_EDF[e])) @ moe.down_EFD[e])
+                for w, e in zip(weights, chosen, strict=True)
+            )
+        )
+    return torch.stack(rows)
+
+
+def random_moe(n_experts: int, per_token: int, seed: int = 0) -> MixtureOfExperts:
+    moe = MixtureOfExperts(ModelSpec(d_model=16, n_heads=2, d_ff=8, n_experts=n_experts, experts_per_token=per_token))
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in moe.parameters():
+        torch.nn.init.normal_(parameter, std=0.3, generator=generator)
+    return moe
+
+
+@settings(max_examples=25, deadline=None)
+@given(n_experts=st.integers(1, 7), per_token=st.integers(1, 7), n_tokens=st.integers(1, 40), seed=st.integers(0, 99))
+def test_experts_by_a_plain_loop(n_experts: int, per_token: int, n_tokens: int, seed: int) -> None:
+    """Both ways of computing the experts, outputs and all gradients; no token is dropped however uneven the load."""
+    moe = random_moe(n_experts, min(per_token, n_experts), seed)
+    x_ND = torch.randn(n_tokens, 16, generator=torch.Generator().manual_seed(seed))
+    logits = F.linear(x_ND, moe.router.weight)
+    top, expert = logits.topk(moe.per_token, dim=-1)
+    probe = torch.randn(n_tokens, 16, generator=torch.Generator().manual_seed(seed + 1))
+    results = []
+    for compute in (
+        lambda x: by_a_plain_loop(moe, x),
+        lambda x: moe(x[None])[0][0],
+        lambda x: moe._all_experts(x, *routing(moe, x)),
+    ):
+        moe.zero_grad()
+        x = x_ND.clone().requires_grad_()
+        y = compute(x)
+        (y * probe).sum().backward()
+        grads = [p.grad if p.grad is not None else torch.zeros_like(p) for p in moe.parameters()]
+        results.append([y, x.grad, *grads])
+    for found in results[1:]:
+        for a, b in zip(results[0], found, strict=True):
+            torch.testing.assert_close(b, a, rtol=1e-4, atol=1e-5)
+
+
+def routing(moe: MixtureOfExperts, x_ND: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    top, expert = F.linear(x_ND, moe.router.weight).topk(moe.per_token, dim=-1)
+    return expert, top.softmax(-1)
+
+
+def test_router_statistics() -> None:
+    moe = random_moe(4, 2)
+    with torch.no_grad():
+        moe.router.weight.zero_()
+    _, even = moe(torch.randn(1, 50, 16))
+    assert float(even.entropy) == pytest.approx(math.log(4), rel=1e-5)
+    assert float(even.balance_loss.detach()) == pytest.approx(1.0, rel=1e-5)
+    assert float(even.load_E.sum()) == pytest.approx(1.0)
+    with torch.no_grad():
+        moe.router.weight[1] = 100.0
+    _, skewed = moe(torch.rand(1, 50, 16))
+    assert float(skewed.load_E[1]) == pytest.approx(0.5)
+    assert float(skewed.balance_loss.detach()) > 1.9
+
+
+def test_flops_against_the_counter_of_torch() -> None:
+    """On the eager math path: the products of the dense model, counted by torch, are those of the formula."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.utils.flop_counter import FlopCounterMode
+
+    spec = spec_of("dense", model={**TINY, "n_experts": 1, "experts_per_token": 1})
+    model = build(spec, 300)
+    tokens = torch.randint(300, (1, spec.length))
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        model(tokens).logits_BTV.sum().backward()
+    items = flops_per_window(model, "dense")
+    # The math path computes the whole L x L square; the formula counts the causal pairs L (L + 1) / 2 of it.
+    items["attention"] *= spec.length**2 / (spec.length * (spec.length + 1) / 2)
+    counted = counter.get_total_flops()
+    if not any("grouped" in str(op) for ops in counter.get_flop_counts().values() for op in ops):
+        items.pop("experts")  # a counter that does not know grouped products
+    assert sum(items.values()) == pytest.approx(counted, rel=0.02)
+
+
+def test_flops_of_dsa_fall_with_k_and_are_dense_in_the_warm_up() -> None:
+    def attention(k: int, stage: Any) -> float:
+        spec = validate({"length": 64, "model": TINY, "attention": {"kind": "dsa", "top_k": k}})
+        return flops_per_window(build(spec, 300), stage)["attention"]
+
+    dense = flops_per_window(build(validate({"length": 64, "model": TINY, "attention": {"kind": "dense"}}), 300), "sparse")
+    assert attention(64, "sparse") == attention(8, "dense") == dense["attention"]
+    n = 8 * (1 - 8 / 128)  # DSA.md's k (1 - k / 2L), to the order of 1 / L
+    assert attention(8, "sparse") == pytest.approx(12 * 64 * n * 32 * 2, rel=0.02)
