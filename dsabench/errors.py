@@ -2,7 +2,7 @@
 
 
 class DsabenchError(ValueError):
-    """Base of every error that a user's input, files or machine caused; the command line shows it without a traceback."""
+    """Base of every error that a user's input, files or machine caused; shown without a traceback."""
 
 
 class SpecError(DsabenchError):

@@ -13,7 +13,7 @@ import torch
 
 from dsabench import data as data_package
 from dsabench.attention.registry import plugin_digest
-from dsabench.data import TokenData, Windows
+from dsabench.data import Windows
 from dsabench.engine import checkpoint, loop
 from dsabench.engine.device import Execution, environment, matmul_rate, resolve
 from dsabench.engine.loop import TrainingDiverged, Update
@@ -22,7 +22,15 @@ from dsabench.model.transformer import Transformer, build, flops_per_window
 from dsabench.spec.fields import DataSpec, RunSpec
 from dsabench.spec.identity import run_id
 from dsabench.spec.sweep import DEFAULT_CONFIG, Sweep, load_sweep, validate
-from dsabench.store import RunDoneError, RunRecord, RunWriter, SweepRecord, find_checkpoint, read_run, write_sweep
+from dsabench.store import (
+    RunDoneError,
+    RunRecord,
+    RunWriter,
+    SweepRecord,
+    find_checkpoint,
+    read_run,
+    write_sweep,
+)
 
 
 def load_spec(name_or_path: str = DEFAULT_CONFIG, overrides: Mapping[str, Any] | None = None) -> RunSpec:
@@ -199,9 +207,7 @@ def run_sweep(
     for run in planned:
         observe = started(run)
         try:
-            yield train(
-                run.spec, store, sweep=record.id, retry_failed=retry_failed, observe=observe, notify=notify
-            )
+            yield train(run.spec, store, sweep=record.id, retry_failed=retry_failed, observe=observe, notify=notify)
         except DsabenchError:
             raise
         except Exception:  # a bug, in a plugin perhaps: the run is stored as failed with its reason, the rest go on

@@ -16,6 +16,7 @@ Legend: N perturbed copies, B batch, T time, D model width.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -59,7 +60,11 @@ def find_leak(
     length = len(x_T)
     plans = []
     for t in boundaries:
-        for changed in {range(t + 1, length), range(t + 1, min(t + 2, length)), range(max(t + 1, length - 1), length)}:
+        for changed in {
+            range(t + 1, length),
+            range(t + 1, min(t + 2, length)),
+            range(max(t + 1, length - 1), length),
+        }:
             if len(changed):
                 plans.append((t, changed))
     base = forward(x_T.expand(rows, *x_T.shape).clone())  # row by row, because dropout differs between rows
@@ -85,7 +90,12 @@ def check_causal(spec: RunSpec) -> None:
     for training in (True, False):
         module.train(training)
         for stage in STAGES:
-            leak = find_leak(lambda x_NTD, stage=stage: _run(module, x_NTD, stage), x_TD, other_TD, list(range(spec.length)))
+            leak = find_leak(
+                lambda x_NTD, stage=stage: _run(module, x_NTD, stage),
+                x_TD,
+                other_TD,
+                list(range(spec.length)),
+            )
             mode = "train" if training else "eval"
             assert leak is None, (
                 f"{spec.attention.kind} looks ahead: in {mode} mode, {stage} stage, output {leak.position} changed by "
@@ -98,11 +108,13 @@ def check_causal_model(spec: RunSpec) -> None:
     model = _model(spec)
     generator = torch.Generator().manual_seed(1)
     tokens_T = torch.randint(model.vocab_size, (spec.length,), generator=generator)
-    other_T = (tokens_T + 1 + torch.randint(model.vocab_size - 1, (spec.length,), generator=generator)) % model.vocab_size
+    other_T = (
+        tokens_T + 1 + torch.randint(model.vocab_size - 1, (spec.length,), generator=generator)
+    ) % model.vocab_size
     for training in (True, False):
         model.train(training)
         for model.stage in STAGES:
-            leak = find_leak(lambda x_NT: _logits(model, x_NT), tokens_T, other_T, list(range(spec.length)))
+            leak = find_leak(functools.partial(_logits, model), tokens_T, other_T, list(range(spec.length)))
             assert leak is None, (
                 f"the model with {spec.attention.kind} looks ahead: logits {leak.position} changed by {leak.size:.2g} "
                 f"although only tokens after {leak.boundary} did"
@@ -119,7 +131,9 @@ def check_rows_and_calls_are_independent(spec: RunSpec) -> None:
             alone = _run(module, torch.stack([x_TD, x_TD, x_TD]), stage)[1]
             beside = _run(module, torch.stack([other_TD, x_TD, -other_TD]), stage)[1]
             again = _run(module, torch.stack([x_TD, x_TD, x_TD]), stage)[1]
-            assert _close(beside, alone), f"{spec.attention.kind}: a row's output depends on the other rows of its batch"
+            assert _close(beside, alone), (
+                f"{spec.attention.kind}: a row's output depends on the other rows of its batch"
+            )
             assert _close(again, alone), f"{spec.attention.kind}: the output depends on earlier calls"
 
 
@@ -169,11 +183,17 @@ def check_gradients(spec: RunSpec) -> None:
         loss = nn.functional.cross_entropy(output.logits_BTV.flatten(0, 1), tokens_BT[:, 1:].flatten())
         reached = _reached(loss + 0.01 * output.balance_loss, model)
         assert not reached & own.keys(), f"{model.stage} stage: the language-model loss reaches {reached & own.keys()}"
-        assert reached >= backbone.keys() or not choice, f"{model.stage} stage: no gradient reaches {backbone.keys() - reached}"
+        assert reached >= backbone.keys() or not choice, (
+            f"{model.stage} stage: no gradient reaches {backbone.keys() - reached}"
+        )
         if output.attention_loss is not None:
             reached = _reached(model(tokens_BT[:, :-1]).attention_loss, model)
-            assert not reached & backbone.keys(), f"{model.stage} stage: the own loss reaches {reached & backbone.keys()}"
-            assert reached >= own.keys() or not choice, f"{model.stage} stage: the own loss does not reach {own.keys() - reached}"
+            assert not reached & backbone.keys(), (
+                f"{model.stage} stage: the own loss reaches {reached & backbone.keys()}"
+            )
+            assert reached >= own.keys() or not choice, (
+                f"{model.stage} stage: the own loss does not reach {own.keys() - reached}"
+            )
 
 
 def check_flops(spec: RunSpec) -> None:
@@ -181,7 +201,9 @@ def check_flops(spec: RunSpec) -> None:
     module = _attention(spec)
     for stage in STAGES:
         items = module.flops(stage)
-        assert items and all(0 < value < float("inf") for value in items.values()), f"{stage} stage: flops gives {items}"
+        assert items and all(0 < value < float("inf") for value in items.values()), (
+            f"{stage} stage: flops gives {items}"
+        )
 
 
 CHECKS: tuple[Callable[[RunSpec], None], ...] = (

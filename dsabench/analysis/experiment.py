@@ -75,9 +75,7 @@ def not_averaged(runs: pd.DataFrame) -> pd.DataFrame:
     return left_out.astype({"length": "Int64", "seed": "Int64"})
 
 
-def write_results(
-    runs: pd.DataFrame, metrics: pd.DataFrame, out: Path, sweep: str | None = None
-) -> list[Path]:
+def write_results(runs: pd.DataFrame, metrics: pd.DataFrame, out: Path, sweep: str | None = None) -> list[Path]:
     """Write summary.json and seq_<L>/<variant>_results.json under `out`; returns the paths, summary first.
 
     `runs` and `metrics` are what the store loads, `sweep` the id of the sweep that they belong to. A missing
@@ -93,11 +91,7 @@ def write_results(
     written = []
     for row in table[table["n"] > 0].to_dict("records"):
         length, name = str(row["length"]), published(str(row["variant"]))
-        mine = (
-            labelled["finished"]
-            & (labelled["length"] == row["length"])
-            & (labelled["variant"] == row["variant"])
-        )
+        mine = labelled["finished"] & (labelled["length"] == row["length"]) & (labelled["variant"] == row["variant"])
         done = labelled[mine].sort_values("seed").to_dict("records")
         results.setdefault(length, {})[name] = _entry({str(k): v for k, v in row.items()}, done)
         baseline.setdefault(length, {})[name] = row["unigram_loss"]
@@ -186,8 +180,7 @@ def _entry(row: dict[str, Any], done: list[dict[Any, Any]]) -> dict[str, Any]:
     }
     entry["n_seeds"] = row["n"]
     entry["spread"] = {
-        key: {s: seconds(name, row[f"{name}_{s}"]) for s in ("sd", "min", "max")}
-        for name, key in _RESULT.items()
+        key: {s: seconds(name, row[f"{name}_{s}"]) for s in ("sd", "min", "max")} for name, key in _RESULT.items()
     }
     entry["difference_to_classic"] = (
         {"n": row["diff_n"], "mean": row["diff_mean"], "sd": row["diff_sd"]} if row["diff_n"] else None

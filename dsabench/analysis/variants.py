@@ -55,7 +55,7 @@ def label_variants(runs: pd.DataFrame) -> pd.DataFrame:
     for column in ("length", "seed", *SPREAD, *MEANS):
         values = labelled[column] if column in labelled else pd.Series(index=labelled.index, dtype=float)
         numbers = pd.to_numeric(values, errors="coerce").astype("Float64").astype("float64")
-        labelled[column] = numbers.where(numbers.abs() < math.inf)
+        labelled[column] = numbers
     leak = labelled["leak"] if "leak" in labelled else pd.Series(False, index=labelled.index)
     labelled["leak"] = leak.astype("boolean").fillna(False).astype(bool)
     _name(labelled)
@@ -82,9 +82,7 @@ def _name(labelled: pd.DataFrame) -> None:
     }
     kinds = labelled["attention"].fillna("")
     known = kinds != ""
-    labels: dict[
-        str, pd.Series[str]
-    ] = {}  # field -> " name=value" of each run, "" where it tells nothing apart
+    labels: dict[str, pd.Series[str]] = {}  # field -> " name=value" of each run, "" where it tells nothing apart
     for field in filter(_is_field, texts):
         text = texts[field]
         if field.startswith("attention."):  # a field of one kind only tells that kind's runs apart
@@ -160,4 +158,7 @@ def _text(value: Any) -> str:
         return ""
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return f"{value:g}" if float(f"{value:g}") == value else repr(value)
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    if isinstance(value, bool):
+        return str(value).lower()
+    text = str(value)
+    return text if text.isprintable() and not re.search(r"[\s=]", text) else repr(text)

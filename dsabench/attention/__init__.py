@@ -1,0 +1,1 @@
+"""Attention variants: the contract, the registry, and one file a variant."""

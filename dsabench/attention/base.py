@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from dsabench.spec.fields import AttentionSpec, RunSpec
 
 Stage = Literal["dense", "sparse"]
-"""`dense`: the warm-up, in which a selecting variant attends to everything while its selector learns. `sparse`: after it."""
+"""`dense`: the warm-up, in which a selecting variant attends to everything while its selector learns; then `sparse`."""
 
 
 @dataclass
@@ -54,7 +54,7 @@ class AttentionContext:
     """Which document each token belongs to, where a window packs several; no query sees another document."""
 
     capture: dict[int, Selection] | None = None
-    """When not None, selecting variants put their layer's Selection here; costs an L x L product, so off in training."""
+    """When not None, selecting variants put their layer's Selection here. Costs an L x L product: off in training."""
 
     _allowed: Tensor | None = field(default=None, init=False, repr=False)
     _rotations: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict, init=False, repr=False)
@@ -143,7 +143,7 @@ class Attention(nn.Module, abc.ABC):
         """
 
     def own_parameters(self) -> set[str]:
-        """Names of the parameters that only `aux_loss` trains (an indexer's): apart in optimizer, clipping and counts."""
+        """Names of the parameters that only `aux_loss` trains (an indexer's): apart in optimizer, clip and counts."""
         return set()
 
 

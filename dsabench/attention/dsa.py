@@ -183,7 +183,13 @@ class DSA(Attention):
         return AttentionOutput(self.projections.merge(out_BTHD), loss)
 
     def _reference(
-        self, q_BTHD: Tensor, k_BTGD: Tensor, v_BTGD: Tensor, scores_BTS: Tensor, k: int, context: AttentionContext
+        self,
+        q_BTHD: Tensor,
+        k_BTGD: Tensor,
+        v_BTGD: Tensor,
+        scores_BTS: Tensor,
+        k: int,
+        context: AttentionContext,
     ) -> AttentionOutput:
         selected_BTK = reference.select_top_k(scores_BTS.detach(), context.allowed, k)
         out_BTHD, p_BTK = reference.attention(q_BTHD, k_BTGD, v_BTGD, selected_BTK)
@@ -198,7 +204,7 @@ class DSA(Attention):
         return {f"indexer.{name}" for name, _ in self.indexer.named_parameters()}
 
     def flops(self, stage: Stage) -> dict[str, float]:
-        """Projections; attention over the pairs of the stage; the indexer; its KL loss, 4 J I backward for each pair."""
+        """Projections; attention over the stage's pairs; the indexer; its KL loss, 4 J I backward for each pair."""
         chosen = pairs(self.spec, None if stage == "dense" else self.config.n_selected(self.spec.length))
         items = {
             "attention projections": self.projections.flops(self.spec),

@@ -1,11 +1,11 @@
 """The attention variants there are, by name: the built-in ones, and those that plugin files register.
 
-    from dsabench.attention.base import Attention
-    from dsabench.attention.registry import register
+from dsabench.attention.base import Attention
+from dsabench.attention.registry import register
 
-    @register
-    class MyAttention(Attention):
-        spec_class = MySpec          # its `kind` is Literal["my_attention"]
+@register
+class MyAttention(Attention):
+    spec_class = MySpec          # its `kind` is Literal["my_attention"]
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ def rotation(positions_T: Tensor, width: int, base: float) -> tuple[Tensor, Tens
 def rotate(x_BTHD: Tensor, cos_TD: Tensor, sin_TD: Tensor) -> Tensor:
     """Turn the pairs (x[i], x[i + D/2]) of every head by the position's angle i; same shape and dtype as x.
 
-        out[i] = x[i] cos - x[i + D/2] sin,  out[i + D/2] = x[i + D/2] cos + x[i] sin
+    out[i] = x[i] cos - x[i + D/2] sin,  out[i + D/2] = x[i + D/2] cos + x[i] sin
     """
     first, second = x_BTHD.float().chunk(2, dim=-1)
     cos, sin = cos_TD[:, None], sin_TD[:, None]

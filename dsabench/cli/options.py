@@ -8,19 +8,22 @@ from typing import Annotated, Any
 import typer
 
 Config = Annotated[
-    str, typer.Option("--config", help="A shipped config by name (seed, quick) or a YAML file.", metavar="NAME_OR_PATH")
+    str,
+    typer.Option("--config", help="A shipped config by name (seed, quick) or a YAML file.", metavar="NAME_OR_PATH"),
 ]
 Set = Annotated[
     list[str] | None,
-    typer.Option("--set", help="Set a field, e.g. train.steps=500; repeatable. `dsabench schema` lists them.", metavar="FIELD=VALUE"),
+    typer.Option(
+        "--set",
+        help="Set a field, e.g. train.steps=500; repeatable. `dsabench schema` lists them.",
+        metavar="FIELD=VALUE",
+    ),
 ]
 Store = Annotated[
     Path, typer.Option("--store", envvar="DSABENCH_STORE", help="Folder that keeps every run.", metavar="DIR")
 ]
 Out = Annotated[Path, typer.Option("--out", help="Folder for tables and pictures.", metavar="DIR")]
-Device = Annotated[
-    str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.", metavar="NAME")
-]
+Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.", metavar="NAME")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of a table.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No plan and no progress on stderr.")]
 
@@ -35,8 +38,8 @@ def overridden(
     from dsabench.spec.sweep import load_sweep, parse_override
 
     sweep = load_sweep(config)
-    for text in sets or []:
-        path, value = parse_override(text)
+    overrides = [parse_override(text) for text in sets or []]
+    for path, value in sorted(overrides, key=lambda item: item[0] != "plugins"):  # a plugin's kind must be known first
         sweep.set(path, value, f"--set {path}: ")
     for flag, (path, value) in fields.items():
         if value is not None:

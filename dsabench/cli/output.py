@@ -57,10 +57,22 @@ def print_run(record: RunRecord, store: Path) -> None:
         ("  unigram baseline", _number(summary, "unigram_loss", ".4f"), "nats per token, the same windows"),
         ("accuracy", _number(summary, "val_accuracy", ".2%"), "of next tokens"),
         ("training loss", _number(summary, "train_loss", ".4f"), "nats per token, a fixed sample"),
-        ("mass recall", _number(summary, "mass_recall", ".3f"), f"chance {_number(summary, 'mass_recall_chance', '.3f')}"),
-        ("step", _number(summary, "step_ms", ".2f"), f"ms, {_number(summary, 'tokens_per_second', ',.0f')} tokens/s"),
+        (
+            "mass recall",
+            _number(summary, "mass_recall", ".3f"),
+            f"chance {_number(summary, 'mass_recall_chance', '.3f')}",
+        ),
+        (
+            "step",
+            _number(summary, "step_ms", ".2f"),
+            f"ms, {_number(summary, 'tokens_per_second', ',.0f')} tokens/s",
+        ),
         ("model FLOPs used", _number(summary, "mfu", ".1%"), "of the device's measured matrix-product rate"),
-        ("parameters", _number(summary, "params", ",.0f"), f"of which indexer {_number(summary, 'indexer_params', ',.0f')}"),
+        (
+            "parameters",
+            _number(summary, "params", ",.0f"),
+            f"of which indexer {_number(summary, 'indexer_params', ',.0f')}",
+        ),
         ("peak memory", _number(summary, "peak_memory_mb", ",.0f"), "MB"),
     ]
     console = stdout_console()
@@ -103,7 +115,9 @@ def print_plan(
         run.spec.length: (run.spec.batch_size, run.spec.tokens_per_step) for run in planned
     }.items():
         selected = {run.spec.attention.n_selected(length) for run in planned if run.spec.length == length} - {None}
-        keeps = f", selecting variants keep {', '.join(map(str, sorted(filter(None, selected))))} keys" if selected else ""
+        keeps = (
+            f", selecting variants keep {', '.join(map(str, sorted(filter(None, selected))))} keys" if selected else ""
+        )
         console.print(f"  length {length}: {batch} windows a step = {tokens:,} tokens{keeps}")
     if first.train.warmup_steps >= first.train.steps:
         console.print(

@@ -84,7 +84,9 @@ def sweep(
                 records.append(record)
                 display.finish(record.run_id, output.describe(record))
         except KeyboardInterrupt:
-            display.note(f"interrupted after {len(records)} of {len(planned)} runs; the same command goes on from there")
+            display.note(
+                f"interrupted after {len(records)} of {len(planned)} runs; the same command goes on from there"
+            )
             raise typer.Exit(130) from None
     output.report_sweep(runner.sweep_id(experiment, planned), planned, store, out, json)
     raise typer.Exit(0 if all(record.status == "done" for record in records) else 1)

@@ -46,7 +46,11 @@ def train(
     with Display(1, 0, quiet) as display:
         try:
             record = runner.train(
-                spec, store, retry_failed=True, observe=display.start(name, spec.train.steps), notify=display.note
+                spec,
+                store,
+                retry_failed=True,
+                observe=display.start(name, spec.train.steps),
+                notify=display.note,
             )
         except KeyboardInterrupt:
             display.note("interrupted; the same command resumes from the last checkpoint")

@@ -1,0 +1,1 @@
+"""Training: one loop for every attention variant and device."""

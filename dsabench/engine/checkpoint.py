@@ -1,8 +1,8 @@
 """Checkpoints: safetensors for every tensor, JSON for the rest; nothing is ever pickled.
 
-    model.safetensors      every parameter, fp32, by name
-    optimizer.safetensors  AdamW's moments and step counts as PARAMETER/STATE; absent once the run is done
-    state.json             {"step", "vocab_size", "seconds", "step_ms"}
+model.safetensors      every parameter, fp32, by name
+optimizer.safetensors  AdamW's moments and step counts as PARAMETER/STATE; absent once the run is done
+state.json             {"step", "vocab_size", "seconds", "step_ms"}
 """
 
 from __future__ import annotations
@@ -47,7 +47,10 @@ def save(folder: Path, model: Transformer, optimizer: Optimizer | None, progress
 
 def vocab_size(folder: Path) -> int:
     """Vocabulary of the checkpointed model."""
-    return int(_state(folder)["vocab_size"])  # type: ignore[call-overload]
+    size = _state(folder).get("vocab_size")
+    if not isinstance(size, int):
+        raise StoreError(f"{folder / 'state.json'} names no vocab_size")
+    return size
 
 
 def load_weights(folder: Path, model: Transformer) -> None:

@@ -34,9 +34,7 @@ class Execution:
 
     def autocast(self) -> torch.autocast:
         """bf16 autocast, or a no-op in fp32. No cast cache: a CUDA graph must not keep a cast of an older weight."""
-        return torch.autocast(
-            self.device.type, torch.bfloat16, enabled=self.precision == "bf16", cache_enabled=False
-        )
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16", cache_enabled=False)
 
     def synchronize(self) -> None:
         """Wait until the device has finished all work, so that a host clock tells the truth."""

@@ -30,10 +30,10 @@ POSITION_BINS = 256
 def evaluate(model: Transformer, tokens_NT: np.ndarray, execution: Execution) -> dict[str, Any]:
     """Metrics of the model, as it stands and in its stage, on windows of L + 1 tokens.
 
-        loss               nats per token, mean over all targets
-        accuracy           share of targets that are the most probable token
-        loss_by_position   list of mean losses of equal bins of positions 0..L-1, first to last
-        kl                 the attention's own loss, None where it has none
+    loss               nats per token, mean over all targets
+    accuracy           share of targets that are the most probable token
+    loss_by_position   list of mean losses of equal bins of positions 0..L-1, first to last
+    kl                 the attention's own loss, None where it has none
     """
     was_training = model.training
     model.eval()
@@ -101,7 +101,10 @@ def selection_recall(model: Transformer, tokens_NT: np.ndarray, execution: Execu
             total += float(recall.mean()) * len(tokens_BT)
             n_seen += len(tokens_BT)
     model.train(was_training)
-    return {"mass_recall": total / n_seen, "mass_recall_chance": float((k / np.arange(k + 1, length + 1)).mean())}
+    return {
+        "mass_recall": total / n_seen,
+        "mass_recall_chance": float((k / np.arange(k + 1, length + 1)).mean()),
+    }
 
 
 def recall_BT(selection: Selection) -> Tensor:

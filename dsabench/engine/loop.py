@@ -92,7 +92,12 @@ class _Run:
     """The state of one run in progress."""
 
     def __init__(
-        self, spec: RunSpec, data: TokenData, execution: Execution, sink: RunSink, observe: Callable[[Update], None]
+        self,
+        spec: RunSpec,
+        data: TokenData,
+        execution: Execution,
+        sink: RunSink,
+        observe: Callable[[Update], None],
     ) -> None:
         self.spec, self.data, self.execution, self.sink, self.observe = spec, data, execution, sink, observe
         self.windows = Windows(data, spec.length)
@@ -174,7 +179,13 @@ class _Run:
         record["tokens_per_second"] = spec.tokens_per_step * len(history_SM) / seconds
         self.sink.metrics(record)
         self.observe(
-            Update(end, spec.train.steps, record["loss"], self.last_eval.get("val_loss"), record["tokens_per_second"])
+            Update(
+                end,
+                spec.train.steps,
+                record["loss"],
+                self.last_eval.get("val_loss"),
+                record["tokens_per_second"],
+            )
         )
 
     def _check(self, history: torch.Tensor, first: int) -> None:

@@ -40,7 +40,7 @@ class Optimizer:
         self.own = list(own.values())
         self.backbone = [p for name, p in model.named_parameters() if name not in own]
         self.max_norm = spec.train.grad_clip
-        self.names = {parameter: name for name, parameter in model.named_parameters()}
+        self.names: dict[torch.Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
         own_rate = spec.attention.own_learning_rate() or spec.train.learning_rate
         groups = []
         for parameters, rate in ((self.backbone, spec.train.learning_rate), (self.own, own_rate)):
@@ -71,7 +71,7 @@ class Optimizer:
                 group["lr"] = group["peak"] * factor
 
     def step(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Clip, update, and return the gradient norms (before clipping) of backbone and own parameters, on the device."""
+        """Clip, update, and return the gradient norms, before clipping, of backbone and own parameters."""
         norms = []
         for parameters in (self.backbone, self.own):
             grads = [p.grad for p in parameters if p.grad is not None]

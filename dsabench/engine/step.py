@@ -50,7 +50,7 @@ class TrainStep:
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def run(self, first: int, stage: Stage, batches_SBT: Tensor) -> Tensor:
-        """Train on batches[i] as step first + i; returns the metrics (S, M), on the device and possibly still running."""
+        """Train on batches[i] as step first + i; the metrics (S, M), on the device and possibly still running."""
         self.model.stage = stage
         batches_SBT = batches_SBT.to(self.execution.device, non_blocking=True)
         history_SM = torch.zeros(len(batches_SBT), len(METRICS), device=self.execution.device)
@@ -94,7 +94,16 @@ class TrainStep:
         total.backward()
         norm, own_norm = self.optimizer.step()
         load_E = output.expert_load_E
-        values = (loss, kl, output.balance_loss, norm, own_norm, output.router_entropy, load_E.max(), load_E.min())
+        values = (
+            loss,
+            kl,
+            output.balance_loss,
+            norm,
+            own_norm,
+            output.router_entropy,
+            load_E.max(),
+            load_E.min(),
+        )
         torch.stack([value.detach().float() for value in values], out=self.metrics_M)
 
     @contextlib.contextmanager

@@ -47,7 +47,9 @@ class MixtureOfExperts(nn.Module):
         """(B, T, D) -> (B, T, D) and the router's statistics over all B T tokens."""
         x_ND = x_BTD.flatten(0, 1)
         with torch.autocast(x_BTD.device.type, enabled=False):  # routing decisions in full precision
-            logits_NE = F.linear(x_ND.float(), self.router.weight.float()).to(torch.promote_types(x_ND.dtype, torch.float32))
+            logits_NE = F.linear(x_ND.float(), self.router.weight.float()).to(
+                torch.promote_types(x_ND.dtype, torch.float32)
+            )
         top_NK, expert_NK = logits_NE.topk(self.per_token, dim=-1)
         weight_NK = top_NK.softmax(dim=-1)
         route = self._grouped if grouped_products_work(x_ND) else self._all_experts
@@ -56,7 +58,9 @@ class MixtureOfExperts(nn.Module):
 
     def _grouped(self, x_ND: Tensor, expert_NK: Tensor, weight_NK: Tensor) -> Tensor:
         """Sort the routes by expert and multiply each group by its own expert: K/E of the arithmetic."""
-        dtype = torch.get_autocast_dtype(x_ND.device.type) if torch.is_autocast_enabled(x_ND.device.type) else x_ND.dtype
+        dtype = (
+            torch.get_autocast_dtype(x_ND.device.type) if torch.is_autocast_enabled(x_ND.device.type) else x_ND.dtype
+        )
         order_R = expert_NK.flatten().argsort(stable=True)
         ends_E = self._counts(expert_NK).cumsum(0, dtype=torch.int32)
         token_R = order_R // self.per_token

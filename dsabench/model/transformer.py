@@ -66,13 +66,13 @@ class Transformer(nn.Module):
         document_ids_BT: Tensor | None = None,
         capture: dict[int, Selection] | None = None,
     ) -> ModelOutput:
-        """Logits at t depend on tokens 0..t of the same row (and document) alone; `self.stage` picks the attention's stage."""
+        """Logits at t depend on tokens 0..t of the same row (and document) alone; `self.stage` is the stage."""
         dropout = self.spec.model.dropout if self.training else 0.0
         positions_T = torch.arange(tokens_BT.shape[1], device=tokens_BT.device)
         context = AttentionContext(positions_T, self.stage, document_ids_BT, capture)
         x_BTD = F.dropout(self.embedding(tokens_BT) * self.spec.model.d_model**0.5, dropout)
         attention_losses, routers = [], []
-        for block in self.blocks:
+        for block in self.layers():
             mixed = block.attention(block.attention_norm(x_BTD), context)
             x_BTD = x_BTD + F.dropout(mixed.out_BTD, dropout)
             fed_BTD, router = block.experts(block.experts_norm(x_BTD))
@@ -87,11 +87,15 @@ class Transformer(nn.Module):
             router_entropy=torch.stack([router.entropy for router in routers]).mean(),
         )
 
+    def layers(self) -> list[Block]:
+        """The blocks, first to last."""
+        return [block for block in self.blocks if isinstance(block, Block)]
+
     def attention_own_parameters(self) -> dict[str, nn.Parameter]:
         """The parameters that only the attention's own loss trains (indexers), by their full names."""
         own = {
             f"blocks.{layer}.attention.{name}"
-            for layer, block in enumerate(self.blocks)
+            for layer, block in enumerate(self.layers())
             for name in block.attention.own_parameters()
         }
         return {name: parameter for name, parameter in self.named_parameters() if name in own}
@@ -131,7 +135,7 @@ def flops_per_window(model: Transformer, stage: Stage) -> dict[str, float]:
     """Model FLOPs of one training window, forward and backward, by item; active experts only, logits 6 L D V."""
     spec = model.spec
     items: dict[str, float] = {}
-    for block in model.blocks:
+    for block in model.layers():
         for part in (block.attention.flops(stage), MixtureOfExperts.flops(spec.model, spec.length)):
             for item, value in part.items():
                 items[item] = items.get(item, 0.0) + value

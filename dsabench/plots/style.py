@@ -1,11 +1,12 @@
-"""How every figure looks: colours, markers and lines that tell variants apart in colour and in grey, and saving.
+"""How every figure looks: colours, markers and lines that tell variants apart in colour and in grey; saving.
 
-Colours: Okabe and Ito, "Color Universal Design" (2008), without the yellow, which is too light for lines on white.
+Colours: Okabe and Ito, "Color Universal Design" (2008), without the yellow, too light for lines on white.
 """
 
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,16 +16,19 @@ import matplotlib.style
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, NullLocator
+from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 
 from dsabench.analysis.experiment import write_file
 from dsabench.analysis.variants import variant_order
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p")
 LINES = ("-", "--", "-.", ":", (0, (6, 1.5, 1, 1.5, 1, 1.5)))
 GREY = "#595959"
 DPI = 200
+
+_DIGIT = 0.08
+"""Width in inches of a digit of a tick label."""
 
 _RC = {
     "font.size": 9.0,
@@ -77,13 +81,13 @@ def display_name(variant: str) -> str:
 
 @contextmanager
 def styled() -> Iterator[None]:
-    """Matplotlib's defaults and this style for as long as the block runs, whatever the user's own settings are."""
+    """Matplotlib's defaults and this style while the block runs, whatever the user's own settings are."""
     with matplotlib.style.context(["default", _RC]):
         yield
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """An empty figure of width x height inches without pyplot, so that nothing of the user's session changes."""
+    """An empty figure of width x height inches, without pyplot: nothing of the user's session changes."""
     figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
     FigureCanvasAgg(figure)
     return figure
@@ -97,11 +101,25 @@ def save_png(figure: Figure, path: Path) -> Path:
     return write_file(path, buffer.getvalue())
 
 
-def length_axis(axes: Axes, lengths: Sequence[int], width: float) -> None:
-    """A log2 x axis with a tick at each length; labels that would touch on an axis `width` inches wide are left out."""
+def length_axis(axes: Axes, lengths: Sequence[int], width: float, margin: float) -> None:
+    """A log2 x axis with a tick at each length and `margin` octaves or more on both sides.
+
+    Labels that would touch on an axis `width` inches wide are left out, those of short lengths first.
+    """
+    ordered = sorted(set(lengths))
+    span = math.log2(ordered[-1] / ordered[0])
+    pad = max(0.4, 0.06 * span, margin)
     axes.set_xscale("log", base=2)
-    first, last = min(lengths), max(lengths)
-    pad = 2 ** max(0.4, 0.05 * (last / first).bit_length() if isinstance(last / first, int) else 0.4)
-    axes.set_xlim(first / pad, last * pad)
-    axes.xaxis.set_major_locator(FixedLocator(list(lengths)))
+    axes.set_xlim(ordered[0] / 2**pad, ordered[-1] * 2**pad)
+    octaves_per_inch = (span + 2 * pad) / width
+    labels: list[str] = []
+    free = math.inf  # labels are set from the longest length down; left of this, in octaves, there is room
+    for length in reversed(ordered):
+        half = 0.5 * _DIGIT * (len(str(length)) + 1) * octaves_per_inch
+        fits = math.log2(length) + half <= free
+        labels.append(str(length) if fits else "")
+        if fits:
+            free = math.log2(length) - half
+    axes.xaxis.set_major_locator(FixedLocator(ordered))
+    axes.xaxis.set_major_formatter(FixedFormatter(labels[::-1]))
     axes.xaxis.set_minor_locator(NullLocator())

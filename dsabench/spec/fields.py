@@ -11,7 +11,15 @@ import math
 import re
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializeAsAny,
+    model_validator,
+)
 
 Share = Annotated[float, Field(gt=0, lt=1)]
 Positive = Annotated[int, Field(ge=1)]
@@ -126,15 +134,11 @@ class ModelSpec(Spec):
                 f"near it, {', '.join(map(str, near)) or 'nothing'} would"
             )
         if self.head_dim % 2:
-            raise ValueError(
-                f"d_model / n_heads = {self.head_dim} is odd; rotary embedding needs an even head width"
-            )
+            raise ValueError(f"d_model / n_heads = {self.head_dim} is odd; rotary embedding needs an even head width")
         if self.n_heads % self.kv_heads:
             raise ValueError(f"n_kv_heads = {self.kv_heads} does not divide n_heads = {self.n_heads}")
         if self.experts_per_token > self.n_experts:
-            raise ValueError(
-                f"experts_per_token = {self.experts_per_token} is more than n_experts = {self.n_experts}"
-            )
+            raise ValueError(f"experts_per_token = {self.experts_per_token} is more than n_experts = {self.n_experts}")
         return self
 
 
@@ -152,7 +156,7 @@ class DataSpec(Spec):
     """`bpe` (byte-level BPE trained on the training documents), `bytes`, or the path of a tokenizer.json."""
 
     vocab_size: Annotated[int, Field(ge=257, le=1_000_000)] = 8192
-    """Tokens of a `bpe` tokenizer (256 bytes, one end-of-document token, and merges); other tokenizers bring their own."""
+    """Tokens of a `bpe` tokenizer: 256 bytes, one end-of-document token, merges. Other tokenizers bring their own."""
 
     val_share: Share = 0.1
     """Share of the documents that is held out for validation; split before windows are cut."""
@@ -227,10 +231,10 @@ class EngineSpec(Spec):
     """`bf16` autocast with fp32 weights, or `fp32`; `auto` is bf16 on a GPU that has it natively, else fp32."""
 
     compile: Literal["auto", "off", "graph"] = "auto"
-    """`graph` captures the training step in a CUDA graph, `off` launches it kernel by kernel; `auto` is graph on CUDA."""
+    """`graph` captures the training step in a CUDA graph, `off` launches each kernel; `auto` is graph on CUDA."""
 
     deterministic: Literal["auto"] | bool = "auto"
-    """Same bits for the same spec on the same machine; `auto` is yes on the CPU and no on a GPU, where it costs time."""
+    """Same bits for the same spec and machine; `auto` is yes on the CPU and no on a GPU, where it costs time."""
 
     checkpoint_every: Positive | None = None
     """Steps between checkpoints to resume from; null writes one at each evaluation."""

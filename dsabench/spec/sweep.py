@@ -32,6 +32,8 @@ class Sweep:
     axes: dict[str, list[Any]]
     name: str = "sweep"
     origins: dict[str, str] = field(default_factory=dict)
+    named_kinds: list[Any] = field(default_factory=list)
+    """Every attention kind the file names: after `--attention dense`, base.attention may keep fields of another."""
 
     def set(self, path: str, value: Any, origin: str) -> None:
         """Override one field. An axis over that field is dropped, and so is the field's alternative (batch_size for
@@ -41,6 +43,8 @@ class Sweep:
         self._clear_alternative(path)
         _put(self.base, path, value)
         self.origins[path] = origin
+        if path == "plugins":
+            self._load_plugins()
 
     def set_axis(self, path: str, values: list[Any], origin: str) -> None:
         """Vary one field. Raises SpecError for an empty list or a value given twice."""
@@ -65,8 +69,8 @@ class Sweep:
         self._load_plugins()
         self._attention_fields_have_an_owner()
         specs: dict[str, RunSpec] = {}
-        for values in itertools.product(*self.axes.values()):
-            spec = self._run(dict(zip(self.axes, values, strict=True)))
+        for point in itertools.product(*self.axes.values()):
+            spec = self._run(dict(zip(self.axes, point, strict=True)))
             specs.setdefault(spec.model_dump_json(), spec)
         return list(specs.values())
 
@@ -101,7 +105,7 @@ class Sweep:
         attention = self.base.get("attention", {})
         if not isinstance(attention, dict):
             return
-        kinds = list(dict.fromkeys([*self._kinds(), attention.get("kind", "dsa")]))
+        kinds = list(dict.fromkeys([*self._kinds(), attention.get("kind", "dsa"), *self.named_kinds]))
         models = [_spec_class(kind, self._where("attention.kind")) for kind in kinds]
         paths = [f"attention.{name}" for name in attention] + [p for p in self.axes if p.startswith("attention.")]
         for path in paths:
@@ -134,7 +138,9 @@ class Sweep:
             annotation = model.model_fields[name].annotation
             if i + 1 < len(names):
                 if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
-                    raise SpecError(f"{origin}{'.'.join(names[: i + 1])} has no field {names[i + 1]}: it is a single value")
+                    raise SpecError(
+                        f"{origin}{'.'.join(names[: i + 1])} has no field {names[i + 1]}: it is a single value"
+                    )
                 model = annotation
 
     def _clear_alternative(self, path: str) -> None:
@@ -162,7 +168,8 @@ def load_sweep(name_or_path: str = DEFAULT_CONFIG) -> Sweep:
         shipped = shipped_configs()
         if name_or_path not in shipped:
             raise SpecError(
-                f"no config named {name_or_path!r}{near_miss(name_or_path, sorted(shipped))} (or give the path of a .yaml file)"
+                f"no config named {name_or_path!r}{near_miss(name_or_path, sorted(shipped))} "
+                "(or give the path of a .yaml file)"
             )
         path = shipped[name_or_path]
     content, lines = yaml_source.read(path)
@@ -178,8 +185,15 @@ def load_sweep(name_or_path: str = DEFAULT_CONFIG) -> Sweep:
             raise SpecError(f"{origins[key]}{key} must be a mapping")
     sweep = Sweep(base, {}, path.stem)
     sweep.origins = {key.partition(".")[2]: origin for key, origin in origins.items() if "." in key}
+    if isinstance(base.get("plugins"), list):  # a plugin lies beside its config, or else where the user stands
+        beside = [path.parent / str(plugin) for plugin in base["plugins"]]
+        base["plugins"] = [str(b) if b.is_file() else p for b, p in zip(beside, base["plugins"], strict=True)]
+    sweep._load_plugins()
     for axis, values in axes.items():
         sweep.set_axis(axis, values, origins[f"axes.{axis}"])
+    attention = base.get("attention", {})
+    sweep.named_kinds = [attention.get("kind", "dsa")] if isinstance(attention, dict) else []
+    sweep.named_kinds += sweep.axes.get("attention.kind", [])
     return sweep
 
 
@@ -199,7 +213,9 @@ def validate(values: dict[str, Any], where: Any = lambda path: "") -> RunSpec:
     attention = rest.pop("attention", {})
     valid: AttentionSpec | None = attention if isinstance(attention, AttentionSpec) else None
     if valid is None and not isinstance(attention, dict):
-        problems.append(f"{where('attention')}attention = {attention!r} is not accepted; accepted: a mapping with a `kind`")
+        problems.append(
+            f"{where('attention')}attention = {attention!r} is not accepted; accepted: a mapping with a `kind`"
+        )
     elif valid is None:
         model = _spec_class(attention.get("kind", "dsa"), where("attention.kind"))
         try:

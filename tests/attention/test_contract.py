@@ -131,7 +131,8 @@ def test_a_leak_across_rows_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_leak_across_documents_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "dsabench.attention.base.allowed_keys", lambda length, ids, device: reference.allowed_keys(length, None, device)
+        "dsabench.attention.base.allowed_keys",
+        lambda length, ids, device: reference.allowed_keys(length, None, device),
     )
     with pytest.raises(AssertionError, match="across documents"):
         check_documents_are_separate(small(VARIANTS["dsa"]))

@@ -1,4 +1,4 @@
-"""The reference kernels against plain loops in fp64 and an independent library; the masked ones against the reference."""
+"""The reference kernels against plain loops in fp64 and an independent library; the masked against the reference."""
 
 from __future__ import annotations
 
@@ -41,7 +41,9 @@ def test_index_scores_by_a_plain_loop() -> None:
     documents=st.booleans(),
     seed=st.integers(0, 10**6),
 )
-def test_selection_is_the_first_k_of_a_stable_sort(length: int, k: int, levels: int, documents: bool, seed: int) -> None:
+def test_selection_is_the_first_k_of_a_stable_sort(
+    length: int, k: int, levels: int, documents: bool, seed: int
+) -> None:
     """Scores on few levels, so ties are everywhere, signed zeros among them; the mask holds the same set."""
     generator = torch.Generator().manual_seed(seed)
     scores = torch.randint(-levels, levels + 1, (2, length, length), generator=generator).double() * 0.5
@@ -78,7 +80,10 @@ def test_reference_attention_by_a_plain_loop(n_kv_heads: int) -> None:
 
 @settings(max_examples=25, deadline=None)
 @given(
-    length=st.integers(1, 17), k=st.integers(1, 20), n_kv_heads=st.sampled_from([1, 2, 4]), seed=st.integers(0, 10**6)
+    length=st.integers(1, 17),
+    k=st.integers(1, 20),
+    n_kv_heads=st.sampled_from([1, 2, 4]),
+    seed=st.integers(0, 10**6),
 )
 def test_masked_attention_and_kl_agree_with_the_reference(length: int, k: int, n_kv_heads: int, seed: int) -> None:
     """Outputs, the target, the KL loss, and every gradient, in fp64."""
@@ -158,7 +163,13 @@ def test_rotary_is_multiplication_by_unit_complex_numbers() -> None:
 @torch.no_grad()
 def test_the_indexer_follows_the_published_recipe() -> None:
     """LayerNorm on the key, rotary on the first half of each head only, weights scaled by J^-1/2 I^-1/2."""
-    spec = validate({"length": 6, "model": {"d_model": 16, "n_heads": 2}, "attention": {"indexer": {"n_heads": 2, "head_dim": 8}}})
+    spec = validate(
+        {
+            "length": 6,
+            "model": {"d_model": 16, "n_heads": 2},
+            "attention": {"indexer": {"n_heads": 2, "head_dim": 8}},
+        }
+    )
     indexer = LightningIndexer(spec, spec.attention.indexer)  # type: ignore[attr-defined]
     x = random(1, 6, 16).float()
     scores = indexer(x, AttentionContext(torch.arange(6)))
@@ -192,14 +203,24 @@ def test_against_the_naive_dsa_of_flash_linear_attention() -> None:
     assert found.loader is not None
     naive = importlib.util.module_from_spec(found)
     found.loader.exec_module(naive)
-    q, k, v = random(2, 19, 4, 8).float(), random(2, 19, 2, 8, seed=1).float(), random(2, 19, 2, 8, seed=2).float()
-    q_idx, k_idx, w_idx = random(2, 19, 3, 4, seed=3).float(), random(2, 19, 4, seed=4).float(), random(2, 19, 3, seed=5).float()
+    q, k, v = (
+        random(2, 19, 4, 8).float(),
+        random(2, 19, 2, 8, seed=1).float(),
+        random(2, 19, 2, 8, seed=2).float(),
+    )
+    q_idx, k_idx, w_idx = (
+        random(2, 19, 3, 4, seed=3).float(),
+        random(2, 19, 4, seed=4).float(),
+        random(2, 19, 3, seed=5).float(),
+    )
     expected, indices = naive.naive_dsa(q, k, v, q_idx, k_idx, w_idx, topk=6, return_indices=True)
     scores = reference.index_scores(q_idx, k_idx, w_idx)
     allowed = reference.allowed_keys(19, None, scores.device)
     selected = reference.select_top_k(scores, allowed, 6)
     # Where relu makes ties the library leaves open which of the tied keys it takes: compare rows without ties.
-    rows = torch.tensor([[len(set(row.tolist())) == len(row) for row in batch] for batch in scores.masked_fill(~allowed, 0)])
+    rows = torch.tensor(
+        [[len(set(row.tolist())) == len(row) for row in batch] for batch in scores.masked_fill(~allowed, 0)]
+    )
     same = (selected.sort(-1).values == indices.sort(-1).values).all(-1)
     assert bool((same | ~rows).all())
     ours, _ = reference.attention(q, k, v, indices)

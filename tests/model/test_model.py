@@ -25,7 +25,7 @@ def spec_of(kind: str = "dsa", **fields: Any) -> RunSpec:
 
 
 def first_loss(spec: RunSpec, vocab_size: int) -> float:
-    tokens = torch.randint(vocab_size, (8, spec.length + 1), generator=torch.Generator().manual_seed(0))
+    tokens = torch.randint(vocab_size, (6, spec.length + 1), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         logits = build(spec, vocab_size)(tokens[:, :-1]).logits_BTV
     return float(F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten()))
@@ -35,8 +35,6 @@ def first_loss(spec: RunSpec, vocab_size: int) -> float:
 @pytest.mark.parametrize(("d_model", "n_layers"), [(32, 2), (256, 4), (512, 12)])
 @pytest.mark.parametrize("kind", ["dense", "dsa"])
 def test_the_first_loss_is_near_ln_v(kind: str, d_model: int, n_layers: int, vocab_size: int) -> None:
-    if d_model == 512 and vocab_size == 49_152:
-        pytest.skip("half a GB of logits; the two sizes are tested apart")
     model = {"d_model": d_model, "n_layers": n_layers, "n_heads": 4, "d_ff": 64}
     assert first_loss(spec_of(kind, model=model), vocab_size) == pytest.approx(math.log(vocab_size), rel=0.03)
 
@@ -92,13 +90,16 @@ def random_moe(n_experts: int, per_token: int, seed: int = 0) -> MixtureOfExpert
 
 
 @settings(max_examples=25, deadline=None)
-@given(n_experts=st.integers(1, 7), per_token=st.integers(1, 7), n_tokens=st.integers(1, 40), seed=st.integers(0, 99))
+@given(
+    n_experts=st.integers(1, 7),
+    per_token=st.integers(1, 7),
+    n_tokens=st.integers(1, 40),
+    seed=st.integers(0, 99),
+)
 def test_experts_by_a_plain_loop(n_experts: int, per_token: int, n_tokens: int, seed: int) -> None:
     """Both ways of computing the experts, outputs and all gradients; no token is dropped however uneven the load."""
     moe = random_moe(n_experts, min(per_token, n_experts), seed)
     x_ND = torch.randn(n_tokens, 16, generator=torch.Generator().manual_seed(seed))
-    logits = F.linear(x_ND, moe.router.weight)
-    top, expert = logits.topk(moe.per_token, dim=-1)
     probe = torch.randn(n_tokens, 16, generator=torch.Generator().manual_seed(seed + 1))
     results = []
     for compute in (
@@ -161,7 +162,9 @@ def test_flops_of_dsa_fall_with_k_and_are_dense_in_the_warm_up() -> None:
         spec = validate({"length": 64, "model": TINY, "attention": {"kind": "dsa", "top_k": k}})
         return flops_per_window(build(spec, 300), stage)["attention"]
 
-    dense = flops_per_window(build(validate({"length": 64, "model": TINY, "attention": {"kind": "dense"}}), 300), "sparse")
+    dense = flops_per_window(
+        build(validate({"length": 64, "model": TINY, "attention": {"kind": "dense"}}), 300), "sparse"
+    )
     assert attention(64, "sparse") == attention(8, "dense") == dense["attention"]
     n = 8 * (1 - 8 / 128)  # DSA.md's k (1 - k / 2L), to the order of 1 / L
     assert attention(8, "sparse") == pytest.approx(12 * 64 * n * 32 * 2, rel=0.02)

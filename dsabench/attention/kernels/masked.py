@@ -39,6 +39,8 @@ def attention(q_BTHD: Tensor, k_BSGD: Tensor, v_BSGD: Tensor, keep: Tensor) -> t
     v_BHSD = v_BSGD.transpose(1, 2).repeat_interleave(groups, dim=1)
     scores_BHTS = q_BHTD @ k_BHSD.transpose(-1, -2)
     keep_ = keep if keep.dim() == 2 else keep[:, None]
-    p_BHTS = scores_BHTS.masked_fill(~keep_, -torch.inf).softmax(dim=-1, dtype=torch.promote_types(q_BTHD.dtype, torch.float32))
+    p_BHTS = scores_BHTS.masked_fill(~keep_, -torch.inf).softmax(
+        dim=-1, dtype=torch.promote_types(q_BTHD.dtype, torch.float32)
+    )
     out_BHTD = p_BHTS.to(v_BHSD.dtype) @ v_BHSD
     return out_BHTD.transpose(1, 2), p_BHTS.detach().mean(dim=1)

@@ -1,0 +1,135 @@
+"""The experiment's table on stdout: 80 columns wide, and plain ASCII where there is no terminal."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from rich.box import SIMPLE_HEAD, Box
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.measure import Measurement
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_PLAIN = Box("    \n    \n -- \n    \n    \n    \n    \n    \n", ascii=True)
+"""SIMPLE_HEAD in ASCII: a rule under the header and nothing else."""
+
+_LABEL = 9
+"""Characters of the attention column; longer names are numbered and spelt out below the table."""
+
+_SHOWN = 10
+"""Runs that are listed as left out, before the rest are only counted."""
+
+
+def experiment_lines(table: pd.DataFrame, console: Console, left_out: pd.DataFrame | None = None) -> None:
+    """Print `table` (analysis.experiment_table) and the notes that it needs.
+
+    `left_out` (analysis.not_averaged) is listed below it, run by run.
+    """
+    rows = [{str(name): value for name, value in row.items()} for row in table.to_dict("records")]
+    labels, footnotes = _labels(rows)
+    if rows:
+        box = SIMPLE_HEAD if console.is_terminal and not console.legacy_windows else _PLAIN
+        console.print(_Whole(_table(rows, labels, box)), crop=False)
+    else:
+        console.print("No run has a result.")
+    for line in [*footnotes, *_notes(rows), *_list(left_out)]:
+        console.print(Text(line), soft_wrap=True)
+
+
+class _Whole:
+    """A table that is never cut: on a narrower terminal the terminal wraps it."""
+
+    def __init__(self, table: Table) -> None:
+        self.table = table
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        needed = Measurement.get(console, options.update(max_width=10_000), self.table).maximum
+        yield from console.render(self.table, options.update(width=max(needed, 1)))
+
+
+def _table(rows: list[dict[str, Any]], labels: list[str], box: Box) -> Table:
+    shown = Table(box=box, show_edge=False, padding=(0, 1, 0, 0), header_style="bold")
+    shown.add_column("length", justify="right", no_wrap=True)
+    shown.add_column("attention", no_wrap=True)
+    for heading in ("seeds", "val loss", "minus dense", "acc %", "ms per\nstep", "recall\n(chance)"):
+        shown.add_column(heading, justify="right", no_wrap=True)
+    previous = None
+    for row, label in zip(rows, labels, strict=True):
+        n, total = row["n"], row["n_runs"]
+        shown.add_row(
+            "" if row["length"] == previous else str(row["length"]),
+            Text(label),
+            str(n) if n == total else f"{n}/{total}",
+            _with_sd(row["val_loss_mean"], row["val_loss_sd"], ".3f"),
+            _with_sd(row["diff_mean"], row["diff_sd"], "+.3f"),
+            _number(100 * row["val_accuracy_mean"], ".1f"),
+            _three_digits(row["step_ms_mean"]),
+            _recall(row["mass_recall"], row["mass_recall_chance"]),
+        )
+        previous = row["length"]
+    return shown
+
+
+def _labels(rows: list[dict[str, Any]]) -> tuple[list[str], list[str]]:
+    """The attention column, and footnotes for the names that are too long for it."""
+    names = [str(row["variant"]) + (" LEAK" if row["leak"] else "") for row in rows]
+    long = [name for name in dict.fromkeys(names) if len(name) > _LABEL]
+    short = {
+        name: f"[{i}] LEAK" if name.endswith(" LEAK") else f"{name.split(' ')[0][:5]} [{i}]"
+        for i, name in enumerate(long, 1)
+    }
+    return [short.get(name, name) for name in names], [f"[{i}] {name}" for i, name in enumerate(long, 1)]
+
+
+def _notes(rows: list[dict[str, Any]]) -> Iterator[str]:
+    if not rows:
+        return
+    spread = "mean+-standard deviation over seeds" if any(row["n"] > 1 for row in rows) else "one seed"
+    yield f"val loss: nats per token, {spread}; lower is better."
+    if any(row["diff_n"] for row in rows):
+        yield "minus dense: difference to dense of the same seed. No significance test is made."
+    if any(math.isfinite(row["mass_recall"]) for row in rows):
+        yield "recall: share of full attention on the selected tokens (on as many random ones)."
+    unigram = [row["unigram_loss"] for row in rows if math.isfinite(row["unigram_loss"])]
+    if unigram:
+        low, high = f"{min(unigram):.3f}", f"{max(unigram):.3f}"
+        yield f"Unigram baseline: {low if low == high else f'{low} to {high}'} nats per token."
+    if any(row["n"] < row["n_runs"] for row in rows):
+        yield "seeds n/m: n of m runs finished and are averaged."
+    if any(row["leak"] for row in rows):
+        yield "LEAK: this attention sees later tokens; its loss means nothing."
+
+
+def _list(left_out: pd.DataFrame | None) -> Iterator[str]:
+    if left_out is None or left_out.empty:
+        return
+    yield "Not averaged:"
+    for run in left_out.head(_SHOWN).to_dict("records"):
+        error = str(run["error"] or "").strip().partition("\n")[0]
+        yield f"  {run['run_id']} {run['reason']}" + (f": {error}" if error else "")
+    if len(left_out) > _SHOWN:
+        yield f"  and {len(left_out) - _SHOWN} more"
+
+
+def _number(value: float, form: str) -> str:
+    return format(value, form) if math.isfinite(value) else "-"
+
+
+def _with_sd(mean: float, sd: float, form: str) -> str:
+    spread = f"+-{sd:.3f}" if math.isfinite(sd) else ""
+    return f"{mean:{form}}{spread}" if math.isfinite(mean) else "-"
+
+
+def _three_digits(value: float) -> str:
+    if not math.isfinite(value) or value < 0:
+        return "-"
+    return f"{value:.{min(3, max(0, 2 - math.floor(math.log10(value))))}f}" if value > 0 else "0"
+
+
+def _recall(recall: float, chance: float) -> str:
+    return f"{recall:.2f} ({_number(chance, '.2f')})".replace("0.", ".") if math.isfinite(recall) else "-"

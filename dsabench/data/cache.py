@@ -1,0 +1,103 @@
+"""The cache of what is slow to make: digests of files, trained tokenizers, token arrays, downloaded text.
+
+Every entry is named by a digest of what it was made from and appears at once, by a rename, so that readers need no
+lock and a killed process leaves nothing that looks whole. Anything in it may be deleted at any time between runs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import filelock
+import platformdirs
+
+from dsabench.errors import DataError
+
+
+def cache_folder(kind: str) -> Path:
+    """<cache>/<kind>, made if need be; the cache is $DSABENCH_CACHE, else the user's cache folder of the platform."""
+    named = os.environ.get("DSABENCH_CACHE")
+    root = Path(named).expanduser() if named else Path(platformdirs.user_cache_dir("dsabench"))
+    folder = root / kind
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn an OSError of writing to the cache (read-only, disk full) into a DataError that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(
+            f"cannot write the data cache at {path}: {error.strerror or error}; "
+            "free some space, or name a folder you can write in the environment variable DSABENCH_CACHE"
+        ) from error
+
+
+def digest(*values: Any) -> str:
+    """SHA-256, in hex, of JSON values and bytes in order; unambiguous, because each is preceded by its size."""
+    whole = hashlib.sha256()
+    for value in values:
+        data = value if isinstance(value, bytes) else json.dumps(value, sort_keys=True).encode()
+        whole.update(len(data).to_bytes(8, "little"))
+        whole.update(data)
+    return whole.hexdigest()
+
+
+def replace_file(path: Path, write: Callable[[Path], None]) -> None:
+    """Make `path` whole or not at all: write(temporary file beside it), then rename."""
+    with writing(path):
+        handle, name = tempfile.mkstemp(prefix=".tmp-", suffix=path.suffix, dir=path.parent)
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            write(temporary)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A temporary folder that takes the place of `path` when the block ends well, and is removed when it does not.
+
+    A folder that stands at `path` (a damaged entry) makes way; whoever has its files mapped keeps them. The caller
+    holds the entry's lock.
+    """
+    with writing(path):
+        temporary = Path(tempfile.mkdtemp(prefix=".tmp-", dir=path.parent))
+    try:
+        yield temporary
+        with writing(path):
+            if path.exists():
+                path.replace(temporary.with_name(temporary.name + "-old"))
+            temporary.replace(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(temporary.with_name(temporary.name + "-old"), ignore_errors=True)
+
+
+@contextmanager
+def locked(path: Path, tell: Callable[[str], None]) -> Iterator[None]:
+    """Hold `path`'s lock, so that an entry is made once; the system frees the lock of a process that dies."""
+    with writing(path):
+        lock = filelock.FileLock(path.with_name(path.name + ".lock"))
+        try:
+            lock.acquire(timeout=0)
+        except filelock.Timeout:
+            tell("another process is preparing this data; waiting for it")
+            lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()

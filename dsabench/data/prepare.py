@@ -1,0 +1,148 @@
+"""From a DataSpec to tokens on disk: read and split, train or load the tokenizer, encode once, map into memory.
+
+Documents stream through in parts, twice or so, and tokens are written as they come: memory does not grow with the
+corpus, but for about a hundred bytes a document.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dsabench.data import stored
+from dsabench.data.cache import cache_folder, digest, locked, replace_file
+from dsabench.data.encoding import encode
+from dsabench.data.split import FORMAT, Split, draw
+from dsabench.data.tokenizer import Bytes, Subwords, Tokenizer, load_file, tokenizer_digest, tokenizer_file, train_bpe
+from dsabench.data.tokens import Names, TokenData, TokenSplit
+from dsabench.errors import DataError
+from dsabench.spec.fields import DataSpec
+
+BPE_BYTES = 2**28
+"""Text that a tokenizer is trained on; of a larger corpus, training documents drawn until it is reached."""
+
+
+def _silent(message: str) -> None:
+    pass
+
+
+def fingerprint(data: DataSpec) -> dict[str, str]:
+    """Content digests for a run's identity: `corpus`, the documents used (after max_documents), and `tokenizer`.
+
+    Reads the corpus (once: digests are cached by path, size and times) but neither trains nor tokenizes. Names and
+    folders do not count. Raises DataError.
+    """
+    return _fingerprint(data, draw(data, _silent))
+
+
+def prepare(data: DataSpec, *, progress: Callable[[str], None] | None = None) -> TokenData:
+    """The corpus of `data`, split and tokenized; from the cache when it was prepared before.
+
+    `progress` is given a line at the start of each slow part; a cached corpus gives none. Raises DataError.
+    """
+    tell = progress or _silent
+    split = draw(data, tell)
+    tokenizer, notes = _tokenizer(data, split, tell)
+    entry = _entry(data, split, tokenizer, tell)
+    names = {name: Names(documents, split.name) for name, documents in entry.documents.items()}
+    return TokenData(
+        train=TokenSplit(entry.tokens["train"], entry.offsets["train"], names["train"]),
+        val=TokenSplit(entry.tokens["val"], entry.offsets["val"], names["val"]),
+        vocab_size=tokenizer.vocab_size,
+        end_of_document=tokenizer.end_of_document,
+        token_bytes_V=tokenizer.token_bytes_V,
+        unigram_nats_V=_unigram_nats(entry.counts_V),
+        fingerprint=_fingerprint(data, split),
+        tokenizer=tokenizer,
+        notes=[*split.notes, *notes, *entry.notes],
+    )
+
+
+def _fingerprint(data: DataSpec, split: Split) -> dict[str, str]:
+    return {
+        "corpus": split.corpus_digest,
+        "tokenizer": tokenizer_digest(data, split.digests(_bpe_documents(split))),
+    }
+
+
+def _bpe_documents(split: Split) -> NDArray[np.int64]:
+    """Training documents that a `bpe` tokenizer sees, in the source's order."""
+    before = np.cumsum(split.scan.bytes_N[split.train]) - split.scan.bytes_N[split.train]
+    return np.sort(split.train[before < BPE_BYTES])
+
+
+def _tokenizer(data: DataSpec, split: Split, tell: Callable[[str], None]) -> tuple[Tokenizer, list[str]]:
+    if data.tokenizer == "bytes":
+        return Bytes(), []
+    if data.tokenizer != "bpe":
+        return load_file(tokenizer_file(data)), []
+    documents = _bpe_documents(split)
+    notes = []
+    if len(documents) < len(split.train):
+        notes.append(f"the tokenizer was trained on {len(documents):,} of {len(split.train):,} training documents")
+    path = cache_folder("tokenizers") / f"{tokenizer_digest(data, split.digests(documents))[:32]}.json"
+    trained = _trained(path)
+    if trained is None:
+        with locked(path, tell):
+            trained = _trained(path)
+            if trained is None:
+                tell(f"training the tokenizer (bpe, {data.vocab_size:,} ids) on {len(documents):,} documents")
+                trained = train_bpe(_texts(split, documents), data.vocab_size)
+                replace_file(path, trained.save)
+    if trained.vocab_size < data.vocab_size:
+        notes.append(
+            f"the tokenizer has {trained.vocab_size:,} ids, not {data.vocab_size:,}: the text gives no more merges"
+        )
+    return trained, notes
+
+
+def _trained(path: Path) -> Subwords | None:
+    if not path.exists():
+        return None
+    try:
+        return load_file(path)
+    except DataError:  # damaged: trained anew
+        return None
+
+
+def _texts(split: Split, documents: NDArray[np.int64]) -> Iterator[str]:
+    for _, document in split.documents(documents):
+        for part in document.parts:
+            assert isinstance(part, str), "own_ids() refuses token ids with a bpe tokenizer"
+            yield part
+
+
+def _entry(data: DataSpec, split: Split, tokenizer: Tokenizer, tell: Callable[[str], None]) -> stored.Entry:
+    """The stored tokens, made if need be; named by all that decides them: which documents, in which order, and how."""
+    train, val = np.sort(split.train), np.sort(split.val)
+    drawn = split.digests(split.train) if data.max_tokens is not None else b""
+    key = digest(
+        "tokens",
+        FORMAT,
+        tokenizer_digest(data, split.digests(_bpe_documents(split))),
+        data.max_tokens,
+        split.digests(train),
+        split.digests(val),
+        drawn,
+    )
+    path = cache_folder("tokens") / key[:32]
+    entry = stored.load(path, key, train, val)
+    if entry is None:
+        with locked(path, tell):
+            entry = stored.load(path, key, train, val)
+            if entry is None:
+                megabytes = int(split.scan.bytes_N[train].sum() + split.scan.bytes_N[val].sum()) / 1e6
+                tell(f"encoding {len(train) + len(val):,} documents ({megabytes:,.1f} MB)")
+                encode(path, key, data, split, tokenizer)
+                entry = stored.load(path, key, train, val)
+                assert entry is not None, "what was just written can be read"
+    return entry
+
+
+def _unigram_nats(counts_V: NDArray[np.int64]) -> NDArray[np.float64]:
+    """-ln((c + 1) / (n + V)): no id is impossible, and the probabilities sum to one."""
+    nats_V: NDArray[np.float64] = np.log(counts_V.sum() + len(counts_V)) - np.log(counts_V + 1.0)
+    return nats_V

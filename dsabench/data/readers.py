@@ -1,0 +1,233 @@
+"""Files to documents, one reader a suffix, in bounded memory whatever the file's size.
+
+A document is read in parts of at most PART_CHARS characters. Where the parts are cut depends on the text alone, not on
+the kind of file it came from, so that the same text always gives the same tokens.
+"""
+
+from __future__ import annotations
+
+import codecs
+import json
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dsabench.errors import DataError
+
+PART_CHARS = 2**20
+"""Longest part of a document in characters (or token ids); parts are cut after a line end where there is one."""
+
+LONE_PIECES = 20
+"""A corpus of one document is cut into this many, so that some of it can be held out."""
+
+PIECE_CHARS = 2**24
+"""Largest such piece, which bounds the memory that cutting needs."""
+
+_BLOCK = 2**20
+
+Part = str | NDArray[np.uint16]
+"""Text, or the token ids of a .bin file."""
+
+
+@dataclass(frozen=True)
+class Document:
+    """One document of a file."""
+
+    record: int
+    """Which one of the file, from 1 (a line, a row, a piece); 0 when the file is the document."""
+
+    parts: Iterable[Part]
+    """Its content in order; lazy, to be read once and before the next document is asked for."""
+
+
+@dataclass(frozen=True)
+class Ids:
+    """What a .bin file's ids mean: the tokenizer that made them."""
+
+    vocab_size: int
+    end_of_document: int
+
+
+def text_parts(blocks: Iterable[str]) -> Iterator[str]:
+    """The same text in parts of at most PART_CHARS characters, cut after the last line end that fits, if any."""
+    pending = ""
+    for block in blocks:
+        pending += block
+        while len(pending) > PART_CHARS:
+            cut = pending.rfind("\n", 0, PART_CHARS) + 1 or PART_CHARS
+            yield pending[:cut]
+            pending = pending[cut:]
+    if pending:
+        yield pending
+
+
+def read_text(path: Path) -> Iterator[Document]:
+    """A .txt, .md or .py file: one document, UTF-8. DataError with the byte offset of what is not text."""
+    yield Document(0, text_parts(_utf8_blocks(path)))
+
+
+def _utf8_blocks(path: Path) -> Iterator[str]:
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    with path.open("rb") as file:
+        offset = 0
+        while True:
+            block = file.read(_BLOCK)
+            held = len(decoder.getstate()[0])  # bytes of a character that the last block broke off
+            try:
+                text = decoder.decode(block, final=not block)
+            except UnicodeDecodeError as error:
+                at = offset - held + error.start
+                raise DataError(
+                    f"{path}: not UTF-8 text: byte 0x{error.object[error.start]:02x} at offset {at}; "
+                    "a text file must be UTF-8"
+                ) from None
+            if "\0" in text:
+                at = offset - held + len(text[: text.index("\0")].encode())
+                raise DataError(f"{path}: a binary file: byte 0x00 at offset {at}; a text file must be UTF-8")
+            if offset == 0:
+                text = text.removeprefix("\ufeff")  # a byte order mark is not text
+            offset += len(block)
+            yield text
+            if not block:
+                return
+
+
+def read_jsonl(path: Path, column: str) -> Iterator[Document]:
+    """A .jsonl file: one JSON object a line, whose field `column` is the text; null is an empty document."""
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if number == 1:
+                line = line.removeprefix(codecs.BOM_UTF8)
+            if not line.isspace():
+                yield Document(number, _json_parts(line, f"{path}:{number}", column))
+
+
+def _json_parts(line: bytes, where: str, column: str) -> Iterator[str]:
+    try:
+        record = json.loads(line.decode())
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{where}: not UTF-8: byte 0x{line[error.start]:02x} at byte {error.start} of the line"
+        ) from None
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{where}: not valid JSON: {error}; .jsonl holds one JSON object a line") from None
+    if not isinstance(record, dict):
+        raise DataError(f"{where}: a JSON {type(record).__name__}, where an object with the field {column!r} is needed")
+    if column not in record:
+        raise DataError(
+            f"{where}: no field {column!r} (data.text_column); the record has {_listed(record) or 'no fields'}"
+        )
+    text = record[column]
+    if text is None:
+        return
+    if not isinstance(text, str):
+        raise DataError(f"{where}: field {column!r} is {type(text).__name__}, not a string")
+    bad = next((character for character in text if "\ud800" <= character <= "\udfff"), None)
+    if bad is not None:
+        raise DataError(f"{where}: field {column!r} holds half a surrogate pair (\\u{ord(bad):04x}), which is not text")
+    yield from text_parts([text])
+
+
+def read_parquet(path: Path, column: str) -> Iterator[Document]:
+    """A .parquet file: one document a row of the string column `column`, read in batches; null is an empty document."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path) as file:
+            schema = file.schema_arrow
+            if column not in schema.names:
+                raise DataError(
+                    f"{path}: no column {column!r} (data.text_column); the file has {_listed(schema.names) or 'none'}"
+                )
+            kind = schema.field(column).type
+            plain = kind.value_type if pa.types.is_dictionary(kind) else kind
+            if not (pa.types.is_string(plain) or pa.types.is_large_string(plain) or pa.types.is_null(plain)):
+                raise DataError(f"{path}: column {column!r} is {kind}, not a string column")
+            row = 0
+            for batch in file.iter_batches(batch_size=256, columns=[column]):
+                for value in batch.column(0):
+                    row += 1
+                    yield Document(row, text_parts(filter(None, [value.as_py()])))
+    except (pa.ArrowException, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: not a readable parquet file: {str(error).splitlines()[0]}") from None
+
+
+def read_bin(path: Path, ids: Ids) -> Iterator[Document]:
+    """A .bin file: little-endian uint16 token ids without a header, as nanoGPT writes them.
+
+    Documents are what lies between end-of-document ids, wherever these stand; a file without any is one document.
+    """
+    size = path.stat().st_size
+    if size % 2:
+        raise DataError(f"{path}: {size} bytes; a .bin file holds two bytes a token (uint16), so an even number")
+    if not size:
+        return
+    tokens = np.memmap(path, dtype="<u2", mode="r")
+    start = number = 0
+    for first in range(0, len(tokens), PART_CHARS):
+        block = tokens[first : first + PART_CHARS]
+        if int(block.max()) >= ids.vocab_size:
+            at = first + int(np.argmax(block >= ids.vocab_size))
+            raise DataError(
+                f"{path}: token {at} is {int(tokens[at])}, but the tokenizer of data.tokenizer has ids 0 to "
+                f"{ids.vocab_size - 1}; name the tokenizer that made the file (and a file without a header)"
+            )
+        for end in first + np.flatnonzero(block == ids.end_of_document):
+            number += 1
+            yield Document(number, _slices(tokens, start, int(end)))
+            start = int(end) + 1
+    if start < len(tokens):
+        yield Document(number + 1, _slices(tokens, start, len(tokens)))
+
+
+def _slices(tokens: NDArray[np.uint16], start: int, end: int) -> Iterator[NDArray[np.uint16]]:
+    for first in range(start, end, PART_CHARS):
+        yield tokens[first : min(end, first + PART_CHARS)]
+
+
+def cut(document: Callable[[], Iterable[Part]]) -> Iterator[Document]:
+    """One document as contiguous ones of about equal size, cut at line ends (else at spaces, else anywhere).
+
+    LONE_PIECES pieces, or more of PIECE_CHARS each from a document that is larger than that. `document` gives its
+    parts afresh at each call: it is read twice, once for its size.
+    """
+    total = sum(map(len, document()))
+    pieces = max(LONE_PIECES, -(-total // PIECE_CHARS))
+    ends = iter([total * number // pieces for number in range(1, pieces)])
+    done, record, held, end = 0, 1, list[Part](), next(ends, total)
+    for part in document():
+        while end < total and end <= done + len(part):
+            at = _cut_at(part, end - done, total // pieces)
+            yield Document(record, _joined([*held, part[:at]]))
+            part, done, record, held = part[at:], done + at, record + 1, []
+            end = next((later for later in ends if later > done), total)  # a long line may reach past several ends
+        if len(part):
+            held, done = [*held, part], done + len(part)
+    if held:
+        yield Document(record, _joined(held))
+
+
+def _cut_at(part: Part, target: int, reach: int) -> int:
+    """Where to cut: after the first line end at `target` (1 or more) or up to `reach` behind it, else after the first
+    such space, else at target."""
+    if isinstance(part, str):
+        for separator in ("\n", " "):
+            found = part.find(separator, target - 1, target - 1 + reach)
+            if found >= 0:
+                return found + 1
+    return target
+
+
+def _joined(parts: list[Part]) -> Iterable[Part]:
+    texts = [part for part in parts if isinstance(part, str)]
+    return text_parts(texts) if texts else parts
+
+
+def _listed(names: Iterable[Any]) -> str:
+    listed = [repr(name) for name in names]
+    return ", ".join(listed[:20]) + (f" and {len(listed) - 20} more" if len(listed) > 20 else "")

@@ -1,0 +1,246 @@
+"""Text to token ids and back: `bpe` trained here, `bytes`, or any tokenizer.json.
+
+Text that spells an end-of-document token is text: only the end of a document becomes that id.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dsabench.data.cache import digest
+from dsabench.data.readers import Ids
+from dsabench.errors import DataError
+from dsabench.spec.fields import DataSpec
+
+END_OF_DOCUMENT = "<|endoftext|>"
+
+KNOWN_ENDS = (
+    END_OF_DOCUMENT,
+    "<|end_of_text|>",
+    "</s>",
+    "<eos>",
+    "<|eos|>",
+    "<\uff5cend\u2581of\u2581sentence\uff5c>",
+)
+"""End-of-text tokens by which a tokenizer.json is known to end its documents, the first one that it has."""
+
+BPE_FORMAT = 1
+"""Part of a trained tokenizer's digest; raise it when training changes."""
+
+MIN_FREQUENCY = 2
+"""Pairs of tokens that occur less often than this are not merged."""
+
+
+class Tokenizer(Protocol):
+    """What the rest of `data` needs of a tokenizer."""
+
+    vocab_size: int
+    """One more than the largest id it makes, the end of a document included."""
+
+    end_of_document: int
+
+    token_bytes_V: NDArray[np.int64]
+    """UTF-8 bytes of the text that each id stands for; 0 for the end of a document."""
+
+    def encode(self, texts: Sequence[str]) -> list[NDArray[np.int64]]:
+        """The ids of each text, without an end of document."""
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text; the end of a document reads <|endoftext|>, bytes that are no character U+FFFD."""
+
+
+class Bytes:
+    """The UTF-8 bytes of the text are the ids; 256 ends a document."""
+
+    vocab_size = 257
+    end_of_document = 256
+
+    def __init__(self) -> None:
+        self.token_bytes_V = np.append(np.ones(256, np.int64), 0)
+
+    def encode(self, texts: Sequence[str]) -> list[NDArray[np.int64]]:
+        """One id a byte."""
+        return [np.frombuffer(text.encode(), np.uint8).astype(np.int64) for text in texts]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Inverse of encode."""
+        return _decode_around_ends(ids, self.end_of_document, lambda run: bytes(run).decode(errors="replace"))
+
+
+class Subwords:
+    """A tokenizer of the `tokenizers` library, made ready for this use: no truncation, padding or special tokens.
+
+    token_bytes_V is exact for byte-level tokenizers, which `bpe` is. Elsewhere it is the length of the token's own
+    string, in which U+2581 is a space, <0xNN> one byte and a leading ## nothing; what a normalizer or the unknown token
+    loses is not in it, and `prepare` notes by how much the sum misses the text.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        tokenizer.encode_special_tokens = True
+        vocabulary: dict[str, int] = tokenizer.get_vocab(with_added_tokens=True)
+        known = next((token for token in KNOWN_ENDS if token in vocabulary), None)
+        size = max(vocabulary.values(), default=-1) + 1
+        self._tokenizer = tokenizer
+        self.end_of_document = size if known is None else vocabulary[known]
+        self.vocab_size = size + (known is None)
+        self.token_bytes_V = _token_bytes(tokenizer, vocabulary, self.vocab_size)
+        self.token_bytes_V[self.end_of_document] = 0
+
+    def encode(self, texts: Sequence[str]) -> list[NDArray[np.int64]]:
+        """Ids of each text; texts are encoded in parallel, special tokens in them as ordinary text."""
+        encoded = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [np.array(one.ids, np.int64) for one in encoded]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Inverse of encode for byte-level tokenizers; what the file's decoder says for others."""
+        return _decode_around_ends(
+            ids, self.end_of_document, lambda run: str(self._tokenizer.decode(run, skip_special_tokens=False))
+        )
+
+    def save(self, path: Path) -> None:
+        """Write the tokenizer.json."""
+        self._tokenizer.save(str(path))
+
+
+def train_bpe(texts: Iterable[str], vocab_size: int) -> Subwords:
+    """Byte-level BPE of `vocab_size` ids (fewer when the text yields no more merges); id 0 ends a document.
+
+    All 256 bytes are in the vocabulary, so every text can be encoded and decoded again. Deterministic.
+    """
+    from tokenizers import Tokenizer as Model
+    from tokenizers import decoders, models, pre_tokenizers, trainers
+
+    model = Model(models.BPE())
+    model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    model.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        min_frequency=MIN_FREQUENCY,
+        special_tokens=[END_OF_DOCUMENT],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    model.train_from_iterator(iter(texts), trainer)
+    return Subwords(model)
+
+
+def load_file(path: Path) -> Subwords:
+    """A tokenizer.json. Raises DataError when it is missing or not one."""
+    from tokenizers import Tokenizer as Model
+
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: not a readable tokenizer.json: {getattr(error, 'strerror', None) or error}") from None
+    try:
+        return Subwords(Model.from_str(text))
+    except Exception as error:  # the library raises plain Exception
+        raise DataError(f"{path}: not a tokenizer.json of the tokenizers library: {error}") from None
+
+
+def tokenizer_file(data: DataSpec) -> Path:
+    """The file that data.tokenizer names, being neither `bpe` nor `bytes`. Raises DataError when there is none."""
+    path = Path(data.tokenizer).expanduser()
+    if path.is_file():
+        return path
+    inside = path / "tokenizer.json"
+    hint = f"; did you mean {str(inside)!r}?" if inside.is_file() else ""
+    raise DataError(
+        f"data.tokenizer = {data.tokenizer!r}: no such file; "
+        f"accepted: bpe, bytes, or the path of a tokenizer.json{hint}"
+    )
+
+
+def tokenizer_digest(data: DataSpec, training_digests: bytes) -> str:
+    """What the tokenizer was made from: training documents and vocabulary for `bpe`, the content of a file."""
+    if data.tokenizer == "bpe":
+        return digest("bpe", BPE_FORMAT, data.vocab_size, MIN_FREQUENCY, training_digests)
+    if data.tokenizer == "bytes":
+        return digest("bytes")
+    path = tokenizer_file(data)
+    try:
+        return digest("file", path.read_bytes())
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
+def own_ids(data: DataSpec, files: Sequence[Path]) -> Ids:
+    """What the ids of .bin files mean, by data.tokenizer; DataError for `bpe`, which is trained on text."""
+    if data.tokenizer == "bpe":
+        binary = next(path for path in files if path.suffix.lower() == ".bin")
+        raise DataError(
+            f"{binary} holds token ids, so data.tokenizer must name the tokenizer.json that made them (or 'bytes'), "
+            "not 'bpe', which is trained on text"
+        )
+    tokenizer = Bytes() if data.tokenizer == "bytes" else load_file(tokenizer_file(data))
+    return Ids(tokenizer.vocab_size, tokenizer.end_of_document)
+
+
+def _decode_around_ends(ids: Sequence[int], end: int, decode: Callable[[list[int]], str]) -> str:
+    # The library's decoders know nothing of an appended end, and would map a special token's string through bytes.
+    runs: list[list[int]] = [[]]
+    for token in map(int, ids):
+        if token == end:
+            runs.append([])
+        else:
+            runs[-1].append(token)
+    return END_OF_DOCUMENT.join(decode(run) for run in runs)
+
+
+def _byte_of_character() -> dict[str, int]:
+    """The printable characters by which byte-level vocabularies write the 256 bytes (GPT-2's table)."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(others)}
+
+
+def _token_bytes(tokenizer: Any, vocabulary: dict[str, int], size: int) -> NDArray[np.int64]:
+    stages = [stage.__getstate__() for stage in (tokenizer.pre_tokenizer, tokenizer.decoder) if stage is not None]
+    byte_level = any(b'"ByteLevel"' in stage for stage in stages)
+    added = tokenizer.get_added_tokens_decoder()
+    alphabet = _byte_of_character()
+    token_bytes_V = np.zeros(size, np.int64)
+    for token, number in vocabulary.items():
+        if number in added:
+            token_bytes_V[number] = len(token.encode())
+        elif byte_level:
+            token_bytes_V[number] = sum(1 if c in alphabet else len(c.encode()) for c in token)
+        else:
+            token_bytes_V[number] = _plain_bytes(token)
+    return token_bytes_V
+
+
+def _plain_bytes(token: str) -> int:
+    if len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
+        return 1
+    return len(token.removeprefix("##").replace("\u2581", " ").encode())
+
+
+def _before_fork() -> None:
+    global _set_for_fork
+    if _PARALLELISM not in os.environ:
+        os.environ[_PARALLELISM], _set_for_fork = "false", True
+
+
+def _after_fork_in_parent() -> None:
+    global _set_for_fork
+    if _set_for_fork:
+        _set_for_fork = False
+        os.environ.pop(_PARALLELISM, None)
+
+
+_PARALLELISM = "TOKENIZERS_PARALLELISM"
+_set_for_fork = False
+if sys.platform != "win32":
+    # The library's threads do not survive a fork: a forked child encodes serially (or could hang), and the library
+    # warns on stderr of each fork unless the variable says so. The parent keeps its threads.
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent)

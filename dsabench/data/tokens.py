@@ -1,0 +1,86 @@
+"""What `prepare` gives: token ids on disk, by document, and what each id is worth.
+
+Legend: V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dsabench.data.tokenizer import Tokenizer
+
+
+class Names(Sequence[str]):
+    """Names of documents, made when asked for: a corpus may have millions."""
+
+    def __init__(self, places: NDArray[np.int64], name: Callable[[int], str]) -> None:
+        self._places, self._name = places, name
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
+
+    def __getitem__(self, index: int | slice) -> str | list[str]:
+        if isinstance(index, slice):
+            return [self._name(int(place)) for place in self._places[index]]
+        return self._name(int(self._places[index]))
+
+
+@dataclass(frozen=True, eq=False)
+class TokenSplit:
+    """The documents of one side of the split, in the source's order."""
+
+    tokens: NDArray[np.uint16] | NDArray[np.uint32]
+    """Memory-mapped ids of all documents, each followed by one end-of-document id (a document that data.max_tokens
+    cut short has none)."""
+
+    offsets: NDArray[np.int64]
+    """Where each document starts, and the end: document i is tokens[offsets[i]:offsets[i + 1]]."""
+
+    names: Sequence[str]
+    """`file`, or `file:record` (line, row or piece, from 1) where a file holds several documents."""
+
+
+@dataclass(frozen=True, eq=False)
+class TokenData:
+    """A tokenized corpus, split into training and validation documents; independent of window length and seed."""
+
+    train: TokenSplit
+    val: TokenSplit
+
+    vocab_size: int
+    """Ids that the model must embed: one more than the largest."""
+
+    end_of_document: int
+
+    token_bytes_V: NDArray[np.int64]
+    """UTF-8 bytes of text that each id stands for; the end of a document stands for none."""
+
+    unigram_nats_V: NDArray[np.float64]
+    """-ln p of each id, p from the training tokens' counts plus one each: the baseline without any context."""
+
+    fingerprint: dict[str, str]
+    """Content digests of `corpus` and `tokenizer`: part of a run's identity."""
+
+    tokenizer: Tokenizer
+
+    notes: list[str]
+    """One line on each thing that was done to the text and that its user should know."""
+
+    def encode(self, text: str) -> NDArray[np.int64]:
+        """Ids of a text, without an end of document."""
+        return self.tokenizer.encode([text])[0]
+
+    def decode(self, ids: Sequence[int] | NDArray[np.integer]) -> str:
+        """Text of ids; the end of a document reads <|endoftext|>, bytes that make no character U+FFFD."""
+        return self.tokenizer.decode([int(token) for token in ids])

@@ -1,0 +1,104 @@
+"""Windows of L + 1 consecutive tokens of one document: L inputs, and L targets one place further.
+
+Legend: N windows, B batch, D documents of a split.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dsabench.data.tokens import TokenData, TokenSplit
+from dsabench.errors import DataError
+
+SplitName = Literal["train", "val"]
+
+_FULL_NAME = {"train": "training", "val": "validation"}
+
+
+class Windows:
+    """The windows of one length of both splits. No window crosses documents; a document's last target is its end.
+
+    Raises DataError when no document of a split holds length + 1 tokens.
+    """
+
+    def __init__(self, data: TokenData, length: int) -> None:
+        self.length = length
+        self.notes: list[str] = []
+        """How many documents are too short for a window, and their share of the tokens, a line a split."""
+        self._splits: dict[SplitName, TokenSplit] = {"train": data.train, "val": data.val}
+        for name, split in self._splits.items():
+            self._check(name, split)
+        sizes_D = np.diff(data.train.offsets)
+        self._cumulative_D = np.cumsum(np.maximum(sizes_D - length, 0))
+
+    @property
+    def n_starts(self) -> int:
+        """Number of different training windows."""
+        return int(self._cumulative_D[-1])
+
+    def batch_starts(self, seed: int, step: int, batch_size: int) -> NDArray[np.int64]:
+        """(B,) places in the training tokens where the windows of a step start, uniform over all training windows.
+
+        Philox keyed by (seed, step) alone: the same for every attention, whatever was drawn before. A 64-bit number
+        modulo n_starts is off uniform by at most n_starts / 2^64.
+        """
+        raw_B = np.random.Philox(key=np.array([seed, step], np.uint64)).random_raw(batch_size)
+        return self._start((raw_B % np.uint64(self.n_starts)).astype(np.int64))
+
+    def _start(self, number_N: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The start of the window with each number in 0..n_starts-1: document by document, in order."""
+        document_N = np.searchsorted(self._cumulative_D, number_N, side="right")
+        before_N = np.where(document_N > 0, self._cumulative_D[document_N - 1], 0)
+        start_N: NDArray[np.int64] = self._splits["train"].offsets[document_N] + number_N - before_N
+        return start_N
+
+    def gather(self, starts_N: NDArray[np.int64], split: SplitName = "train") -> NDArray[np.int32]:
+        """(N, L + 1) token ids of the windows at these starts; inputs are [:, :-1], targets [:, 1:]."""
+        places_NT = np.asarray(starts_N)[:, None] + np.arange(self.length + 1)
+        tokens_NT: NDArray[np.int32] = self._splits[split].tokens[places_NT].astype(np.int32)
+        return tokens_NT
+
+    def evaluation(self, split: SplitName, max_tokens: int | None = None) -> NDArray[np.int32]:
+        """(N, L + 1) fixed windows of a split, the same for every seed and attention.
+
+        Laid end to end in each document from its first token, the next one's first input being the last one's last
+        target, so that a target is scored at most once; the tail of a document that fills no window is left out.
+        At most ceil(max_tokens / L) of them, evenly spaced over the split.
+        """
+        starts_N = self.evaluation_starts(split)
+        if max_tokens is not None:
+            wanted = -(-max_tokens // self.length)
+            if wanted < len(starts_N):
+                starts_N = starts_N[(2 * np.arange(wanted) + 1) * len(starts_N) // (2 * wanted)]
+        return self.gather(starts_N, split)
+
+    def evaluation_starts(self, split: SplitName) -> NDArray[np.int64]:
+        """Where all evaluation windows of a split start, in order."""
+        offsets = self._splits[split].offsets
+        count_D = np.maximum(np.diff(offsets) - 1, 0) // self.length
+        document_N = np.repeat(np.arange(len(count_D)), count_D)
+        first_D = np.cumsum(count_D) - count_D
+        start_N: NDArray[np.int64] = (
+            offsets[document_N] + (np.arange(len(document_N)) - first_D[document_N]) * self.length
+        )
+        return start_N
+
+    def _check(self, name: SplitName, split: TokenSplit) -> None:
+        sizes_D = np.diff(split.offsets)
+        longest = int(sizes_D.max(initial=0))
+        if longest <= self.length:
+            fits = f"a length of at most {longest - 1} fits" if longest > 1 else "no length fits"
+            raise DataError(
+                f"length {self.length} needs a document of {self.length + 1} tokens, and the longest of the "
+                f"{len(sizes_D)} {_FULL_NAME[name]} documents has {longest}; {fits}, or use longer documents"
+            )
+        short_D = sizes_D <= self.length
+        if short_D.any():
+            share = 100 * int(sizes_D[short_D].sum()) / int(sizes_D.sum())
+            self.notes.append(
+                f"{int(short_D.sum())} of {len(sizes_D)} {_FULL_NAME[name]} documents ({share:.2g} % of the tokens) "
+                f"are shorter than a window of {self.length + 1} tokens and unused"
+            )

@@ -1,0 +1,171 @@
+"""What only a GPU can show: captured steps equal eager ones, no host sync in a step, kernels agree, resuming.
+
+Run on a machine with one: pytest -m gpu
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from dsabench.data import TokenData, prepare
+from dsabench.engine import loop
+from dsabench.engine.device import Execution, determinism, resolve
+from dsabench.engine.optimization import Optimizer
+from dsabench.engine.step import EAGER_STEPS, METRICS, TrainStep
+from dsabench.model.moe import MixtureOfExperts
+from dsabench.model.transformer import build
+from dsabench.spec.fields import EngineSpec, ModelSpec, RunSpec
+from dsabench.spec.sweep import validate
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU, and torch sees none here"),
+]
+
+CUDA = torch.device("cuda", 0)
+MODEL = {"d_model": 64, "n_layers": 2, "n_heads": 4, "d_ff": 96}
+DSA = {"kind": "dsa", "top_k_ratio": 0.25, "indexer": {"n_heads": 2, "head_dim": 16, "warmup_share": 0.3}}
+
+
+def spec_of(attention: dict[str, Any], **fields: Any) -> RunSpec:
+    train = {"steps": 60, "tokens_per_step": 1024, "warmup_steps": 5, "eval_every": 30, "eval_tokens": 2048, "log_every": 5}
+    return validate({"length": 64, "attention": attention, "model": MODEL, "train": train, **fields})
+
+
+def losses(spec: RunSpec, execution: Execution, steps: int = 60) -> torch.Tensor:
+    """The metrics of the first steps on random tokens, captured after EAGER_STEPS of each stage when asked."""
+    with determinism(execution):
+        model = build(spec, 500).to(CUDA)
+        step = TrainStep(model, Optimizer(model, spec, CUDA), spec, execution)
+        generator = torch.Generator().manual_seed(0)
+        batches = torch.randint(500, (steps, spec.batch_size, spec.length + 1), generator=generator)
+        history = []
+        for first, end, stage in loop.segments(spec, 0, 30):
+            history.append(step.run(first, stage, batches[first:end]).cpu())
+            if execution.graph and stage not in step.graphs:
+                step.capture(stage)
+    return torch.cat(history)
+
+
+@pytest.mark.parametrize("attention", [{"kind": "dense"}, DSA], ids=["dense", "dsa"])
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-3), ("bf16", 3e-2)])
+def test_captured_steps_learn_what_eager_ones_do(attention: dict[str, Any], precision: str, tolerance: float) -> None:
+    spec = spec_of(attention)
+    eager, graph = (losses(spec, Execution(CUDA, precision, graph, False)) for graph in (False, True))
+    torch.testing.assert_close(graph[:, 0], eager[:, 0], rtol=0, atol=tolerance)
+    assert float(graph[-1, 0]) < float(graph[0, 0])
+
+
+@pytest.mark.parametrize("attention", [{"kind": "dense"}, DSA], ids=["dense", "dsa"])
+def test_deterministic_steps_have_the_same_bits(attention: dict[str, Any]) -> None:
+    spec = spec_of(attention)
+    eager, graph, again = (losses(spec, Execution(CUDA, "bf16", graph, True)) for graph in (False, True, True))
+    assert torch.equal(graph, again)
+    assert torch.equal(graph, eager)
+
+
+def test_dropout_differs_between_replayed_steps() -> None:
+    spec = spec_of({"kind": "dense"}, model={**MODEL, "dropout": 0.3})
+    eager, graph = (losses(spec, Execution(CUDA, "fp32", graph, True)) for graph in (False, True))
+    torch.testing.assert_close(graph[:, 0], eager[:, 0], rtol=0, atol=2e-2)
+
+
+@pytest.mark.parametrize("attention", [{"kind": "dense"}, DSA], ids=["dense", "dsa"])
+@pytest.mark.parametrize("graph", [False, True], ids=["eager", "graph"])
+def test_no_step_waits_for_the_host(attention: dict[str, Any], graph: bool) -> None:
+    spec, execution = spec_of(attention), Execution(CUDA, "bf16", graph, False)
+    model = build(spec, 500).to(CUDA)
+    step = TrainStep(model, Optimizer(model, spec, CUDA), spec, execution)
+    batches = torch.randint(500, (EAGER_STEPS, spec.batch_size, spec.length + 1)).pin_memory()
+    for stage in ("dense", "sparse"):
+        step.run(0, stage, batches)
+        if graph:
+            step.capture(stage)
+        torch.cuda.synchronize()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            step.run(EAGER_STEPS, stage, batches)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    torch.cuda.synchronize()
+
+
+def test_grouped_experts_agree_with_all_experts_in_bf16() -> None:
+    moe = MixtureOfExperts(ModelSpec(d_model=64, n_heads=2, d_ff=96, n_experts=4, experts_per_token=2)).to(CUDA)
+    torch.manual_seed(0)
+    for parameter in moe.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    x_ND = torch.randn(999, 64, device=CUDA)
+    logits = torch.nn.functional.linear(x_ND, moe.router.weight)
+    top, expert = logits.topk(2, dim=-1)
+    weight = top.softmax(-1)
+    exact = moe.double()._all_experts(x_ND.double(), expert, weight.double())
+    moe.float()
+    with torch.autocast("cuda", torch.bfloat16):
+        for route in (moe._grouped, moe._all_experts):
+            error = (route(x_ND, expert, weight).double() - exact).norm() / exact.norm()
+            assert float(error) < 1e-2, route.__name__
+
+
+@pytest.fixture
+def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TokenData:
+    monkeypatch.setenv("DSABENCH_CACHE", str(tmp_path / "cache"))
+    generator = np.random.default_rng(0)
+    words = [f"w{i}" for i in range(200)]
+    for i in range(12):
+        (tmp_path / f"{i}.txt").write_text(" ".join(generator.choice(words, 2000)), encoding="utf-8")
+    return prepare(spec_of(DSA, data={"source": f"path:{tmp_path}/*.txt", "vocab_size": 400}).data)
+
+
+class Kept:
+    """A sink in memory that can stop the run after a checkpoint, as a kill would."""
+
+    def __init__(self, folder: Path, stop_after: int | None = None) -> None:
+        self.folder, self.stop_after, self.records, self.saved = folder, stop_after, [], 0
+
+    def metrics(self, record: dict[str, Any]) -> None:
+        self.records.append(record)
+
+    def rewind(self, step: int) -> None:
+        self.records = [record for record in self.records if record["step"] <= step]
+
+    def checkpoint(self) -> Path | None:
+        return self.folder / str(self.saved) if self.saved else None
+
+    def replace_checkpoint(self, write: Any) -> None:
+        folder = self.folder / str(self.saved + 1)
+        folder.mkdir(parents=True)
+        write(folder)
+        self.saved += 1
+        if self.saved == self.stop_after:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("attention", [{"kind": "dense"}, DSA], ids=["dense", "dsa"])
+def test_a_deterministic_run_resumes_to_the_same_bits(
+    attention: dict[str, Any], data: TokenData, tmp_path: Path
+) -> None:
+    spec = spec_of(attention, engine={"deterministic": True, "checkpoint_every": 20})
+    execution = resolve(spec.engine)
+    whole = Kept(tmp_path / "whole")
+    expected = loop.train(spec, data, execution, whole)
+    broken = Kept(tmp_path / "broken", stop_after=1)
+    with pytest.raises(KeyboardInterrupt):
+        loop.train(spec, data, execution, broken)
+    assert broken.saved == 1
+    found = loop.train(spec, data, execution, broken)
+    for name in ("val_loss", "train_loss", "val_accuracy", "mass_recall"):
+        assert found.get(name) == expected.get(name), name
+    for a, b in zip(whole.records, broken.records, strict=True):
+        assert [a.get(name) for name in ("step", *METRICS)] == [b.get(name) for name in ("step", *METRICS)]
+
+
+def test_auto_is_bf16_and_a_graph_on_this_gpu() -> None:
+    execution = resolve(EngineSpec())
+    assert execution.graph
+    assert execution.precision == ("bf16" if torch.cuda.get_device_capability() >= (8, 0) else "fp32")
