@@ -55,7 +55,7 @@ def label_variants(runs: pd.DataFrame) -> pd.DataFrame:
     for column in ("length", "seed", *SPREAD, *MEANS):
         values = labelled[column] if column in labelled else pd.Series(index=labelled.index, dtype=float)
         numbers = pd.to_numeric(values, errors="coerce").astype("Float64").astype("float64")
-        labelled[column] = numbers
+        labelled[column] = numbers.where(numbers.abs() < math.inf)
     leak = labelled["leak"] if "leak" in labelled else pd.Series(False, index=labelled.index)
     labelled["leak"] = leak.astype("boolean").fillna(False).astype(bool)
     _name(labelled)

@@ -114,8 +114,9 @@ class DSASpec(AttentionSpec):
 class LightningIndexer(nn.Module):
     """Index scores I[t,s]; one key a token, shared by the indexer's heads; signed weights from the token itself."""
 
-    def __init__(self, spec: RunSpec, indexer: IndexerSpec) -> None:
+    def __init__(self, spec: RunSpec, attention: DSASpec) -> None:
         super().__init__()
+        indexer, self.backend = attention.indexer, attention.backend
         self.n_heads, self.head_dim, self.rope_base = indexer.n_heads, indexer.head_dim, spec.model.rope_base
         self.query = nn.Linear(spec.model.d_model, self.n_heads * self.head_dim, bias=False)
         self.key = nn.Linear(spec.model.d_model, self.head_dim, bias=False)
@@ -130,7 +131,8 @@ class LightningIndexer(nn.Module):
         k_BTI = self._rotate_first_half(self.key_norm(self.key(x_BTD))[:, :, None], cos_TD, sin_TD)[:, :, 0]
         # The scale J^-1/2 I^-1/2 is the temperature of the KL loss's softmax(I), not a mere detail.
         w_BTJ = self.weight(x_BTD) * (self.n_heads * self.head_dim) ** -0.5
-        return reference.index_scores(q_BTJI, k_BTI.to(q_BTJI.dtype), w_BTJ.to(q_BTJI.dtype)).float()
+        scores = reference.index_scores if self.backend == "reference" else masked.index_scores
+        return scores(q_BTJI, k_BTI.to(q_BTJI.dtype), w_BTJ.to(q_BTJI.dtype)).float()
 
     @staticmethod
     def _rotate_first_half(x_BTHD: Tensor, cos_TD: Tensor, sin_TD: Tensor) -> Tensor:
@@ -155,7 +157,7 @@ class DSA(Attention):
         super().__init__(spec, layer)
         assert isinstance(spec.attention, DSASpec)
         self.config = spec.attention
-        self.indexer = LightningIndexer(spec, self.config.indexer)
+        self.indexer = LightningIndexer(spec, self.config)
 
     def forward(self, x_BTD: Tensor, context: AttentionContext) -> AttentionOutput:
         """(B, T, D) -> (B, T, D), and the KL loss of this layer's indexer when it is trained and gradients are on."""

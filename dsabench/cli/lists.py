@@ -146,8 +146,6 @@ def _canonical(metavar: str, piece: str) -> str:
         return str(int(piece))
     if metavar == _NUMBERS:
         if not _NUMBER.fullmatch(piece) or not math.isfinite(float(piece)):
-            raise ValueError(
-                f"{piece!r} is not a finite number; accepted: one or more, as in 0.25 1e-3 or 0.25,1e-3"
-            )
+            raise ValueError(f"{piece!r} is not a finite number; accepted: one or more, as in 0.25 1e-3 or 0.25,1e-3")
         return repr(float(piece))
     return piece

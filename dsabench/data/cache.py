@@ -9,10 +9,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -56,10 +56,8 @@ def digest(*values: Any) -> str:
 
 def replace_file(path: Path, write: Callable[[Path], None]) -> None:
     """Make `path` whole or not at all: write(temporary file beside it), then rename."""
+    temporary = path.with_name(f"{_temporary(path)}{secrets.token_hex(8)}")
     with writing(path):
-        handle, name = tempfile.mkstemp(prefix=".tmp-", suffix=path.suffix, dir=path.parent)
-        os.close(handle)
-        temporary = Path(name)
         try:
             write(temporary)
             temporary.replace(path)
@@ -67,24 +65,39 @@ def replace_file(path: Path, write: Callable[[Path], None]) -> None:
             temporary.unlink(missing_ok=True)
 
 
+def _temporary(path: Path) -> str:
+    return f".{path.name}.tmp-"
+
+
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
     """A temporary folder that takes the place of `path` when the block ends well, and is removed when it does not.
 
     A folder that stands at `path` (a damaged entry) makes way; whoever has its files mapped keeps them. The caller
-    holds the entry's lock.
+    holds the entry's lock, so that what stands beside it half-made is left from a killed process and is removed.
     """
+    temporary, old = (path.with_name(f"{_temporary(path)}{name}") for name in ("new", "old"))
     with writing(path):
-        temporary = Path(tempfile.mkdtemp(prefix=".tmp-", dir=path.parent))
+        _remove(temporary)
+        _remove(old)
+        temporary.mkdir()
     try:
         yield temporary
         with writing(path):
             if path.exists():
-                path.replace(temporary.with_name(temporary.name + "-old"))
+                path.replace(old)
             temporary.replace(path)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(temporary.with_name(temporary.name + "-old"), ignore_errors=True)
+        with suppress(OSError):  # what cannot be removed now is removed when the entry is made again
+            _remove(temporary)
+            _remove(old)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -7,7 +7,6 @@ taken, from the first; afterwards the copy is read and no network is needed.
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import json
 import os
 import urllib.error
@@ -47,10 +46,10 @@ def snapshot(data: DataSpec, rest: str, tell: Callable[[str], None]) -> Path:
         return path
     with locked(path, tell):
         if not path.exists():
-            if importlib.util.find_spec("datasets") is None:
-                raise DataError(f"{title} needs the package datasets; install it with: pip install 'dsabench[hf]'")
+            datasets = _library(title)
             tell(f"downloading {data.max_documents} documents of {rest}")
-            records = _records(title, name, config or None, split or "train", data)
+            _reach_the_hub(title)
+            records = _records(datasets, title, (name, config or None, split or "train"), data)
             replace_file(path, lambda temporary: _write(temporary, records))
     return path
 
@@ -61,12 +60,20 @@ def _write(path: Path, records: Iterator[str | None]) -> None:
             file.write(json.dumps({"text": text}) + "\n")
 
 
-def _records(title: str, name: str, config: str | None, split: str, data: DataSpec) -> Iterator[str | None]:
-    _reach_the_hub(title)
-    assert data.max_documents is not None
-    with _few_retries():
+def _library(title: str) -> Any:
+    try:
+        return importlib.import_module("datasets")
+    except ImportError as error:
+        raise DataError(
+            f"{title} needs the package datasets ({error}); install it with: pip install 'dsabench[hf]'"
+        ) from None
+
+
+def _records(datasets: Any, title: str, names: tuple[str, str | None, str], data: DataSpec) -> Iterator[str | None]:
+    name, config, split = names
+    with _few_retries(datasets.config):
         try:
-            stream = importlib.import_module("datasets").load_dataset(name, config, split=split, streaming=True)
+            stream = datasets.load_dataset(name, config, split=split, streaming=True)
             for count, record in enumerate(stream, start=1):
                 yield _text(record, count, title, data.text_column)
                 if count == data.max_documents:
@@ -107,9 +114,8 @@ def _reach_the_hub(title: str) -> None:
 
 
 @contextmanager
-def _few_retries() -> Iterator[None]:
+def _few_retries(config: Any) -> Iterator[None]:
     """`datasets` retries a broken stream 20 times, 5 seconds apart; two retries tell a hiccup from an outage."""
-    config = importlib.import_module("datasets").config
     before = config.STREAMING_READ_MAX_RETRIES
     config.STREAMING_READ_MAX_RETRIES = _RETRIES
     try:

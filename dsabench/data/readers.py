@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from dsabench.errors import DataError
 
-PART_CHARS = 2**20
+PART_CHARS = 2**18
 """Longest part of a document in characters (or token ids); parts are cut after a line end where there is one."""
 
 LONE_PIECES = 20
@@ -27,7 +27,7 @@ LONE_PIECES = 20
 PIECE_CHARS = 2**24
 """Largest such piece, which bounds the memory that cutting needs."""
 
-_BLOCK = 2**20
+_BLOCK = 2**18
 
 Part = str | NDArray[np.uint16]
 """Text, or the token ids of a .bin file."""
@@ -71,6 +71,13 @@ def read_text(path: Path) -> Iterator[Document]:
 
 
 def _utf8_blocks(path: Path) -> Iterator[str]:
+    try:
+        yield from _decoded(path)
+    except OSError as error:  # here, because parts are read when nobody else knows the file any more
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
+def _decoded(path: Path) -> Iterator[str]:
     decoder = codecs.getincrementaldecoder("utf-8")()
     with path.open("rb") as file:
         offset = 0
@@ -199,7 +206,7 @@ def cut(document: Callable[[], Iterable[Part]]) -> Iterator[Document]:
     total = sum(map(len, document()))
     pieces = max(LONE_PIECES, -(-total // PIECE_CHARS))
     ends = iter([total * number // pieces for number in range(1, pieces)])
-    done, record, held, end = 0, 1, list[Part](), next(ends, total)
+    done, record, held, end = 0, 1, list[Part](), next((end for end in ends if end), total)
     for part in document():
         while end < total and end <= done + len(part):
             at = _cut_at(part, end - done, total // pieces)

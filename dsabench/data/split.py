@@ -214,7 +214,7 @@ def _save(path: Path, scan: Scan) -> None:
 
 def _load(path: Path) -> Scan | None:
     try:
-        with np.load(path) as arrays:  # checks each array's CRC
+        with path.open("rb") as file, np.load(file) as arrays:  # checks each array's CRC
             return Scan(arrays["file_N"], arrays["record_N"], arrays["bytes_N"], _void(arrays["digest_N"]))
     except Exception:  # missing, or damaged in any way: it is read anew
         return None

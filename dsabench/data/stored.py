@@ -42,7 +42,7 @@ def finish(
     counts_V: NDArray[np.int64],
     notes: list[str],
 ) -> None:
-    """Write all but the tokens, which are there already. `kept_train`: which of the sorted training documents are used."""
+    """Write all but the tokens. `kept_train`: which of the sorted training documents are used."""
     with (folder / "arrays.npz").open("wb") as file:
         np.savez(file, train=offsets["train"], val=offsets["val"], kept_train=kept_train, counts_V=counts_V)
     files = {name: _described(folder / name) for name in ("train.bin", "val.bin", "arrays.npz")}
@@ -57,7 +57,7 @@ def load(folder: Path, key: str, train: NDArray[np.int64], val: NDArray[np.int64
         if meta["key"] != key or any(_damaged(folder / name, told) for name, told in meta["files"].items()):
             return None
         dtype = np.dtype(meta["dtype"])
-        with np.load(folder / "arrays.npz") as arrays:
+        with (folder / "arrays.npz").open("rb") as file, np.load(file) as arrays:
             offsets = {"train": arrays["train"], "val": arrays["val"]}
             documents = {"train": train[arrays["kept_train"]], "val": val}
             counts_V = arrays["counts_V"]
@@ -81,4 +81,5 @@ def _damaged(path: Path, told: dict[str, int | str]) -> bool:
 
 
 def _content(path: Path) -> str:
-    return hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()

@@ -49,7 +49,7 @@ class Tokenizer(Protocol):
     token_bytes_V: NDArray[np.int64]
     """UTF-8 bytes of the text that each id stands for; 0 for the end of a document."""
 
-    def encode(self, texts: Sequence[str]) -> list[NDArray[np.int64]]:
+    def encode(self, texts: Sequence[str]) -> list[NDArray[np.uint32]]:
         """The ids of each text, without an end of document."""
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -65,9 +65,9 @@ class Bytes:
     def __init__(self) -> None:
         self.token_bytes_V = np.append(np.ones(256, np.int64), 0)
 
-    def encode(self, texts: Sequence[str]) -> list[NDArray[np.int64]]:
+    def encode(self, texts: Sequence[str]) -> list[NDArray[np.uint32]]:
         """One id a byte."""
-        return [np.frombuffer(text.encode(), np.uint8).astype(np.int64) for text in texts]
+        return [np.frombuffer(text.encode(), np.uint8).astype(np.uint32) for text in texts]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Inverse of encode."""
@@ -95,10 +95,10 @@ class Subwords:
         self.token_bytes_V = _token_bytes(tokenizer, vocabulary, self.vocab_size)
         self.token_bytes_V[self.end_of_document] = 0
 
-    def encode(self, texts: Sequence[str]) -> list[NDArray[np.int64]]:
+    def encode(self, texts: Sequence[str]) -> list[NDArray[np.uint32]]:
         """Ids of each text; texts are encoded in parallel, special tokens in them as ordinary text."""
         encoded = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [np.array(one.ids, np.int64) for one in encoded]
+        return [np.array(one.ids, np.uint32) for one in encoded]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Inverse of encode for byte-level tokenizers; what the file's decoder says for others."""
@@ -108,7 +108,7 @@ class Subwords:
 
     def save(self, path: Path) -> None:
         """Write the tokenizer.json."""
-        self._tokenizer.save(str(path))
+        path.write_text(self._tokenizer.to_str(), encoding="utf-8")
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int) -> Subwords:
@@ -196,24 +196,20 @@ def _decode_around_ends(ids: Sequence[int], end: int, decode: Callable[[list[int
     return END_OF_DOCUMENT.join(decode(run) for run in runs)
 
 
-def _byte_of_character() -> dict[str, int]:
-    """The printable characters by which byte-level vocabularies write the 256 bytes (GPT-2's table)."""
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(others)}
+_BYTE_CHARACTERS = frozenset(map(chr, [*range(33, 127), *range(161, 173), *range(174, 324)]))
+"""The 256 printable characters by which byte-level vocabularies write bytes (GPT-2's table): each is one byte."""
 
 
 def _token_bytes(tokenizer: Any, vocabulary: dict[str, int], size: int) -> NDArray[np.int64]:
     stages = [stage.__getstate__() for stage in (tokenizer.pre_tokenizer, tokenizer.decoder) if stage is not None]
     byte_level = any(b'"ByteLevel"' in stage for stage in stages)
     added = tokenizer.get_added_tokens_decoder()
-    alphabet = _byte_of_character()
     token_bytes_V = np.zeros(size, np.int64)
     for token, number in vocabulary.items():
         if number in added:
             token_bytes_V[number] = len(token.encode())
-        elif byte_level:
-            token_bytes_V[number] = sum(1 if c in alphabet else len(c.encode()) for c in token)
+        elif byte_level and _BYTE_CHARACTERS.issuperset(token):
+            token_bytes_V[number] = len(token)
         else:
             token_bytes_V[number] = _plain_bytes(token)
     return token_bytes_V
@@ -241,6 +237,6 @@ def _after_fork_in_parent() -> None:
 _PARALLELISM = "TOKENIZERS_PARALLELISM"
 _set_for_fork = False
 if sys.platform != "win32":
-    # The library's threads do not survive a fork: a forked child encodes serially (or could hang), and the library
-    # warns on stderr of each fork unless the variable says so. The parent keeps its threads.
+    # The library's threads do not survive a fork: a forked child must encode serially, and older versions (0.20 does,
+    # 0.23 does not) warn on stderr of each fork unless the variable says so. The parent keeps its threads.
     os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent)

@@ -77,7 +77,7 @@ class TokenData:
     notes: list[str]
     """One line on each thing that was done to the text and that its user should know."""
 
-    def encode(self, text: str) -> NDArray[np.int64]:
+    def encode(self, text: str) -> NDArray[np.uint32]:
         """Ids of a text, without an end of document."""
         return self.tokenizer.encode([text])[0]
 

@@ -38,6 +38,12 @@ class ModelOutput:
     """Entropy of the router's softmax in nats, mean over tokens and layers."""
 
 
+def autocast(x: Tensor) -> Tensor:
+    """x in the dtype of matrix products: cast once here, rather than by autocast in each of the products that use it."""
+    kind = x.device.type
+    return x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x
+
+
 class Block(nn.Module):
     """x + attention(norm(x)), then x + experts(norm(x))."""
 
@@ -73,9 +79,9 @@ class Transformer(nn.Module):
         x_BTD = F.dropout(self.embedding(tokens_BT) * self.spec.model.d_model**0.5, dropout)
         attention_losses, routers = [], []
         for block in self.layers():
-            mixed = block.attention(block.attention_norm(x_BTD), context)
+            mixed = block.attention(autocast(block.attention_norm(x_BTD)), context)
             x_BTD = x_BTD + F.dropout(mixed.out_BTD, dropout)
-            fed_BTD, router = block.experts(block.experts_norm(x_BTD))
+            fed_BTD, router = block.experts(autocast(block.experts_norm(x_BTD)))
             x_BTD = x_BTD + F.dropout(fed_BTD, dropout)
             attention_losses += [mixed.aux_loss] if mixed.aux_loss is not None else []
             routers.append(router)

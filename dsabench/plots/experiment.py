@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from dsabench.analysis.variants import label_variants, variant_order
+from dsabench.analysis.variants import label_variants
 from dsabench.plots.style import (
     GREY,
     Look,
@@ -47,8 +47,9 @@ def sequence_length_comparison(runs: pd.DataFrame, metrics: pd.DataFrame, path: 
 
 def _draw(labelled: pd.DataFrame, metrics: pd.DataFrame) -> Figure:
     done = labelled[labelled["finished"]].sort_values(["length", "variant", "seed"])
-    variants = sorted(done["variant"].unique(), key=variant_order)
-    style = looks(variants)
+    # Looks are given to all variants of the sweep: one that did not finish leaves the others' as they are.
+    every = looks(list(labelled.loc[labelled["attention"].notna(), "variant"]))
+    style = {variant: look for variant, look in every.items() if variant in set(done["variant"])}
     handles = [_handle(look, _name(variant, done)) for variant, look in style.items()]
     handles.append(Line2D([], [], **_BASELINE, label="unigram baseline"))
     rows, columns = _legend_layout([str(handle.get_label()) for handle in handles])
@@ -75,6 +76,9 @@ def _draw(labelled: pd.DataFrame, metrics: pd.DataFrame) -> Figure:
         axes.set_title(f"{better} is better", loc="right", color=GREY, fontsize=8)
         axes.set_ylabel(unit)
         axes.set_xlabel("step" if axes is curves else "sequence length (tokens)")
+        if axes.get_yscale() == "linear":
+            # A number of ticks that follows the panel's size would change it again, and the layout never settle.
+            axes.locator_params(axis="y", nbins=7)
     if off_scale is not None and not drawn:  # the baseline is drawn nowhere
         handles.pop()
     if handles and len(done):
@@ -84,9 +88,7 @@ def _draw(labelled: pd.DataFrame, metrics: pd.DataFrame) -> Figure:
     return figure
 
 
-def _against_length(
-    axes: Axes, done: pd.DataFrame, style: dict[str, Look], column: str, factor: float
-) -> None:
+def _against_length(axes: Axes, done: pd.DataFrame, style: dict[str, Look], column: str, factor: float) -> None:
     """Single seeds as small points side by side, their mean as a large one, a standard deviation as a bar."""
     done = done[done[column].notna()]
     if done.empty:
@@ -112,9 +114,7 @@ def _against_length(
             spread = np.linspace(-0.32, 0.32, n) * slot
             points: dict[str, Any] = {"marker": look.marker, "color": look.colour, "markerfacecolor": "none"}
             axes.plot(2 ** (x + spread), values, **points, ls="", ms=3, mew=0.7, alpha=0.75, zorder=3)
-            axes.errorbar(
-                at[-1], means[-1], values.std(ddof=1), color=look.colour, capsize=3, lw=1.1, zorder=4
-            )
+            axes.errorbar(at[-1], means[-1], values.std(ddof=1), color=look.colour, capsize=3, lw=1.1, zorder=4)
         axes.plot(at, means, **_line(look), zorder=5)
     length_axis(axes, lengths, _PANEL_WIDTH, 0.15 + 0.5 * slot * len(style))
 
@@ -157,6 +157,7 @@ def _training_curves(axes: Axes, done: pd.DataFrame, metrics: pd.DataFrame, styl
         _say(axes, "no evaluations recorded")
         return False
     _curves(axes, tables, style)
+    axes.locator_params(axis="x", nbins=6, integer=True)
     baseline = float(done["unigram_loss"].mean())
     drawn = any(bool((table >= baseline).to_numpy().any()) for table in tables.values())
     if drawn:
@@ -174,9 +175,7 @@ def _evaluations(done: pd.DataFrame, metrics: pd.DataFrame) -> dict[str, pd.Data
         {
             "run_id": wanted["run_id"].astype(str),
             "step": wanted["step"].astype("float64"),
-            "val_loss": pd.to_numeric(wanted["val_loss"], errors="coerce")
-            .astype("Float64")
-            .astype("float64"),
+            "val_loss": pd.to_numeric(wanted["val_loss"], errors="coerce").astype("Float64").astype("float64"),
         }
     )
     records = records[np.isfinite(records["val_loss"])]
@@ -211,9 +210,7 @@ def _magnify_the_end(axes: Axes, tables: dict[str, pd.DataFrame], style: dict[st
     if end.sum() < 2 or not below_inset or not worth_it:
         return
     inset = axes.inset_axes((0.47, 0.63, 0.5, 0.28))
-    _curves(
-        inset, {variant: table[table.index >= steps[end].min()] for variant, table in tables.items()}, style
-    )
+    _curves(inset, {variant: table[table.index >= steps[end].min()] for variant, table in tables.items()}, style)
     inset.set_title("the last quarter of the steps", fontsize=8, color=GREY, pad=3)
     inset.tick_params(labelsize=7.5)
     inset.margins(0.06, 0.2)
@@ -226,9 +223,7 @@ def _caption(labelled: pd.DataFrame, done: pd.DataFrame, off_scale: str) -> str:
     if len(counts):
         low, high = counts.min(), counts.max()
         seeds = f"{low} seed{'s' if high > 1 else ''}" if low == high else f"{low} to {high} seeds"
-        points = (
-            "Small points and thin lines: single seeds; large points: means; bars: +-1 standard deviation."
-        )
+        points = "Small points and thin lines: single seeds; large points: means; bars: +-1 standard deviation."
         lines.append(f"n = {seeds}. {points}" if high > 1 else "n = 1 seed: the spread is not known.")
     lines.append(off_scale)
     left_out = len(labelled) - len(done)

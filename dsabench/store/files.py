@@ -112,9 +112,7 @@ def acquire(path: Path, timeout_s: float) -> FileLock | None:
     except Timeout:
         return None
     except NotImplementedError as error:
-        raise StoreError(
-            f"{path}: this file system has no file locks; put the store on another one"
-        ) from error
+        raise StoreError(f"{path}: this file system has no file locks; put the store on another one") from error
     except OSError as error:
         raise explain(path, error) from error
     return lock

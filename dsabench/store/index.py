@@ -88,9 +88,7 @@ def update(store: Path) -> None:
 def _update_locked(store: Path, timeout_s: float) -> pd.DataFrame:
     lock = acquire(store / _LOCK, timeout_s)
     if lock is None:
-        raise StoreError(
-            f"{store / INDEX}: another process has held {store / _LOCK} for {timeout_s:g} s; end it"
-        )
+        raise StoreError(f"{store / INDEX}: another process has held {store / _LOCK} for {timeout_s:g} s; end it")
     try:
         # The runs are looked at under the lock, or an older view could replace a newer one.
         rows, signatures, unsettled = _current_rows(store)
@@ -125,13 +123,7 @@ def _current_rows(store: Path) -> tuple[dict[str, Row], dict[str, Signature], di
     unsettled: dict[str, list[str | None]] = {}
     old_rows, old = cached if cached is not None else ({}, None)
     for name, signature in signatures.items():
-        if (
-            old
-            and signature
-            and name in old_rows
-            and name not in old.unsettled
-            and old.signatures[name] == signature
-        ):
+        if old and signature and name in old_rows and name not in old.unsettled and old.signatures[name] == signature:
             rows[name] = old_rows[name]
             continue
         rows[name], may_change = row_of(store / name)

@@ -50,9 +50,7 @@ def existing_store(store: str | Path) -> Path:
     path = Path(store)
     with explained(path):
         if not path.exists():
-            raise StoreError(
-                f"{path}: no run store there; make runs first (dsabench sweep), or name another (--store)"
-            )
+            raise StoreError(f"{path}: no run store there; make runs first (dsabench sweep), or name another (--store)")
         if not path.is_dir():
             raise StoreError(f"{path}: a file, not a run store; name a folder (--store DIR)")
     check_schema(path)

@@ -78,12 +78,8 @@ def find_run(store: str | Path, prefix: str) -> RunRecord:
     listed = found or names
     shown = ", ".join(listed[:10]) + (f" and {len(listed) - 10} more" if len(listed) > 10 else "")
     if found:
-        raise StoreError(
-            f"run {prefix!r} in {path}: {len(found)} runs start with that: {shown}; give more of the id"
-        )
-    raise StoreError(
-        f"run {prefix!r} in {path}: no run starts with that; there are: {shown or 'none at all'}"
-    )
+        raise StoreError(f"run {prefix!r} in {path}: {len(found)} runs start with that: {shown}; give more of the id")
+    raise StoreError(f"run {prefix!r} in {path}: no run starts with that; there are: {shown or 'none at all'}")
 
 
 def find_checkpoint(store: str | Path, run_id: str) -> Path | None:

@@ -80,9 +80,7 @@ def check_id(name: str, what: str = "run") -> str:
             "a letter or digit first, at most 200 of them"
         )
     if name in _OWN_NAMES:
-        raise StoreError(
-            f"{what} id {name!r}: the store itself has a file or folder of that name; choose another"
-        )
+        raise StoreError(f"{what} id {name!r}: the store itself has a file or folder of that name; choose another")
     return name
 
 
@@ -175,9 +173,7 @@ class RunRecord(Record):
     @classmethod
     def _fits_the_columns(cls, summary: dict[str, Scalar]) -> dict[str, Scalar]:
         if taken := RESERVED & summary.keys():
-            raise ValueError(
-                f"{', '.join(sorted(taken))}: the name is taken by a column that is not a metric"
-            )
+            raise ValueError(f"{', '.join(sorted(taken))}: the name is taken by a column that is not a metric")
         for name in COUNTS:
             if summary.get(name) is not None and not _whole(summary[name]):
                 raise ValueError(f"{name} = {summary[name]!r} is not a whole number")

@@ -28,9 +28,7 @@ def read_sweep(store: str | Path, sweep_id: str) -> SweepRecord:
         there = ", ".join(sorted(p.stem for p in path.parent.glob("[!.]*.json"))) or "none at all"
         raise StoreError(f"sweep {sweep_id!r} in {store}: no such sweep; there are: {there}") from None
     if record.id != sweep_id:
-        raise StoreError(
-            f"{path}: the record of sweep {record.id!r} in a file of another name; rename it back"
-        )
+        raise StoreError(f"{path}: the record of sweep {record.id!r} in a file of another name; rename it back")
     return record
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from dsabench.analysis.experiment import ResultsError, experiment_table, not_averaged, write_file, write_results
@@ -72,7 +72,7 @@ many_runs = st.lists(
             "train.batch_size": st.sampled_from([None, 16]),
         }
     ),
-    max_size=24,
+    max_size=12,
     unique_by=lambda row: tuple(row[name] for name in sorted(row) if name not in ("loss", "status")),
 )
 
@@ -201,12 +201,15 @@ def test_what_is_missing_is_null_and_the_files_stay_valid_json(tmp_path: Path) -
 
 def test_runs_that_say_nothing_are_listed(tmp_path: Path) -> None:
     unreadable = {"run_id": "torn", "status": "unreadable", "error": "run.json: not JSON"}
-    frame = store(run("dense"), unreadable)
+    nameless = {"run_id": "odd", "status": "done", "length": 64, "seed": 1, "val_loss": 4.0}
+    frame = store(run("dense"), unreadable, nameless)
     write_results(frame, curves(frame).iloc[:0], tmp_path)
     listed = read(tmp_path / "summary.json")["not_averaged"]
     assert [(r["run_id"], r["length"], r["reason"], r["error"]) for r in listed] == [
-        ("torn", None, "unreadable", "run.json: not JSON")
+        ("torn", None, "unreadable", "run.json: not JSON"),
+        ("odd", 64, "attention is missing", None),
     ]
+    assert list(experiment_table(frame)["variant"]) == ["dense"]
 
 
 @pytest.mark.parametrize("frame", [pd.DataFrame(), store({"run_id": "torn", "status": "unreadable"})])
@@ -218,6 +221,7 @@ def test_nothing_finished_gives_an_empty_table_and_valid_files(frame: pd.DataFra
 
 @settings(deadline=None, max_examples=25)
 @given(st.lists(st.text(min_size=1, max_size=150), min_size=2, max_size=5, unique=True))
+@example(["a", "A", "a b", "a_b", "../a", "a/b", "", "x" * 300, "x" * 301])
 def test_any_value_gives_files_of_its_own_inside_the_folder(
     tmp_path_factory: pytest.TempPathFactory, sources: list[str]
 ) -> None:

@@ -84,9 +84,7 @@ def written(draw: st.DrawFn, elements: st.SearchStrategy[str]) -> tuple[list[str
 
 @settings(deadline=None, max_examples=60)
 @given(written(st.integers(-(10**20), 10**20).map(str)), st.lists(st.sampled_from(["RUN", "a,b", "dsa-L64"])))
-def test_integers_in_any_form_parse_back_to_themselves(
-    case: tuple[list[str], list[str]], runs: list[str]
-) -> None:
+def test_integers_in_any_form_parse_back_to_themselves(case: tuple[list[str], list[str]], runs: list[str]) -> None:
     values, args = case
     parsed = parse("-q", *(arg.replace("--OPTION", "--lengths") for arg in args), *runs, "--store", "here")
     assert parsed["lengths"] == [int(value) for value in values]
@@ -103,9 +101,7 @@ def test_numbers_in_any_form_parse_back_to_themselves(case: tuple[list[str], lis
 
 @settings(deadline=None, max_examples=40)
 @given(written(st.from_regex(r"[a-z_][a-z0-9_]{0,6}", fullmatch=True)), st.booleans())
-def test_texts_in_any_form_parse_back_to_themselves(
-    case: tuple[list[str], list[str]], positional: bool
-) -> None:
+def test_texts_in_any_form_parse_back_to_themselves(case: tuple[list[str], list[str]], positional: bool) -> None:
     values, args = case
     after = ["--", "RUN", "--lengths"] if positional else ["--quiet"]
     parsed = parse(*(arg.replace("--OPTION", "--attentions") for arg in args), *after)

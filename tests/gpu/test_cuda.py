@@ -5,6 +5,7 @@ Run on a machine with one: pytest -m gpu
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +39,12 @@ def spec_of(attention: dict[str, Any], **fields: Any) -> RunSpec:
 
 
 def losses(spec: RunSpec, execution: Execution, steps: int = 60) -> torch.Tensor:
-    """The metrics of the first steps on random tokens, captured after EAGER_STEPS of each stage when asked."""
+    """The metrics of the first steps, captured after EAGER_STEPS of each stage when asked; 20 of 500 tokens occur."""
     with determinism(execution):
         model = build(spec, 500).to(CUDA)
         step = TrainStep(model, Optimizer(model, spec, CUDA), spec, execution)
         generator = torch.Generator().manual_seed(0)
-        batches = torch.randint(500, (steps, spec.batch_size, spec.length + 1), generator=generator)
+        batches = torch.randint(20, (steps, spec.batch_size, spec.length + 1), generator=generator)
         history = []
         for first, end, stage in loop.segments(spec, 0, 30):
             history.append(step.run(first, stage, batches[first:end]).cpu())
@@ -58,7 +59,7 @@ def test_captured_steps_learn_what_eager_ones_do(attention: dict[str, Any], prec
     spec = spec_of(attention)
     eager, graph = (losses(spec, Execution(CUDA, precision, graph, False)) for graph in (False, True))
     torch.testing.assert_close(graph[:, 0], eager[:, 0], rtol=0, atol=tolerance)
-    assert float(graph[-1, 0]) < float(graph[0, 0])
+    assert float(graph[-1, 0]) < float(graph[0, 0]) - 1
 
 
 @pytest.mark.parametrize("attention", [{"kind": "dense"}, DSA], ids=["dense", "dsa"])
@@ -87,8 +88,9 @@ def test_no_step_waits_for_the_host(attention: dict[str, Any], graph: bool) -> N
         if graph:
             step.capture(stage)
         torch.cuda.synchronize()
-        torch.cuda.set_sync_debug_mode("error")
         try:
+            with warnings.catch_warnings(action="ignore"):  # that the mode is a prototype
+                torch.cuda.set_sync_debug_mode("error")
             step.run(EAGER_STEPS, stage, batches)
         finally:
             torch.cuda.set_sync_debug_mode("default")
@@ -108,7 +110,7 @@ def test_grouped_experts_agree_with_all_experts_in_bf16() -> None:
     moe.float()
     with torch.autocast("cuda", torch.bfloat16):
         for route in (moe._grouped, moe._all_experts):
-            error = (route(x_ND, expert, weight).double() - exact).norm() / exact.norm()
+            error = (route(x_ND.bfloat16(), expert, weight).double() - exact).norm() / exact.norm()
             assert float(error) < 1e-2, route.__name__
 
 

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from dsabench.errors import StoreError
 from dsabench.store import find_checkpoint, load_metrics, load_runs, read_metrics, read_run
+from dsabench.store.table import row_of
 
 quick = settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 MUTATIONS = ("open", "write", "fsync", "rename", "replace", "mkdir", "rmdir", "unlink", "remove", "ftruncate")
@@ -48,7 +49,9 @@ def die_at(monkeypatch, moment: int) -> list[str]:
 def write_checkpoint(content: str):
     def write(folder):
         for name in ("model", "optimizer"):
-            (folder / name).write_text(content)
+            fd = os.open(folder / name, os.O_WRONLY | os.O_CREAT)  # one of the calls that `die_at` counts
+            os.write(fd, content.encode())
+            os.close(fd)
 
     return write
 
@@ -338,10 +341,20 @@ def test_any_bytes_as_metrics_are_read_or_refused(runs, data):
 
 def test_lists_in_lists_without_end_are_refused(runs):
     path = runs.add() / "metrics.jsonl"
-    for depth in (400, 900, 5000, 200_000):
+    for depth in (*range(300, 1100, 9), 5000, 200_000):
         path.write_text(f'{{"kind": "train", "step": 1, "x": {"[" * depth}{"]" * depth}}}\n')
         with suppress(StoreError):  # and no RecursionError
             load_metrics(runs.path)
+
+
+def test_mappings_in_mappings_without_end_are_listed(runs):
+    path = runs.add() / "run.json"
+    start = path.read_text().split('"spec": {')[0]
+    for depth in (*range(300, 1100, 9), 5000, 200_000):
+        path.write_text(start + '"spec": {"x": ' + '{"y": ' * depth + "1" + "}" * depth + "}}")
+        row, _ = row_of(path.parent)
+        assert row["status"] == "done" or row["error"]
+    assert list(load_runs(runs.path).status) == ["unreadable"]
 
 
 def test_a_cut_run_json_is_told_wherever_it_was_cut(runs):

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import shutil
+import struct
 from pathlib import Path
 
 import pandas as pd
@@ -75,10 +76,13 @@ def test_a_row_has_every_spec_field_by_its_path_and_every_metric(runs):
 
 def test_columns_take_the_narrowest_type_and_mixed_ones_are_text(runs):
     for name, value in (("a", 1), ("b", True), ("c", "true"), ("d", [1, "x"]), ("e", None), ("f", 0.5)):
-        runs.add(name, spec={"mixed": value, "flag": True, "whole": 3, "number": 1 if name == "a" else 0.5})
+        runs.add(
+            name, spec={"mixed": value, "flag": True, "whole": 3, "number": 1 if name == "a" else 0.5, "huge": 10**400}
+        )
     frame = load_runs(runs.path)
     assert frame.mixed.tolist()[:4] == ["1", "true", "true", '[1, "x"]']
     assert frame.mixed.isna().tolist() == [False] * 4 + [True, False]
+    assert frame.huge[0] == str(10**400)
     types = frame.dtypes.astype(str)
     assert (types["mixed"], types["flag"], types["whole"], types["number"]) == (
         "string",
@@ -97,7 +101,9 @@ def test_the_index_is_the_whole_store_right_after_a_run_finishes(runs):
 
 
 run_ids = st.sampled_from(["a", "b", "c"])
-spec_values = st.sampled_from([None, 1, 2**70, 0.5, 1e-3, True, "auto", "1", [], [1], {}, {"deep": 1}, math.nan])
+spec_values = st.sampled_from(
+    [None, 1, 2**70, 10**400, 0.5, 1e-3, True, "auto", "1", [], [1], {}, {"deep": 1}, math.nan]
+)
 actions = st.one_of(
     st.tuples(st.just("add"), run_ids, spec_values, spec_values),
     st.tuples(st.just("remove"), run_ids),
@@ -156,6 +162,15 @@ def test_a_damaged_index_is_rebuilt(runs, file, damage):
     runs.add("c")
     assert list(pd.read_parquet(runs.path / "index.parquet").run_id) == ["a", "b", "c"]
     pd.testing.assert_frame_equal(rebuilt(runs.path), load_runs(runs.path))
+
+
+def test_a_value_that_changed_on_the_disk_is_not_believed(runs):
+    runs.add(summary={"val_loss": 3.14159265})
+    path = runs.path / "index.parquet"
+    content = bytearray(path.read_bytes())
+    content[content.index(struct.pack("<d", 3.14159265))] ^= 1
+    path.write_bytes(content)
+    assert load_runs(runs.path).val_loss[0] == 3.14159265
 
 
 def test_an_index_of_another_format_is_rebuilt(runs, monkeypatch):

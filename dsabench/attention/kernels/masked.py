@@ -2,13 +2,23 @@
 
 Quadratic in memory and time, but the fastest way below the lengths at which gathering pays.
 
-Legend: B batch, T query, S key, H query heads, G key/value heads, D head width.
+Legend: B batch, T query, S key, H query heads, G key/value heads, D head width, J indexer heads, I indexer width.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+
+def index_scores(q_BTJI: Tensor, k_BSI: Tensor, w_BTJ: Tensor) -> Tensor:
+    """I[t,s] = sum_j w[t,j] * relu(q[t,j] . k[s]); (B, T, S), summed over heads in fp32 (fp64 for fp64 inputs).
+
+    The sum over a handful of heads is elementwise: as a matrix product it is one tiny product for each query.
+    """
+    wide = torch.promote_types(q_BTJI.dtype, torch.float32)
+    dots_BTJS = torch.einsum("btji,bsi->btjs", q_BTJI, k_BSI)
+    return (dots_BTJS.relu().to(wide) * w_BTJ.to(wide)[..., None]).sum(dim=2)
 
 
 def selection_mask(scores_BTS: Tensor, allowed: Tensor, k: int) -> Tensor:
@@ -35,8 +45,9 @@ def attention(q_BTHD: Tensor, k_BSGD: Tensor, v_BSGD: Tensor, keep: Tensor) -> t
     """
     groups = q_BTHD.shape[2] // k_BSGD.shape[2]
     q_BHTD = q_BTHD.transpose(1, 2) * q_BTHD.shape[-1] ** -0.5
-    k_BHSD = k_BSGD.transpose(1, 2).repeat_interleave(groups, dim=1)
-    v_BHSD = v_BSGD.transpose(1, 2).repeat_interleave(groups, dim=1)
+    k_BHSD, v_BHSD = k_BSGD.transpose(1, 2), v_BSGD.transpose(1, 2)
+    if groups > 1:
+        k_BHSD, v_BHSD = k_BHSD.repeat_interleave(groups, dim=1), v_BHSD.repeat_interleave(groups, dim=1)
     scores_BHTS = q_BHTD @ k_BHSD.transpose(-1, -2)
     keep_ = keep if keep.dim() == 2 else keep[:, None]
     p_BHTS = scores_BHTS.masked_fill(~keep_, -torch.inf).softmax(

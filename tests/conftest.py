@@ -1,0 +1,39 @@
+"""What every test shares: a cache of its own, and a small corpus that a small model can learn."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+# Tiny tensors gain nothing from a second thread, and two threads that spin on a busy machine lose a hundredfold.
+# Set before torch is imported anywhere, and inherited by the processes that tests start.
+os.environ["OMP_NUM_THREADS"] = "1"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Tests neither read nor fill the user's cache."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DSABENCH_CACHE", str(folder))
+        yield folder
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of 12 documents of about 3000 characters, each a walk over 30 words with few successors a word."""
+    folder = tmp_path_factory.mktemp("corpus")
+    generator = np.random.default_rng(0)
+    words = ["".join(generator.choice(list("abcdefghijkl"), 4)) for _ in range(30)]
+    successors = generator.integers(0, 30, (30, 3))
+    for i in range(12):
+        word, text = 0, []
+        for _ in range(600):
+            word = int(successors[word, generator.integers(3)])
+            text.append(words[word])
+        (folder / f"document{i}.txt").write_text(" ".join(text), encoding="utf-8")
+    return folder
