@@ -145,7 +145,7 @@ def check_out(out: Path) -> None:
 
 def report_sweep(sweep_id: str, planned: Sequence[PlannedRun], store: Path, out: Path, as_json: bool) -> None:
     """Write the experiment's files and picture under `out`, and print its table (or summary.json) on stdout."""
-    from dsabench.analysis.experiment import experiment_table, write_results
+    from dsabench.analysis.experiment import experiment_table, not_averaged, write_results
     from dsabench.cli.tables import experiment_lines
     from dsabench.plots.experiment import sequence_length_comparison
     from dsabench.store import load_metrics, load_runs
@@ -160,7 +160,7 @@ def report_sweep(sweep_id: str, planned: Sequence[PlannedRun], store: Path, out:
         print((out / "summary.json").read_text(encoding="utf-8"))
         return
     console = stdout_console()
-    experiment_lines(experiment_table(runs), console)
+    experiment_lines(experiment_table(runs), console, not_averaged(runs))
     console.print(f"Written: {', '.join(str(path) for path in files if path.parent == out)}")
     console.print(f"Every run: {store} (pandas.read_parquet('{store / 'index.parquet'}'))")
 

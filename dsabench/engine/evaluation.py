@@ -20,7 +20,7 @@ from dsabench.model.transformer import Transformer
 BATCH_TOKENS = 16_384
 """Tokens of one evaluation batch, which bounds the memory of its logits."""
 
-CAPTURE_PAIRS = 2**22
+CAPTURE_PAIRS = 2**20
 """Query-key pairs that mass recall is measured on, in whole windows, at least one."""
 
 POSITION_BINS = 256

@@ -142,10 +142,7 @@ def load_metrics(store: str | Path = "runs", run_ids: Iterable[str] | None = Non
         for record in read_metrics(path, run_id)
     ]
     names = dict.fromkeys(name for record in records for name in record)
-    try:
-        columns = {_clean(name): typed([record.get(name) for record in records]) for name in names}
-    except RecursionError as error:
-        raise StoreError(f"{path}: a metrics file is damaged, it holds lists in lists too deep to read") from error
+    columns = {_clean(name): typed([record.get(name) for record in records]) for name in names}
     first = {"run_id": "string", "kind": "string", "step": "Int64"}
     missing = {name: pd.Series([], dtype=dtype) for name, dtype in first.items() if name not in columns}
     return pd.DataFrame(columns | missing)[[*first, *(name for name in columns if name not in first)]]
