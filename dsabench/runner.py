@@ -29,6 +29,7 @@ from dsabench.store import (
     SweepRecord,
     find_checkpoint,
     read_run,
+    read_sweep,
     write_sweep,
 )
 
@@ -196,8 +197,11 @@ def run_sweep(
     `started(run)` is called before each run and gives the observer of its updates.
     """
     execution = resolve(planned[0].spec.engine)
+    identity = sweep_id(sweep, planned)
+    known = (Path(store) / "sweeps" / f"{identity}.json").exists()
     record = SweepRecord(
-        id=sweep_id(sweep, planned),
+        id=identity,
+        **({"created": read_sweep(store, identity).created} if known else {}),
         spec=sweep.plain(),
         run_ids=[run.run_id for run in planned],
         command=command,

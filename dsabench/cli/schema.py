@@ -11,7 +11,10 @@ def add_to(app: typer.Typer) -> None:
 
 
 def schema() -> None:
-    """Print the JSON Schema of config files, for editors; each field's description is its documentation."""
+    """Print the JSON Schema of config files.
+
+    For editors, and to read: each field's description is its documentation.
+    """
     import json
 
     from dsabench.spec.schema import config_schema

@@ -34,7 +34,9 @@ def sweep(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Train every combination of the axes and compare: a table here, files and a picture under --out.
+    """Train every combination of the axes and compare them.
+
+    Prints a table, and writes files and a picture under --out.
 
     Runs that are done are kept and interrupted ones resume, so the same command goes on where it was stopped.
     """

@@ -27,7 +27,10 @@ def train(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Train one model: the first run of the config unless flags choose. Done runs are kept, interrupted ones resume."""
+    """Train one model.
+
+    The first run of the config unless flags choose. A done run is kept, an interrupted one resumes.
+    """
     from dsabench.cli.output import describe, print_json
     from dsabench.cli.progress import Display
     from dsabench.store import check_writable
