@@ -139,7 +139,10 @@ def train(
     """
     execution = resolve(spec.engine)
     data = data_package.prepare(spec.data, progress=notify)
-    Windows(data, spec.length)  # raises before the run exists when the documents are too short for the length
+    windows = Windows(data, spec.length)  # raises before the run exists when no document holds a window
+    notes = [*data.notes, *windows.notes]
+    for note in notes:
+        notify(note)
     fingerprint = _fingerprint(spec, data.fingerprint)
     identity = run_id(spec, fingerprint)
     if not retry_failed and _status(store, identity) == "failed":
@@ -150,7 +153,7 @@ def train(
             identity,
             spec=spec.model_dump(mode="json"),
             fingerprint=fingerprint,
-            environment=environment(execution),
+            environment={**environment(execution), "data_notes": notes},
             sweep=sweep,
         )
     except RunDoneError as done:

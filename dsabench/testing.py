@@ -90,12 +90,8 @@ def check_causal(spec: RunSpec) -> None:
     for training in (True, False):
         module.train(training)
         for stage in STAGES:
-            leak = find_leak(
-                lambda x_NTD, stage=stage: _run(module, x_NTD, stage),
-                x_TD,
-                other_TD,
-                list(range(spec.length)),
-            )
+            run = functools.partial(_run, module, stage=stage)
+            leak = find_leak(run, x_TD, other_TD, list(range(spec.length)))
             mode = "train" if training else "eval"
             assert leak is None, (
                 f"{spec.attention.kind} looks ahead: in {mode} mode, {stage} stage, output {leak.position} changed by "

@@ -104,7 +104,9 @@ def test_weights_at_step_0_and_batches_are_paired(corpus: Path, monkeypatch: pyt
 
     def spy(self: TrainStep, first: int, stage: Any, batches: torch.Tensor) -> torch.Tensor:
         kind = self.spec.attention.kind
-        seen.setdefault(kind, {"weights": {n: p.detach().clone() for n, p in self.model.named_parameters()}, "batches": []})
+        seen.setdefault(
+            kind, {"weights": {n: p.detach().clone() for n, p in self.model.named_parameters()}, "batches": []}
+        )
         seen[kind]["batches"].append(batches.clone())
         return honest(self, first, stage, batches)
 

@@ -12,7 +12,20 @@ import pytest
 import dsabench
 
 PACKAGE = Path(dsabench.__file__).parent
-ORDER = ["errors", "spec", "data", "attention", "model", "engine", "store", "testing", "runner", "analysis", "plots", "cli"]
+ORDER = [
+    "errors",
+    "spec",
+    "data",
+    "attention",
+    "model",
+    "engine",
+    "store",
+    "testing",
+    "runner",
+    "analysis",
+    "plots",
+    "cli",
+]
 """Left to right: a part may import the parts before it. `attention` is part of `model` and comes before it."""
 
 ALLOWED = {("spec", "attention")}

@@ -28,6 +28,7 @@ class Display:
         self.console, self.total, self.done, self.quiet = stderr_console(), total, done, quiet
         self.live = self.console.is_terminal and not quiet
         self.number, self.started, self.line_at = 0, time.monotonic(), 0.0
+        self.shown: set[str] = set()
         self.progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
@@ -56,6 +57,12 @@ class Display:
         """One line that stays."""
         if not self.quiet:
             self.progress.console.print(message)
+
+    def note_once(self, message: str) -> None:
+        """The same, unless the line was shown before: what every run of a sweep says of its data."""
+        if message not in self.shown:
+            self.shown.add(message)
+            self.note(message)
 
     def start(self, name: str, steps: int) -> Callable[[Update], None]:
         """Begin showing a run; returns the observer of its updates."""

@@ -81,7 +81,7 @@ def sweep(
         try:
             for record in runner.run_sweep(
                 experiment, planned, store, command=sys.argv, retry_failed=retry_failed, started=started,
-                notify=display.note,
+                notify=display.note_once,
             ):  # fmt: skip
                 records.append(record)
                 display.finish(record.run_id, output.describe(record))

@@ -39,7 +39,7 @@ class ModelOutput:
 
 
 def autocast(x: Tensor) -> Tensor:
-    """x in the dtype of matrix products: cast once here, rather than by autocast in each of the products that use it."""
+    """x in the dtype of matrix products: cast once here, rather than by autocast in each product that uses it."""
     kind = x.device.type
     return x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x
 
@@ -76,7 +76,7 @@ class Transformer(nn.Module):
         dropout = self.spec.model.dropout if self.training else 0.0
         positions_T = torch.arange(tokens_BT.shape[1], device=tokens_BT.device)
         context = AttentionContext(positions_T, self.stage, document_ids_BT, capture)
-        x_BTD = F.dropout(self.embedding(tokens_BT) * self.spec.model.d_model**0.5, dropout)
+        x_BTD = F.dropout(self.embedding(tokens_BT) * self.spec.model.d_model, dropout)
         attention_losses, routers = [], []
         for block in self.layers():
             mixed = block.attention(autocast(block.attention_norm(x_BTD)), context)
@@ -114,22 +114,26 @@ def build(spec: RunSpec, vocab_size: int) -> Transformer:
     bit-identical in both, whatever else either of them has.
     """
     model = Transformer(spec, vocab_size)
-    # An output projection that ends in the residual stream starts smaller, so that depth does not raise its variance.
-    residual = (2 * spec.model.n_layers) ** -0.5
     for name, parameter in model.named_parameters():
         if parameter.ndim < 2:
             nn.init.constant_(parameter, 0.0 if name.endswith("bias") else 1.0)
             continue
-        std = 0.02
-        if name == "embedding.weight":
-            # Tied: the final norm makes |x| = sqrt(D), and at the start x points along its own token's embedding, so
-            # that token's logit is D std. At std = 1/D it is 1, and the first loss is ln V for every V and D.
-            std = 1.0 / spec.model.d_model
-        elif name.endswith(("projections.out.weight", "down_EFD")):
-            std *= residual
         generator = torch.Generator().manual_seed(_key(spec.seed, name))
-        nn.init.normal_(parameter, std=std, generator=generator)
+        nn.init.normal_(parameter, std=_initial_std(name, parameter, spec), generator=generator)
     return model
+
+
+def _initial_std(name: str, parameter: Tensor, spec: RunSpec) -> float:
+    """Unit variance in, unit variance out: fan_in^-1/2, smaller where an output ends in the residual stream."""
+    if name == "embedding.weight":
+        # Tied. The final norm makes |x| = sqrt(D) and at the start x points along its own token's embedding, so that
+        # token's logit is D std. At std = 1/D it is 1 and the first loss is ln V for every V and D, where the usual
+        # 0.02 gives exp(0.02 D) times a small vocabulary's average. `forward` multiplies by D on the way in.
+        return 1.0 / spec.model.d_model
+    fan_in = parameter.shape[-2] if name.endswith(("_EDF", "_EFD")) else parameter.shape[-1]
+    # So that the variance of the residual stream does not grow with depth (GPT-2's rule).
+    residual = (2 * spec.model.n_layers) ** -0.5 if name.endswith(("projections.out.weight", "down_EFD")) else 1.0
+    return float(fan_in**-0.5 * residual)
 
 
 def _key(seed: int, name: str) -> int:

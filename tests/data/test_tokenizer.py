@@ -41,7 +41,7 @@ def test_any_text_comes_back_and_its_bytes_are_counted(make: Callable[[], Subwor
     tokenizer = make()
 
     @settings(deadline=None, max_examples=150)
-    @given(st.lists(ANY_TEXT.filter(lambda text: text.isprintable() or True), min_size=1, max_size=4))
+    @given(st.lists(ANY_TEXT, min_size=1, max_size=4))
     def check(texts: list[str]) -> None:
         for text, ids in zip(texts, tokenizer.encode(texts), strict=True):
             assert tokenizer.decode(ids.tolist()) == text

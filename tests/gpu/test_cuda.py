@@ -34,7 +34,14 @@ DSA = {"kind": "dsa", "top_k_ratio": 0.25, "indexer": {"n_heads": 2, "head_dim":
 
 
 def spec_of(attention: dict[str, Any], **fields: Any) -> RunSpec:
-    train = {"steps": 60, "tokens_per_step": 1024, "warmup_steps": 5, "eval_every": 30, "eval_tokens": 2048, "log_every": 5}
+    train = {
+        "steps": 60,
+        "tokens_per_step": 1024,
+        "warmup_steps": 5,
+        "eval_every": 30,
+        "eval_tokens": 2048,
+        "log_every": 5,
+    }
     return validate({"length": 64, "attention": attention, "model": MODEL, "train": train, **fields})
 
 
