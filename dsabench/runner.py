@@ -106,7 +106,7 @@ def estimate_seconds(planned: Sequence[PlannedRun], execution: Execution) -> flo
     """A rough time for the runs that are not done: training FLOPs at a share of the measured matrix-product rate that
     small models reach, or launch-bound time a step where that is longer, and evaluation as forward FLOPs."""
     rate = matmul_rate(execution.device, execution.precision) * (0.35 if execution.device.type == "cpu" else 0.15)
-    floor = 2e-3 if execution.graph else 1e-3 if execution.device.type == "cpu" else 20e-3
+    floor = 5e-3 if execution.graph else 1e-3 if execution.device.type == "cpu" else 20e-3
     seconds = 0.0
     for run in planned:
         if run.status == "done":
@@ -118,8 +118,18 @@ def estimate_seconds(planned: Sequence[PlannedRun], execution: Execution) -> flo
         evaluations = spec.train.steps / spec.train.eval_every + 1
         seconds += spec.train.steps * max(floor, window * spec.batch_size / rate)
         seconds += evaluations * 2 * (spec.train.eval_tokens / spec.length) * (window / 3) / rate
-        seconds += 2.0 if execution.graph else 0.5  # start, captures, checkpoints
+        seconds += 3.0 if execution.graph else 0.5  # start, captures, checkpoints
     return seconds
+
+
+def check_data(planned: Sequence[PlannedRun], notify: Callable[[str], None] = lambda message: None) -> None:
+    """Prepare the data of every run that is to be trained, and raise DataError when a length does not fit it.
+
+    Before the first run of a sweep, so that a length too long for the documents is not found hours later.
+    """
+    for run in planned:
+        if run.status != "done":
+            Windows(data_package.prepare(run.spec.data, progress=notify), run.spec.length)
 
 
 def train(

@@ -193,6 +193,25 @@ def test_a_killed_run_resumes_to_the_same_bits(kind: str, corpus: Path, trained:
     pd.testing.assert_frame_equal(ours, theirs)
 
 
+def test_a_kill_between_the_last_checkpoint_and_the_record_loses_nothing(
+    corpus: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(self: Any, *rest: Any, **more: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop._Run, "_summary", killed)
+        with pytest.raises(KeyboardInterrupt):
+            runner.train(spec_of(corpus), tmp_path / "runs")
+    monkeypatch.setattr(TrainStep, "run", lambda *rest: pytest.fail("a step was repeated"))
+    record = runner.train(spec_of(corpus), tmp_path / "runs")
+    whole = runner.read_run(trained, record.run_id)
+    assert record.status == "done"
+    for name in ("val_loss", "train_loss", "mass_recall", "flops"):
+        assert record.summary[name] == whole.summary[name]
+    pd.testing.assert_frame_equal(evals(tmp_path / "runs", record.run_id), evals(trained, record.run_id))
+
+
 def evals(store: Path, identity: str) -> pd.DataFrame:
     metrics = dsabench.load_metrics(store, run_ids=[identity])
     return metrics[metrics["kind"] == "eval"][["step", "val_loss", "val_accuracy", "train_loss"]].reset_index(drop=True)

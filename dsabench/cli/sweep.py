@@ -74,15 +74,17 @@ def sweep(
     done = sum(run.status == "done" for run in planned)
     records = []
     with Display(len(planned), done, quiet) as display:
-
-        def started(run: runner.PlannedRun):  # type: ignore[no-untyped-def]
-            return display.start(run.run_id, run.spec.train.steps)
-
         try:
+            runner.check_data(planned, display.note_once)
             for record in runner.run_sweep(
-                experiment, planned, store, command=sys.argv, retry_failed=retry_failed, started=started,
+                experiment,
+                planned,
+                store,
+                command=sys.argv,
+                retry_failed=retry_failed,
+                started=lambda run: display.start(run.run_id, run.spec.train.steps),
                 notify=display.note_once,
-            ):  # fmt: skip
+            ):
                 records.append(record)
                 display.finish(record.run_id, output.describe(record))
         except KeyboardInterrupt:
@@ -90,5 +92,8 @@ def sweep(
                 f"interrupted after {len(records)} of {len(planned)} runs; the same command goes on from there"
             )
             raise typer.Exit(130) from None
+        failed = sum(record.status != "done" for record in records)
+        if failed:
+            display.note(f"{failed} of {len(records)} runs failed; --retry-failed runs them again")
     output.report_sweep(runner.sweep_id(experiment, planned), planned, store, out, json)
-    raise typer.Exit(0 if all(record.status == "done" for record in records) else 1)
+    raise typer.Exit(1 if failed else 0)

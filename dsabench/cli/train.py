@@ -53,7 +53,7 @@ def train(
                 store,
                 retry_failed=True,
                 observe=display.start(name, spec.train.steps),
-                notify=display.note,
+                notify=display.note_once,
             )
         except KeyboardInterrupt:
             display.note("interrupted; the same command resumes from the last checkpoint")

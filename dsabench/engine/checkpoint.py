@@ -65,14 +65,17 @@ def load_weights(folder: Path, model: Transformer) -> None:
 
 def load(folder: Path, model: Transformer, optimizer: Optimizer) -> Progress:
     """Restore model and optimizer, and return how far the run had come."""
-    load_weights(folder, model)
-    optimizer.load_state(_tensors(folder / "optimizer.safetensors"))
     state = _state(folder)
     state.pop("vocab_size", None)
     try:
-        return Progress(**state)  # type: ignore[arg-type]
+        progress = Progress(**state)  # type: ignore[arg-type]
     except TypeError as error:
         raise StoreError(f"{folder / 'state.json'} is not a checkpoint of this dsabench: {error}") from error
+    load_weights(folder, model)
+    # A run that was killed between its last checkpoint and its record has no steps left, and no optimizer.
+    if progress.step < model.spec.train.steps:
+        optimizer.load_state(_tensors(folder / "optimizer.safetensors"))
+    return progress
 
 
 def _tensors(path: Path) -> dict[str, torch.Tensor]:

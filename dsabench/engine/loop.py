@@ -135,7 +135,7 @@ class _Run:
                 self._evaluate()
             if saves:
                 self._checkpoint()
-        if not self.last_eval:  # resumed at the very end: everything but the summary was written
+        if not self.last_eval:  # killed between the last checkpoint and the record: only the summary is missing
             self._evaluate(record=False)
         self.sink.replace_checkpoint(lambda folder: checkpoint.save(folder, self.model, None, self.progress))
         return self._summary()
@@ -160,7 +160,8 @@ class _Run:
         if steady:
             self.progress.step_ms[stage].append(1e3 * seconds / (end - first))
         self.pending.append((history_SM, seconds))
-        if execution.graph and stage not in self.step.graphs and end < spec.train.steps:
+        goes_on = end < spec.train.steps and stage_at(spec, end) == stage
+        if execution.graph and stage not in self.step.graphs and goes_on:
             self.step.capture(stage)
 
     def _log(self, stage: Stage) -> None:
