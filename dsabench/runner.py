@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,7 +42,7 @@ def load_spec(name_or_path: str = DEFAULT_CONFIG, overrides: Mapping[str, Any] |
     Raises SpecError.
     """
     sweep = load_sweep(name_or_path)
-    for path, value in (overrides or {}).items():
+    for path, value in sorted((overrides or {}).items(), key=lambda item: item[0] != "plugins"):  # kinds come from them
         sweep.set(path, value, "overrides: ")
     return sweep.first()
 
@@ -81,14 +83,14 @@ class PlannedRun:
 def plan(specs: Sequence[RunSpec], store: str | Path) -> list[PlannedRun]:
     """The runs in order, with their identities and the store's status. Reads the corpus, trains nothing."""
     digests: dict[DataSpec, dict[str, str]] = {}
-    planned = []
+    planned: dict[str, PlannedRun] = {}
     for spec in specs:
         key = spec.data
         if key not in digests:
             digests[key] = data_package.fingerprint(spec.data)
         identity = run_id(spec, _fingerprint(spec, digests[key]))
-        planned.append(PlannedRun(spec, identity, _status(store, identity)))
-    return planned
+        planned.setdefault(identity, PlannedRun(spec, identity, _status(store, identity)))
+    return list(planned.values())
 
 
 def _status(store: str | Path, identity: str) -> str:
@@ -98,8 +100,8 @@ def _status(store: str | Path, identity: str) -> str:
 
 
 def _fingerprint(spec: RunSpec, corpus: dict[str, str]) -> dict[str, str]:
-    plugins = sorted(plugin_digest(path) for path in spec.plugins)
-    return {**corpus, **({"plugins": " ".join(plugins)} if plugins else {})}
+    plugin = plugin_digest(spec.attention.kind)
+    return {**corpus, **({"plugin": plugin} if plugin else {})}
 
 
 def estimate_seconds(planned: Sequence[PlannedRun], execution: Execution) -> float:
@@ -182,7 +184,8 @@ def train(
             writer.finish("interrupted")
             raise
         except Exception as error:
-            writer.finish("failed", error=f"{type(error).__name__}: {error}")
+            (writer.path / "traceback.txt").write_text(traceback.format_exc(), encoding="utf-8")
+            writer.finish("failed", error=f"{type(error).__name__}: {error} (traceback.txt in the run's folder)")
             raise
         return writer.finish("done", summary=summary)
 
@@ -228,10 +231,13 @@ def run_sweep(
         except DsabenchError:
             raise
         except Exception:  # a bug, in a plugin perhaps: the run is stored as failed with its reason, the rest go on
+            if _status(store, run.run_id) != "failed":
+                raise
             yield read_run(store, run.run_id)
 
 
 def sweep_id(sweep: Sweep, planned: Sequence[PlannedRun]) -> str:
     """<config name>-<8 hex over the run ids>: the same sweep is the same record."""
     text = json.dumps(sorted(run.run_id for run in planned))
-    return f"{sweep.name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", sweep.name).strip("-._")[:100] or "sweep"
+    return f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"

@@ -240,6 +240,42 @@ def test_a_loss_that_is_not_finite_stops_the_run_at_its_step(
     assert runner.train(spec_of(corpus), tmp_path / "runs", retry_failed=True).status == "done"
 
 
+def test_an_update_that_explodes_in_the_last_step_is_no_finished_run(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = TrainStep.run
+
+    def exploding(self: TrainStep, first: int, stage: Any, batches: torch.Tensor) -> torch.Tensor:
+        history = honest(self, first, stage, batches)
+        if first + len(batches) == 40:
+            with torch.no_grad():
+                self.model.norm.weight.fill_(float("nan"))
+        return history
+
+    monkeypatch.setattr(TrainStep, "run", exploding)
+    record = runner.train(spec_of(corpus), tmp_path / "runs")
+    assert record.status == "failed"
+    assert "val_loss is nan after step 40" in str(record.error)
+
+
+def test_times_of_two_machines_are_not_mixed(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that goes on elsewhere reports the step time of the machine that it ended on, and no sum of both."""
+    from dsabench.engine.device import Execution
+
+    def stop(update: Any) -> None:
+        if update.step >= 30:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Execution, "describe", lambda self: "a slower machine")
+        with pytest.raises(KeyboardInterrupt):
+            runner.train(spec_of(corpus), tmp_path / "runs", observe=stop)
+    record = runner.train(spec_of(corpus), tmp_path / "runs")
+    assert record.status == "done"
+    assert record.summary["train_seconds"] is None
+    assert record.summary["step_ms"] is not None
+
+
 def test_a_sweep_goes_on_after_a_failed_run(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     honest = loop.train
 
@@ -254,7 +290,9 @@ def test_a_sweep_goes_on_after_a_failed_run(corpus: Path, tmp_path: Path, monkey
     planned = runner.plan(sweep.runs(), tmp_path / "runs")
     records = list(runner.run_sweep(sweep, planned, tmp_path / "runs"))
     assert [record.status for record in records] == ["failed", "done"]
-    assert records[0].error == "RuntimeError: a bug in a plugin"
+    assert records[0].error == "RuntimeError: a bug in a plugin (traceback.txt in the run's folder)"
+    trace = (tmp_path / "runs" / records[0].run_id / "traceback.txt").read_text(encoding="utf-8")
+    assert "in failing" in trace
 
 
 def test_the_python_api(corpus: Path, trained: Path) -> None:

@@ -95,8 +95,8 @@ class DSASpec(AttentionSpec):
         return max(1, math.floor(self.top_k_ratio * length + 0.5))
 
     def warmup_steps(self, steps: int) -> int:
-        """Steps of the dense warm-up stage: warmup_share of all, rounded half up."""
-        return math.floor(self.indexer.warmup_share * steps + 0.5)
+        """Steps of the dense warm-up stage: warmup_share of all, rounded half up, but never the last step."""
+        return min(steps - 1, math.floor(self.indexer.warmup_share * steps + 0.5))
 
     def own_learning_rate(self) -> float:
         """indexer.learning_rate."""
@@ -117,6 +117,7 @@ class LightningIndexer(nn.Module):
     def __init__(self, spec: RunSpec, attention: DSASpec) -> None:
         super().__init__()
         indexer, self.backend = attention.indexer, attention.backend
+        self.learns = indexer.loss == "kl"
         self.n_heads, self.head_dim, self.rope_base = indexer.n_heads, indexer.head_dim, spec.model.rope_base
         self.query = nn.Linear(spec.model.d_model, self.n_heads * self.head_dim, bias=False)
         self.key = nn.Linear(spec.model.d_model, self.head_dim, bias=False)
@@ -140,10 +141,10 @@ class LightningIndexer(nn.Module):
         return torch.cat([rotate(turned, cos_TD, sin_TD), still], dim=-1)
 
     def flops(self, spec: RunSpec) -> float:
-        """Projections (no gradient to their input: 4 of 6), and 2 J I forward for every causal pair."""
+        """Projections (no gradient to their input, so 4 of 6; 2 when untrained), and 2 J I for every causal pair."""
         columns = self.n_heads * self.head_dim + self.head_dim + self.n_heads
         scores = 2.0 * pairs(spec) * self.n_heads * self.head_dim
-        return 4.0 * spec.length * spec.model.d_model * columns + scores
+        return (4.0 if self.learns else 2.0) * spec.length * spec.model.d_model * columns + scores
 
 
 @register

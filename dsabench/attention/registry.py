@@ -14,6 +14,7 @@ import difflib
 import hashlib
 import importlib
 import importlib.util
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar, get_args
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 _BUILT_IN = ("dense", "dsa")
 _variants: dict[str, type[Attention]] = {}
 _plugins: dict[Path, str] = {}
+_files: dict[str, Path] = {}
+"""The plugin file that registered each kind."""
 
 A = TypeVar("A", bound="type[Attention]")
 
@@ -39,8 +42,11 @@ def register(variant: A) -> A:
     (name,) = get_args(variant.spec_class.model_fields["kind"].annotation) or (None,)
     if not isinstance(name, str):
         raise SpecError(f'{variant.spec_class.__name__}.kind must be annotated as Literal["the_variants_name"]')
+    if name in _BUILT_IN and variant.__module__ != f"dsabench.attention.{name}":
+        raise SpecError(f"attention kind {name!r} is built in and cannot be replaced; give the variant another name")
     known = _variants.get(name)
-    if known is not None and known.__qualname__ != variant.__qualname__:
+    # A plugin that was edited and loaded again may replace its own variants, and nobody else's.
+    if known is not None and _origin(known) != _origin(variant):
         raise SpecError(f"attention kind {name!r} is already registered by {known.__module__}.{known.__qualname__}")
     _variants[name] = variant
     return variant
@@ -71,34 +77,43 @@ def spec_class(kind: str) -> type[AttentionSpec]:
     return variant(kind).spec_class
 
 
-def load_plugin(path: str) -> None:
+def load_plugin(path: str) -> str:
     """Import a user's Python file, which registers its variants; once a file and content. It runs as code.
 
-    Raises SpecError naming the file when it is missing or fails to import.
+    Returns the file's absolute path. Raises SpecError naming the file when it is missing or fails to import.
     """
     file = Path(path).expanduser().resolve()
     if not file.is_file():
         raise SpecError(f"plugins: {path} is not a file")
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
     if _plugins.get(file) == digest:
-        return
+        return str(file)
     name = f"dsabench_plugin_{file.stem}_{digest[:8]}"
     module_spec = importlib.util.spec_from_file_location(name, file)
     if module_spec is None or module_spec.loader is None:
         raise SpecError(f"plugins: {path} is not a Python file (.py)")
     module = importlib.util.module_from_spec(module_spec)
     sys.modules[name] = module
+    before = dict(_variants)
     try:
         module_spec.loader.exec_module(module)
+    except SpecError as error:
+        del sys.modules[name]
+        raise SpecError(f"plugins: {path}: {error}") from error
     except Exception as error:
         del sys.modules[name]
         raise SpecError(f"plugins: {path} fails to import: {type(error).__name__}: {error}") from error
     _plugins[file] = digest
+    _files.update({kind: file for kind, cls in _variants.items() if before.get(kind) is not cls})
+    return str(file)
 
 
-def plugin_digest(path: str) -> str:
-    """SHA-256 of a plugin file's content, which is part of a run's identity."""
-    try:
-        return hashlib.sha256(Path(path).expanduser().read_bytes()).hexdigest()
-    except OSError as error:
-        raise SpecError(f"plugins: {path} cannot be read: {error.strerror}") from error
+def plugin_digest(kind: str) -> str | None:
+    """SHA-256 of the plugin file that registered `kind`, which is part of a run's identity; None for a built-in one."""
+    file = _files.get(kind)
+    return None if file is None else _plugins[file]
+
+
+def _origin(variant: type[Attention]) -> str:
+    """Where a class comes from: its module, without the content digest of a plugin's."""
+    return re.sub(r"^(dsabench_plugin_.*)_[0-9a-f]{8}$", r"\1", variant.__module__)

@@ -127,6 +127,7 @@ def print_plan(
     if full:
         for run in planned:
             console.print(f"  {run.status:12} {run.run_id}")
+        console.print("  (documents are checked to be long enough for a window when the sweep starts)")
     todo = f"{done} of them are done already; " if done else ""
     console.print(f"{todo}estimated time: about {duration(seconds)} (rough)")
     if execution.device.type == "cpu" and seconds > 600 and config != "quick":

@@ -27,8 +27,14 @@ class Progress:
     step: int = 0
     """Steps done."""
 
-    seconds: float = 0.0
-    """Time in training steps so far, captures and evaluations apart."""
+    machine: str = ""
+    """What the times below were measured on (Execution.describe); on another machine they begin anew."""
+
+    seconds: float | None = 0.0
+    """Time in training steps so far, captures and evaluations apart; None once a run has moved to another machine."""
+
+    peak_memory_mb: float | None = None
+    """Largest memory of any training segment on this machine."""
 
     step_ms: dict[str, list[float]] = field(default_factory=lambda: {"dense": [], "sparse": []})
     """Mean step time of each timed segment, in ms, by stage."""

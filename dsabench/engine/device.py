@@ -6,10 +6,10 @@ import contextlib
 import functools
 import os
 import platform
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy
@@ -17,6 +17,9 @@ import torch
 
 from dsabench.errors import DeviceError
 from dsabench.spec.fields import EngineSpec
+
+_CLEAR_REFS, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
+"""Linux: writing 5 to the first resets the peak resident size that the second shows as VmHWM."""
 
 
 @dataclass(frozen=True)
@@ -43,18 +46,30 @@ class Execution:
         elif self.device.type == "mps":
             torch.mps.synchronize()
 
-    def peak_memory_mb(self) -> float:
-        """Largest memory allocated on the device since the run began; of the whole process on a CPU. In MB (10^6)."""
+    def describe(self) -> str:
+        """What a step time belongs to: times measured under another description are another machine's."""
+        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else platform.processor()
+        graph = "graph" if self.graph else "eager"
+        return f"{self.device.type} {name} {self.precision} {graph} {self.deterministic} {torch.get_num_threads()}"
+
+    def reset_peak_memory(self) -> None:
+        """Begin a new measurement of peak memory; of use before training steps, so that evaluation does not count."""
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+        elif self.device.type == "cpu" and _CLEAR_REFS.exists():
+            with contextlib.suppress(OSError):  # not permitted in some containers: the peak is then the process's
+                _CLEAR_REFS.write_text("5", encoding="ascii")
+
+    def peak_memory_mb(self) -> float | None:
+        """Largest memory in use since the last reset, in MB (10^6): allocated on a CUDA device, resident in the whole
+        process on a Linux CPU; None elsewhere, where nothing can be reset."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device) / 1e6
-        if self.device.type == "mps":
-            return float(torch.mps.driver_allocated_memory()) / 1e6
-        if sys.platform == "win32":
-            return float("nan")
-        import resource
-
-        unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux KiB
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
+        if self.device.type == "cpu" and _STATUS.exists():
+            for line in _STATUS.read_text(encoding="ascii", errors="replace").splitlines():
+                if line.startswith("VmHWM:"):
+                    return int(line.split()[1]) * 1024 / 1e6
+        return None
 
 
 def resolve(engine: EngineSpec) -> Execution:

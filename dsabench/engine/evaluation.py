@@ -76,28 +76,33 @@ def bits_per_byte(loss: float, bytes_per_token: float) -> float:
 
 
 def selection_recall(model: Transformer, tokens_NT: np.ndarray, execution: Execution) -> dict[str, float] | None:
-    """Mass recall of a selecting variant on the first windows, mean over layers, beside its chance; else None.
+    """Mass recall of a selecting variant, mean over layers and evenly spaced windows, beside its chance; else None.
 
         mass_recall         share of full softmax attention mass (mean of heads) inside S[t], mean over rows t >= k
         mass_recall_chance  the same for a random causal set of k keys: mean over those rows of k / (t + 1)
 
-    None when the variant does not select, or keeps k >= L keys, where no row has a choice.
+    None when the variant does not select, keeps k >= L keys, where no row has a choice, or captures nothing.
     """
     length = tokens_NT.shape[1] - 1
     k = model.spec.attention.n_selected(length)
     if k is None or k >= length:
         return None
-    n_windows = min(len(tokens_NT), max(1, CAPTURE_PAIRS // length**2))
+    n_windows = min(len(tokens_NT), max(8, CAPTURE_PAIRS // length**2))
+    # Evenly spaced, so that every length looks at the same documents and not at the first ones only.
+    tokens_NT = tokens_NT[(2 * np.arange(n_windows) + 1) * len(tokens_NT) // (2 * n_windows)]
     batch = max(1, BATCH_TOKENS // length)
     was_training = model.training
     model.eval()
     total, n_seen = 0.0, 0
     with torch.inference_mode(), execution.autocast():
         for first in range(0, n_windows, batch):
-            tokens_BT = torch.from_numpy(tokens_NT[first : min(first + batch, n_windows)].astype(np.int64))
+            tokens_BT = torch.from_numpy(tokens_NT[first : first + batch].astype(np.int64))
             captured: dict[int, Selection] = {}
             model(tokens_BT[:, :-1].to(execution.device), capture=captured)
-            recall = torch.stack([recall_BT(selection)[:, k:].double().mean() for selection in captured.values()])
+            if not captured:
+                model.train(was_training)
+                return None
+            recall = torch.stack([recall_BT(selection)[:, k:].mean() for selection in captured.values()])
             total += float(recall.mean()) * len(tokens_BT)
             n_seen += len(tokens_BT)
     model.train(was_training)

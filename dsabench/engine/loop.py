@@ -27,6 +27,8 @@ from dsabench.engine.step import EAGER_STEPS, METRICS, TrainStep
 from dsabench.model.transformer import Transformer, build, flops_per_window
 from dsabench.spec.fields import RunSpec
 
+_ADVICE = "a lower learning rate, a longer warm-up or a tighter grad_clip may help"
+
 
 class TrainingDiverged(Exception):
     """The loss became NaN or Inf; the message names the step."""
@@ -101,8 +103,6 @@ class _Run:
     ) -> None:
         self.spec, self.data, self.execution, self.sink, self.observe = spec, data, execution, sink, observe
         self.windows = Windows(data, spec.length)
-        if execution.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(execution.device)
         self.model: Transformer = build(spec, data.vocab_size).to(execution.device)
         self.optimizer = Optimizer(self.model, spec, execution.device)
         self.step = TrainStep(self.model, self.optimizer, spec, execution)
@@ -124,6 +124,11 @@ class _Run:
         self.sink.rewind(-1 if saved is None else self.progress.step)
         if self.progress.step == 0:
             self._evaluate()  # before the first step: near ln V, or the start is not sane
+        if self.progress.machine not in ("", self.execution.describe()):
+            # Resumed elsewhere: a median over two machines would be no machine's time, and their sum nobody's.
+            self.progress.step_ms, self.progress.seconds = {"dense": [], "sparse": []}, None
+            self.progress.peak_memory_mb = None
+        self.progress.machine = self.execution.describe()
         self.resumed_at = self.progress.step
         for first, end, stage in segments(spec, self.progress.step, every):
             self._segment(first, end, stage)
@@ -149,12 +154,17 @@ class _Run:
         if execution.device.type == "cuda":
             batches_SBT = batches_SBT.pin_memory()
         execution.synchronize()
+        execution.reset_peak_memory()
         start = time.perf_counter()
         history_SM = self.step.run(first, stage, batches_SBT).cpu()
         execution.synchronize()
         seconds = time.perf_counter() - start
         self._check(history_SM, first)
-        self.progress.step, self.progress.seconds = end, self.progress.seconds + seconds
+        self.progress.step = end
+        if self.progress.seconds is not None:
+            self.progress.seconds += seconds
+        peaks = [peak for peak in (self.progress.peak_memory_mb, execution.peak_memory_mb()) if peak is not None]
+        self.progress.peak_memory_mb = max(peaks, default=None)
         # The first steps of a stage and of a process pay for allocation and library start-up; a capture is not a step.
         steady = stage in self.step.graphs if execution.graph else first not in (self.resumed_at, self.change)
         if steady:
@@ -173,7 +183,7 @@ class _Run:
         record: dict[str, Any] = {"kind": "train", "step": end, "stage": stage}
         record.update(zip(METRICS, history_SM[-1].tolist(), strict=True))
         record["loss"] = float(history_SM[:, 0].mean())
-        if not self.optimizer.own:
+        if not self.step.has_own_loss:
             record["kl"] = record["indexer_grad_norm"] = None
         record["learning_rate"] = spec.train.learning_rate * learning_rate_factor(spec.train, end - 1)
         record["seconds"] = self.progress.seconds
@@ -195,10 +205,7 @@ class _Run:
             bad = int((~finite).nonzero()[0])
             name = "loss" if not math.isfinite(history[bad, 0]) else "indexer loss (KL)"
             value = float(history[bad, 0 if name == "loss" else 1])
-            raise TrainingDiverged(
-                f"the {name} became {value} at step {first + bad + 1}; "
-                "a lower learning rate, a longer warm-up or a tighter grad_clip may help"
-            )
+            raise TrainingDiverged(f"the {name} became {value} at step {first + bad + 1}; {_ADVICE}")
 
     def _evaluate(self, record: bool = True) -> None:
         stage = stage_at(self.spec, max(0, self.progress.step - 1))
@@ -215,6 +222,9 @@ class _Run:
             "val_kl": val["kl"],
             **(selection_recall(self.model, self.val_NT, self.execution) or {}),
         }
+        for name in ("val_loss", "train_loss"):
+            if not math.isfinite(self.last_eval[name]):
+                raise TrainingDiverged(f"{name} is {self.last_eval[name]} after step {self.progress.step}; {_ADVICE}")
         if not record:
             return
         self.sink.metrics(
@@ -257,5 +267,5 @@ class _Run:
             "train_seconds": self.progress.seconds,
             "mfu": None if step_ms is None else windows * self.flops[last] / (step_ms / 1e3) / rate,
             "matmul_flops_per_second": rate,
-            "peak_memory_mb": self.execution.peak_memory_mb(),
+            "peak_memory_mb": self.progress.peak_memory_mb,
         }

@@ -47,6 +47,8 @@ class TrainStep:
         self.tokens_BT = torch.zeros(spec.batch_size, spec.length + 1, dtype=torch.int64, device=device)
         self.metrics_M = torch.zeros(len(METRICS), device=device)
         self.graphs: dict[Stage, torch.cuda.CUDAGraph] = {}
+        self.has_own_loss = False
+        """Whether the last computed step had a loss of the attention's own (an indexer's KL)."""
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def run(self, first: int, stage: Stage, batches_SBT: Tensor) -> Tensor:
@@ -84,6 +86,7 @@ class TrainStep:
         with self.execution.autocast():
             output = self.model(self.tokens_BT[:, :-1])
         loss = F.cross_entropy(output.logits_BTV.flatten(0, 1).float(), self.tokens_BT[:, 1:].flatten())
+        self.has_own_loss = output.attention_loss is not None
         zero = torch.zeros((), device=loss.device)
         kl = zero if output.attention_loss is None else output.attention_loss
         total = zero

@@ -31,7 +31,8 @@ class RouterStatistics:
 class MixtureOfExperts(nn.Module):
     """y = sum over the K chosen experts of g_e * down_e(silu(gate_e x) * up_e x); g = softmax over the chosen logits.
 
-    SwiGLU experts without biases; renormalised gates as in Mixtral (arXiv 2401.04088). Routing is per token, so a
+    SwiGLU experts without biases; renormalised gates as in Mixtral (arXiv 2401.04088), for K = 1 the chosen expert's
+    probability as in Switch Transformer (arXiv 2101.03961). Routing is per token, so a
     token's experts never depend on other positions: expert-choice routing would leak the future.
     """
 
@@ -51,8 +52,11 @@ class MixtureOfExperts(nn.Module):
                 torch.promote_types(x_ND.dtype, torch.float32)
             )
         top_NK, expert_NK = logits_NE.topk(self.per_token, dim=-1)
-        weight_NK = top_NK.softmax(dim=-1)
-        route = self._grouped if grouped_products_work(x_ND) else self._all_experts
+        if self.per_token > 1:
+            weight_NK = top_NK.softmax(dim=-1)
+        else:  # a softmax over one logit is 1 and teaches the router nothing: Switch's gate, p of the chosen expert
+            weight_NK = logits_NE.softmax(dim=-1).gather(-1, expert_NK)
+        route = self._grouped if grouped_products_work(x_ND, self.gate_EDF.shape[-1]) else self._all_experts
         y_ND = route(x_ND, expert_NK, weight_NK)
         return y_ND.view_as(x_BTD), self._statistics(logits_NE, expert_NK)
 
@@ -99,8 +103,11 @@ class MixtureOfExperts(nn.Module):
         }
 
 
-def grouped_products_work(x_ND: Tensor) -> bool:
-    """Whether F.grouped_mm has a kernel here without a host sync: fp32 on the CPU, bf16 on Hopper."""
+def grouped_products_work(x_ND: Tensor, d_ff: int) -> bool:
+    """Whether F.grouped_mm has a kernel here without a host sync: fp32 on the CPU, bf16 on Hopper, and rows of a
+    multiple of 16 bytes on both sides."""
+    if x_ND.shape[-1] * x_ND.element_size() % 16 or d_ff * x_ND.element_size() % 16:
+        return False
     if x_ND.device.type == "cpu":
         return x_ND.dtype == torch.float32
     if x_ND.device.type != "cuda" or x_ND.dtype != torch.bfloat16:

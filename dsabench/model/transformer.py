@@ -150,4 +150,6 @@ def flops_per_window(model: Transformer, stage: Stage) -> dict[str, float]:
             for item, value in part.items():
                 items[item] = items.get(item, 0.0) + value
     items["logits"] = 6.0 * spec.length * spec.model.d_model * model.vocab_size
+    if stage == "dense" and spec.attention.warmup_freezes_backbone():  # forward only, a third; the indexer learns
+        items = {item: value if item.startswith("indexer") else value / 3 for item, value in items.items()}
     return items

@@ -8,6 +8,9 @@ from typing import Any
 
 from dsabench.spec.fields import RunSpec
 
+FORMAT = 1
+"""Raised when a change to the model or the engine alters what a spec computes: old and new runs are then not one."""
+
 _OUTSIDE = ("engine", "plugins")
 """How a run is executed, and paths: content digests of the plugin files count instead of their names."""
 
@@ -19,14 +22,16 @@ def run_id(spec: RunSpec, fingerprint: dict[str, str]) -> str:
     and `fingerprint`, the content digests of corpus, tokenizer and plugin files. Engine, paths and names stay out.
     """
     values = flatten(spec.model_dump(mode="json"))
-    defaults = flatten(_defaults(spec).model_dump(mode="json"))
+    # A plugin's field without a default is missing among the defaults, and so always counts.
+    default = RunSpec.model_construct(attention=type(spec.attention).model_construct(kind=spec.attention.kind))
+    defaults = flatten(default.model_dump(mode="json", warnings=False))
     identity: dict[str, Any] = {
         path: value
         for path, value in values.items()
         if value != defaults.get(path) and path.split(".")[0] not in _OUTSIDE and not _is_a_path(path, value)
     }
     identity["attention.kind"] = spec.attention.kind
-    text = json.dumps([identity, fingerprint], sort_keys=True, separators=(",", ":"))
+    text = json.dumps([FORMAT, identity, fingerprint], sort_keys=True, separators=(",", ":"))
     return f"{spec.attention.kind}-L{spec.length}-s{spec.seed}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
@@ -37,10 +42,6 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         path = f"{prefix}{name}"
         flat.update(flatten(value, f"{path}.") if isinstance(value, dict) else {path: value})
     return flat
-
-
-def _defaults(spec: RunSpec) -> RunSpec:
-    return RunSpec(attention=type(spec.attention).model_validate({"kind": spec.attention.kind}))
 
 
 def _is_a_path(path: str, value: Any) -> bool:

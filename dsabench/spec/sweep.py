@@ -32,6 +32,9 @@ class Sweep:
     axes: dict[str, list[Any]]
     name: str = "sweep"
     origins: dict[str, str] = field(default_factory=dict)
+    path: Path | None = None
+    """The file it was read from."""
+
     named_kinds: list[Any] = field(default_factory=list)
     """Every attention kind the file names: after `--attention dense`, base.attention may keep fields of another."""
 
@@ -39,8 +42,12 @@ class Sweep:
         """Override one field. An axis over that field is dropped, and so is the field's alternative (batch_size for
         tokens_per_step). `attention` as a whole may be set to a mapping."""
         self._known(path, origin)
-        self.axes.pop(path, None)
-        self._clear_alternative(path)
+        if path == "attention.kind":
+            _kind_is_text(value, origin)
+        for axis in [axis for axis in self.axes if axis == path or axis.startswith(f"{path}.")]:
+            del self.axes[axis]
+        if value is not None:
+            self._clear_alternative(path)
         _put(self.base, path, value)
         self.origins[path] = origin
         if path == "plugins":
@@ -51,7 +58,13 @@ class Sweep:
         self._known(path, origin)
         if not isinstance(values, list) or not values:
             raise SpecError(f"{origin}axes.{path} = {values!r} is not accepted; accepted: a list of one or more values")
+        if path.split(".")[0] in ("engine", "plugins"):
+            raise SpecError(
+                f"{origin}axes.{path}: {path.split('.')[0]} is no part of what a run is, so it cannot be an axis"
+            )
         for i, value in enumerate(values):
+            if path == "attention.kind":
+                _kind_is_text(value, origin)
             if value in values[:i]:
                 raise SpecError(f"{origin}axes.{path} has {value!r} twice")
         self._clear_alternative(path)
@@ -78,7 +91,17 @@ class Sweep:
         """The run of the first value of each axis."""
         self._load_plugins()
         self._attention_fields_have_an_owner()
-        return self._run({path: values[0] for path, values in self.axes.items()})
+        spec = self._run({path: values[0] for path, values in self.axes.items()})
+        for path, origin in self.origins.items():
+            # A sweep may hold fields of several kinds; in a single run, one that was asked for must not be lost.
+            name = path.removeprefix("attention.").split(".")[0]
+            asked = path.startswith("attention.") and not origin.startswith(str(self.path))
+            if asked and name not in type(spec.attention).model_fields:
+                raise SpecError(
+                    f"{origin}{path} is not a field of attention {spec.attention.kind}, which this run would have; "
+                    "choose the attention that has it, for example --attention dsa"
+                )
+        return spec
 
     def plain(self) -> dict[str, Any]:
         """{"base": ..., "axes": ...}, for the sweep's record."""
@@ -105,6 +128,7 @@ class Sweep:
         attention = self.base.get("attention", {})
         if not isinstance(attention, dict):
             return
+        _kind_is_text(attention.get("kind", "dsa"), self._where("attention.kind"))
         kinds = list(dict.fromkeys([*self._kinds(), attention.get("kind", "dsa"), *self.named_kinds]))
         models = [_spec_class(kind, self._where("attention.kind")) for kind in kinds]
         paths = [f"attention.{name}" for name in attention] + [p for p in self.axes if p.startswith("attention.")]
@@ -122,8 +146,7 @@ class Sweep:
         if isinstance(plugins, list):
             from dsabench.attention.registry import load_plugin
 
-            for plugin in plugins:
-                load_plugin(str(plugin))
+            self.base["plugins"] = [load_plugin(str(plugin)) for plugin in plugins]
 
     def _known(self, path: str, origin: str) -> None:
         names = path.split(".")
@@ -145,7 +168,7 @@ class Sweep:
 
     def _clear_alternative(self, path: str) -> None:
         parent, _, name = path.rpartition(".")
-        for model in _owners(parent, self._kinds()):
+        for model in _owners(parent, list(dict.fromkeys([*self.named_kinds, *self._kinds()]))):
             for pair in model.alternatives:
                 if name in pair:
                     other = f"{parent}.{pair[0] if name == pair[1] else pair[1]}"
@@ -183,14 +206,17 @@ def load_sweep(name_or_path: str = DEFAULT_CONFIG) -> Sweep:
     for key, part in (("base", base), ("axes", axes)):
         if not isinstance(part, dict):
             raise SpecError(f"{origins[key]}{key} must be a mapping")
-    sweep = Sweep(base, {}, path.stem)
+    sweep = Sweep(base, {}, path.stem, path=path)
     sweep.origins = {key.partition(".")[2]: origin for key, origin in origins.items() if "." in key}
     if isinstance(base.get("plugins"), list):  # a plugin lies beside its config, or else where the user stands
         beside = [path.parent / str(plugin) for plugin in base["plugins"]]
         base["plugins"] = [str(b) if b.is_file() else p for b, p in zip(beside, base["plugins"], strict=True)]
     sweep._load_plugins()
     for axis, values in axes.items():
+        before = set(sweep.axes)
         sweep.set_axis(axis, values, origins[f"axes.{axis}"])
+        if lost := before - set(sweep.axes):
+            raise SpecError(f"{origins[f'axes.{axis}']}axes.{axis} and axes.{lost.pop()} replace each other; keep one")
     attention = base.get("attention", {})
     sweep.named_kinds = [attention.get("kind", "dsa")] if isinstance(attention, dict) else []
     sweep.named_kinds += sweep.axes.get("attention.kind", [])
@@ -208,6 +234,10 @@ def shipped_configs() -> dict[str, Path]:
 
 def validate(values: dict[str, Any], where: Any = lambda path: "") -> RunSpec:
     """A RunSpec from nested plain values; SpecError with one line for each problem."""
+    if isinstance(values.get("plugins"), list):
+        from dsabench.attention.registry import load_plugin
+
+        values = {**values, "plugins": [load_plugin(str(plugin)) for plugin in values["plugins"]]}
     problems: list[str] = []
     rest = dict(values)
     attention = rest.pop("attention", {})
@@ -229,6 +259,11 @@ def validate(values: dict[str, Any], where: Any = lambda path: "") -> RunSpec:
     if problems:
         raise SpecError("\n".join(problems))
     return spec
+
+
+def _kind_is_text(value: Any, origin: str) -> None:
+    if not isinstance(value, str):
+        raise SpecError(f"{origin}attention.kind = {value!r} is not accepted; accepted: the name of an attention")
 
 
 def parse_override(text: str) -> tuple[str, Any]:

@@ -16,6 +16,7 @@ from dsabench.spec.fields import RunSpec
 from dsabench.spec.sweep import validate
 from dsabench.testing import (
     CHECKS,
+    check_capture,
     check_causal,
     check_causal_model,
     check_dense_at_full_k,
@@ -120,6 +121,19 @@ def test_small_leaks_are_caught(monkeypatch: pytest.MonkeyPatch, name: str) -> N
     monkeypatch.setitem(__import__("dsabench.attention.registry", fromlist=["_"])._variants, "dsa", Leaky)
     with pytest.raises(AssertionError, match="looks ahead"):
         check_causal(small(VARIANTS["dsa"]))
+
+
+def test_randomness_drawn_from_a_stream_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Leaky, "defect", lambda self, x, out: 0.01 * torch.rand(x.shape[1], 1))
+    monkeypatch.setitem(__import__("dsabench.attention.registry", fromlist=["_"])._variants, "dsa", Leaky)
+    with pytest.raises(AssertionError, match=r"other rows|earlier calls"):
+        check_rows_and_calls_are_independent(small(VARIANTS["dsa"]))
+
+
+def test_a_selection_that_is_not_reported_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dsabench.attention.dsa.Selection", lambda **fields: None)
+    with pytest.raises((AssertionError, AttributeError)):
+        check_capture(small(VARIANTS["dsa"]))
 
 
 def test_a_leak_across_rows_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:

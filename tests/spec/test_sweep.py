@@ -81,6 +81,7 @@ BAD = {
     "seed=-1": ["seed = -1", "at least 0"],
     "train.learning_rate=.inf": ["train.learning_rate = inf"],
     "train.learning_rate=.nan": ["train.learning_rate = nan"],
+    "attention.kind=[dense]": ["attention.kind = ['dense'] is not accepted", "the name of an attention"],
     "plugins=[nowhere.py]": ["plugins: nowhere.py is not a file"],
     "train.steps=[1": ["not valid YAML"],
     "train.steps=!!python/object:os.system x": ["YAML tags", "not accepted"],
@@ -185,6 +186,29 @@ def test_an_override_replaces_an_axis_and_train_takes_first_values() -> None:
     assert (first.length, first.attention.kind, first.seed) == (64, "dense", 42)
 
 
+def test_a_field_that_the_chosen_attention_lacks_is_not_lost() -> None:
+    """seed's first attention is dense: a single run asked for k = 4 must not silently be a dense one."""
+    with pytest.raises(SpecError, match=r"attention\.top_k is not a field of attention dense.*--attention dsa"):
+        with_override("attention.top_k=4").first()
+    assert with_override("attention={kind: dsa, top_k: 4}").first().attention.kind == "dsa"
+    assert len(with_override("attention.top_k=4").runs()) == 30
+
+
+def test_setting_a_whole_section_drops_the_axes_inside_it() -> None:
+    sweep = load_sweep()
+    sweep.set_axis("train.learning_rate", [1e-3, 2e-3], "")
+    sweep.set("train", {"steps": 7}, "")
+    assert {(s.train.steps, s.train.learning_rate) for s in sweep.runs()} == {(7, 1e-3)}
+
+
+def test_two_axes_that_replace_each_other_are_refused(tmp_path: Path) -> None:
+    text = "axes:\n  attention.top_k: [4]\n  attention.top_k_ratio: [0.5]\n"
+    with pytest.raises(SpecError, match="replace each other"):
+        load_sweep(written(tmp_path, text))
+    with pytest.raises(SpecError, match="engine is no part of what a run is"):
+        load_sweep(written(tmp_path, "axes:\n  engine.precision: [fp32, bf16]\n"))
+
+
 def test_a_length_that_does_not_divide_the_step_rounds_the_batch() -> None:
     assert validate({"length": 100}).batch_size == 41
     with pytest.raises(SpecError, match=r"train\.tokens_per_step = 4096 holds no window of length 10000"):
@@ -285,6 +309,44 @@ def test_a_plugin_s_variant_is_validated_like_a_built_in_one(tmp_path: Path, mon
     sweep.set("attention.size", "x", "--set attention.size: ")
     with pytest.raises(SpecError, match=r"attention\.size = 'x' is not accepted; accepted: a whole number"):
         sweep.first()
+
+
+def test_a_plugin_cannot_replace_a_built_in_attention(tmp_path: Path) -> None:
+    plugin = tmp_path / "my_dense.py"
+    plugin.write_text(Path(registry.__file__).with_name("dense.py").read_text(encoding="utf-8"))
+    before = registry.variant("dense")
+    with pytest.raises(SpecError, match=r"my_dense\.py: attention kind 'dense' is built in"):
+        validate_with(plugin)
+    assert registry.variant("dense") is before
+
+
+def test_a_plugin_counts_in_its_own_runs_alone(tmp_path: Path) -> None:
+    """Editing a plugin renames the runs of its variants, not the dense ones; a required field is no crash."""
+    from dsabench import runner
+
+    source = (
+        "from typing import Literal\n"
+        "from dsabench.attention.dense import Dense\n"
+        "from dsabench.attention.registry import register\n"
+        "from dsabench.spec.fields import AttentionSpec\n"
+        "class OursSpec(AttentionSpec):\n"
+        "    kind: Literal['ours'] = 'ours'\n"
+        "    window: int\n"
+        "@register\n"
+        "class Ours(Dense):\n"
+        "    spec_class = OursSpec\n"
+    )
+    ids = []
+    for text in (source, source + "# edited\n"):
+        plugin = tmp_path / "ours.py"
+        plugin.write_text(text)
+        specs = [
+            validate({"plugins": [str(plugin)], "attention": {"kind": "ours", "window": 3}}),
+            validate({"plugins": [str(plugin)], "attention": {"kind": "dense"}}),
+        ]
+        ids.append([run_id(spec, runner._fingerprint(spec, {})) for spec in specs])
+    assert ids[0][0] != ids[1][0]
+    assert ids[0][1] == ids[1][1] == run_id(validate({"attention": {"kind": "dense"}}), {})
 
 
 def test_a_broken_plugin_is_named(tmp_path: Path) -> None:
