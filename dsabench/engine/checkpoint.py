@@ -2,7 +2,7 @@
 
 model.safetensors      every parameter, fp32, by name
 optimizer.safetensors  AdamW's moments and step counts as PARAMETER/STATE; absent once the run is done
-state.json             {"step", "vocab_size", "seconds", "step_ms"}
+state.json             vocab_size and the fields of Progress
 """
 
 from __future__ import annotations
