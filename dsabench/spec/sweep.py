@@ -47,7 +47,7 @@ class Sweep:
         for axis in [axis for axis in self.axes if axis == path or axis.startswith(f"{path}.")]:
             del self.axes[axis]
         if value is not None:
-            self._clear_alternative(path)
+            self._clear_alternative(path, origin)
         _put(self.base, path, value)
         self.origins[path] = origin
         if path == "plugins":
@@ -67,7 +67,7 @@ class Sweep:
                 _kind_is_text(value, origin)
             if value in values[:i]:
                 raise SpecError(f"{origin}axes.{path} has {value!r} twice")
-        self._clear_alternative(path)
+        self._clear_alternative(path, origin)
         self.axes[path] = list(values)
         self.origins[path] = origin
 
@@ -166,12 +166,14 @@ class Sweep:
                     )
                 model = annotation
 
-    def _clear_alternative(self, path: str) -> None:
+    def _clear_alternative(self, path: str, origin: str) -> None:
         parent, _, name = path.rpartition(".")
         for model in _owners(parent, list(dict.fromkeys([*self.named_kinds, *self._kinds()]))):
             for pair in model.alternatives:
                 if name in pair:
                     other = f"{parent}.{pair[0] if name == pair[1] else pair[1]}"
+                    if origin.startswith("--") and self.origins.get(other, "").startswith("--"):
+                        raise SpecError(f"{origin}{path} and {other}, also given, replace each other; keep one")
                     self.axes.pop(other, None)
                     _put(self.base, other, None, only_if_present=True)
 

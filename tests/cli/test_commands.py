@@ -106,7 +106,7 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "ratio 1.5": (["--top-k-ratios", "0.5", "1.5"], "top_k_ratio = 1.5 is not accepted"),
     "length 0": (["--lengths", "0"], "--lengths: length = 0 is not accepted; accepted: a whole number at least 2"),
     "length beyond every document": (
-        ["--lengths", "16", "9000", "--set", "train.batch_size=1"],
+        ["--lengths", "16", "9000", "--set", "train.tokens_per_step=9000"],
         "length 9000 needs a document of 9001 tokens",
     ),
     "missing file": (["--set", "data.source=path:nowhere.txt"], "nowhere.txt"),

@@ -180,6 +180,12 @@ def test_an_override_clears_its_alternative() -> None:
         validate({"attention": {"kind": "dsa", "top_k": 3, "top_k_ratio": 0.5}})
 
 
+def test_two_flags_that_replace_each_other_are_refused() -> None:
+    sweep = with_override("attention.top_k=64")
+    with pytest.raises(SpecError, match=r"attention\.top_k_ratio and attention\.top_k, also given, replace each other"):
+        sweep.set_axis("attention.top_k_ratio", [0.5], "--top-k-ratios: ")
+
+
 def test_an_override_replaces_an_axis_and_train_takes_first_values() -> None:
     assert {s.length for s in with_override("length=32").runs()} == {32}
     first = load_sweep().first()
