@@ -13,6 +13,8 @@ import pytest
 # Set before torch is imported anywhere, and inherited by the processes that tests start.
 os.environ["OMP_NUM_THREADS"] = "1"
 
+from dsabench.attention import registry
+
 
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
@@ -37,3 +39,11 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
             text.append(words[word])
         (folder / f"document{i}.txt").write_text(" ".join(text), encoding="utf-8")
     return folder
+
+
+@pytest.fixture(autouse=True)
+def own_registry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A plugin that a test loads is gone after it."""
+    registry.kinds()
+    for name in ("_variants", "_plugins", "_files"):
+        monkeypatch.setattr(registry, name, dict(getattr(registry, name)))
