@@ -289,6 +289,8 @@ def _logits(model: Transformer, tokens_NT: Tensor) -> Tensor:
 
 def _reached(loss: Tensor, model: Transformer) -> set[str]:
     """Names of the parameters to which d(loss) is not zero."""
+    if not loss.requires_grad:
+        return set()
     names, parameters = zip(*model.named_parameters(), strict=True)
     grads = torch.autograd.grad(loss, parameters, allow_unused=True)
     return {name for name, grad in zip(names, grads, strict=True) if grad is not None and bool(grad.ne(0).any())}

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-# Tiny tensors gain nothing from a second thread, and two threads that spin on a busy machine lose a hundredfold.
+# Tiny tensors gain nothing from a second thread, and two threads that spin on a busy machine lose many times over.
 # Set before torch is imported anywhere, and inherited by the processes that tests start.
 os.environ["OMP_NUM_THREADS"] = "1"
 
