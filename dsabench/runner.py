@@ -214,11 +214,21 @@ def run_sweep(
     """
     execution = resolve(planned[0].spec.engine)
     identity = sweep_id(sweep, planned)
-    known = (Path(store) / "sweeps" / f"{identity}.json").exists()
+    spec, created = sweep.plain(), {}
+    if (Path(store) / "sweeps" / f"{identity}.json").exists():
+        before = read_sweep(store, identity)
+        created = {"created": before.created}
+        first = before.spec.get("verdict", spec["verdict"])
+        if first != spec["verdict"]:  # a margin moved after runs were seen proves nothing
+            notify(
+                f"the verdict of this sweep was fixed when it began: {first}, and stays so; "
+                "`dsabench compare --margin` shows another"
+            )
+        spec["verdict"] = first
     record = SweepRecord(
         id=identity,
-        **({"created": read_sweep(store, identity).created} if known else {}),
-        spec=sweep.plain(),
+        **created,
+        spec=spec,
         run_ids=[run.run_id for run in planned],
         command=command,
         environment=environment(execution),

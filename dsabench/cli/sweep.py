@@ -25,6 +25,10 @@ def sweep(
     top_k_ratios: Annotated[list[float] | None, numbers("--top-k-ratios", "Shares of the window kept.")] = None,
     learning_rates: Annotated[list[float] | None, numbers("--learning-rates", "Peak learning rates.")] = None,
     sources: Annotated[list[str] | None, texts("--sources", "Data sources.", metavar="SOURCE")] = None,
+    margin: Annotated[
+        float | None,
+        typer.Option(help="Loss in nats that still counts as not worse; kept with the sweep.", metavar="X"),
+    ] = None,
     sets: Set = None,
     device: Device = None,
     store: Store = Path("runs"),
@@ -49,6 +53,8 @@ def sweep(
         "--sources": ("data.source", sources),
     }
     experiment = overridden(config, sets, {"--device": ("engine.device", device)}, axes)
+    if margin is not None:
+        experiment.set_verdict({"margin": margin}, lambda path: "--margin: ")
     specs = experiment.runs()
 
     from dsabench.cli import output

@@ -187,6 +187,7 @@ class _Run:
             record["kl"] = record["indexer_grad_norm"] = None
         record["learning_rate"] = spec.train.learning_rate * learning_rate_factor(spec.train, end - 1)
         record["seconds"] = self.progress.seconds
+        record["flops"] = self._flops_after(end)
         record["tokens_per_second"] = spec.tokens_per_step * len(history_SM) / seconds
         self.sink.metrics(record)
         self.observe(
@@ -233,6 +234,7 @@ class _Run:
                 "step": self.progress.step,
                 "stage": stage,
                 "seconds": self.progress.seconds,
+                "flops": self._flops_after(self.progress.step),
                 **self.last_eval,
                 "loss_by_position": val["loss_by_position"],
                 "eval_seconds": time.perf_counter() - start,
@@ -242,10 +244,13 @@ class _Run:
     def _checkpoint(self) -> None:
         self.sink.replace_checkpoint(lambda folder: checkpoint.save(folder, self.model, self.optimizer, self.progress))
 
+    def _flops_after(self, steps: int) -> float:
+        """Model FLOPs of the run's first `steps` steps, by the stage that each is in."""
+        dense = min(steps, self.change)
+        return self.spec.batch_size * (dense * self.flops["dense"] + (steps - dense) * self.flops["sparse"])
+
     def _summary(self) -> dict[str, Any]:
-        spec, steps, warmup = self.spec, self.spec.train.steps, self.change
-        windows = spec.batch_size
-        flops = windows * (warmup * self.flops["dense"] + (steps - warmup) * self.flops["sparse"])
+        spec, steps, windows = self.spec, self.spec.train.steps, self.spec.batch_size
         last: Stage = stage_at(spec, steps - 1)
         timed = self.progress.step_ms[last]
         step_ms = median(timed) if timed else None
@@ -259,7 +264,7 @@ class _Run:
             "batch_size": windows,
             "tokens_per_step": spec.tokens_per_step,
             "tokens": spec.tokens_per_step * steps,
-            "flops": flops,
+            "flops": self._flops_after(steps),
             **self.last_eval,
             "step_ms": step_ms,
             "warmup_step_ms": median(self.progress.step_ms["dense"]) if self.progress.step_ms["dense"] else None,

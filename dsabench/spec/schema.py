@@ -8,25 +8,29 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from dsabench.spec.fields import RunSpec
+from dsabench.spec.verdict import VerdictSpec
 
 
 def config_schema() -> dict[str, Any]:
-    """Draft 2020-12 schema of `{base: RunSpec, axes: {field path: [values]}}`; nothing in base is required."""
+    """Draft 2020-12 schema of `{base: RunSpec, axes: {field path: [values]}, verdict: VerdictSpec}`; nothing is
+    required."""
     from dsabench.attention.registry import kinds, spec_class
 
     variants = [spec_class(kind) for kind in kinds()]
-    models: list[type[BaseModel]] = [RunSpec, *variants]
+    models: list[type[BaseModel]] = [RunSpec, VerdictSpec, *variants]
     named, definitions = models_json_schema([(model, "validation") for model in models])
     defs = definitions["$defs"]
     references = [named[(variant, "validation")] for variant in variants]
     run = defs["RunSpec"]
     described = run["properties"]["attention"]
     run["properties"]["attention"] = {"description": described.get("description", ""), "anyOf": references}
-    paths = sorted({path for model in models for path in _paths(model, "attention." if model in variants else "")})
+    paths = sorted(
+        {path for model in (RunSpec, *variants) for path in _paths(model, "attention." if model in variants else "")}
+    )
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "dsabench config",
-        "description": "A sweep: one RunSpec as `base`, and `axes`, field paths with the values to combine.",
+        "description": "A sweep: one RunSpec as `base`, `axes` (field paths and values to combine), and its `verdict`.",
         "type": "object",
         "additionalProperties": False,
         "properties": {
@@ -34,9 +38,10 @@ def config_schema() -> dict[str, Any]:
             "axes": {
                 "type": "object",
                 "description": "Field path to a list of values; the runs are all combinations.",
-                "propertyNames": {"enum": paths},
+                "propertyNames": {"enum": sorted(paths)},
                 "additionalProperties": {"type": "array", "minItems": 1, "uniqueItems": True},
             },
+            "verdict": {"$ref": "#/$defs/VerdictSpec"},
         },
         "$defs": defs,
     }

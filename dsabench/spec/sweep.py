@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -19,8 +19,10 @@ from dsabench.errors import SpecError
 from dsabench.spec import yaml_source
 from dsabench.spec.explain import explain, field_at, near_miss
 from dsabench.spec.fields import AttentionSpec, RunSpec, Spec
+from dsabench.spec.verdict import VerdictSpec
 
 DEFAULT_CONFIG = "seed"
+_PARTS = ("base", "axes", "verdict")
 MAX_RUNS = 100_000
 
 
@@ -34,6 +36,9 @@ class Sweep:
     origins: dict[str, str] = field(default_factory=dict)
     path: Path | None = None
     """The file it was read from."""
+
+    verdict: VerdictSpec = field(default_factory=VerdictSpec)
+    """What `compare` will judge it by."""
 
     named_kinds: list[Any] = field(default_factory=list)
     """Every attention kind the file names: after `--attention dense`, base.attention may keep fields of another."""
@@ -71,6 +76,13 @@ class Sweep:
         self.axes[path] = list(values)
         self.origins[path] = origin
 
+    def set_verdict(self, values: Mapping[str, Any], where: Callable[[str], str]) -> None:
+        """Take the verdict's fields; SpecError for what is not accepted, `where(path)` says who set it."""
+        try:
+            self.verdict = VerdictSpec.model_validate(values)
+        except ValidationError as error:
+            raise SpecError("\n".join(explain(error, VerdictSpec, "verdict", where))) from error
+
     def runs(self) -> list[RunSpec]:
         """Every combination of the axes, in their order, validated; an axis a variant lacks is dropped for it and
         the runs that then coincide are one. Raises SpecError with every problem of the first bad combination."""
@@ -104,8 +116,12 @@ class Sweep:
         return spec
 
     def plain(self) -> dict[str, Any]:
-        """{"base": ..., "axes": ...}, for the sweep's record."""
-        return {"base": copy.deepcopy(self.base), "axes": copy.deepcopy(self.axes)}
+        """{"base": ..., "axes": ..., "verdict": ...}, for the sweep's record; a config file of the same content."""
+        return {
+            "base": copy.deepcopy(self.base),
+            "axes": copy.deepcopy(self.axes),
+            "verdict": self.verdict.model_dump(mode="json"),
+        }
 
     def _run(self, point: Mapping[str, Any]) -> RunSpec:
         values = copy.deepcopy(self.base)
@@ -202,13 +218,14 @@ def load_sweep(name_or_path: str = DEFAULT_CONFIG) -> Sweep:
     if not isinstance(content, dict):
         raise SpecError(f"{path} must hold a mapping with `base` and `axes`")
     for key in content:
-        if key not in ("base", "axes"):
-            raise SpecError(f"{origins[key]}unknown field {key}{near_miss(key, ['base', 'axes'])}")
-    base, axes = content.get("base") or {}, content.get("axes") or {}
-    for key, part in (("base", base), ("axes", axes)):
+        if key not in _PARTS:
+            raise SpecError(f"{origins[key]}unknown field {key}{near_miss(key, list(_PARTS))}")
+    base, axes, verdict = (content.get(key) or {} for key in _PARTS)
+    for key, part in zip(_PARTS, (base, axes, verdict), strict=True):
         if not isinstance(part, dict):
             raise SpecError(f"{origins[key]}{key} must be a mapping")
     sweep = Sweep(base, {}, path.stem, path=path)
+    sweep.set_verdict(verdict, lambda field: origins.get(field, ""))
     sweep.origins = {key.partition(".")[2]: origin for key, origin in origins.items() if "." in key}
     if isinstance(base.get("plugins"), list):  # a plugin lies beside its config, or else where the user stands
         beside = [path.parent / str(plugin) for plugin in base["plugins"]]
