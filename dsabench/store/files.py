@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import secrets
+import stat
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -13,6 +14,9 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from dsabench.errors import StoreError
+
+Signature = list[int] | None
+"""What changes when a file does: times of modification and change, size, inode; None: no regular file."""
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _DENIED = {errno.EACCES, errno.EPERM, errno.EROFS}
@@ -95,6 +99,17 @@ def write_atomic(path: Path, data: bytes) -> None:
                 temporary.unlink()
             raise
         sync_folder(path.parent)
+
+
+def signature(path: Path) -> Signature:
+    """The signature of `path`, by one stat call."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    if not stat.S_ISREG(found.st_mode):
+        return None
+    return [found.st_mtime_ns, found.st_ctime_ns, found.st_size, found.st_ino]
 
 
 def acquire(path: Path, timeout_s: float) -> FileLock | None:

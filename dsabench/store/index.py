@@ -13,7 +13,6 @@ import io
 import json
 import os
 import secrets
-import stat
 import zlib
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dsabench.errors import StoreError
-from dsabench.store.files import acquire, explained, write_atomic
+from dsabench.store.files import Signature, acquire, explained, signature, write_atomic
 from dsabench.store.layout import RECORD, check_schema, existing_store
 from dsabench.store.reader import run_names
 from dsabench.store.records import SCHEMA_VERSION
@@ -34,9 +33,6 @@ _ROWS = ".index.json.gz"
 _LOCK = ".index.lock"
 _KEY = b"dsabench"
 _FORMAT = f"1 of schema {SCHEMA_VERSION}"
-
-Signature = list[int] | None
-"""What changes when a file does: times of modification and change, size, inode; None: no regular file."""
 
 
 class _State(NamedTuple):
@@ -101,17 +97,7 @@ def _update_locked(store: Path, timeout_s: float) -> pd.DataFrame:
 
 def _scan(store: Path) -> dict[str, Signature]:
     """The signature of every run's run.json, by stat calls alone."""
-    return {name: _signature(store / name / RECORD) for name in run_names(store)}
-
-
-def _signature(path: Path) -> Signature:
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    if not stat.S_ISREG(found.st_mode):
-        return None
-    return [found.st_mtime_ns, found.st_ctime_ns, found.st_size, found.st_ino]
+    return {name: signature(store / name / RECORD) for name in run_names(store)}
 
 
 def _current_rows(store: Path) -> tuple[dict[str, Row], dict[str, Signature], dict[str, list[str | None]]]:
@@ -122,12 +108,12 @@ def _current_rows(store: Path) -> tuple[dict[str, Row], dict[str, Signature], di
     rows: dict[str, Row] = {}
     unsettled: dict[str, list[str | None]] = {}
     old_rows, old = cached if cached is not None else ({}, None)
-    for name, signature in signatures.items():
-        if old and signature and name in old_rows and name not in old.unsettled and old.signatures[name] == signature:
+    for name, seen in signatures.items():
+        if old and seen and name in old_rows and name not in old.unsettled and old.signatures[name] == seen:
             rows[name] = old_rows[name]
             continue
         rows[name], may_change = row_of(store / name)
-        if may_change or signature is None:
+        if may_change or seen is None:
             unsettled[name] = [rows[name]["status"], rows[name].get("error")]
     return rows, signatures, unsettled
 

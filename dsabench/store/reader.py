@@ -87,8 +87,10 @@ def find_checkpoint(store: str | Path, run_id: str) -> Path | None:
     return checkpoint.whole(run_folder(existing_store(store), run_id))
 
 
-def parse_metrics(path: Path) -> tuple[list[dict[str, Any]], int]:
+def parse_metrics(path: Path, lists: bool = True) -> tuple[list[dict[str, Any]], int]:
     """The records of a metrics file, and the bytes they take: a torn line follows. ([], 0) without a file.
+
+    Without `lists`, only the last record has those of its values that are lists: they are most of a file.
 
     Raises:
         StoreError: a line is no metrics record; names the file and the line.
@@ -105,7 +107,7 @@ def parse_metrics(path: Path) -> tuple[list[dict[str, Any]], int]:
     records = []
     for number, line in enumerate(lines, 1):
         try:
-            record = json.loads(line)
+            record = json.loads(line if lists or number == len(lines) else _without_lists(line))
             is_one = isinstance(record["kind"], str) and type(record["step"]) is int
         except (ValueError, RecursionError, TypeError, KeyError):
             is_one = False
@@ -120,6 +122,18 @@ def parse_metrics(path: Path) -> tuple[list[dict[str, Any]], int]:
     if torn and not (torn.startswith(b"{") and torn.isascii()):
         raise StoreError(f"{path}: damaged, ends in what is no metrics record: {torn[:60]!r}; remove that")
     return records, len(data) - len(tail)
+
+
+def _without_lists(line: bytes) -> bytes:
+    """A record's line, as the writer makes them, without its entries `, "name": [...]`."""
+    start = line.find(b": [")
+    while start >= 0:
+        end, name = line.find(b"]", start), line.rfind(b', "', 0, start)
+        if end < 0 or name < 0:
+            return line
+        line = line[:name] + line[end + 1 :]
+        start = line.find(b": [", name)
+    return line
 
 
 def read_metrics(store: str | Path, run_id: str) -> list[dict[str, Any]]:

@@ -32,13 +32,13 @@ def read_sweep(store: str | Path, sweep_id: str) -> SweepRecord:
     return record
 
 
-def list_sweeps(store: str | Path) -> list[SweepRecord]:
-    """Every sweep, the last updated first; StoreError when one is damaged."""
+def readable_sweeps(store: str | Path) -> tuple[list[SweepRecord], list[str]]:
+    """Every sweep that can be read, the last updated first, and what is wrong with each of the others."""
     folder = existing_store(store) / SWEEPS
-    records = [read_sweep(store, path.stem) for path in folder.glob("[!.]*.json")]
-    return sorted(records, key=lambda r: (r.updated, r.created, r.id), reverse=True)
-
-
-def newest_sweep(store: str | Path) -> SweepRecord | None:
-    """The sweep that was updated last, or None; StoreError when a sweep's record is damaged."""
-    return next(iter(list_sweeps(store)), None)
+    records, problems = [], []
+    for path in sorted(folder.glob("[!.]*.json")):
+        try:
+            records.append(read_sweep(store, path.stem))
+        except StoreError as error:
+            problems.append(str(error))
+    return sorted(records, key=lambda r: (r.updated, r.created, r.id), reverse=True), problems

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -11,11 +12,10 @@ from dsabench.errors import StoreError
 from dsabench.store import (
     SweepRecord,
     check_writable,
-    list_sweeps,
     load_metrics,
     load_runs,
-    newest_sweep,
     read_sweep,
+    readable_sweeps,
     write_sweep,
 )
 
@@ -61,7 +61,7 @@ def test_a_store_of_a_newer_schema_is_neither_read_nor_written(runs):
     runs.add()
     assert json.loads((runs.path / "store.json").read_bytes()) == {"schema_version": 1}
     (runs.path / "store.json").write_text('{"schema_version": 2, "more": 1}')
-    calls = (check_writable, load_runs, load_metrics, newest_sweep, lambda path: runs.open("b"))
+    calls = (check_writable, load_runs, load_metrics, readable_sweeps, lambda path: runs.open("b"))
     for call in calls:
         with pytest.raises(StoreError, match=r"store.json: schema_version 2 .* newer dsabench; .* reads up to 1"):
             call(runs.path)
@@ -77,7 +77,7 @@ def test_a_damaged_mark_is_named(runs, content):
             call(runs.path)
 
 
-@pytest.mark.parametrize("call", [load_runs, load_metrics, newest_sweep])
+@pytest.mark.parametrize("call", [load_runs, load_metrics, readable_sweeps])
 def test_reading_where_no_store_is(tmp_path, call):
     (tmp_path / "file").touch()
     with pytest.raises(StoreError, match="no run store there"):
@@ -97,16 +97,16 @@ def test_sweeps_read_back_and_the_last_updated_is_the_newest(tmp_path):
     for record in (sweep("old"), sweep("new", 2), sweep("mid", 1)):
         write_sweep(store, record)
         assert read_sweep(store, record.id) == record
-    assert newest_sweep(store) == sweep("new", 2)
+    assert [record.id for record in readable_sweeps(store)[0]] == ["new", "mid", "old"]
     write_sweep(store, sweep("old", 3))
-    assert [record.id for record in list_sweeps(store)] == ["old", "new", "mid"]
+    assert [record.id for record in readable_sweeps(store)[0]] == ["old", "new", "mid"]
     assert sorted(path.name for path in (store / "sweeps").iterdir()) == ["mid.json", "new.json", "old.json"]
     assert len(load_runs(store)) == 0
 
 
-def test_a_store_without_sweeps_has_no_newest(runs):
+def test_a_store_without_sweeps_has_none(runs):
     runs.add()
-    assert newest_sweep(runs.path) is None
+    assert readable_sweeps(runs.path) == ([], [])
     with pytest.raises(StoreError, match=r"no such sweep; there are: none at all"):
         read_sweep(runs.path, "s")
 
@@ -126,5 +126,6 @@ def test_a_sweep_that_cannot_be_read_is_named(tmp_path):
         (content.replace('"run_ids"', '"ids"'), "run_ids: Field required"),
     ):
         (tmp_path / "sweeps" / "bad.json").write_text(damage)
-        with pytest.raises(StoreError, match=rf"bad\.json: .*{message}"):
-            newest_sweep(tmp_path)
+        records, problems = readable_sweeps(tmp_path)
+        assert [record.id for record in records] == ["good"]
+        assert re.search(rf"bad\.json: .*{message}", *problems)
