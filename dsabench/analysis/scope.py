@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 from pydantic import ValidationError
 
-from dsabench.errors import DsabenchError, StoreError
-from dsabench.spec.explain import near_miss
+from dsabench.analysis.query import matching
+from dsabench.errors import ScopeError as ScopeError
+from dsabench.errors import StoreError
 from dsabench.spec.verdict import VerdictSpec
 from dsabench.store import SweepRecord, load_runs, readable_sweeps
-
-_QUOTED = r"'[^']*'|\"[^\"]*\"|`[^`]*`"
-_WORD = r"[A-Za-z_][A-Za-z0-9_]*(?:\.[A-Za-z_][A-Za-z0-9_]*)*"
-
-
-class ScopeError(DsabenchError):
-    """No such sweep, or a --where that selects nothing or cannot be read."""
 
 
 @dataclass(frozen=True)
@@ -52,12 +45,12 @@ def look_at(
 ) -> Scope:
     """The runs of the newest sweep; of the one whose id is or starts with `sweep`; or of the whole store.
 
-    `where` keeps the rows for which a pandas query holds (`length == 256 and attention == "dsa"`; spec fields by
-    their paths). A store without a sweep is looked at as a whole.
+    `where` keeps the runs for which a condition holds (`length == 256 and attention == "dsa"`; spec fields by
+    their paths; see analysis.query). A store without a sweep is looked at as a whole.
 
     Raises:
-        ScopeError: no such sweep, both a sweep and everything, or a query that cannot be read or keeps nothing.
-        StoreError: there is no such store.
+        ScopeError: no such sweep, both a sweep and everything, or a condition that cannot be read or keeps nothing.
+        StoreError: there is no such store, or it has no runs.
     """
     if sweep is not None and everything:
         raise ScopeError("--sweep and --all exclude each other; keep one")
@@ -83,10 +76,8 @@ def look_at(
             notes += problem
     else:
         title = f"sweep {record.id}"
-        gone = sorted(set(record.run_ids) - set(runs["run_id"]))
-        runs = runs[runs["run_id"].isin(record.run_ids)]
-        if gone:
-            notes.append(f"{len(gone)} of its {len(set(record.run_ids))} runs are not in the store: {_some(gone)}")
+        runs, gone = _of_sweep(runs, record)
+        notes += gone
         verdict, problem = _verdict(record)
         notes += problem
         if runs.empty:
@@ -94,16 +85,67 @@ def look_at(
                 f"{title}: none of its {len(record.run_ids)} runs is in {store}; run it again, or use --all"
             )
     if where is not None:
-        kept = _where(runs, where)
+        kept = matching(runs, where)
+        if kept.empty:
+            raise ScopeError(f"--where {where!r} keeps none of the {len(runs)} runs")
         notes.append(f"--where keeps {len(kept)} of {len(runs)} runs")
         runs = kept
         title += f" where {where}"
     return Scope(Path(store), runs.reset_index(drop=True), title, record, verdict, notes)
 
 
+class Choice(NamedTuple):
+    """Runs that a user chose."""
+
+    runs: pd.DataFrame
+    """One row a run, as the store loads them; there may be none."""
+
+    title: str
+    """Which runs were chosen from, in words."""
+
+    total: int
+    """How many there were before `where`."""
+
+    notes: list[str]
+    """What is missing or could not be read, a line each."""
+
+
+def choose(
+    store: str | Path, *, sweep: str | None = None, everything: bool = False, where: str | None = None
+) -> Choice:
+    """The runs of the store, or of the sweep whose id is or starts with `sweep`; of them those that `where` keeps.
+
+    Where `look_at` finds what can be compared, this lists what is there: none is an answer too.
+
+    Raises:
+        ScopeError: no such sweep, both a sweep and everything, or a condition that cannot be read.
+        StoreError: there is no such store.
+    """
+    if sweep is not None and everything:
+        raise ScopeError("--sweep and --all exclude each other; keep one")
+    notes: list[str] = []
+    runs, title = load_runs(store), f"all runs of {store}"
+    if sweep is not None:
+        records, problems = readable_sweeps(store)
+        record = _named(sweep, records, store)
+        title = f"sweep {record.id}"
+        runs, notes = _of_sweep(runs, record)
+        notes = [*(f"sweep record left out: {problem}" for problem in problems), *notes]
+    kept = runs if where is None else matching(runs, where)
+    return Choice(kept.reset_index(drop=True), title, len(runs), notes)
+
+
+def _of_sweep(runs: pd.DataFrame, record: SweepRecord) -> tuple[pd.DataFrame, list[str]]:
+    """The runs of a sweep, and a note about those that are gone."""
+    names = set(record.run_ids)
+    gone = sorted(names - set(runs["run_id"]))
+    notes = [f"{len(gone)} of its {len(names)} runs are not in the store: {_some(gone)}"] if gone else []
+    return runs[runs["run_id"].isin(names)], notes
+
+
 def _named(wanted: str, records: list[SweepRecord], store: str | Path) -> SweepRecord:
     exact = [record for record in records if record.id == wanted]
-    found = exact or [record for record in records if record.id.startswith(wanted)]
+    found = exact or [record for record in records if wanted and record.id.startswith(wanted)]
     if len(found) == 1:
         return found[0]
     if found:
@@ -119,36 +161,6 @@ def _verdict(record: SweepRecord) -> tuple[VerdictSpec, list[str]]:
         return VerdictSpec.model_validate(record.spec["verdict"]), []
     except ValidationError:
         return VerdictSpec(), [f"the verdict of sweep {record.id} is damaged: the default margin is used"]
-
-
-def _where(runs: pd.DataFrame, query: str) -> pd.DataFrame:
-    if "@" in query or "__" in query:  # names of this program's own variables and methods
-        raise ScopeError(f"--where {query!r}: only columns, values and comparisons are accepted")
-    columns = [str(column) for column in runs.columns]
-
-    def quoted(match: re.Match[str]) -> str:
-        text = match.group(0)
-        if text[0] in "'\"`" or "." not in text or text not in columns:
-            return text
-        return f"`{text}`"  # a spec field's path is one name
-
-    try:
-        plain = runs.convert_dtypes(dtype_backend="numpy_nullable")
-        mask = plain.eval(re.sub(f"{_QUOTED}|{_WORD}", quoted, query), engine="python")
-    except Exception as error:
-        words = [word for word in re.findall(_WORD, re.sub(_QUOTED, " ", query)) if word not in columns]
-        words = [word for word in words if word not in ("and", "or", "not", "in", "True", "False")]
-        hint = near_miss(words[0], columns) if words else ""
-        unknown = f"no column {words[0]}{hint}" if words else f"{error}"
-        raise ScopeError(
-            f"--where {query!r} cannot be used: {unknown} (expected a comparison such as length == 256)"
-        ) from error
-    if not isinstance(mask, pd.Series) or not pd.api.types.is_bool_dtype(mask.dtype):
-        raise ScopeError(f"--where {query!r} is not true or false of a run; expected one such as length == 256")
-    kept = runs[mask.fillna(False).astype(bool)]
-    if kept.empty:
-        raise ScopeError(f"--where {query!r} keeps none of the {len(runs)} runs")
-    return kept
 
 
 def _some(names: Iterable[Any], most: int = 8) -> str:

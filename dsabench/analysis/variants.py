@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Collection
 from typing import Any
 
 import pandas as pd
@@ -36,7 +37,7 @@ _DIGEST = "fingerprint."
 """Prefix of the columns that hold content digests of corpus, tokenizer and plugin files."""
 
 
-def label_variants(runs: pd.DataFrame) -> pd.DataFrame:
+def label_variants(runs: pd.DataFrame, ignoring: Collection[str] = ()) -> pd.DataFrame:
     """`runs` (as the store loads them) with measures as floats, a plain index, and these columns:
 
     variant   kind and differing fields; runs with the same length and variant differ in nothing but the seed
@@ -44,7 +45,8 @@ def label_variants(runs: pd.DataFrame) -> pd.DataFrame:
     finished  whether it is averaged: done, with a finite validation loss, and the newest of its seed
     reason    why it is not averaged, else ""
 
-    Columns that `runs` lacks are added, without values.
+    Columns that `runs` lacks are added, without values. Fields `ignoring` tell no variants or settings apart; runs
+    that differ in them alone are still runs of their own.
     """
     labelled = runs.reset_index(drop=True).copy()
     for column in ("run_id", "attention", "status", "error"):
@@ -58,9 +60,9 @@ def label_variants(runs: pd.DataFrame) -> pd.DataFrame:
         labelled[column] = numbers.where(numbers.abs() < math.inf)
     leak = labelled["leak"] if "leak" in labelled else pd.Series(False, index=labelled.index)
     labelled["leak"] = leak.astype("boolean").fillna(False).astype(bool)
-    _name(labelled)
+    _name(labelled, ignoring)
     labelled["reason"] = [_reason(run) for run in labelled.to_dict("records")]
-    _keep_newest(labelled)
+    _keep_newest(labelled, [field for field in ignoring if field in labelled])
     labelled["finished"] = labelled["reason"] == ""
     return labelled
 
@@ -72,13 +74,21 @@ def variant_order(variant: str) -> tuple[Any, ...]:
     return (rank, *((0, float(part), "") if i % 2 else (1, 0.0, part) for i, part in enumerate(parts)))
 
 
-def _name(labelled: pd.DataFrame) -> None:
+def display_name(variant: str) -> str:
+    """A variant as tables and legends write it: `dsa top_k_ratio=0.25` is DSA k=0.25L."""
+    kind, space, fields = variant.partition(" ")
+    fields = re.sub(r"(^| )top_k_ratio=([0-9.e+-]+)(?= |$)", r"\1k=\2L", fields)
+    fields = re.sub(r"(^| )top_k=(\d+)(?= |$)", r"\1k=\2", fields)
+    return ("DSA" if kind == "dsa" else kind) + space + fields
+
+
+def _name(labelled: pd.DataFrame, ignoring: Collection[str]) -> None:
     """Add variant and setting: fields of the spec first, and content digests where these leave runs alike."""
     columns = [str(column) for column in labelled.columns]
     texts = {
         column: pd.Series([_text(value) for value in labelled[column]], index=labelled.index, dtype=object)
         for column in columns
-        if _is_field(column) or column.startswith(_DIGEST)
+        if (_is_field(column) and column not in ignoring) or column.startswith(_DIGEST)
     }
     kinds = labelled["attention"].fillna("")
     known = kinds != ""
@@ -124,12 +134,12 @@ def _reason(run: dict[Any, Any]) -> str:
     return "no finite validation loss" if math.isnan(run["val_loss"]) else ""
 
 
-def _keep_newest(labelled: pd.DataFrame) -> None:
+def _keep_newest(labelled: pd.DataFrame, ignored: list[str]) -> None:
     """One run a seed counts: the others are named, not averaged twice."""
     done = labelled[labelled["reason"] == ""]
     if "updated" in done:
         done = done.sort_values("updated", kind="stable", na_position="first")
-    for _, same in done.groupby(["length", "variant", "seed"]):
+    for _, same in done.groupby(["length", "variant", "seed", *ignored], dropna=False):
         for i in same.index[:-1]:
             labelled.loc[i, "reason"] = f"superseded by {same['run_id'].iloc[-1]}"
 

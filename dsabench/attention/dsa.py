@@ -33,7 +33,7 @@ from dsabench.attention.base import (
 from dsabench.attention.kernels import masked, reference
 from dsabench.attention.registry import register
 from dsabench.attention.rotary import rotate
-from dsabench.spec.fields import AttentionSpec, RunSpec, Spec
+from dsabench.spec.fields import AttentionSpec, RunSpec, Spec, keys_kept
 
 
 class IndexerSpec(Spec):
@@ -88,11 +88,8 @@ class DSASpec(AttentionSpec):
     """The lightning indexer."""
 
     def n_selected(self, length: int) -> int:
-        """k = top_k, or max(1, top_k_ratio * length rounded half up)."""
-        if self.top_k is not None:
-            return self.top_k
-        assert self.top_k_ratio is not None
-        return max(1, math.floor(self.top_k_ratio * length + 0.5))
+        """k by top_k or top_k_ratio."""
+        return keys_kept(length, self.top_k, self.top_k_ratio)
 
     def warmup_steps(self, steps: int) -> int:
         """Steps of the dense warm-up stage: warmup_share of all, rounded half up, but never the last step."""

@@ -23,6 +23,17 @@ Store = Annotated[
     Path, typer.Option("--store", envvar="DSABENCH_STORE", help="Folder that keeps every run.", metavar="DIR")
 ]
 Out = Annotated[Path, typer.Option("--out", help="Folder for tables and pictures.", metavar="DIR")]
+Sweep = Annotated[
+    str | None, typer.Option("--sweep", help="A sweep by its id or the start of it; else the newest.", metavar="ID")
+]
+All = Annotated[bool, typer.Option("--all", help="All runs of the store, whatever their sweep.")]
+Where = Annotated[
+    str | None,
+    typer.Option("--where", help="Only runs for which this holds, e.g. 'length == 256'.", metavar="QUERY"),
+]
+Baseline = Annotated[
+    str, typer.Option("--baseline", help="The attention (or variant) to compare with.", metavar="NAME")
+]
 Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.", metavar="NAME")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of a table.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No plan and no progress on stderr.")]

@@ -1,8 +1,18 @@
-"""`dsabench schema`: the JSON Schema of a config file, with every field's documentation."""
+"""`dsabench schema`: the JSON Schemas of what is read and what is printed, with every field's documentation."""
 
 from __future__ import annotations
 
+from enum import StrEnum
+from typing import Annotated
+
 import typer
+
+
+class Document(StrEnum):
+    """What has a schema."""
+
+    config = "config"
+    compare = "compare"
 
 
 def add_to(app: typer.Typer) -> None:
@@ -10,13 +20,23 @@ def add_to(app: typer.Typer) -> None:
     app.command("schema")(schema)
 
 
-def schema() -> None:
-    """Print the JSON Schema of config files.
+def schema(
+    of: Annotated[
+        Document, typer.Argument(help="config (what --config reads) or compare (what compare --json prints).")
+    ] = Document.config,
+) -> None:
+    """Print a JSON Schema.
 
     For editors, and to read: each field's description is its documentation.
     """
     import json
 
-    from dsabench.spec.schema import config_schema
+    if of is Document.compare:
+        from dsabench.analysis.comparison import Comparison
 
-    typer.echo(json.dumps(config_schema(), indent=2))
+        found = Comparison.model_json_schema(mode="serialization")
+    else:
+        from dsabench.spec.schema import config_schema
+
+        found = config_schema()
+    typer.echo(json.dumps(found, indent=2))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD, Box
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 _PLAIN = Box("    \n    \n -- \n    \n    \n    \n    \n    \n", ascii=True)
 """SIMPLE_HEAD in ASCII: a rule under the header and nothing else."""
 
+_HEADINGS = ("length", "attention", "seeds", "val loss", "minus dense", "acc %", "ms per\nstep", "recall\n(chance)")
+
 _LABEL = 9
 """Characters of the attention column; longer names are numbered and spelt out below the table."""
 
@@ -31,17 +33,17 @@ def experiment_lines(table: pd.DataFrame, console: Console, left_out: pd.DataFra
     `left_out` (analysis.not_averaged) is listed below it, run by run.
     """
     rows = [{str(name): value for name, value in row.items()} for row in table.to_dict("records")]
-    labels, footnotes = _labels(rows)
+    names = [str(row["variant"]) + (" LEAK" if row["leak"] else "") for row in rows]
+    labels, footnotes = short_names(names, _LABEL)
     if rows:
-        box = SIMPLE_HEAD if console.is_terminal and not console.legacy_windows else _PLAIN
-        console.print(_Whole(_table(rows, labels, box)), crop=False)
+        console.print(columns(_HEADINGS, _cells(rows, labels), console, left=("attention",)), crop=False)
     else:
         console.print("No run has a result.")
     for line in [*footnotes, *_notes(rows), *_list(left_out)]:
         console.print(Text(line), soft_wrap=True)
 
 
-class _Whole:
+class Whole:
     """A table that is never cut: on a narrower terminal the terminal wraps it."""
 
     def __init__(self, table: Table) -> None:
@@ -52,18 +54,34 @@ class _Whole:
         yield from console.render(self.table, options.update(width=max(needed, 1)))
 
 
-def _table(rows: list[dict[str, Any]], labels: list[str], box: Box) -> Table:
+def columns(headings: Sequence[str], rows: Iterable[Sequence[str]], console: Console, left: Collection[str]) -> Whole:
+    """A table of texts, plain ASCII where there is no terminal; columns are right-aligned but for those in `left`."""
+    box = SIMPLE_HEAD if console.is_terminal and not console.legacy_windows else _PLAIN
     shown = Table(box=box, show_edge=False, padding=(0, 1, 0, 0), header_style="bold")
-    shown.add_column("length", justify="right", no_wrap=True)
-    shown.add_column("attention", no_wrap=True)
-    for heading in ("seeds", "val loss", "minus dense", "acc %", "ms per\nstep", "recall\n(chance)"):
-        shown.add_column(heading, justify="right", no_wrap=True)
+    for heading in headings:
+        shown.add_column(heading, justify="left" if heading in left else "right", no_wrap=True)
+    for row in rows:
+        shown.add_row(*(Text(cell) for cell in row))
+    return Whole(shown)
+
+
+def short_names(names: Sequence[str], width: int) -> tuple[list[str], list[str]]:
+    """The names, those longer than `width` as `dsa [1]`, and a footnote for each of these."""
+    long = [name for name in dict.fromkeys(names) if len(name) > width]
+    short = {
+        name: f"[{i}] LEAK" if name.endswith(" LEAK") else f"{name.split(' ')[0][: width - 4]} [{i}]"
+        for i, name in enumerate(long, 1)
+    }
+    return [short.get(name, name) for name in names], [f"[{i}] {name}" for i, name in enumerate(long, 1)]
+
+
+def _cells(rows: list[dict[str, Any]], labels: list[str]) -> Iterator[tuple[str, ...]]:
     previous = None
     for row, label in zip(rows, labels, strict=True):
         n, total = row["n"], row["n_runs"]
-        shown.add_row(
+        yield (
             "" if row["length"] == previous else str(row["length"]),
-            Text(label),
+            label,
             str(n) if n == total else f"{n}/{total}",
             _with_sd(row["val_loss_mean"], row["val_loss_sd"], ".3f"),
             _with_sd(row["diff_mean"], row["diff_sd"], "+.3f"),
@@ -72,18 +90,6 @@ def _table(rows: list[dict[str, Any]], labels: list[str], box: Box) -> Table:
             _recall(row["mass_recall"], row["mass_recall_chance"]),
         )
         previous = row["length"]
-    return shown
-
-
-def _labels(rows: list[dict[str, Any]]) -> tuple[list[str], list[str]]:
-    """The attention column, and footnotes for the names that are too long for it."""
-    names = [str(row["variant"]) + (" LEAK" if row["leak"] else "") for row in rows]
-    long = [name for name in dict.fromkeys(names) if len(name) > _LABEL]
-    short = {
-        name: f"[{i}] LEAK" if name.endswith(" LEAK") else f"{name.split(' ')[0][:5]} [{i}]"
-        for i, name in enumerate(long, 1)
-    }
-    return [short.get(name, name) for name in names], [f"[{i}] {name}" for i, name in enumerate(long, 1)]
 
 
 def _notes(rows: list[dict[str, Any]]) -> Iterator[str]:
@@ -92,7 +98,7 @@ def _notes(rows: list[dict[str, Any]]) -> Iterator[str]:
     spread = "mean+-standard deviation over seeds" if any(row["n"] > 1 for row in rows) else "one seed"
     yield f"val loss: nats per token, {spread}; lower is better."
     if any(row["diff_n"] for row in rows):
-        yield "minus dense: difference to dense of the same seed. No significance test is made."
+        yield "minus dense: difference to dense of the same seed; verdicts: dsabench compare."
     if any(math.isfinite(row["mass_recall"]) for row in rows):
         yield "recall: share of full attention on the selected tokens (on as many random ones)."
     unigram = [row["unigram_loss"] for row in rows if math.isfinite(row["unigram_loss"])]

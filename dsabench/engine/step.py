@@ -8,6 +8,7 @@ Legend: B batch, T time, V vocabulary, S steps of a segment, M metrics.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 from collections.abc import Iterator
 
@@ -49,7 +50,7 @@ class TrainStep:
         self.graphs: dict[Stage, torch.cuda.CUDAGraph] = {}
         self.has_own_loss = False
         """Whether the last computed step had a loss of the attention's own (an indexer's KL)."""
-        self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self.stream = _side_stream(device) if device.type == "cuda" else None
 
     def run(self, first: int, stage: Stage, batches_SBT: Tensor) -> Tensor:
         """Train on batches[i] as step first + i; the metrics (S, M), on the device and possibly still running."""
@@ -119,6 +120,13 @@ class TrainStep:
         with torch.cuda.stream(self.stream):
             yield
         torch.cuda.current_stream(self.execution.device).wait_stream(self.stream)
+
+
+@functools.cache
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
+    """One stream a device for all runs of a process: PyTorch keeps cuBLAS workspaces for every stream that was ever
+    used (64 MiB each on an H100), which would count in the peak memory of each later run."""
+    return torch.cuda.Stream(device)
 
 
 def dropout_seed(seed: int, step: int) -> int:

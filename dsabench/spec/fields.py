@@ -54,6 +54,14 @@ class Spec(BaseModel):
         return self
 
 
+def keys_kept(length: int, top_k: int | None, top_k_ratio: float | None) -> int:
+    """k = top_k, or else max(1, top_k_ratio * length rounded half up)."""
+    if top_k is not None:
+        return int(top_k)
+    assert top_k_ratio is not None
+    return max(1, math.floor(top_k_ratio * length + 0.5))
+
+
 class AttentionSpec(Spec):
     """Base of every attention variant's spec; a variant adds its own fields and registers the class under its name."""
 

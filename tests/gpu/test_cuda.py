@@ -178,3 +178,13 @@ def test_auto_is_bf16_and_a_graph_on_this_gpu() -> None:
     execution = resolve(EngineSpec())
     assert execution.graph
     assert execution.precision == ("bf16" if torch.cuda.get_device_capability() >= (8, 0) else "fp32")
+
+
+def test_the_peak_memory_of_a_run_does_not_depend_on_the_runs_before_it() -> None:
+    execution = resolve(EngineSpec(device="cuda:0", compile="graph"))
+    peaks = []
+    for _ in range(4):
+        execution.reset_peak_memory()
+        losses(spec_of(DSA), execution, steps=40)
+        peaks.append(torch.cuda.max_memory_allocated(CUDA))
+    assert peaks[1] == peaks[2] == peaks[3], peaks

@@ -1,0 +1,273 @@
+"""Comparing the runs of a scope: pairs, tests, verdicts, costs and trends, as one `Comparison`."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from dsabench.analysis import statistics
+from dsabench.analysis.budget import Cost, Curve, at_equal_cost, curves_by_run
+from dsabench.analysis.comparison import Comparison, Estimate, LeftOut, Row, Table, Trend
+from dsabench.analysis.pairing import find_pairs
+from dsabench.analysis.rates import best_rates
+from dsabench.analysis.scope import Scope, ScopeError
+from dsabench.analysis.variants import label_variants, variant_order
+from dsabench.analysis.wording import sentences
+from dsabench.spec.fields import keys_kept
+from dsabench.store import load_curves
+
+Group = tuple[str, int, pd.DataFrame]
+"""A variant at a length, and its pairs."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What can be compared."""
+
+    unit: str
+    lower_is_better: bool = True
+    margin_in_nats: bool = False
+    """Whether the margin, in nats per token, applies to it."""
+    needs_one_machine: bool = False
+    """Whether values measured on different machines cannot be compared."""
+
+
+METRICS = {
+    "val_loss": Metric("nats per token", margin_in_nats=True),
+    "val_bits_per_byte": Metric("bits per byte", margin_in_nats=True),
+    "val_accuracy": Metric("share of tokens", lower_is_better=False),
+    "task_accuracy": Metric("share of answers", lower_is_better=False),
+    "step_ms": Metric("ms", needs_one_machine=True),
+    "tokens_per_second": Metric("tokens/s", lower_is_better=False, needs_one_machine=True),
+    "peak_memory_mb": Metric("MB", needs_one_machine=True),
+}
+"""The metrics that `compare` accepts, by their columns."""
+
+
+def compare(
+    scope: Scope, *, baseline: str = "dense", metric: str = "val_loss", margin: float | None = None
+) -> Comparison:
+    """Compare every variant of the scope with the baseline.
+
+    Pairs agree in length, seed and everything outside attention; d = variant - baseline of a pair. `margin`, in the
+    metric's unit (nats per token for losses), replaces the sweep's.
+
+    Raises:
+        ScopeError: no such metric or baseline, or no run has the metric.
+    """
+    if metric not in METRICS:
+        raise ScopeError(f"--metric {metric}: not a metric that can be compared; accepted: {', '.join(METRICS)}")
+    about = METRICS[metric]
+    labelled = label_variants(scope.runs)
+    if metric not in labelled or not labelled.loc[labelled["finished"], metric].notna().any():
+        if labelled["finished"].any():
+            raise ScopeError(f"--metric {metric}: no finished run of {scope.title} has it")
+        labelled[metric] = np.nan
+    found = find_pairs(labelled, baseline)
+    pairs, left_out = found.frame, list(found.left_out)
+    notes = list(scope.notes)
+    usable = np.isfinite(pairs[f"a.{metric}"].astype(float)) & np.isfinite(pairs[f"b.{metric}"].astype(float))
+    reason = f"the run or its partner has no {metric}"
+    if about.needs_one_machine:
+        usable &= pairs["timed"]
+        reason += ", or they ran on different machines"
+    elif not pairs["timed"].all():
+        notes.append(
+            f"{int((~pairs['timed']).sum())} of {len(pairs)} pairs ran on two kinds of machine (device, precision or "
+            "PyTorch differ): their losses are compared, their times and memory are not"
+        )
+    left_out += [(run_id, reason) for run_id in dict.fromkeys(pairs.loc[~usable, "a.run_id"])]
+    pairs = pairs[usable]
+    bound, unit, source = _margin(scope, about, margin)
+    costs, damaged = _costs(scope, pairs)
+    notes += [f"evaluations of {run_id} cannot be read: {why}" for run_id, why in damaged.items()]
+    tables = []
+    for setting, of_setting in pairs.groupby("setting"):
+        rows = _rows(of_setting, metric, about, bound, costs)
+        trends = _trends(of_setting, metric)
+        text = sentences(rows, baseline=baseline, margin=bound, unit=unit, metric=metric)
+        tables.append(Table(setting=str(setting), rows=rows, trends=trends, sentences=text))
+    if labelled["leak"].any():
+        notes.append("LEAK: an attention that sees later tokens; its numbers are shown and never judged")
+    if not tables:
+        notes.append(_no_pairs(labelled, baseline))
+    return Comparison(
+        scope=scope.title,
+        sweep=scope.sweep.id if scope.sweep else None,
+        metric=metric,
+        unit=about.unit,
+        lower_is_better=about.lower_is_better,
+        baseline=baseline,
+        margin=bound,
+        margin_unit=unit,
+        margin_source=source,
+        alpha=statistics.ALPHA,
+        tables=tables,
+        best_rates=list(best_rates(scope.runs, baseline, metric)),
+        left_out=[LeftOut(run_id=run_id, reason=why) for run_id, why in left_out],
+        notes=notes,
+    )
+
+
+def _margin(scope: Scope, about: Metric, given: float | None) -> tuple[float | None, str, str]:
+    unit = "nats per token" if about.margin_in_nats else about.unit
+    if given is not None:
+        return given, unit, "given to compare, after the runs: exploratory"
+    if not about.margin_in_nats:
+        return None, unit, f"none is set for {about.unit}"
+    if scope.sweep is None or "verdict" not in scope.sweep.spec:
+        return scope.verdict.margin, unit, "the default"
+    return scope.verdict.margin, unit, "fixed in the sweep"
+
+
+def _no_pairs(labelled: pd.DataFrame, baseline: str) -> str:
+    kinds = sorted(labelled.loc[labelled["finished"], "attention"].unique())
+    if len(kinds) <= 1:
+        have = f"only {kinds[0]} runs" if kinds else "no runs"
+        return f"nothing to compare: {have} have finished, and a comparison needs {baseline} and another attention"
+    return "nothing to compare: no run has a partner of the same length, setting and seed"
+
+
+def _costs(scope: Scope, pairs: pd.DataFrame) -> tuple[dict[Cost, dict[str, Curve]], dict[str, str]]:
+    ids = sorted({*pairs["a.run_id"], *pairs["b.run_id"]})
+    curves = load_curves(scope.store, ids, columns=["val_loss", "flops", "seconds"])
+    costs: tuple[Cost, Cost] = ("flops", "seconds")
+    return {cost: curves_by_run(curves.frame, cost) for cost in costs}, curves.damaged
+
+
+def _rows(
+    pairs: pd.DataFrame, metric: str, about: Metric, margin: float | None, costs: dict[Cost, dict[str, Curve]]
+) -> list[Row]:
+    """A row for each length and variant, verdicts with Holm's correction over the lengths of a variant."""
+    groups: list[Group] = [
+        (str(group["variant"].iloc[0]), int(group["length"].iloc[0]), group)
+        for _, group in pairs.groupby(["variant", "length"])
+    ]
+    tests: dict[tuple[str, int], float] = {}
+    for variant, length, group in groups:
+        judged = len(group) >= statistics.MIN_PAIRS and not _leaks(group)
+        d = group[f"a.{metric}"] - group[f"b.{metric}"]
+        tests[variant, length] = statistics.p_different(d) if judged else math.nan
+    adjusted: dict[tuple[str, int], float] = {}
+    for variant in {variant for variant, _ in tests}:
+        mine = [key for key in tests if key[0] == variant]
+        adjusted |= dict(zip(mine, statistics.holm([tests[key] for key in mine]), strict=True))
+    rows = []
+    for variant, length, group in groups:
+        n_tests = sum(key[0] == variant and not math.isnan(p) for key, p in tests.items())
+        rows.append(_row(group, metric, about, margin, adjusted[variant, length], max(1, n_tests), costs))
+    return sorted(rows, key=lambda row: (row.length, variant_order(row.variant)))
+
+
+def _row(
+    group: pd.DataFrame,
+    metric: str,
+    about: Metric,
+    margin: float | None,
+    p_adjusted: float,
+    n_tests: int,
+    costs: dict[Cost, dict[str, Curve]],
+) -> Row:
+    ours, theirs = group[f"a.{metric}"].to_numpy(float), group[f"b.{metric}"].to_numpy(float)
+    d = ours - theirs
+    worsening = d if about.lower_is_better else -d
+    if margin is not None and metric == "val_bits_per_byte":  # nats per token to bits per byte of these windows
+        margin = margin * float(theirs.mean() / group["b.val_loss"].mean())
+    leaks = _leaks(group)
+    verdict = "LEAK" if leaks else statistics.verdict(worsening, margin, p_adjusted)
+    first = group.iloc[0]
+    flops, flops_share = _equal(group, costs["flops"])
+    seconds, seconds_share = _equal(group[group["timed"]], costs["seconds"])
+    timed = group[group["timed"]]
+    gap = (group["a.val_loss"] - group["a.train_loss"]) - (group["b.val_loss"] - group["b.train_loss"])
+    return Row(
+        length=int(first["length"]),
+        variant=str(first["variant"]),
+        attention=str(first["a.attention"]),
+        k=_keys(first),
+        seeds=sorted(int(seed) for seed in group["seed"]),
+        baseline_mean=float(theirs.mean()),
+        variant_mean=float(ours.mean()),
+        difference=Estimate.of(d),
+        p=statistics.p_different(d),
+        p_adjusted=p_adjusted,
+        p_not_worse=math.nan if margin is None else statistics.p_below(worsening, margin),
+        p_equivalent=math.nan if margin is None else statistics.p_equivalent(worsening, margin),
+        verdict=verdict,
+        seeds_needed=statistics.seeds_needed(worsening, margin, n_tests) if verdict == "inconclusive" else None,
+        time_ratio=_ratio(timed, "step_ms"),
+        flops_ratio=_ratio(group, "flops"),
+        memory_ratio=_ratio(timed, "peak_memory_mb"),
+        equal_flops=flops,
+        equal_flops_share=flops_share,
+        equal_seconds=seconds,
+        equal_seconds_share=seconds_share,
+        gap=Estimate.of(gap.to_numpy(float)),
+        mass_recall=float(group["a.mass_recall"].mean()),
+        mass_recall_chance=float(group["a.mass_recall_chance"].mean()),
+    )
+
+
+def _leaks(group: pd.DataFrame) -> bool:
+    return bool(group["a.leak"].any() or group["b.leak"].any())
+
+
+def _ratio(group: pd.DataFrame, column: str) -> float:
+    """Geometric mean of variant over baseline: the ratio and its inverse then agree."""
+    if f"a.{column}" not in group:
+        return math.nan
+    ratios = (group[f"a.{column}"].astype(float) / group[f"b.{column}"].astype(float)).to_numpy()
+    ratios = ratios[np.isfinite(ratios) & (ratios > 0)]
+    return float(np.exp(np.log(ratios).mean())) if len(ratios) else math.nan
+
+
+def _equal(group: pd.DataFrame, curves: dict[str, Curve]) -> tuple[Estimate, float]:
+    ids = zip(group["a.run_id"], group["b.run_id"], strict=True)
+    found = np.array([at_equal_cost(curves.get(ours), curves.get(theirs)) for ours, theirs in ids]).reshape(-1, 2)
+    known = found[np.isfinite(found).all(axis=1)]
+    return Estimate.of(known[:, 0]), float(known[:, 1].mean()) if len(known) else math.nan
+
+
+def _keys(run: pd.Series[Any]) -> int | None:
+    """k of a run, by its spec."""
+    top_k, ratio = (run.get(f"a.attention.{name}") for name in ("top_k", "top_k_ratio"))
+    top_k, ratio = (None if value is None or pd.isna(value) else value for value in (top_k, ratio))
+    return None if top_k is None and ratio is None else keys_kept(int(run["length"]), top_k, ratio)
+
+
+def _trends(pairs: pd.DataFrame, metric: str) -> list[Trend]:
+    trends = []
+    for variant, group in sorted(pairs.groupby("variant"), key=lambda item: variant_order(str(item[0]))):
+        if _leaks(group):
+            continue
+        d = group[f"a.{metric}"] - group[f"b.{metric}"]
+        by_seed = d.groupby([group["seed"], group["length"]]).mean().unstack("length").dropna()
+        if by_seed.shape[1] < 2 or by_seed.empty:
+            continue
+        lengths = [int(length) for length in by_seed.columns]
+        slopes = statistics.slopes(np.log2(lengths), by_seed.to_numpy(float))
+        trends.append(
+            Trend(
+                variant=str(variant),
+                lengths=lengths,
+                slope=Estimate.of(slopes),
+                p=statistics.p_different(slopes) if len(slopes) >= statistics.MIN_PAIRS else math.nan,
+                confounded=_confounded(group),
+            )
+        )
+    return trends
+
+
+def _confounded(group: pd.DataFrame) -> str:
+    """Training data that differ with length, beyond the rounding of a batch to whole windows (5 %)."""
+    parts = []
+    for column, words in (("a.tokens_per_step", "tokens per step"), ("a.tokens", "training tokens")):
+        if column in group:
+            values = group[column].dropna().astype(float)
+            if len(values) and values.max() > 1.05 * values.min():
+                parts.append(f"{words} differ between lengths ({values.min():,.0f} to {values.max():,.0f})")
+    return "; ".join(parts)

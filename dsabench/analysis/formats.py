@@ -1,0 +1,199 @@
+"""A comparison as tables of text: the cells that terminal, Markdown, LaTeX and report share; and as CSV."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from dsabench.analysis.comparison import Comparison, Estimate, Row, Table
+from dsabench.analysis.statistics import MIN_PAIRS
+from dsabench.analysis.variants import display_name
+from dsabench.analysis.wording import half_width, interval, meaning, number, p_value, trend_lines
+
+_DIGITS = {"tokens_per_second": 0, "peak_memory_mb": 0, "step_ms": 2}
+"""Digits after the point of a metric; 3 of the others."""
+
+
+class Grid(NamedTuple):
+    """A table of text."""
+
+    title: str
+    headings: tuple[str, ...]
+    """A line break where a heading may break."""
+    rows: Sequence[tuple[str, ...]]
+    left: tuple[str, ...]
+    """Headings of left-aligned columns; numbers are right-aligned."""
+
+
+def verdict_grid(table: Table, found: Comparison) -> Grid:
+    """The verdicts of a table: both means, the paired difference, p and what may be said."""
+    digits = _DIGITS.get(found.metric, 3)
+    rows = [
+        (
+            length,
+            display_name(row.variant),
+            str(row.difference.n),
+            number(row.baseline_mean, f".{digits}f"),
+            number(row.variant_mean, f".{digits}f"),
+            interval(row.difference, digits),
+            p_value(row.p_adjusted),
+            _verdict(row),
+        )
+        for length, row in _by_length(table.rows)
+    ]
+    baseline = display_name(found.baseline)
+    headings = ("length", "variant", "pairs", baseline, "its mean", "difference [95 % CI]", "p", "verdict")
+    return Grid("Verdicts", headings, rows, ("variant", "verdict"))
+
+
+def cost_grid(table: Table) -> Grid:
+    """What each variant costs against the baseline, and the difference at equal cost."""
+    rows = [
+        (
+            length,
+            display_name(row.variant),
+            number(row.time_ratio, ".2f"),
+            number(row.flops_ratio, ".2f"),
+            number(row.memory_ratio, ".2f"),
+            half_width(row.equal_flops),
+            half_width(row.equal_seconds),
+            half_width(row.gap),
+            _recall(row),
+        )
+        for length, row in _by_length(table.rows)
+    ]
+    ratios = ("step\ntime x", "FLOPs\nx", "memory\nx")
+    headings = ("length", "variant", *ratios, "at equal\nFLOPs", "at equal\nseconds", "gap", "recall\n(chance)")
+    return Grid("Costs", headings, rows, ("variant",))
+
+
+def best_rate_grid(found: Comparison) -> Grid:
+    """Best learning rate against best learning rate."""
+    rows = [
+        (
+            str(best.length),
+            " ".join(filter(None, (display_name(best.variant), best.setting))),
+            f"{best.variant_rate:g} of {len(best.variant_rates)}",
+            f"{best.baseline_rate:g} of {len(best.baseline_rates)}",
+            str(best.difference.n),
+            interval(best.difference, _DIGITS.get(found.metric, 3)),
+            p_value(best.p),
+        )
+        for best in found.best_rates
+    ]
+    headings = ("length", "variant", "its best", f"{display_name(found.baseline)}'s best", "pairs")
+    return Grid(
+        "Best learning rate against best learning rate", (*headings, "difference [95 % CI]", "p"), rows, ("variant",)
+    )
+
+
+BEST_RATES_MEANING = (
+    "Best: of the rates tried, by the mean validation loss that is then compared, so both sides are optimistic; "
+    "p is not corrected."
+)
+
+
+def notes(found: Comparison) -> list[str]:
+    """Everything that must stand under the tables."""
+    lines = list(meaning(found)) if found.tables else []
+    if found.best_rates:
+        lines.append(BEST_RATES_MEANING)
+    return [*lines, *(f"Note: {note}." for note in found.notes)]
+
+
+def frame(found: Comparison) -> pd.DataFrame:
+    """One row a row of the comparison, its estimates flattened: `difference` to difference_n, difference_mean, ..."""
+    flat = []
+    for table in found.tables:
+        for row in table.rows:
+            values: dict[str, Any] = {"setting": table.setting, "metric": found.metric, "baseline": found.baseline}
+            for name in Row.model_fields:
+                value = getattr(row, name)
+                if isinstance(value, Estimate):
+                    values |= {f"{name}_{part}": number for part, number in value.model_dump().items()}
+                else:
+                    values[name] = " ".join(map(str, value)) if name == "seeds" else value
+            flat.append(values | {"margin": found.margin})
+    return pd.DataFrame(flat)
+
+
+def as_csv(found: Comparison) -> str:
+    """The rows as CSV with a header; an unknown number is an empty cell."""
+    return frame(found).to_csv(index=False)
+
+
+def as_markdown(found: Comparison) -> str:
+    """The tables in GitHub's Markdown, with their notes."""
+    out = [f"### {found.metric} of {found.scope}, against {display_name(found.baseline)}", ""]
+    for grid, below in _grids(found):
+        head = [heading.replace("\n", " ") for heading in grid.headings]
+        marks = [":--" if heading in grid.left else "--:" for heading in grid.headings]
+        cells = [head, marks, *grid.rows]
+        out += [f"**{grid.title}**", ""]
+        out += ["| " + " | ".join(_markdown(cell) for cell in row) + " |" for row in cells]
+        out += ["", *(f"- {_markdown(line)}" for line in below), ""]
+    out += [f"- {_markdown(line)}" for line in notes(found)]
+    return "\n".join(out).rstrip() + "\n"
+
+
+def as_latex(found: Comparison) -> str:
+    """The tables in LaTeX for the booktabs package, one `table` each, with their notes as comments."""
+    out = []
+    for grid, below in _grids(found):
+        marks = "".join("l" if heading in grid.left else "r" for heading in grid.headings)
+        head = " & ".join(_latex(heading.replace("\n", " ")) for heading in grid.headings)
+        out += ["\\begin{table}", "\\centering", f"\\caption{{{_latex(grid.title)}: {_latex(found.scope)}}}"]
+        out += [f"\\begin{{tabular}}{{{marks}}}", "\\toprule", rf"{head} \\", "\\midrule"]
+        out += [" & ".join(map(_latex, row)) + r" \\" for row in grid.rows]
+        out += ["\\bottomrule", "\\end{tabular}", "\\end{table}", *(f"% {line}" for line in below), ""]
+    out += [f"% {line}" for line in notes(found)]
+    return "\n".join(out).rstrip() + "\n"
+
+
+def _grids(found: Comparison) -> Iterator[tuple[Grid, list[str]]]:
+    for table in found.tables:
+        suffix = f" ({table.setting})" if table.setting else ""
+        verdicts, costs = verdict_grid(table, found), cost_grid(table)
+        yield verdicts._replace(title=verdicts.title + suffix), [*table.sentences, *trend_lines(table.trends)]
+        yield costs._replace(title=costs.title + suffix), []
+    if found.best_rates:
+        yield best_rate_grid(found), []
+
+
+def _by_length(rows: Iterable[Row]) -> Iterator[tuple[str, Row]]:
+    """The rows, each length named once."""
+    previous = None
+    for row in rows:
+        yield "" if row.length == previous else str(row.length), row
+        previous = row.length
+
+
+def _verdict(row: Row) -> str:
+    if row.verdict != "inconclusive":
+        return row.verdict
+    if row.seeds_needed is not None:
+        return f"inconclusive ({row.seeds_needed} seeds)"
+    return f"inconclusive ({MIN_PAIRS}+ seeds)" if row.difference.n < MIN_PAIRS else "inconclusive"
+
+
+def _recall(row: Row) -> str:
+    if not math.isfinite(row.mass_recall):
+        return "-"
+    return f"{row.mass_recall:.2f} ({number(row.mass_recall_chance, '.2f')})".replace("0.", ".")
+
+
+def _markdown(text: str) -> str:
+    return re.sub(r"([\\|*_`\[\]<>#])", r"\\\1", text).replace("+-", "±") if text not in (":--", "--:") else text
+
+
+_LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\ensuremath{<}",
+          ">": r"\ensuremath{>}", **{c: "\\" + c for c in "&%$#_{}"}}  # fmt: skip
+
+
+def _latex(text: str) -> str:
+    escaped = "".join(_LATEX.get(character, character) for character in text)
+    return re.sub(r"(?<![\w.])-(?=[\d.])", r"\\ensuremath{-}", escaped.replace("+-", r"\,\ensuremath{\pm}\,"))

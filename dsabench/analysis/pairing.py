@@ -1,0 +1,93 @@
+"""Which runs are compared with which: pairs of one length, setting and seed, and what is in no pair and why."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from dsabench.analysis.scope import ScopeError
+from dsabench.spec.explain import near_miss
+
+MACHINE = (
+    "environment.device_name",
+    "environment.precision",
+    "environment.cuda_graph",
+    "environment.deterministic",
+    "environment.threads",
+    "environment.torch",
+)
+"""What must agree for two times to be comparable; a column that the store lacks agrees."""
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Every pair of a variant's run with the baseline's run of the same length, setting and seed."""
+
+    frame: pd.DataFrame
+    """One row a pair: setting, length, seed, variant, the columns of the variant's run as `a.COLUMN` and those of the
+    baseline's as `b.COLUMN`, and `timed`: whether both were timed on the same kind of machine."""
+
+    left_out: list[tuple[str, str]]
+    """(run id, why it is in no pair), in the runs' order."""
+
+
+def is_baseline(labelled: pd.DataFrame, baseline: str) -> pd.Series[bool]:
+    """Which runs `--baseline NAME` means: those of the attention, or else of the variant, of that name.
+
+    Raises ScopeError, naming what there is, when it means none or, in one setting, several variants.
+    """
+    chosen = labelled["attention"] == baseline
+    if not chosen.any():
+        chosen = labelled["variant"] == baseline
+    if not chosen.any():
+        known = sorted({*labelled["attention"].dropna(), *labelled.loc[labelled["attention"].notna(), "variant"]})
+        raise ScopeError(f"--baseline {baseline}: no run has that attention{near_miss(baseline, known)}")
+    for setting, variants in labelled[chosen].groupby("setting")["variant"]:
+        if variants.nunique() > 1:
+            of = f" of {setting!s}" if setting else ""
+            names = "; ".join(sorted(variants.unique())[:8])
+            raise ScopeError(
+                f"--baseline {baseline} means {variants.nunique()} variants{of}; name one of them: {names}"
+            )
+    return chosen
+
+
+def find_pairs(labelled: pd.DataFrame, baseline: str) -> Pairs:
+    """Pair the finished runs of `label_variants` with the baseline's; raises ScopeError as `is_baseline`."""
+    base = is_baseline(labelled, baseline)
+    finished = labelled["finished"]
+    keys = ["length", "setting", "seed"]
+    columns = [*keys, "variant", *sorted(set(labelled.columns) - {*keys, "variant"})]
+    ours, theirs = labelled.loc[finished & ~base, columns], labelled.loc[finished & base, columns]
+    frame = ours.add_prefix("a.").merge(
+        theirs.add_prefix("b."), left_on=[f"a.{k}" for k in keys], right_on=[f"b.{k}" for k in keys]
+    )
+    head = pd.DataFrame({key: frame[f"a.{key}"] for key in (*keys, "variant")})
+    frame = pd.concat([head.astype({"length": int, "seed": int}), frame], axis=1)
+    frame["timed"] = _same_machine(frame)
+    paired = {*frame["a.run_id"], *frame["b.run_id"]}
+    kind = labelled.loc[base, "attention"].iloc[0]
+    left_out = []
+    for run in labelled.loc[~labelled["run_id"].isin(paired)].to_dict("records"):
+        left_out.append((str(run["run_id"]), run["reason"] or _lonely(run, bool(run["attention"] == kind), kind, ours)))
+    return Pairs(frame.sort_values(["setting", "length", "variant", "seed"], ignore_index=True), left_out)
+
+
+def _lonely(run: dict[Any, Any], is_base: bool, kind: str, ours: pd.DataFrame) -> str:
+    """Why a finished run has no partner."""
+    of = f"length {int(run['length'])} and seed {int(run['seed'])}"
+    if is_base:
+        return f"no finished run of another attention of {of}"
+    return f"no finished {kind} run of {of}" + (f" and {run['setting']}" if run["setting"] else "")
+
+
+def _same_machine(frame: pd.DataFrame) -> np.ndarray:
+    same = np.ones(len(frame), dtype=bool)
+    for column in MACHINE:
+        if f"a.{column}" in frame:
+            ours, theirs = (frame[f"{side}.{column}"].astype("string").fillna("") for side in "ab")
+            same &= (ours == theirs).to_numpy(dtype=bool)
+    return same

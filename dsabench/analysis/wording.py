@@ -1,0 +1,135 @@
+"""A comparison in words: a sentence a variant, saying no more than the verdicts allow, and what the numbers mean."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+from dsabench.analysis.comparison import Comparison, Estimate, Row, Trend
+from dsabench.analysis.statistics import MIN_PAIRS
+from dsabench.analysis.variants import display_name
+
+
+def sentences(rows: Sequence[Row], *, baseline: str, margin: float | None, unit: str, metric: str) -> list[str]:
+    """One sentence for each variant of a table, its lengths grouped by verdict."""
+    said = []
+    for variant in dict.fromkeys(row.variant for row in rows):
+        mine = [row for row in rows if row.variant == variant]
+        groups: dict[str, list[Row]] = {}
+        for row in sorted(mine, key=lambda row: row.length):
+            groups.setdefault(row.verdict, []).append(row)
+        parts = [_part(verdict, group, margin, unit) for verdict, group in groups.items()]
+        counts = sorted({len(row.seeds) for row in mine})
+        seeds = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+        plural = "" if counts == [1] else "s"
+        named = f"{display_name(variant)} against {display_name(baseline)}"
+        said.append(f"{named} ({metric}, {seeds} seed{plural} a length): {'; '.join(parts)}.")
+    return said
+
+
+def _part(verdict: str, rows: Sequence[Row], margin: float | None, unit: str) -> str:
+    at = _lengths([row.length for row in rows])
+    spread = _spread([row.difference.mean for row in rows])
+    if verdict in ("better", "worse"):
+        return f"{verdict} {at} (difference {spread} {unit})"
+    if verdict == "not worse":
+        return f"not worse by {margin:g} {unit} or more {at} (difference {spread})"
+    if verdict == "LEAK":
+        return f"LEAK {at}: it sees later tokens, so its numbers mean nothing"
+    hint = ""
+    if any(row.difference.n < MIN_PAIRS for row in rows):
+        hint = f"; a verdict needs at least {MIN_PAIRS} seeds"
+    elif needed := sorted(row.seeds_needed for row in rows if row.seeds_needed is not None):
+        seeds = str(needed[0]) if needed[0] == needed[-1] else f"{needed[0]} to {needed[-1]}"
+        hint = f"; about {seeds} seeds would settle it"
+    return f"inconclusive {at} (difference {spread}{hint})"
+
+
+def trend_lines(trends: Sequence[Trend]) -> Iterator[str]:
+    """Each trend in a line, and what speaks against reading it as one over length."""
+    for trend in trends:
+        name = display_name(trend.variant)
+        confounded = f" Confounded: {trend.confounded}." if trend.confounded else ""
+        lengths = f"{trend.lengths[0]} to {trend.lengths[-1]}"
+        if trend.slope.n < MIN_PAIRS:
+            yield f"{name}: a trend over length needs {MIN_PAIRS} seeds that have every length.{confounded}"
+        else:
+            yield (
+                f"{name}: each doubling of the length ({lengths}) changes the difference by "
+                f"{interval(trend.slope, 4)}, p = {p_value(trend.p)}.{confounded}"
+            )
+
+
+def meaning(found: Comparison) -> Iterator[str]:
+    """What the columns of the tables are, the margin and the corrections: to stand under every table."""
+    better = "lower" if found.lower_is_better else "higher"
+    yield (
+        f"difference: variant minus {display_name(found.baseline)} of the same seed, {found.unit}, {better} is better; "
+        "with its paired t interval."
+    )
+    yield "p: two-sided paired t test, Holm's correction over the lengths of a variant."
+    if found.margin is not None:
+        yield (
+            f"not worse: by less than the margin of {found.margin:g} {found.margin_unit} ({found.margin_source}); "
+            f"one-sided t test at {found.alpha:g}, uncorrected."
+        )
+    else:
+        yield f"not worse: no margin ({found.margin_source}), so this verdict is not given; --margin sets one."
+    rows = found.rows
+    if any(row.verdict == "inconclusive" for row in rows):
+        yield (
+            "inconclusive: no proof of equality. (n seeds) would settle it with 80 % power if mean and spread stay; "
+            f"fewer than {MIN_PAIRS} pairs get no verdict."
+        )
+    yield "x: variant over baseline: step time, FLOPs of the whole run, peak memory."
+    if any(row.equal_flops.n or row.equal_seconds.n for row in rows):
+        shares = [row.equal_seconds_share for row in rows if math.isfinite(row.equal_seconds_share)]
+        cut = f", down to {min(shares):.0%} of its steps," if shares and min(shares) < 0.995 else ""
+        yield (
+            "at equal FLOPs, seconds: difference of val_loss when the cheaper run of the pair had ended. The dearer "
+            f"one is read in mid-schedule{cut} and looks worse than a run planned for that cost."
+        )
+    yield "gap: difference of (validation - training loss); negative: less overfitting. +- is half an interval."
+    if any(math.isfinite(row.mass_recall) for row in rows):
+        yield "recall: share of full attention inside the selection (inside a random one)."
+
+
+def number(value: float, form: str) -> str:
+    """The value, or - when it is not known."""
+    return format(value, form) if math.isfinite(value) else "-"
+
+
+def interval(estimate: Estimate, digits: int) -> str:
+    """`-0.002 [-0.006, +0.002]`; without brackets for one pair, - for none."""
+    if not estimate.n:
+        return "-"
+    mean = f"{estimate.mean:+.{digits}f}"
+    if not math.isfinite(estimate.low):
+        return mean
+    return f"{mean} [{estimate.low:+.{digits}f}, {estimate.high:+.{digits}f}]"
+
+
+def half_width(estimate: Estimate) -> str:
+    """`+0.006+-0.004`."""
+    if not estimate.n:
+        return "-"
+    half = f"+-{(estimate.high - estimate.low) / 2:.3f}" if math.isfinite(estimate.high) else ""
+    return f"{estimate.mean:+.3f}{half}"
+
+
+def p_value(value: float) -> str:
+    """Three digits, `<.001` below them."""
+    if not math.isfinite(value):
+        return "-"
+    return "<.001" if value < 0.001 else f"{value:.3f}".removeprefix("0")
+
+
+def _lengths(lengths: Sequence[int]) -> str:
+    names = [str(length) for length in lengths]
+    joined = names[0] if len(names) == 1 else ", ".join(names[:-1]) + f" and {names[-1]}"
+    return f"at {joined} tokens"
+
+
+def _spread(values: Sequence[float]) -> str:
+    low, high = f"{min(values):+.3f}", f"{max(values):+.3f}"
+    return low if low == high else f"{low} to {high}"

@@ -1,0 +1,75 @@
+"""A comparison on stdout: tables of at most 100 columns, and what a reader must know under them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.text import Text
+
+from dsabench.cli.tables import columns, short_names
+
+if TYPE_CHECKING:
+    from dsabench.analysis.comparison import Comparison
+    from dsabench.analysis.formats import Grid
+
+_SHOWN = 12
+"""Runs without a partner that are listed before the rest are only counted."""
+
+_NAME = 14
+"""Characters of the variant column; longer names are numbered and spelt out below."""
+
+
+def comparison_lines(found: Comparison, console: Console) -> None:
+    """Print the comparison: of each setting the verdicts, in words, and the costs; then the notes."""
+    from dsabench.analysis.formats import best_rate_grid, cost_grid, notes, verdict_grid
+    from dsabench.analysis.variants import display_name
+    from dsabench.analysis.wording import trend_lines
+
+    def say(line: str = "", style: str = "") -> None:
+        console.print(Text(line, style=style), soft_wrap=not console.is_terminal)
+
+    say(f"{found.metric} of {found.scope}, against {display_name(found.baseline)}", "bold")
+    for table in found.tables:
+        say()
+        if table.setting:
+            say(f"Setting: {table.setting}", "bold")
+        verdicts, footnotes = _fitting(verdict_grid(table, found))
+        console.print(columns(verdicts.headings, verdicts.rows, console, verdicts.left), crop=False)
+        say()
+        for line in [*table.sentences, *trend_lines(table.trends)]:
+            say(line)
+        say()
+        costs, _ = _fitting(cost_grid(table))
+        console.print(columns(costs.headings, costs.rows, console, costs.left), crop=False)
+        for line in footnotes:
+            say(line)
+    if found.best_rates:
+        rates = best_rate_grid(found)
+        say()
+        say(rates.title, "bold")
+        rates, footnotes = _fitting(rates)
+        console.print(columns(rates.headings, rates.rows, console, rates.left), crop=False)
+        for line in footnotes:
+            say(line)
+    say()
+    for line in [*notes(found), *_left_out(found)]:
+        say(line)
+
+
+def _fitting(grid: Grid) -> tuple[Grid, list[str]]:
+    place = grid.headings.index("variant")
+    names, footnotes = short_names([row[place] for row in grid.rows], _NAME)
+    rows = [(*row[:place], name, *row[place + 1 :]) for row, name in zip(grid.rows, names, strict=True)]
+    return grid._replace(rows=rows), footnotes
+
+
+def _left_out(found: Comparison) -> Iterator[str]:
+    if not found.left_out:
+        return
+    yield f"In no pair: {len(found.left_out)} run{'s' if len(found.left_out) > 1 else ''}"
+    for run in found.left_out[:_SHOWN]:
+        yield f"  {run.run_id}: {run.reason}"
+    if len(found.left_out) > _SHOWN:
+        yield f"  and {len(found.left_out) - _SHOWN} more (--json lists all)"
