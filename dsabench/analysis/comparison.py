@@ -5,10 +5,11 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Literal, Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, PlainSerializer
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
 
 from dsabench.analysis.statistics import Verdict, paired
 
@@ -16,10 +17,14 @@ Judgement = Verdict | Literal["LEAK"]
 
 
 def _null_if_unknown(value: float) -> float | None:
-    return value if abs(value) < float("inf") else None
+    return value if math.isfinite(value) else None
 
 
-Number = Annotated[float, PlainSerializer(_null_if_unknown, return_type=float | None, when_used="json")]
+Number = Annotated[
+    float,
+    BeforeValidator(lambda value: math.nan if value is None else value, json_schema_input_type=float | None),
+    PlainSerializer(_null_if_unknown, return_type=float | None, when_used="json"),
+]
 """NaN is unknown, and null in JSON."""
 
 

@@ -128,13 +128,13 @@ def as_csv(found: Comparison) -> str:
 
 def as_markdown(found: Comparison) -> str:
     """The tables in GitHub's Markdown, with their notes."""
-    out = [f"### {found.metric} of {found.scope}, against {display_name(found.baseline)}", ""]
+    out = ["### " + _markdown(f"{found.metric} of {found.scope}, against {display_name(found.baseline)}"), ""]
     for grid, below in _grids(found):
         head = [heading.replace("\n", " ") for heading in grid.headings]
         marks = [":--" if heading in grid.left else "--:" for heading in grid.headings]
-        cells = [head, marks, *grid.rows]
-        out += [f"**{grid.title}**", ""]
-        out += ["| " + " | ".join(_markdown(cell) for cell in row) + " |" for row in cells]
+        cells = [map(_markdown, head), marks, *(map(_markdown, row) for row in grid.rows)]
+        out += [f"**{_markdown(grid.title)}**", ""]
+        out += ["| " + " | ".join(row) + " |" for row in cells]
         out += ["", *(f"- {_markdown(line)}" for line in below), ""]
     out += [f"- {_markdown(line)}" for line in notes(found)]
     return "\n".join(out).rstrip() + "\n"
@@ -187,7 +187,7 @@ def _recall(row: Row) -> str:
 
 
 def _markdown(text: str) -> str:
-    return re.sub(r"([\\|*_`\[\]<>#])", r"\\\1", text).replace("+-", "±") if text not in (":--", "--:") else text
+    return re.sub(r"([\\|*_`\[\]<>#])", r"\\\1", text).replace("+-", "\u00b1")
 
 
 _LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\ensuremath{<}",

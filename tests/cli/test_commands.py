@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from shell import Shell
 
 from dsabench.cli import app
 from dsabench.engine.step import TrainStep
@@ -21,27 +22,6 @@ SMALL = [
     "train.tokens_per_step=128", "--set", "train.eval_tokens=512", "--set", "data.vocab_size=300", "--set",
     "data.val_share=0.25", "--set", "attention.indexer.head_dim=8", "--device", "cpu",
 ]  # fmt: skip
-
-
-class Shell:
-    """Runs a command line in this process, in a folder of its own; returns (exit code, stdout, stderr)."""
-
-    def __init__(self, folder: Path, capsys: pytest.CaptureFixture[str], patch: pytest.MonkeyPatch) -> None:
-        self.folder, self.capsys, self.patch = folder, capsys, patch
-        patch.chdir(folder)
-        patch.delenv("DSABENCH_DEBUG", raising=False)
-
-    def __call__(self, *words: str) -> tuple[int, str, str]:
-        self.patch.setattr("sys.argv", ["dsabench", *words])
-        with pytest.raises(SystemExit) as caught:
-            app.main()
-        out = self.capsys.readouterr()
-        return int(caught.value.code or 0), out.out, out.err
-
-
-@pytest.fixture
-def shell(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Shell:
-    return Shell(tmp_path, capsys, monkeypatch)
 
 
 def source(corpus: Path) -> list[str]:

@@ -55,7 +55,7 @@ def test_one_seed_has_no_spread_and_an_unpaired_seed_no_difference() -> None:
 
 def test_what_the_numbers_mean_is_said_and_no_verdict_given() -> None:
     text = printed(sweep())
-    for words in ("standard deviation", "Unigram baseline: 6.400", "No significance test"):
+    for words in ("standard deviation", "Unigram baseline: 6.400", "verdicts: dsabench compare"):
         assert words in text
     assert "compare" not in text
 

@@ -1,0 +1,129 @@
+"""`dsabench compare` as a user meets it: every form of output, exit codes, and one message for each mistake."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import pytest
+import synthetic
+from jsonschema import Draft202012Validator
+from shell import Shell
+
+from dsabench.spec.fields import RunSpec
+from dsabench.spec.sweep import validate
+
+DENSE, DSA = {"kind": "dense"}, {"kind": "dsa", "top_k_ratio": 0.25}
+
+
+def worse(spec: RunSpec) -> float:
+    return 0.2 if spec.attention.kind == "dsa" else 0.0
+
+
+@pytest.fixture
+def store(shell: Shell) -> Path:
+    synthetic.experiment(shell.folder / "runs", attentions=(DENSE, DSA, DSA | {"top_k_ratio": 0.5}))
+    return shell.folder / "runs"
+
+
+def test_without_arguments_it_judges_the_newest_sweep_within_100_columns(shell: Shell, store: Path) -> None:
+    code, out, err = shell("compare")
+    assert (code, err) == (0, "")
+    lines = out.splitlines()
+    assert lines[0] == "val_loss of sweep synthetic-00000000, against dense"
+    tables = [line for line in lines if line.rstrip().endswith(("not worse", ")")) or line.startswith("---")]
+    assert max(len(line.rstrip()) for line in tables if not line.startswith(("DSA", "recall", "gap"))) <= 100
+    assert sum("not worse" in line and "[" in line for line in lines) >= 6
+    assert "Holm's correction over the lengths" in out
+    assert "margin of 0.02 nats per token (fixed in the sweep)" in out
+    assert "No significance test" not in out
+
+
+def test_every_form_holds_the_same_verdicts(shell: Shell, store: Path) -> None:
+    document = json.loads(shell("compare", "--json")[1])
+    verdicts = [row["verdict"] for table in document["tables"] for row in table["rows"]]
+    assert len(verdicts) == 6
+    rows = list(csv.DictReader(io.StringIO(shell("compare", "--csv")[1])))
+    assert [row["verdict"] for row in rows] == verdicts
+    assert shell("compare", "--markdown")[1].count("| not worse |") == verdicts.count("not worse")
+    assert shell("compare", "--latex")[1].count("& not worse") == verdicts.count("not worse")
+
+
+def test_the_schema_describes_the_document(shell: Shell, store: Path) -> None:
+    schema = json.loads(shell("schema", "compare")[1])
+    document = json.loads(shell("compare", "--json", "--where", "seed < 44")[1])
+    assert document["tables"][0]["rows"][0]["p_adjusted"] is None, "two pairs get no p: the schema must allow null"
+    Draft202012Validator(schema).validate(document)
+    assert "paired differences" in schema["$defs"]["Estimate"]["description"]
+
+
+def test_a_worse_verdict_fails_only_when_asked(shell: Shell) -> None:
+    synthetic.experiment(shell.folder / "runs", effect=worse)
+    assert shell("compare")[0] == 0
+    assert shell("compare", "--fail-if-worse")[0] == 3
+    assert shell("compare", "--fail-if-worse", "--metric", "val_accuracy")[0] == 2
+
+
+def test_what_has_no_verdict_does_not_pass_the_gate(shell: Shell) -> None:
+    synthetic.experiment(shell.folder / "runs", seeds=(1, 2))
+    code, out, err = shell("compare", "--fail-if-worse")
+    assert code == 2
+    assert "nothing was shown to hold" in err
+    assert "inconclusive" in out
+
+
+def test_a_leak_fails_the_gate(shell: Shell) -> None:
+    synthetic.experiment(shell.folder / "runs", leak=True)
+    code, out, _ = shell("compare", "--fail-if-worse")
+    assert code == 3
+    assert "LEAK" in out
+
+
+def test_left_out_runs_are_named(shell: Shell, store: Path) -> None:
+    for seed in range(100, 120):
+        synthetic.finished(store, validate({"length": 64, "seed": seed, "attention": DENSE}), 4.4, status="failed")
+    out = shell("compare", "--all")[1]
+    assert "In no pair: 20 runs" in out
+    assert "dense-L64-s100" in out
+    assert "and 8 more" in out
+    assert len(json.loads(shell("compare", "--all", "--json")[1])["left_out"]) == 20
+
+
+MISTAKES: dict[str, tuple[list[str], str]] = {
+    "no store": (["--store", "nowhere"], "nowhere: no run store there"),
+    "a file": (["--store", "file"], "file: a file, not a run store"),
+    "no such sweep": (["--sweep", "zzz"], "--sweep zzz: no such sweep"),
+    "both": (["--sweep", "syn", "--all"], "exclude each other"),
+    "metric": (["--metric", "loss"], "--metric loss: not a metric that can be compared"),
+    "baseline": (["--baseline", "dens"], "did you mean dense?"),
+    "ambiguous baseline": (["--baseline", "dsa"], "name one of them: dsa top_k_ratio=0.25"),
+    "where": (["--where", "lenth == 64"], "no column lenth; did you mean length?"),
+    "where nothing": (["--where", "length == 7"], "keeps none of the 45 runs"),
+    "margin": (["--margin", "-1"], "a number above 0"),
+    "two forms": (["--json", "--csv"], "--json and --csv exclude each other"),
+    "empty store": (["--store", "empty"], "a store without runs"),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_gets_one_message_and_exit_2(name: str, shell: Shell, store: Path) -> None:
+    (shell.folder / "file").write_text("")
+    (shell.folder / "empty").mkdir()
+    words, message = MISTAKES[name]
+    code, out, err = shell("compare", *words)
+    assert code == 2
+    assert message in " ".join(err.split())
+    assert out == ""
+    assert "Traceback" not in err
+
+
+def test_one_attention_alone_says_so(shell: Shell) -> None:
+    synthetic.experiment(shell.folder / "runs", attentions=(DENSE,))
+    code, out, _ = shell("compare")
+    assert code == 0
+    assert "nothing to compare: only dense runs have finished" in out
+    code, _, err = shell("compare", "--baseline", "dsa")
+    assert code == 2
+    assert "--baseline dsa: no run has that attention" in err
