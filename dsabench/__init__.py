@@ -7,6 +7,7 @@ What the commands do, a notebook can do:
     record = dsabench.train(spec, store="runs")                     # a RunRecord
     runs, metrics = dsabench.load_runs("runs"), dsabench.load_metrics("runs")
     model = dsabench.load_model("runs", record.run_id)
+    seen = dsabench.inspect_selection("runs", record.run_id)        # seen.layers, seen.numbers
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from dsabench.analysis.inspect_run import inspect_selection as inspect_selection
     from dsabench.errors import DsabenchError as DsabenchError
     from dsabench.runner import build_model as build_model
     from dsabench.runner import load_model as load_model
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 _HOME = {
     "DsabenchError": "errors",
     "build_model": "runner",
+    "inspect_selection": "analysis.inspect_run",
     "load_metrics": "store",
     "load_model": "runner",
     "load_runs": "store",

@@ -17,5 +17,9 @@ class StoreError(DsabenchError):
     """A run store cannot be read or written, or a newer dsabench wrote it."""
 
 
+class ScopeError(DsabenchError):
+    """A choice of runs (a sweep, a condition) names nothing, selects nothing, or cannot be read."""
+
+
 class DeviceError(DsabenchError):
     """The device that the spec asks for is not on this machine."""

@@ -9,7 +9,8 @@ from typing import Annotated
 import typer
 
 from dsabench import __version__
-from dsabench.cli import schema, sweep, train
+from dsabench.cli import compare, plot, report, runs, schema, sweep, train, visualize
+from dsabench.cli.text import printable
 from dsabench.errors import DsabenchError
 
 app = typer.Typer(
@@ -22,6 +23,11 @@ app = typer.Typer(
 )
 train.add_to(app)
 sweep.add_to(app)
+compare.add_to(app)
+plot.add_to(app)
+visualize.add_to(app)
+report.add_to(app)
+runs.add_to(app)
 schema.add_to(app)
 
 
@@ -49,5 +55,5 @@ def main() -> None:
     except DsabenchError as error:
         if os.environ.get("DSABENCH_DEBUG"):
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print("error: " + "\n".join(printable(line) for line in str(error).splitlines()), file=sys.stderr)
         sys.exit(2)

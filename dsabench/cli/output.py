@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,7 +32,10 @@ def stdout_console() -> Console:
 
 def print_json(document: Any) -> None:
     """One JSON document on stdout; NaN and infinities become null, which JSON can say."""
-    print(json.dumps(_finite(document), indent=2, ensure_ascii=False))
+    text = json.dumps(_finite(document), indent=2, ensure_ascii=False)
+    # What could command a terminal, or has no encoding, as JSON's own escapes: the document stays the same.
+    unusual = re.compile(r"[^\n -~]")
+    print(unusual.sub(lambda c: c[0] if c[0].isprintable() else json.dumps(c[0])[1:-1], text))
 
 
 def describe(record: RunRecord) -> str:

@@ -7,8 +7,19 @@ tokens_BT = windows.gather(starts_B)             # (B, length + 1): inputs [:, :
 held_out_NT = windows.evaluation("val", 131_072)
 """
 
-from dsabench.data.prepare import fingerprint, prepare
+from dsabench.data.pieces import pieces, visible
+from dsabench.data.prepare import fingerprint, prepare, tokenizer_by_digest
 from dsabench.data.tokens import TokenData, TokenSplit
-from dsabench.data.windows import Windows
+from dsabench.data.windows import Windows, validation_window
 
-__all__ = ["TokenData", "TokenSplit", "Windows", "fingerprint", "prepare"]
+__all__ = [
+    "TokenData",
+    "TokenSplit",
+    "Windows",
+    "fingerprint",
+    "pieces",
+    "prepare",
+    "tokenizer_by_digest",
+    "validation_window",
+    "visible",
+]

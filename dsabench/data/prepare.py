@@ -61,6 +61,37 @@ def prepare(data: DataSpec, *, progress: Callable[[str], None] | None = None) ->
     )
 
 
+def tokenizer_by_digest(data: DataSpec, wanted: str) -> Tokenizer:
+    """The tokenizer of `data` that has the digest `wanted`, without its corpus wherever that is not needed.
+
+    `bytes` needs nothing, a tokenizer.json only its file, and `bpe` is in the cache or trained on the corpus again.
+    Raises DataError naming the file that is missing or has changed.
+    """
+    if data.tokenizer == "bytes":
+        return Bytes()
+    if data.tokenizer != "bpe":
+        path = tokenizer_file(data)
+        if tokenizer_digest(data, b"") != wanted:
+            raise DataError(f"{path} is no longer the tokenizer that the run was trained with")
+        return load_file(path)
+    path = cache_folder("tokenizers") / f"{wanted[:32]}.json"
+    trained = _trained(path)
+    if trained is not None:
+        return trained
+    try:
+        split = draw(data, _silent)
+    except DataError as error:
+        raise DataError(
+            f"the tokenizer of the run is not in the cache ({path}), and what it was trained on cannot be read: {error}"
+        ) from None
+    if tokenizer_digest(data, split.digests(_bpe_documents(split))) != wanted:
+        raise DataError(
+            f"the tokenizer of the run is not in the cache ({path}), and {data.source} has changed since: "
+            "what would be trained on it now is another tokenizer"
+        )
+    return _tokenizer(data, split, _silent)[0]
+
+
 def _fingerprint(data: DataSpec, split: Split) -> dict[str, str]:
     return {
         "corpus": split.corpus_digest,

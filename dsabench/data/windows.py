@@ -102,3 +102,33 @@ class Windows:
                 f"{int(short_D.sum())} of {len(sizes_D)} {_FULL_NAME[name]} documents ({share:.2g} % of the tokens) "
                 f"are shorter than a window of {self.length + 1} tokens and unused"
             )
+
+
+def validation_window(
+    data: TokenData, length: int, document: int | None = None, start: int = 0
+) -> tuple[NDArray[np.int32], int]:
+    """`length` tokens of a validation document from its token `start` on, and which document it is.
+
+    document: its place among the validation documents, from 0; None is the first one that is long enough.
+    Raises DataError, saying what there is.
+    """
+    sizes_D = np.diff(data.val.offsets)
+    if document is None:
+        fits_D = np.flatnonzero(sizes_D >= start + length)
+        if not len(fits_D):
+            raise DataError(
+                f"no validation document has {length} tokens from token {start} on; the longest of the {len(sizes_D)} "
+                f"has {int(sizes_D.max(initial=0))}"
+            )
+        document = int(fits_D[0])
+    if not 0 <= document < len(sizes_D):
+        raise DataError(f"validation document {document}: there are {len(sizes_D)} of them, 0 to {len(sizes_D) - 1}")
+    size = int(sizes_D[document])
+    if not 0 <= start <= size - length:
+        last = f"a window of {length} can start at 0 to {size - length}" if size >= length else "another is needed"
+        raise DataError(
+            f"validation document {document} has {size} tokens: no window of {length} starts at {start}; {last}"
+        )
+    first = int(data.val.offsets[document]) + start
+    tokens_T: NDArray[np.int32] = data.val.tokens[first : first + length].astype(np.int32)
+    return tokens_T, document

@@ -59,6 +59,14 @@ def vocab_size(folder: Path) -> int:
     return size
 
 
+def steps_done(folder: Path) -> int:
+    """Training steps behind the checkpoint."""
+    step = _state(folder).get("step")
+    if not isinstance(step, int):
+        raise StoreError(f"{folder / 'state.json'} names no step")
+    return step
+
+
 def load_weights(folder: Path, model: Transformer) -> None:
     """Copy the checkpoint's weights into the model. Raises StoreError when they are damaged or of another model."""
     weights = _tensors(folder / "model.safetensors")

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dsabench.attention.base import Selection
+from dsabench.engine.chance import selection_chance_T
 from dsabench.engine.device import Execution
 from dsabench.model.transformer import Transformer
 
@@ -108,7 +109,7 @@ def selection_recall(model: Transformer, tokens_NT: np.ndarray, execution: Execu
     model.train(was_training)
     return {
         "mass_recall": total / n_seen,
-        "mass_recall_chance": float((k / np.arange(k + 1, length + 1)).mean()),
+        "mass_recall_chance": float(selection_chance_T(np.full(length, k))[k:].mean()),
     }
 
 

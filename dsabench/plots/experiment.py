@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import textwrap
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,16 +12,24 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from dsabench.analysis.variants import label_variants
-from dsabench.plots.style import (
-    GREY,
-    Look,
-    display_name,
-    length_axis,
-    looks,
-    new_figure,
-    save_png,
-    styled,
+from dsabench.plots.data import Drawn, FigureData, machines
+from dsabench.plots.drawing import (
+    LEAK,
+    MANY,
+    REFERENCE,
+    against_length,
+    at_least,
+    by_step,
+    draw_curves,
+    handle,
+    legend_layout,
+    legend_name,
+    panel_title,
+    say,
+    seeds_of,
 )
+from dsabench.plots.sheet import pages, too_many
+from dsabench.plots.style import GREY, Look, looks, new_figure, save_png, styled
 
 _WIDTH, _PANEL_WIDTH = 9.0, 3.7
 """Inches of the figure, and roughly of one panel's axes."""
@@ -31,11 +37,21 @@ _WIDTH, _PANEL_WIDTH = 9.0, 3.7
 _LEGEND_CHARACTERS = 120
 """Characters of legend entries that fit into the figure's width."""
 
-_BASELINE: dict[str, Any] = {"color": GREY, "linestyle": (0, (1, 1.5)), "linewidth": 1.2, "zorder": 2}
+
+def four_panels(data: FigureData) -> Drawn | str:
+    """Final validation loss, accuracy and step time against length, and the longest length's curves."""
+    if data.done.empty:
+        return "no run has finished with a finite validation loss"
+    kept, notes = too_many(pages(data.done.assign(panels=1), data.pages, facet="panels"))
+    figures = []
+    for page in kept:
+        of_page = data.runs[data.runs["variant"].isin(list(page.style))]
+        figures.append(_draw(of_page, data.curves.frame, page.style, page.said))
+    return Drawn(figures, notes)
 
 
 def sequence_length_comparison(runs: pd.DataFrame, metrics: pd.DataFrame, path: Path) -> Path:
-    """Draw final validation loss, accuracy and step time against length, and the longest length's curves.
+    """Draw the four panels of `runs`, all variants on one page, to `path`.
 
     `runs` and `metrics` are what the store loads. Each finished run is a small point; the large ones are
     means over seeds, with bars of one standard deviation. Runs that are not averaged are counted in the
@@ -45,35 +61,37 @@ def sequence_length_comparison(runs: pd.DataFrame, metrics: pd.DataFrame, path: 
         return save_png(_draw(label_variants(runs), metrics), path)
 
 
-def _draw(labelled: pd.DataFrame, metrics: pd.DataFrame) -> Figure:
+def _draw(
+    labelled: pd.DataFrame, metrics: pd.DataFrame, every: dict[str, Look] | None = None, said: str = ""
+) -> Figure:
     done = labelled[labelled["finished"]].sort_values(["length", "variant", "seed"])
-    # Looks are given to all variants of the sweep: one that did not finish leaves the others' as they are.
-    every = looks(list(labelled.loc[labelled["attention"].notna(), "variant"]))
+    if every is None:
+        # Looks are given to all variants of the sweep: one that did not finish leaves the others' as they are.
+        every = looks(list(labelled.loc[labelled["attention"].notna(), "variant"]))
     style = {variant: look for variant, look in every.items() if variant in set(done["variant"])}
-    handles = [_handle(look, _name(variant, done)) for variant, look in style.items()]
-    handles.append(Line2D([], [], **_BASELINE, label="unigram baseline"))
-    rows, columns = _legend_layout([str(handle.get_label()) for handle in handles])
+    handles = [handle(look, legend_name(variant, done)) for variant, look in style.items()]
+    handles.append(Line2D([], [], **REFERENCE, label="unigram baseline"))
+    rows, columns = legend_layout([str(entry.get_label()) for entry in handles], _LEGEND_CHARACTERS)
     figure = new_figure(_WIDTH, 6.6 + 0.2 * rows)
     (loss, accuracy), (time, curves) = figure.subplots(2, 2)
-    _against_length(loss, done, style, "val_loss", 1)
-    _against_length(accuracy, done, style, "val_accuracy", 100)
-    _against_length(time, done, style, "step_ms", 1)
-    # A difference that is small for a training run must not fill the panel.
-    _at_least(loss, 0.06)
-    _at_least(accuracy, 0.5)
-    _time_limits(time, done["step_ms"].dropna())
+    timed, elsewhere = _one_machine(done)
+    against_length(loss, done, style, "val_loss", _PANEL_WIDTH)
+    against_length(accuracy, done, style, "val_accuracy", _PANEL_WIDTH, factor=100)
+    against_length(time, timed, style, "step_ms", _PANEL_WIDTH)
+    at_least(loss, 0.06)
+    at_least(accuracy, 0.5)
+    _time_limits(time, timed["step_ms"].dropna())
     off_scale = _baseline(loss, done)
     longest = done[done["length"] == done["length"].max()]
     drawn = _training_curves(curves, longest, metrics, style)
-    of_length = f", length {int(longest['length'].iloc[0])}" if len(longest) else ""
+    of_length = f", L = {int(longest['length'].iloc[0])}" if len(longest) else ""
     for axes, title, unit, better in (
         (loss, "Final validation loss", "nats per token", "lower"),
         (accuracy, "Final validation accuracy", "% of tokens", "higher"),
         (time, "Time of a training step", "ms", "lower"),
-        (curves, f"Validation loss in training{of_length}", "nats per token", "lower"),
+        (curves, f"Validation loss{of_length}", "nats per token", "lower"),
     ):
-        axes.set_title(title)
-        axes.set_title(f"{better} is better", loc="right", color=GREY, fontsize=8)
+        panel_title(axes, title, better, longest if axes is curves else done)
         axes.set_ylabel(unit)
         axes.set_xlabel("step" if axes is curves else "sequence length (tokens)")
         if axes.get_yscale() == "linear":
@@ -83,46 +101,20 @@ def _draw(labelled: pd.DataFrame, metrics: pd.DataFrame) -> Figure:
         handles.pop()
     if handles and len(done):
         figure.legend(handles=handles, loc="outside upper center", ncols=columns, handlelength=3.5)
-    caption = _caption(labelled, done, off_scale or "")
+    caption = _caption(labelled, done, [off_scale or "", elsewhere, said])
     figure.supxlabel(caption, fontsize=8, color=GREY, linespacing=1.4)
     return figure
 
 
-def _against_length(axes: Axes, done: pd.DataFrame, style: dict[str, Look], column: str, factor: float) -> None:
-    """Single seeds as small points side by side, their mean as a large one, a standard deviation as a bar."""
-    done = done[done[column].notna()]
-    if done.empty:
-        _say(axes, "no finished runs")
-        return
-    lengths = sorted({int(length) for length in done["length"]})
-    gaps = np.diff(np.log2(lengths)) if len(lengths) > 1 else np.ones(1)
-    # Octaves that one variant has at one length; two lengths that nearly coincide may overlap.
-    slot = min(0.16, 0.7 * max(gaps.min(), np.median(gaps) / 2) / len(style))
-    for i, (variant, look) in enumerate(style.items()):
-        at, means = [], []
-        for length in lengths:
-            of_both = (done["variant"] == variant) & (done["length"] == length)
-            values = factor * done.loc[of_both, column].to_numpy(dtype=float)
-            n = len(values)
-            if not n:
-                continue
-            x = math.log2(length) + (i - (len(style) - 1) / 2) * slot
-            at.append(2**x)
-            means.append(values.mean())
-            if n == 1:
-                continue
-            spread = np.linspace(-0.32, 0.32, n) * slot
-            points: dict[str, Any] = {"marker": look.marker, "color": look.colour, "markerfacecolor": "none"}
-            axes.plot(2 ** (x + spread), values, **points, ls="", ms=3, mew=0.7, alpha=0.75, zorder=3)
-            axes.errorbar(at[-1], means[-1], values.std(ddof=1), color=look.colour, capsize=3, lw=1.1, zorder=4)
-        axes.plot(at, means, **_line(look), zorder=5)
-    length_axis(axes, lengths, _PANEL_WIDTH, 0.15 + 0.5 * slot * len(style))
-
-
-def _at_least(axes: Axes, span: float) -> None:
-    low, high = axes.get_ylim()
-    if high - low < span:
-        axes.set_ylim((low + high - span) / 2, (low + high + span) / 2)
+def _one_machine(done: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """The runs of the machine that timed most of them, and a sentence on the others: their times are no average."""
+    where = machines(done)
+    counts = where.value_counts()
+    if len(counts) < 2:
+        return done, ""
+    name = min(counts[counts == counts.max()].index)
+    rest = int((where != name).sum())
+    return done[where == name], f"Times: on {name}; those of {rest} runs on other machines are not in this panel."
 
 
 def _time_limits(axes: Axes, times: pd.Series[float]) -> None:
@@ -141,9 +133,9 @@ def _baseline(axes: Axes, done: pd.DataFrame) -> str | None:
     low, high = axes.get_ylim()
     if baseline.max() - high <= high - low:
         if len(baseline) == 1:
-            axes.axhline(baseline.iloc[0], **_BASELINE)
+            axes.axhline(baseline.iloc[0], **REFERENCE)
         else:
-            axes.plot(baseline.index, baseline, **_BASELINE)
+            axes.plot(baseline.index, baseline, **REFERENCE)
         return None
     first, last = f"{baseline.min():.2f}", f"{baseline.max():.2f}"
     value = first if first == last else f"{first} to {last}"
@@ -154,14 +146,14 @@ def _training_curves(axes: Axes, done: pd.DataFrame, metrics: pd.DataFrame, styl
     """Mean over seeds as a line with markers, seeds as thin lines; True when the baseline is drawn too."""
     tables = _evaluations(done, metrics)
     if not tables:
-        _say(axes, "no evaluations recorded")
+        say(axes, "no evaluations recorded")
         return False
     _curves(axes, tables, style)
     axes.locator_params(axis="x", nbins=6, integer=True)
     baseline = float(done["unigram_loss"].mean())
     drawn = any(bool((table >= baseline).to_numpy().any()) for table in tables.values())
     if drawn:
-        axes.axhline(baseline, **_BASELINE)
+        axes.axhline(baseline, **REFERENCE)
     _magnify_the_end(axes, tables, style)
     return drawn
 
@@ -170,7 +162,9 @@ def _evaluations(done: pd.DataFrame, metrics: pd.DataFrame) -> dict[str, pd.Data
     """variant -> validation losses, one row a step and one column a run."""
     if "val_loss" not in metrics:
         return {}
-    wanted = metrics[(metrics["kind"] == "eval") & metrics["run_id"].isin(set(done["run_id"]))]
+    wanted = metrics[metrics["run_id"].isin(set(done["run_id"]))]
+    if "kind" in wanted:
+        wanted = wanted[wanted["kind"] == "eval"]
     records = pd.DataFrame(
         {
             "run_id": wanted["run_id"].astype(str),
@@ -178,24 +172,18 @@ def _evaluations(done: pd.DataFrame, metrics: pd.DataFrame) -> dict[str, pd.Data
             "val_loss": pd.to_numeric(wanted["val_loss"], errors="coerce").astype("Float64").astype("float64"),
         }
     )
-    records = records[np.isfinite(records["val_loss"])]
     variant_of = done.set_index("run_id")["variant"].to_dict()
-    return {
-        str(variant): group.pivot_table(index="step", columns="run_id", values="val_loss", aggfunc="last")
+    tables = {
+        str(variant): by_step(group, "val_loss")
         for variant, group in records.groupby(records["run_id"].map(variant_of))
     }
+    return {variant: table for variant, table in tables.items() if len(table)}
 
 
 def _curves(axes: Axes, tables: dict[str, pd.DataFrame], style: dict[str, Look]) -> None:
     for i, (variant, look) in enumerate(style.items()):
-        if variant not in tables:
-            continue
-        table = tables[variant]
-        if table.shape[1] > 1:
-            axes.plot(table.index, table, color=look.colour, ls="-", lw=0.6, alpha=0.45, zorder=3)
-        mean = table.dropna().mean(axis=1)  # where every seed was evaluated; elsewhere the mean would jump
-        every = max(1, len(mean) // 8)
-        axes.plot(mean.index, mean, **_line(look), markevery=(i % every, every), zorder=4)
+        if variant in tables:
+            draw_curves(axes, None, tables[variant], look, i)
 
 
 def _magnify_the_end(axes: Axes, tables: dict[str, pd.DataFrame], style: dict[str, Look]) -> None:
@@ -217,51 +205,17 @@ def _magnify_the_end(axes: Axes, tables: dict[str, pd.DataFrame], style: dict[st
     inset.locator_params(nbins=4)
 
 
-def _caption(labelled: pd.DataFrame, done: pd.DataFrame, off_scale: str) -> str:
-    counts = done.groupby(["length", "variant"]).size()
+def _caption(labelled: pd.DataFrame, done: pd.DataFrame, more: list[str]) -> str:
     lines = []
-    if len(counts):
-        low, high = counts.min(), counts.max()
-        seeds = f"{low} seed{'s' if high > 1 else ''}" if low == high else f"{low} to {high} seeds"
-        points = "Small points and thin lines: single seeds; large points: means; bars: +-1 standard deviation."
-        lines.append(f"n = {seeds}. {points}" if high > 1 else "n = 1 seed: the spread is not known.")
-    lines.append(off_scale)
+    if seeds := seeds_of(done):
+        several = int(done.groupby(["length", "variant"]).size().max())
+        thin = "Small points and thin lines: single seeds" if several <= MANY else "Small points: seeds; bands: range"
+        points = f"{thin}; large points: means; bars: +-1 standard deviation."
+        lines.append(f"{seeds}. {points}" if several > 1 else f"{seeds}: the spread is not known.")
+    lines += more
     left_out = len(labelled) - len(done)
     if left_out:
         lines.append(f"Not shown: {left_out} of {len(labelled)} runs, unfinished or superseded.")
-    return "\n".join(line for line in lines if line)
-
-
-def _name(variant: str, done: pd.DataFrame) -> str:
-    leak = done.loc[done["variant"] == variant, "leak"].any()
-    return "\n".join(textwrap.wrap(display_name(variant) + (" [LEAK]" if leak else ""), 80))
-
-
-def _legend_layout(names: list[str]) -> tuple[int, int]:
-    """(lines of text, columns) of a legend whose columns are as wide as its longest entry."""
-    widest = max(len(line) for name in names for line in name.split("\n"))
-    columns = max(1, min(len(names), _LEGEND_CHARACTERS // (widest + 12)))
-    lines = max(name.count("\n") + 1 for name in names)
-    return lines * math.ceil(len(names) / columns), columns
-
-
-def _line(look: Look) -> dict[str, Any]:
-    return {
-        "color": look.colour,
-        "marker": look.marker,
-        "linestyle": look.line,
-        "linewidth": 1.4,
-        "markersize": 6.5,
-        "markeredgecolor": "white",
-        "markeredgewidth": 0.6,
-    }
-
-
-def _handle(look: Look, name: str) -> Line2D:
-    return Line2D([], [], **_line(look), label=name)
-
-
-def _say(axes: Axes, text: str) -> None:
-    axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", color=GREY)
-    axes.set_xticks([])
-    axes.set_yticks([])
+    if done["leak"].any():
+        lines.append(LEAK)
+    return "\n".join(text for line in lines if line for text in textwrap.wrap(line, 140))

@@ -1,21 +1,29 @@
 """How every figure looks: colours, markers and lines that tell variants apart in colour and in grey; saving.
 
 Colours: Okabe and Ito, "Color Universal Design" (2008), without the yellow, too light for lines on white.
+
+In an SVG text is text, the ground is transparent, and what is no data has one of four colours, INK, GREY, GRID and
+PAPER, so that a page with a light and a dark mode can put its own in their place (and for the black of COLOURS).
+Its ids differ from those of any other figure.
 """
 
 from __future__ import annotations
 
+import hashlib
 import io
 import math
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import matplotlib as mpl
 import matplotlib.style
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 
 from dsabench.analysis.experiment import write_file
@@ -24,8 +32,13 @@ from dsabench.analysis.variants import variant_order
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p")
 LINES = ("-", "--", "-.", ":", (0, (6, 1.5, 1, 1.5, 1, 1.5)))
-GREY = "#595959"
+INK, GREY, GRID, PAPER = "#262626", "#595959", "#e3e3e3", "#fefefe"
+"""Of text and names; of what stands back; of grid lines; of the edge that parts a marker from a line below it."""
+
 DPI = 200
+
+_FONTS = "'DejaVu Sans', Verdana, Helvetica, Arial, sans-serif"
+"""What a browser may set an SVG's text in: the first as measured here, those after it no wider."""
 
 _DIGIT = 0.08
 """Width in inches of a digit of a tick label."""
@@ -39,17 +52,22 @@ _RC = {
     "axes.spines.right": False,
     "axes.grid": True,
     "axes.axisbelow": True,
-    "grid.color": "#E3E3E3",
+    "grid.color": GRID,
     "grid.linewidth": 0.7,
     "axes.edgecolor": GREY,
     "xtick.color": GREY,
     "ytick.color": GREY,
-    "xtick.labelcolor": "#262626",
-    "ytick.labelcolor": "#262626",
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.titlecolor": INK,
     "legend.frameon": False,
     "legend.fontsize": 9.0,
     "axes.formatter.useoffset": False,
     "text.parse_math": False,
+    "svg.fonttype": "none",
+    "pdf.fonttype": 42,
 }
 
 
@@ -73,12 +91,6 @@ def looks(variants: Sequence[str]) -> dict[str, Look]:
     }
 
 
-def display_name(variant: str) -> str:
-    """A variant as legends write it: `dsa` is DSA."""
-    kind, space, fields = variant.partition(" ")
-    return ("DSA" if kind == "dsa" else kind) + space + fields
-
-
 @contextmanager
 def styled() -> Iterator[None]:
     """Matplotlib's defaults and this style while the block runs, whatever the user's own settings are."""
@@ -93,12 +105,56 @@ def new_figure(width: float, height: float) -> Figure:
     return figure
 
 
-def save_png(figure: Figure, path: Path) -> Path:
-    """Write `figure` to `path` in one go; the same figure gives the same bytes. Raises ResultsError."""
+def settle(figure: Figure) -> Figure:
+    """Lay `figure` out, once and for every format: what one format asks for cannot move what another shows."""
+    if isinstance(figure.get_layout_engine(), ConstrainedLayoutEngine):
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")
+    return figure
+
+
+def render(figure: Figure, form: str) -> bytes:
+    """`figure` as a png, svg or pdf file; the same figure gives the same bytes: no date and no version is in it."""
     buffer = io.BytesIO()
-    # Matplotlib would write its version into the file.
-    figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
-    return write_file(path, buffer.getvalue())
+    with styled():
+        settle(figure)
+        if form == "png":
+            figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
+        elif form == "pdf":
+            nothing = dict.fromkeys(("Creator", "Producer", "CreationDate"))
+            figure.savefig(buffer, format="pdf", metadata=nothing)
+        else:
+            assert form == "svg", form
+            mpl.rcParams["svg.hashsalt"] = _salt(figure)
+            nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+            figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
+            return _inlinable(buffer.getvalue().decode()).encode()
+    return buffer.getvalue()
+
+
+def save(figure: Figure, path: Path) -> Path:
+    """Write `figure` to `path` in one go, as its suffix says. Returns `path`; raises ResultsError."""
+    return write_file(path, render(figure, path.suffix.removeprefix(".")))
+
+
+def save_png(figure: Figure, path: Path) -> Path:
+    """Write `figure` to `path` as a PNG, whatever its name. Returns `path`; raises ResultsError."""
+    return write_file(path, render(figure, "png"))
+
+
+def _salt(figure: Figure) -> str:
+    """Text that differs between figures: ids of two SVGs on one page must not meet."""
+    words = [text.get_text() for text in figure.findobj(mpl.text.Text) if isinstance(text, mpl.text.Text)]
+    return hashlib.sha256("\n".join(words).encode()).hexdigest()
+
+
+def _inlinable(svg: str) -> str:
+    """`svg` fit for a page: no id that nothing refers to (every file has an `axes_1`), no style for the whole page."""
+    svg = re.sub(r"\s*<defs>\s*<style[^>]*>\*\{([^}]*)\}</style>\s*</defs>", "", svg, count=1)
+    svg = svg.replace("<svg ", '<svg style="stroke-linejoin: round; stroke-linecap: butt" ', 1)
+    used = set(re.findall(r"#([A-Za-z0-9_.-]+)", svg))
+    svg = re.sub(r' id="([^"]*)"', lambda found: found.group(0) if found.group(1) in used else "", svg)
+    return re.sub(r"'DejaVu Sans'(?:, [^;:\"]*?sans-serif)?", _FONTS, svg)
 
 
 def length_axis(axes: Axes, lengths: Sequence[int], width: float, margin: float) -> None:

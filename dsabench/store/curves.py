@@ -10,6 +10,7 @@ import io
 import json
 import os
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeGuard
 
@@ -22,12 +23,12 @@ from dsabench.errors import StoreError
 from dsabench.store.files import Signature, acquire, explained, signature, write_atomic
 from dsabench.store.layout import METRICS, check_schema, existing_store
 from dsabench.store.reader import parse_metrics, run_names
-from dsabench.store.records import SCHEMA_VERSION
+from dsabench.store.records import SCHEMA_VERSION, is_id
 
 CURVES = "curves.parquet"
 _LOCK = ".curves.lock"
 _KEY = b"dsabench"
-_FORMAT = f"1 of schema {SCHEMA_VERSION}"
+_FORMAT = f"2 of schema {SCHEMA_VERSION}"
 
 BY_POSITION = "loss_by_position"
 """The one column that holds lists; only in a run's last record, the evaluation at its end."""
@@ -39,8 +40,8 @@ class Curves(NamedTuple):
     """The records of runs, and the runs whose records cannot be read."""
 
     frame: pd.DataFrame
-    """run_id, step, stage and a float64 column a metric (NaN: missing, or recorded as NaN), in recorded order;
-    loss_by_position is a list in a finished run's last evaluation and missing elsewhere."""
+    """run_id, step, stage and a float64 column a metric (NaN: missing, or recorded as NaN), by run_id and then in
+    recorded order; loss_by_position is an array in a finished run's last evaluation and missing elsewhere."""
 
     damaged: dict[str, str]
     """run_id -> what is wrong with its metrics file; such a run has no rows."""
@@ -61,16 +62,18 @@ def load_curves(
         StoreError: there is no such store, or a newer dsabench wrote it.
     """
     path = existing_store(store)
-    wanted = sorted(set(run_names(path) if run_ids is None else run_ids))
+    there = {name for name in run_names(path) if is_id(name)}
+    wanted = sorted(there if run_ids is None else there.intersection(run_ids))
     signatures = {name: signature(path / name / METRICS) for name in wanted}
     table, state = _read(path)
     stale = [name for name in wanted if name not in state.signatures or state.signatures[name] != signatures[name]]
     if stale:
         fresh, damaged = _parse(path, stale)
         kept = table.filter(pc.invert(pc.is_in(table["run_id"], pa.array(stale, pa.string()))))
-        table = pa.concat_tables([kept, fresh], promote_options="default")
+        table = _ordered(pa.concat_tables([kept, fresh], promote_options="default"))
         state = _State(
             _FORMAT,
+            table.column_names,
             {**state.signatures, **{name: signatures[name] for name in stale}},
             {**{name: why for name, why in state.damaged.items() if name not in stale}, **damaged},
         )
@@ -84,7 +87,8 @@ def load_curves(
         names += columns
     else:  # the metrics of this kind of record
         names += [n for n in rows.column_names if n not in (*names, "kind") and rows[n].null_count < rows.num_rows]
-    present = [name for name in dict.fromkeys(names) if name in rows.column_names]
+    names = list(dict.fromkeys(names))
+    present = [name for name in names if name in rows.column_names]
     frame = rows.select(present).to_pandas()
     for name in names:
         if name not in frame:
@@ -96,6 +100,9 @@ class _State(NamedTuple):
     """What the parquet's metadata say of it."""
 
     format: str
+    columns: list[str]
+    """Names of its columns: parquet keeps a checksum of the values alone."""
+
     signatures: dict[str, Signature]
     damaged: dict[str, str]
 
@@ -104,15 +111,30 @@ def _empty() -> pa.Table:
     return pa.schema(list(_FIXED.items())).empty_table()
 
 
+def _ordered(table: pa.Table) -> pa.Table:
+    """The table as one made anew: the history of a cache does not show."""
+    names = [*_FIXED, *sorted(set(table.column_names) - set(_FIXED))]
+    return table.select(names).take(pc.sort_indices(table["run_id"]))  # a stable sort
+
+
 def _read(store: Path) -> tuple[pa.Table, _State]:
-    nothing = _empty(), _State(_FORMAT, {}, {})
+    nothing = _empty(), _State(_FORMAT, [], {}, {})
     try:
         with explained(store / CURVES):
             table = pq.read_table(io.BytesIO((store / CURVES).read_bytes()), page_checksum_verification=True)
         state = _State(**json.loads((table.schema.metadata or {})[_KEY]))
-    except (StoreError, pa.ArrowException, KeyError, ValueError, TypeError):
+        whole = state.format == _FORMAT and state.columns == table.column_names
+        # Metadata have no checksum either; and only a table of these types can be joined with what is read anew.
+        types = {field.name: field.type for field in table.schema}
+        whole = whole and all(
+            kind == _FIXED.get(name, pa.list_(pa.float64()) if name == BY_POSITION else pa.float64())
+            for name, kind in types.items()
+        )
+        whole = whole and types.keys() >= _FIXED.keys() and isinstance(state.signatures, dict)
+        whole = whole and all(isinstance(why, str) for why in state.damaged.values())
+    except (StoreError, pa.ArrowException, KeyError, ValueError, TypeError, AttributeError):
         return nothing
-    return (table.replace_schema_metadata(None), state) if state.format == _FORMAT else nothing
+    return (table.replace_schema_metadata(None), state) if whole else nothing
 
 
 def _keep(store: Path, table: pa.Table, state: _State) -> None:
@@ -146,13 +168,17 @@ def _parse(store: Path, run_ids: list[str]) -> tuple[pa.Table, dict[str, str]]:
     records: list[dict[str, Any]] = []
     damaged: dict[str, str] = {}
     for run_id in run_ids:
+        path = store / run_id / METRICS
         try:
-            found, _ = parse_metrics(store / run_id / METRICS, lists=False)
+            found, _ = parse_metrics(path, lists=False)
         except StoreError as error:
             damaged[run_id] = str(error)
             continue
+        if beyond := [record["step"] for record in found if not -(2**63) <= record["step"] < 2**63]:
+            damaged[run_id] = f"{path}: damaged, step = {str(beyond[0])[:30]} is not a number of steps"
+            continue
         records += [{**record, "run_id": run_id} for record in found if record["kind"] in ("eval", "train")]
-    names = dict.fromkeys(name for keys in dict.fromkeys(tuple(record) for record in records) for name in keys)
+    names = {name for keys in {tuple(record) for record in records} for name in keys}
     columns = {
         "run_id": pa.array([record["run_id"] for record in records], pa.string()),
         "kind": pa.array([record["kind"] for record in records], pa.string()),
@@ -164,15 +190,16 @@ def _parse(store: Path, run_ids: list[str]) -> tuple[pa.Table, dict[str, str]]:
         if name == BY_POSITION:
             columns[name] = pa.array([_numbers(value) for value in values], pa.list_(pa.float64()))
         elif name not in _FIXED and (numbers := _column(values)) is not None:
-            columns[name] = numbers
+            columns[_text(name)] = numbers
     return pa.table(columns) if records else _empty(), damaged
 
 
 def _column(values: list[Any]) -> pa.Array | None:
     """The numbers of a metric, null where a value is none; None when no value is one."""
-    try:
-        numbers = pa.array(values, pa.float64())
-    except (pa.ArrowException, OverflowError, TypeError):  # something else among them
+    numbers = None
+    with suppress(pa.ArrowException, OverflowError, TypeError):  # something else among them
+        numbers = pa.array(values, pa.float64()) if bool not in set(map(type, values)) else None
+    if numbers is None:
         numbers = pa.array([float(value) if _is_number(value) else None for value in values], pa.float64())
     return numbers if numbers.null_count < len(numbers) else None
 
@@ -187,5 +214,6 @@ def _numbers(value: Any) -> list[float] | None:
     return [float(item) for item in value]
 
 
-def _text(value: Any) -> str | None:
+def _text(value: Any) -> Any:
+    """Text as UTF-8 can hold it; None for what is no text."""
     return value.encode(errors="backslashreplace").decode() if isinstance(value, str) else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -70,11 +71,20 @@ def find_run(store: str | Path, prefix: str) -> RunRecord:
     Raises:
         StoreError: none or several do (some are named), or the run cannot be read.
     """
+    return read_run(store, find_name(store, prefix))
+
+
+def find_name(store: str | Path, prefix: str) -> str:
+    """The id of the run that `find_run` finds, which need not be readable.
+
+    Raises:
+        StoreError: none or several start with `prefix`; some are named. Nothing starts with "".
+    """
     path = existing_store(store)
     names = run_names(path)
-    found = [prefix] if prefix in names else [name for name in names if name.startswith(prefix)]
+    found = [prefix] if prefix in names else [name for name in names if prefix and name.startswith(prefix)]
     if len(found) == 1:
-        return read_run(path, found[0])
+        return found[0]
     listed = found or names
     shown = ", ".join(listed[:10]) + (f" and {len(listed) - 10} more" if len(listed) > 10 else "")
     if found:
@@ -85,6 +95,17 @@ def find_run(store: str | Path, prefix: str) -> RunRecord:
 def find_checkpoint(store: str | Path, run_id: str) -> Path | None:
     """The folder of a run's last whole checkpoint, or None; StoreError for an id that cannot be one."""
     return checkpoint.whole(run_folder(existing_store(store), run_id))
+
+
+def run_files(store: str | Path, run_id: str) -> dict[str, int]:
+    """{path in the run's folder: bytes} of its files, sorted; links are not followed."""
+    folder = run_folder(existing_store(store), run_id)
+    found = {}
+    for here, _, names in os.walk(folder):
+        for path in (Path(here, name) for name in names):
+            with suppress(OSError):  # it is being replaced
+                found[path.relative_to(folder).as_posix()] = path.lstat().st_size
+    return dict(sorted(found.items()))
 
 
 def parse_metrics(path: Path, lists: bool = True) -> tuple[list[dict[str, Any]], int]:
@@ -107,7 +128,7 @@ def parse_metrics(path: Path, lists: bool = True) -> tuple[list[dict[str, Any]],
     records = []
     for number, line in enumerate(lines, 1):
         try:
-            record = json.loads(line if lists or number == len(lines) else _without_lists(line))
+            record = json.loads(line) if lists or number == len(lines) else _without_lists(line)
             is_one = isinstance(record["kind"], str) and type(record["step"]) is int
         except (ValueError, RecursionError, TypeError, KeyError):
             is_one = False
@@ -124,16 +145,19 @@ def parse_metrics(path: Path, lists: bool = True) -> tuple[list[dict[str, Any]],
     return records, len(data) - len(tail)
 
 
-def _without_lists(line: bytes) -> bytes:
-    """A record's line, as the writer makes them, without its entries `, "name": [...]`."""
-    start = line.find(b": [")
+def _without_lists(line: bytes) -> Any:
+    """What a record's line says without its entries `, "name": [...]`, as the writer makes them."""
+    short, start = line, line.find(b'": [')
     while start >= 0:
-        end, name = line.find(b"]", start), line.rfind(b', "', 0, start)
-        if end < 0 or name < 0:
-            return line
-        line = line[:name] + line[end + 1 :]
-        start = line.find(b": [", name)
-    return line
+        end, name = short.find(b"]", start), short.rfind(b', "', 0, start)
+        if end < 0 or name < 0 or short[start - 1 : start] == b"\\":  # a quote inside a text
+            break
+        short = short[:name] + short[end + 1 :]
+        start = short.find(b'": [', name)
+    try:
+        return json.loads(short)
+    except ValueError:  # a list in a list or a mapping: what is left is no JSON then
+        return json.loads(line)
 
 
 def read_metrics(store: str | Path, run_id: str) -> list[dict[str, Any]]:

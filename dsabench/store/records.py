@@ -84,6 +84,11 @@ def check_id(name: str, what: str = "run") -> str:
     return name
 
 
+def is_id(name: str) -> bool:
+    """Whether `check_id` accepts `name`."""
+    return _ID.fullmatch(name) is not None and name not in _OWN_NAMES
+
+
 def now() -> datetime:
     """The time, in UTC."""
     return datetime.now(UTC)

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +15,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dsabench.data import TokenData, TokenSplit, Windows, encoding, fingerprint, prepare, readers
+from dsabench.data import TokenData, TokenSplit, Windows, encoding, fingerprint, prepare, readers, tokenizer_by_digest
+from dsabench.data.tokenizer import tokenizer_digest, train_bpe
 from dsabench.errors import DataError
 from dsabench.spec.fields import DataSpec
 
@@ -268,3 +270,39 @@ def test_a_prepared_corpus_opens_quickly(folder: Folder, texts: Texts, monkeypat
     began = time.perf_counter()
     prepare(data)
     assert time.perf_counter() - began < 1.0  # 0.02 s when nothing else runs
+
+
+def test_a_tokenizer_is_found_by_its_digest_without_its_corpus(
+    folder: Folder, texts: Texts, cache: Path, tmp_path: Path
+) -> None:
+    spec = folder(texts(6), tokenizer="bpe", vocab_size=300)
+    wanted = fingerprint(spec)["tokenizer"]
+    text = "abcde: 12 "
+    again = tokenizer_by_digest(spec, wanted).encode([text])[0]  # trained: nothing is in the cache yet
+    assert np.array_equal(prepare(spec).encode(text), again)
+    shutil.rmtree(tmp_path / "corpus")
+    assert np.array_equal(tokenizer_by_digest(spec, wanted).encode([text])[0], again)
+    shutil.rmtree(cache)
+    with pytest.raises(
+        DataError, match=r"not in the cache \(.*json\), and what it was trained on cannot be read: .*corpus"
+    ):
+        tokenizer_by_digest(spec, wanted)
+    changed = folder(texts(6, seed=1), tokenizer="bpe", vocab_size=300)
+    with pytest.raises(DataError, match="has changed since"):
+        tokenizer_by_digest(changed, wanted)
+
+
+def test_a_tokenizer_of_another_kind_needs_its_file_alone(folder: Folder, tmp_path: Path) -> None:
+    nowhere = DataSpec(source=f"path:{tmp_path / 'nowhere'}", tokenizer="bytes")
+    assert tokenizer_by_digest(nowhere, "").encode(["ab"])[0].tolist() == [97, 98]
+    path = tmp_path / "tokenizer.json"
+    train_bpe(["the cat and the hat"] * 3, 280).save(path)
+    own = DataSpec(source=f"path:{tmp_path / 'nowhere'}", tokenizer=str(path))
+    wanted = tokenizer_digest(own, b"")
+    assert len(tokenizer_by_digest(own, wanted).encode(["the hat"])[0]) < 7
+    train_bpe(["another text altogether"] * 3, 280).save(path)
+    with pytest.raises(DataError, match=r"tokenizer.json is no longer the tokenizer"):
+        tokenizer_by_digest(own, wanted)
+    path.unlink()
+    with pytest.raises(DataError, match=r"tokenizer.json.*no such file"):
+        tokenizer_by_digest(own, wanted)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dsabench.data import TokenData, Windows
+from dsabench.data import TokenData, Windows, validation_window
 from dsabench.errors import DataError
 
 SIZES = st.lists(st.integers(1, 40), min_size=1, max_size=12)
@@ -125,3 +125,28 @@ def test_gather_reads_a_memory_map(tmp_path: Path) -> None:
     tokens_NT = Windows(data, 4).gather(np.array([0, 95]))
     assert tokens_NT.dtype == np.int32
     assert tokens_NT.tolist() == [[0, 1, 2, 3, 4], [95, 96, 97, 98, 99]]
+
+
+def test_a_chosen_window_is_the_documents_own_tokens() -> None:
+    data = data_of([9], [2, 5, 10])
+    tokens_T, document = validation_window(data, 4)
+    assert (tokens_T.tolist(), document) == ([2, 3, 4, 5], 1)
+    assert validation_window(data, 4, start=2)[1] == 2
+    assert validation_window(data, 5, 2, 5)[0].tolist() == [12, 13, 14, 15, 16]
+
+
+@pytest.mark.parametrize(
+    ("document", "start", "message"),
+    [
+        (3, 0, "validation document 3: there are 3 of them, 0 to 2"),
+        (-1, 0, "validation document -1"),
+        (0, 0, "validation document 0 has 2 tokens: no window of 4 starts at 0; another is needed"),
+        (1, 2, "starts at 2; a window of 4 can start at 0 to 1"),
+        (1, -1, "starts at -1"),
+        (None, 7, "no validation document has 4 tokens from token 7 on; the longest of the 3 has 10"),
+        (None, -1, "-1"),
+    ],
+)
+def test_a_window_that_is_not_there_is_refused_with_what_is(document: int | None, start: int, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        validation_window(data_of([9], [2, 5, 10]), 4, document, start)

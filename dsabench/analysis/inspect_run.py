@@ -1,0 +1,270 @@
+"""A stored run's selection on one window: which run, which text, and everything that is shown of them."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from dsabench import data as data_package
+from dsabench.analysis.experiment import write_file
+from dsabench.analysis.selection import Numbers, selection_numbers
+from dsabench.errors import DataError, SpecError, StoreError
+from dsabench.spec.fields import EngineSpec, RunSpec
+from dsabench.spec.sweep import validate
+from dsabench.store import RunRecord, find_checkpoint, find_run, load_runs, read_run
+
+if TYPE_CHECKING:
+    from dsabench.data.tokenizer import Tokenizer
+    from dsabench.engine.inspection import LayerSelection
+
+_HINT = "train one with: dsabench train --attention dsa"
+
+
+@dataclass(frozen=True, eq=False)
+class Inspection:
+    """One window as a stored run sees it. `layers` are plain numpy arrays; engine.inspection says what is in them."""
+
+    record: RunRecord
+    spec: RunSpec
+    step: int
+    """Training steps behind the weights."""
+
+    source: str
+    """Where the text is from, in words."""
+
+    pieces: list[str]
+    """The text of each token."""
+
+    layers: list[LayerSelection]
+    notes: list[str] = field(default_factory=list)
+    """One line on each thing that a reader must know."""
+
+    @property
+    def run_id(self) -> str:
+        """The run."""
+        return self.record.run_id
+
+    @property
+    def length(self) -> int:
+        """Tokens of the window."""
+        return len(self.pieces)
+
+    @property
+    def title(self) -> str:
+        """Run, k and text in one line."""
+        ks = sorted({layer.k for layer in self.layers})
+        chosen = f"k = {ks[0]}" if len(ks) == 1 else f"k = {ks[0]} to {ks[-1]}"
+        return f"{self.run_id}: {chosen} of {self.length} tokens, {self.source}"
+
+    @functools.cached_property
+    def numbers(self) -> Numbers:
+        """analysis.selection.selection_numbers of the layers."""
+        return selection_numbers(self.layers)
+
+    def document(self) -> Numbers:
+        """All of it but the arrays, as one JSON document."""
+        return {
+            "run_id": self.run_id,
+            "status": self.record.status,
+            "attention": self.spec.attention.kind,
+            "trained_length": self.spec.length,
+            "step": self.step,
+            "stage": "sparse",
+            "source": self.source,
+            "tokens": self.length,
+            "notes": self.notes,
+            **self.numbers,
+        }
+
+
+def inspect_selection(
+    store: str | Path = "runs",
+    run: str | None = None,
+    *,
+    text: str | None = None,
+    document: int | None = None,
+    start: int = 0,
+    layers: Sequence[int] | None = None,
+    device: str = "cpu",
+) -> Inspection:
+    """What the layers of a stored run select in one window, in fp32 and the sparse stage.
+
+    run: a unique prefix of a run's id; None is `newest_selecting_run`. The window: at most L tokens of `text`, or else
+    L tokens of validation document `document` (None: the first long enough), from token `start` on; L is the length
+    that the run was trained at. layers: those to keep, None for all.
+    Raises StoreError, SpecError, DataError or DeviceError when there is nothing to show, saying what would do.
+    """
+    record = newest_selecting_run(store) if run is None else find_run(store, run)
+    folder = find_checkpoint(store, record.run_id)
+    if folder is None:
+        raise StoreError(f"run {record.run_id} ({record.status}) has no checkpoint in {store}; choose another run")
+    spec = validate(record.spec)
+    if spec.attention.kind == "dense":
+        raise SpecError(f"run {record.run_id} does not select: its attention is dense; {_other(store)}")
+    from dsabench import runner  # torch from here on
+    from dsabench.engine.checkpoint import steps_done
+    from dsabench.engine.device import resolve
+    from dsabench.engine.inspection import inspect
+
+    execution = resolve(EngineSpec(device=device, precision="fp32"))
+    notes: list[str] = []
+    if text is None:
+        tokenizer, tokens_T, source = _validation(spec, record, document, start, notes)
+    else:
+        if document is not None:
+            raise SpecError(f"a text of your own and validation document {document} replace each other; keep one")
+        tokenizer, tokens_T, source = _own_text(spec, record, text, start, notes)
+    model = runner.load_model(store, record.run_id).to(execution.device)
+    found = inspect(model, tokens_T, execution)
+    if not found:
+        raise SpecError(
+            f"run {record.run_id}: attention {spec.attention.kind} captures no selection (it does not fill "
+            f"context.capture); {_other(store)}"
+        )
+    step = steps_done(folder)
+    notes += _notes(spec, record, step, found)
+    pieces = data_package.pieces(tokenizer.decode, tokens_T.tolist())
+    return Inspection(record, spec, step, source, pieces, _chosen(found, layers), notes)
+
+
+def newest_selecting_run(store: str | Path) -> RunRecord:
+    """The finished run with a checkpoint that was written last, of those whose queries keep fewer than L keys.
+
+    Raises StoreError when there is none.
+    """
+    runs = load_runs(store)
+    done = runs[(runs["status"] == "done") & (runs["attention"] != "dense")]
+    n_selecting = 0
+    for run_id in done.sort_values(["updated", "run_id"], ascending=False)["run_id"]:
+        record = read_run(store, run_id)
+        try:
+            spec = validate(record.spec)
+        except SpecError:  # its plugin is not here any more
+            continue
+        k = spec.attention.n_selected(spec.length)
+        if k is None or k >= spec.length:
+            continue
+        n_selecting += 1
+        if find_checkpoint(store, run_id) is not None:
+            return record
+    if n_selecting:
+        raise StoreError(f"{store}: {n_selecting} finished runs select, and none of them has a checkpoint; {_HINT}")
+    raise StoreError(f"{store}: none of its {len(runs)} runs is finished and selects (k < L); {_HINT}")
+
+
+def selection_frame(layers: Sequence[LayerSelection]) -> pd.DataFrame:
+    """One row for each selected key: layer, query, rank (0: the highest score), key, score, attention_mass.
+
+    Sorted by layer, query and rank; score is missing for a variant without scores.
+    """
+    frames = []
+    for layer in layers:
+        query, rank = np.nonzero(layer.selected_TK >= 0)
+        key = layer.selected_TK[query, rank]
+        score = None if layer.scores_TS is None else layer.scores_TS[query, key]
+        frames.append(
+            pd.DataFrame(
+                {
+                    "layer": np.full(len(key), layer.layer, np.int32),
+                    "query": query.astype(np.int32),
+                    "rank": rank.astype(np.int32),
+                    "key": key,
+                    "score": np.full(len(key), np.nan, np.float32) if score is None else score,
+                    "attention_mass": layer.mass_TS[query, key],
+                }
+            )
+        )
+    return pd.concat(frames, ignore_index=True)
+
+
+def export_selection(layers: Sequence[LayerSelection], path: Path) -> Path:
+    """Write selection_frame as Parquet; returns `path`. Raises ResultsError."""
+    return write_file(path, selection_frame(layers).to_parquet(None, index=False))
+
+
+def _validation(
+    spec: RunSpec, record: RunRecord, document: int | None, start: int, notes: list[str]
+) -> tuple[Tokenizer, NDArray[np.int32], str]:
+    try:
+        corpus = data_package.prepare(spec.data)
+    except DataError as error:
+        raise DataError(f"{error}; for a text of your own, --text needs only the run's tokenizer") from None
+    if corpus.fingerprint["tokenizer"] != record.fingerprint.get("tokenizer"):
+        raise DataError(
+            f"data.source = {spec.data.source} has changed since run {record.run_id} was trained on it, and gives "
+            "another tokenizer now; for a text of your own, --text needs only the run's tokenizer"
+        )
+    if corpus.fingerprint["corpus"] != record.fingerprint.get("corpus"):
+        notes.append("the corpus has changed since the run: this document may have been one that it trained on")
+    tokens_T, document = data_package.validation_window(corpus, spec.length, document, start)
+    name = data_package.visible(corpus.val.names[document])
+    return corpus.tokenizer, tokens_T, f"validation document {document} ({name}) from token {start}"
+
+
+def _own_text(
+    spec: RunSpec, record: RunRecord, text: str, start: int, notes: list[str]
+) -> tuple[Tokenizer, NDArray[np.int32], str]:
+    tokenizer = data_package.tokenizer_by_digest(spec.data, record.fingerprint.get("tokenizer", ""))
+    tokens_T = tokenizer.encode([text])[0].astype(np.int32)
+    n = len(tokens_T)
+    if not 0 <= start <= max(0, n - 2):
+        raise DataError(f"the text has {n} tokens, so its window cannot start at token {start}")
+    if n < 2:
+        raise DataError(
+            f"the text has {n} token{'s' * (n != 1)}; at least 2 are needed, and the model was trained at {spec.length}"
+        )
+    shown_T = tokens_T[start : start + spec.length]
+    if n > spec.length:
+        notes.append(
+            f"the text has {n} tokens and the model was trained at {spec.length}: shown are tokens {start} to "
+            f"{start + len(shown_T) - 1} (--start T chooses where they begin)"
+        )
+    elif len(shown_T) < spec.length:
+        notes.append(f"the window has {len(shown_T)} tokens; the model was trained at {spec.length}")
+    return tokenizer, shown_T, "a text of your own" + (f" from token {start}" if start else "")
+
+
+def _notes(spec: RunSpec, record: RunRecord, step: int, layers: Sequence[LayerSelection]) -> list[str]:
+    from dsabench.attention.registry import plugin_digest
+
+    notes = []
+    if record.status != "done":
+        notes.append(f"the run is {record.status}: shown is its checkpoint at step {step} of {spec.train.steps}")
+    warmup = spec.attention.warmup_steps(spec.train.steps)
+    if step < warmup:
+        notes.append(
+            f"the checkpoint is from the dense warm-up stage ({warmup} steps), in which attention is dense; shown is "
+            "the sparse stage, in which this model has not trained yet"
+        )
+    if (plugin_digest(spec.attention.kind) or "") != record.fingerprint.get("plugin", ""):
+        notes.append(f"the plugin file of {spec.attention.kind} has changed since the run")
+    everything = [layer.layer for layer in layers if layer.k >= layer.length]
+    if everything:
+        which = "every layer" if len(everything) == len(layers) else f"layer {', '.join(map(str, everything))}"
+        notes.append(
+            f"k is not below the {layers[0].length} tokens in {which}: everything is selected, nothing can be missed"
+        )
+    return notes
+
+
+def _chosen(found: list[LayerSelection], wanted: Sequence[int] | None) -> list[LayerSelection]:
+    there = {layer.layer: layer for layer in found}
+    for layer in wanted or ():
+        if layer not in there:
+            raise SpecError(f"layer {layer}: the layers that select are {', '.join(map(str, there))}")
+    return found if wanted is None else [there[layer] for layer in sorted(set(wanted))]
+
+
+def _other(store: str | Path) -> str:
+    """What would work, for a run that does not."""
+    try:
+        return f"one that selects: {newest_selecting_run(store).run_id}"
+    except StoreError:
+        return _HINT

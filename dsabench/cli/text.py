@@ -1,0 +1,21 @@
+"""Text from files, made safe to print."""
+
+from __future__ import annotations
+
+import sys
+
+
+def printable(text: object) -> str:
+    """`text` on one line, with all that could command a terminal, or that stdout cannot encode, spelt out (`\\x1b`)."""
+    plain = "".join(c if c.isprintable() else _spelt(c) for c in str(text))
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    return plain if plain.isascii() else plain.encode(encoding, "backslashreplace").decode(encoding)
+
+
+def first_line(text: object) -> str:
+    """The first line that is not empty, printable."""
+    return printable(next((line.strip() for line in str(text).splitlines() if line.strip()), ""))
+
+
+def _spelt(character: str) -> str:
+    return repr(character)[1:-1]

@@ -1,0 +1,59 @@
+"""Every figure of `dsabench plot` by name. Only what is drawn is imported: `--help` lists them without matplotlib."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from dsabench.plots.data import Drawn, FigureData
+
+
+FORMATS = ("png", "svg", "pdf")
+
+
+class Kind(NamedTuple):
+    """A figure that can be drawn."""
+
+    what: str
+    """What it shows, in a line."""
+
+    function: str
+    """`module:function` under dsabench.plots; the function takes FigureData and returns Drawn, or why it cannot."""
+
+    file: str
+    """Name of its files, without page number and suffix."""
+
+
+FIGURES = {
+    "experiment": Kind(
+        "loss, accuracy and step time against length", "experiment:four_panels", "sequence_length_comparison"
+    ),
+    "flops": Kind("loss against training FLOPs", "budget:loss_by_flops", "loss_by_flops"),
+    "seconds": Kind("loss against training seconds", "budget:loss_by_seconds", "loss_by_seconds"),
+    "positions": Kind(
+        "loss by position in the window, where a leak shows", "positions:loss_by_position", "loss_by_position"
+    ),
+    "sparsity": Kind("loss and mass recall against k/L", "sparsity:quality_by_sparsity", "quality_by_sparsity"),
+    "cost": Kind("step time and memory against length", "cost:cost_by_length", "cost_by_length"),
+    "indexer": Kind("indexer KL and mass recall over training", "indexer:indexer_in_training", "indexer_in_training"),
+    "forest": Kind("paired differences with verdicts", "forest:forest", "forest"),
+}
+
+
+def draw(name: str, data: FigureData) -> Drawn | str:
+    """The figure `name` of FIGURES, laid out; or why there is nothing to draw."""
+    from dsabench.plots.style import settle, styled
+
+    module, _, function = FIGURES[name].function.partition(":")
+    with styled():
+        drawn: Drawn | str = getattr(importlib.import_module(f"dsabench.plots.{module}"), function)(data)
+        if not isinstance(drawn, str):
+            for figure in drawn.pages:
+                settle(figure)
+    return drawn
+
+
+def file_name(name: str, page: int, suffix: str) -> str:
+    """`loss_by_flops.png`; `loss_by_flops-2.png` for its second page."""
+    return FIGURES[name].file + (f"-{page}" if page > 1 else "") + f".{suffix}"

@@ -1,0 +1,130 @@
+"""Loss by position in the window, and the difference to the baseline: a look-ahead leak shows there first."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from dsabench.analysis.variants import display_name
+from dsabench.plots.data import Drawn, FigureData
+from dsabench.plots.drawing import REFERENCE, at_least, line, panel_title, seeds_of
+from dsabench.plots.sheet import Page, empty_page, few_ticks, outer_labels, pages, too_many
+from dsabench.plots.style import Look, length_axis
+
+GROUPS = 20
+"""Points of a curve: single positions at the start of the window, wider and wider groups after it."""
+
+
+def loss_by_position(data: FigureData) -> Drawn | str:
+    """Final loss by position, mean over seeds, and its paired difference to the baseline."""
+    found = data.evaluations()
+    found = found[found["loss_by_position"].notna()]
+    losses = dict(zip(found["run_id"], (np.asarray(v, float) for v in found["loss_by_position"]), strict=True))
+    runs = data.done[data.done["run_id"].isin(list(losses))]
+    if runs.empty:
+        return "no finished run recorded its loss by position; train some again, dsabench sweep records it"
+    bins = runs["run_id"].map(lambda run: len(losses[run]))
+    runs = runs[bins == bins.groupby(runs["length"]).transform("max")]  # of one length, runs have the same bins
+    notes = []
+    if missing := len(data.done) - len(runs):
+        notes.append(f"{missing} of {len(data.done)} runs recorded no loss by position, or other bins: not shown")
+    kept, more = too_many(pages(runs, data.pages))
+    return Drawn([_page(page, {run: losses[run] for run in runs["run_id"]}, data) for page in kept], notes + more)
+
+
+def grouped(values: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
+    """(position of each group, its mean loss) of the losses of equal bins of positions 1..length.
+
+    The position is the geometric mean of a group's first and last. Bins are those of numpy.array_split: the first
+    length % n hold a position more.
+    """
+    n = len(values)
+    sizes = np.full(n, length // n) + (np.arange(n) < length % n)
+    ends = np.cumsum(sizes)
+    starts = np.arange(n)
+    if n > GROUPS:
+        starts = np.unique(np.floor(np.geomspace(1, n + 1, GROUPS + 1) + 1e-9).astype(int) - 1)[:-1]
+    mean = np.add.reduceat(values * sizes, starts) / np.add.reduceat(sizes, starts)
+    last = ends[np.append(starts[1:], n) - 1]
+    return np.sqrt((ends[starts] - sizes[starts] + 1.0) * last), mean
+
+
+def _page(page: Page, losses: dict[str, np.ndarray], data: FigureData) -> Figure:
+    pairs = data.pairs[data.pairs["a.run_id"].isin(page.runs["run_id"]) & data.pairs["b.run_id"].isin(list(losses))]
+    base = display_name(data.baseline) if data.baseline else ""
+    extra = [Line2D([], [], **REFERENCE, label=f"{base} (no difference)")] if len(pairs) else []
+    several = seeds_of(page.runs) != "n = 1 seed"
+    bars = "; bars: +-1 standard deviation" if several else ""
+    caption = [
+        f"After training; {seeds_of(page.runs)}{', means' if several else ': the spread is not known'}.",
+        "Points average a group of positions that widens to the right.",
+        f"{page.parts[1].capitalize()}: difference to {base} of the same seed{bars}." if len(pairs) else "",
+        "A look-ahead leak is a large advantage, at positions up to k (marks at the foot) above all."
+        if page.runs["k"].notna().any()
+        else "",
+    ]
+    rows = 2 if len(pairs) else 1
+    figure, panels = empty_page(page, rows, extra, caption)
+    units = ["loss (nats per token)", f"minus {base} (nats per token)"]
+    for axes, row, column in outer_labels(panels, "position in the window (1 = first)", units):
+        mine = page.of(page.columns[column])
+        length = int(mine["length"].iloc[0])
+        if row == 0:
+            _losses(axes, mine, losses, page.style)
+        else:
+            _differences(axes, pairs[pairs["length"] == length], losses, page.style)
+        _mark_k(axes, mine, page.style)
+        ticks = [2**i for i in range(0, int(np.log2(length)) + 1, 2)]
+        length_axis(axes, [*ticks, length], 2.0, 0.1)
+        panel_title(axes, f"L = {length}" if row == 0 else "", "lower", mine)
+    at_least(panels[0][0], 0.2)
+    if rows == 2:
+        at_least(panels[1][0], 0.1)
+    few_ticks(panels)
+    return figure
+
+
+def _losses(axes: Axes, runs: pd.DataFrame, losses: dict[str, np.ndarray], style: dict[str, Look]) -> None:
+    for i, (variant, look) in enumerate(style.items()):
+        mine = runs[runs["variant"] == variant]
+        if len(mine):
+            x, values = _stacked([losses[run] for run in mine["run_id"]], int(mine["length"].iloc[0]))
+            axes.plot(x, values.mean(axis=0), **_small(look), markevery=(i % 3, 3), zorder=4)
+
+
+def _differences(axes: Axes, pairs: pd.DataFrame, losses: dict[str, np.ndarray], style: dict[str, Look]) -> None:
+    axes.axhline(0, **REFERENCE)
+    for i, (variant, look) in enumerate(style.items()):
+        mine = pairs[pairs["variant"] == variant]
+        if mine.empty:
+            continue
+        length = int(mine["length"].iloc[0])
+        ours, theirs = (_stacked([losses[run] for run in mine[f"{side}.run_id"]], length) for side in "ab")
+        difference = ours[1] - theirs[1]
+        if len(difference) > 1:
+            spread = difference.std(axis=0, ddof=1)
+            x = ours[0] * 2 ** (0.03 * (i - len(style) / 2))
+            axes.errorbar(x, difference.mean(axis=0), spread, color=look.colour, ls="none", lw=0.8, alpha=0.7, zorder=3)
+        axes.plot(ours[0], difference.mean(axis=0), **_small(look), markevery=(i % 3, 3), zorder=4)
+
+
+def _stacked(several: list[np.ndarray], length: int) -> tuple[np.ndarray, np.ndarray]:
+    """Positions, and a row of losses for each run of one length."""
+    groups = [grouped(values, length) for values in several]
+    return groups[0][0], np.array([mean for _, mean in groups])
+
+
+def _small(look: Look) -> dict[str, Any]:
+    return line(look) | {"markersize": 4.5, "linewidth": 1.2}
+
+
+def _mark_k(axes: Axes, runs: pd.DataFrame, style: dict[str, Look]) -> None:
+    foot = axes.get_xaxis_transform()
+    for variant, look in style.items():
+        for k in sorted(runs.loc[(runs["variant"] == variant) & (runs["k"] < runs["length"]), "k"].unique()):
+            axes.plot([k], [0.03], transform=foot, marker=look.marker, mfc="none", mec=look.colour, ms=5, ls="none")
