@@ -10,6 +10,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
 
 from dsabench.analysis.variants import label_variants
 from dsabench.plots.data import Drawn, FigureData, machines
@@ -29,7 +30,7 @@ from dsabench.plots.drawing import (
     seeds_of,
 )
 from dsabench.plots.sheet import pages, too_many
-from dsabench.plots.style import GREY, Look, looks, new_figure, save_png, styled
+from dsabench.plots.style import GREY, PAPER, Look, looks, new_figure, save_png, styled
 
 _WIDTH, _PANEL_WIDTH = 9.0, 3.7
 """Inches of the figure, and roughly of one panel's axes."""
@@ -203,6 +204,10 @@ def _magnify_the_end(axes: Axes, tables: dict[str, pd.DataFrame], style: dict[st
     inset.tick_params(labelsize=7.5)
     inset.margins(0.06, 0.2)
     inset.locator_params(nbins=4)
+    # What lies below shows through neither the inset, whose own ground is left out where a file's is, nor its labels.
+    inset.add_patch(Rectangle((0, 0), 1, 1, transform=inset.transAxes, facecolor=PAPER, zorder=-1))
+    for label in (*inset.get_xticklabels(), *inset.get_yticklabels()):
+        label.set_bbox({"facecolor": PAPER, "edgecolor": "none", "pad": 0.5})
 
 
 def _caption(labelled: pd.DataFrame, done: pd.DataFrame, more: list[str]) -> str:

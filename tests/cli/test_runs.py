@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
-import pty
 import re
-import select
 import shlex
 import shutil
 import subprocess
@@ -222,6 +221,7 @@ def test_rm_refuses_a_run_that_is_being_written(shell: Shell, store: Path) -> No
         assert (code, out) == (2, "")
         assert "run dsa-busy: another process is writing it; nothing was removed" in err
         assert len(list(store.glob("dsa-L64-s1-*"))) == 1
+        assert "another process is writing it" in shell("runs", "rm", "dsa-busy")[2], "before anything is asked"
 
 
 def test_export_writes_the_index_or_the_metrics(shell: Shell, store: Path, tmp_path: Path) -> None:
@@ -332,13 +332,24 @@ def test_nothing_from_a_file_commands_the_terminal(shell: Shell, tmp_path: Path)
 
 def in_terminal(command: list[str], answer: str, folder: Path, columns: int = 80) -> tuple[int, str]:
     """Run a command in a pseudo-terminal `columns` wide, typing `answer` once it asks."""
-    pid, fd = pty.fork()
-    if pid == 0:
-        os.chdir(folder)
-        env = {**os.environ, "COLUMNS": str(columns), "LINES": "24", "TERM": "xterm-256color"}
-        for name in ("CI", "NO_COLOR", "DSABENCH_STORE"):
-            env.pop(name, None)
-        os.execvpe(sys.executable, [sys.executable, "-c", "from dsabench.cli.app import main; main()", *command], env)
+    pty, select, termios = (importlib.import_module(name) for name in ("pty", "select", "termios"))  # not on Windows
+    fd, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (24, columns))
+    code = (
+        "import fcntl, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0)\n"  # so that Ctrl-C is a signal
+        "from dsabench.cli.app import main; main()"
+    )
+    env = {k: v for k, v in os.environ.items() if k not in ("CI", "NO_COLOR", "COLUMNS", "DSABENCH_STORE")}
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, *command],
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        cwd=folder,
+        env={**env, "TERM": "xterm-256color"},
+        start_new_session=True,
+    )
+    os.close(theirs)
     seen = ""
     while select.select([fd], [], [], 60)[0]:
         try:
@@ -351,7 +362,8 @@ def in_terminal(command: list[str], answer: str, folder: Path, columns: int = 80
         if answer and seen.rstrip().endswith("[y/N]:"):
             os.write(fd, answer.encode())
             answer = ""
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), seen.replace("\r\n", "\n")
+    os.close(fd)
+    return process.wait(60), seen.replace("\r\n", "\n")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no pseudo-terminals")
