@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from dsabench.attention.kernels.reference import allowed_keys
-from dsabench.attention.rotary import rotate, rotation
+from dsabench.attention.rotary import rotation
+from dsabench.kernels import rotate
 
 if TYPE_CHECKING:
     from dsabench.spec.fields import AttentionSpec, RunSpec
@@ -134,6 +135,10 @@ class Attention(nn.Module, abc.ABC):
     @abc.abstractmethod
     def forward(self, x_BTD: Tensor, context: AttentionContext) -> AttentionOutput:
         """Mix tokens: out[t] may depend on x[0..t] of the same row and document alone."""
+
+    def prepare(self, context: AttentionContext) -> None:
+        """Compute what all layers of a forward pass share, before the first of them."""
+        context.rotation(self.projections.head_dim, self.projections.rope_base)
 
     @abc.abstractmethod
     def flops(self, stage: Stage) -> dict[str, float]:

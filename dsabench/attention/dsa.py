@@ -17,7 +17,6 @@ from __future__ import annotations
 import math
 from typing import Annotated, ClassVar, Literal, Self
 
-import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
@@ -32,7 +31,7 @@ from dsabench.attention.base import (
 )
 from dsabench.attention.kernels import masked, reference
 from dsabench.attention.registry import register
-from dsabench.attention.rotary import rotate
+from dsabench.kernels import rotate
 from dsabench.spec.fields import AttentionSpec, RunSpec, Spec, keys_kept
 
 
@@ -125,17 +124,12 @@ class LightningIndexer(nn.Module):
         """Scores (B, T, S), unmasked; the input is detached here, so nothing upstream can feel the indexer's loss."""
         x_BTD = x_BTD.detach()
         cos_TD, sin_TD = context.rotation(self.head_dim // 2, self.rope_base)
-        q_BTJI = self._rotate_first_half(self.query(x_BTD).unflatten(-1, (-1, self.head_dim)), cos_TD, sin_TD)
-        k_BTI = self._rotate_first_half(self.key_norm(self.key(x_BTD))[:, :, None], cos_TD, sin_TD)[:, :, 0]
+        q_BTJI = rotate(self.query(x_BTD).unflatten(-1, (-1, self.head_dim)), cos_TD, sin_TD)  # the first half only
+        k_BTI = rotate(self.key_norm(self.key(x_BTD))[:, :, None], cos_TD, sin_TD)[:, :, 0]
         # The scale J^-1/2 I^-1/2 is the temperature of the KL loss's softmax(I), not a mere detail.
         w_BTJ = self.weight(x_BTD) * (self.n_heads * self.head_dim) ** -0.5
         scores = reference.index_scores if self.backend == "reference" else masked.index_scores
         return scores(q_BTJI, k_BTI.to(q_BTJI.dtype), w_BTJ.to(q_BTJI.dtype)).float()
-
-    @staticmethod
-    def _rotate_first_half(x_BTHD: Tensor, cos_TD: Tensor, sin_TD: Tensor) -> Tensor:
-        turned, still = x_BTHD.chunk(2, dim=-1)
-        return torch.cat([rotate(turned, cos_TD, sin_TD), still], dim=-1)
 
     def flops(self, spec: RunSpec) -> float:
         """Projections (no gradient to their input, so 4 of 6; 2 when untrained), and 2 J I for every causal pair."""
@@ -156,6 +150,12 @@ class DSA(Attention):
         assert isinstance(spec.attention, DSASpec)
         self.config = spec.attention
         self.indexer = LightningIndexer(spec, self.config)
+
+    def prepare(self, context: AttentionContext) -> None:
+        """Also the indexer's rotation and the mask."""
+        super().prepare(context)
+        context.rotation(self.indexer.head_dim // 2, self.indexer.rope_base)
+        _ = context.allowed
 
     def forward(self, x_BTD: Tensor, context: AttentionContext) -> AttentionOutput:
         """(B, T, D) -> (B, T, D), and the KL loss of this layer's indexer when it is trained and gradients are on."""

@@ -13,13 +13,12 @@ import hashlib
 from collections.abc import Iterator
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from dsabench.attention.base import Stage
 from dsabench.engine.device import Execution
 from dsabench.engine.optimization import Optimizer, learning_rate_factor
-from dsabench.model.transformer import Transformer
+from dsabench.model.transformer import Features, Transformer
 from dsabench.spec.fields import RunSpec
 
 METRICS = (
@@ -46,6 +45,7 @@ class TrainStep:
         self.model, self.optimizer, self.spec, self.execution = model, optimizer, spec, execution
         device = execution.device
         self.tokens_BT = torch.zeros(spec.batch_size, spec.length + 1, dtype=torch.int64, device=device)
+        self.weights = _Weights(model, execution)
         self.metrics_M = torch.zeros(len(METRICS), device=device)
         self.graphs: dict[Stage, torch.cuda.CUDAGraph] = {}
         self.has_own_loss = False
@@ -85,8 +85,8 @@ class TrainStep:
     def _compute(self, stage: Stage) -> None:
         self.optimizer.adamw.zero_grad(set_to_none=True)
         with self.execution.autocast():
-            output = self.model(self.tokens_BT[:, :-1])
-        loss = F.cross_entropy(output.logits_BTV.flatten(0, 1).float(), self.tokens_BT[:, 1:].flatten())
+            self.weights.cast()
+            loss, output = self.weights.call(self.tokens_BT[:, :-1], self.tokens_BT[:, 1:])
         self.has_own_loss = output.attention_loss is not None
         zero = torch.zeros((), device=loss.device)
         kl = zero if output.attention_loss is None else output.attention_loss
@@ -96,6 +96,7 @@ class TrainStep:
         if output.attention_loss is not None:
             total = total + self.spec.attention.own_loss_weight() * output.attention_loss
         total.backward()
+        self.weights.collect()
         norm, own_norm = self.optimizer.step()
         load_E = output.expert_load_E
         values = (
@@ -120,6 +121,65 @@ class TrainStep:
         with torch.cuda.stream(self.stream):
             yield
         torch.cuda.current_stream(self.execution.device).wait_stream(self.stream)
+
+
+class _Weights:
+    """The matrices in bf16 beside their fp32 masters: cast together once a step, and their gradients back.
+
+    Autocast gives the same values, by a kernel for each use of each matrix, forward and backward.
+    """
+
+    def __init__(self, model: Transformer, execution: Execution) -> None:
+        self.model = _Losses(model)
+        self.masters: dict[str, torch.nn.Parameter] = {}
+        if execution.precision == "bf16" and execution.device.type == "cuda":
+            # Vectors stay in fp32, and so does what computes in fp32: the router, and the embedding on its way in.
+            self.masters = {
+                f"model.{name}": parameter
+                for name, parameter in model.named_parameters()
+                if parameter.ndim > 1 and not name.endswith("router.weight") and name != "embedding.weight"
+            }
+        self.narrow = {
+            name: torch.empty_like(parameter, dtype=torch.bfloat16).requires_grad_()
+            for name, parameter in self.masters.items()
+        }
+
+    def cast(self) -> None:
+        """Bring the bf16 copies up to date."""
+        if self.masters:
+            with torch.no_grad():
+                torch._foreach_copy_(list(self.narrow.values()), list(self.masters.values()))
+
+    def call(self, tokens_BT: Tensor, targets_BT: Tensor) -> tuple[Tensor, Features]:
+        """Transformer.training_losses with the bf16 copies."""
+        if not self.masters:
+            return self.model(tokens_BT, targets_BT)
+        result: tuple[Tensor, Features] = torch.func.functional_call(self.model, self.narrow, (tokens_BT, targets_BT))
+        return result
+
+    def collect(self) -> None:
+        """Give the masters their gradients, in fp32."""
+        learnt = [
+            (master, self.narrow[name]) for name, master in self.masters.items() if self.narrow[name].grad is not None
+        ]
+        if not learnt:
+            return
+        for master, _ in learnt:
+            master.grad = torch.empty_like(master)
+        torch._foreach_copy_([master.grad for master, _ in learnt], [narrow.grad for _, narrow in learnt])
+        for _, narrow in learnt:
+            narrow.grad = None
+
+
+class _Losses(torch.nn.Module):
+    """Transformer.training_losses as a forward: what functional_call can call."""
+
+    def __init__(self, model: Transformer) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, tokens_BT: Tensor, targets_BT: Tensor) -> tuple[Tensor, Features]:
+        return self.model.training_losses(tokens_BT, targets_BT)
 
 
 @functools.cache

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dsabench.kernels import swiglu
 from dsabench.spec.fields import ModelSpec
 
 
@@ -56,7 +57,9 @@ class MixtureOfExperts(nn.Module):
             weight_NK = top_NK.softmax(dim=-1)
         else:  # a softmax over one logit is 1 and teaches the router nothing: Switch's gate, p of the chosen expert
             weight_NK = logits_NE.softmax(dim=-1).gather(-1, expert_NK)
-        route = self._grouped if grouped_products_work(x_ND, self.gate_EDF.shape[-1]) else self._all_experts
+        # On a GPU, sorting the routes and grouped products cost more than they save unless most experts are idle.
+        saves = x_ND.device.type == "cpu" or self.n_experts >= 4 * self.per_token
+        route = self._grouped if saves and grouped_products_work(x_ND, self.gate_EDF.shape[-1]) else self._all_experts
         y_ND = route(x_ND, expert_NK, weight_NK)
         return y_ND.view_as(x_BTD), self._statistics(logits_NE, expert_NK)
 
@@ -79,9 +82,12 @@ class MixtureOfExperts(nn.Module):
         """Every expert on every token, weighted by 0 where not chosen: E/K times the arithmetic, in three products."""
         weight_NE = torch.zeros(len(x_ND), self.n_experts, dtype=weight_NK.dtype, device=x_ND.device)
         weight_NE = weight_NE.scatter(1, expert_NK, weight_NK)
-        hidden_ENF = F.silu(x_ND @ self.gate_EDF) * (x_ND @ self.up_EDF)
-        hidden_ENF = hidden_ENF * weight_NE.t()[:, :, None].to(hidden_ENF.dtype)
-        return (hidden_ENF @ self.down_EFD).sum(0)
+        # Experts side by side as one wide layer: one product each way, and none to sum over experts.
+        gate_NEF, up_NEF = (
+            (x_ND @ weight_EDF.transpose(0, 1).flatten(1)).unflatten(1, (self.n_experts, -1))
+            for weight_EDF in (self.gate_EDF, self.up_EDF)
+        )
+        return swiglu(gate_NEF, up_NEF, weight_NE).flatten(1) @ self.down_EFD.flatten(0, 1)
 
     def _counts(self, expert_NK: Tensor) -> Tensor:
         """Routes of each expert, (E,) int64; a comparison instead of bincount, whose output size needs the host."""

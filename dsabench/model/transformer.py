@@ -6,7 +6,8 @@ Legend: B batch, T time, D model width, V vocabulary, E experts.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +15,8 @@ from torch import Tensor, nn
 
 from dsabench.attention.base import AttentionContext, Selection, Stage
 from dsabench.attention.registry import variant
-from dsabench.model.moe import MixtureOfExperts
+from dsabench.kernels import add_norm, linear_cross_entropy
+from dsabench.model.moe import MixtureOfExperts, RouterStatistics
 from dsabench.spec.fields import RunSpec
 
 
@@ -38,14 +40,25 @@ class ModelOutput:
     """Entropy of the router's softmax in nats, mean over tokens and layers."""
 
 
-def autocast(x: Tensor) -> Tensor:
-    """x in the dtype of matrix products: cast once here, rather than by autocast in each product that uses it."""
-    kind = x.device.type
-    return x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x
+@dataclass(frozen=True)
+class Features:
+    """What the model yields before the product with the embedding; the fields of ModelOutput but its logits."""
+
+    x_BTD: Tensor
+    """The normalised residual stream."""
+
+    attention_loss: Tensor | None
+    balance_loss: Tensor
+    expert_load_E: Tensor
+    router_entropy: Tensor
+
+    def rest(self) -> dict[str, Any]:
+        """The other fields by name."""
+        return {field.name: getattr(self, field.name) for field in fields(self) if field.name != "x_BTD"}
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + experts(norm(x))."""
+    """x + attention(norm(x)), then x + experts(norm(x)); the last addition is left to whoever reads x next."""
 
     def __init__(self, spec: RunSpec, layer: int) -> None:
         super().__init__()
@@ -53,6 +66,17 @@ class Block(nn.Module):
         self.attention = variant(spec.attention.kind)(spec, layer)
         self.experts_norm = nn.RMSNorm(spec.model.d_model, eps=1e-6)
         self.experts = MixtureOfExperts(spec.model)
+
+    def forward(
+        self, x_BTD: Tensor, pending_BTD: Tensor | None, context: AttentionContext, dropout: float
+    ) -> tuple[Tensor, Tensor, Tensor | None, RouterStatistics]:
+        """(x, what is yet to be added to it) -> the same after this layer, the attention's own loss, the router's
+        statistics. Additions wait so that each is one pass with the norm that follows it."""
+        x_BTD, normed_BTD = add_norm(x_BTD, pending_BTD, self.attention_norm)
+        mixed = self.attention(normed_BTD, context)
+        x_BTD, normed_BTD = add_norm(x_BTD, F.dropout(mixed.out_BTD, dropout), self.experts_norm)
+        fed_BTD, router = self.experts(normed_BTD)
+        return x_BTD, F.dropout(fed_BTD, dropout), mixed.aux_loss, router
 
 
 class Transformer(nn.Module):
@@ -73,20 +97,34 @@ class Transformer(nn.Module):
         capture: dict[int, Selection] | None = None,
     ) -> ModelOutput:
         """Logits at t depend on tokens 0..t of the same row (and document) alone; `self.stage` is the stage."""
+        features = self.features(tokens_BT, document_ids_BT, capture)
+        return ModelOutput(logits_BTV=F.linear(features.x_BTD, self.embedding.weight), **features.rest())
+
+    def training_losses(self, tokens_BT: Tensor, targets_BT: Tensor) -> tuple[Tensor, Features]:
+        """Mean cross-entropy of the targets in nats, and the rest of what a training step needs; no logits are kept."""
+        features = self.features(tokens_BT)
+        return linear_cross_entropy(features.x_BTD.flatten(0, 1), self.embedding.weight, targets_BT.flatten()), features
+
+    def features(
+        self,
+        tokens_BT: Tensor,
+        document_ids_BT: Tensor | None = None,
+        capture: dict[int, Selection] | None = None,
+    ) -> Features:
+        """All but the product with the embedding: what `next_token_loss` takes."""
         dropout = self.spec.model.dropout if self.training else 0.0
         positions_T = torch.arange(tokens_BT.shape[1], device=tokens_BT.device)
         context = AttentionContext(positions_T, self.stage, document_ids_BT, capture)
+        self.layers()[0].attention.prepare(context)
         x_BTD = F.dropout(self.embedding(tokens_BT) * self.spec.model.d_model, dropout)
+        pending_BTD: Tensor | None = None
         attention_losses, routers = [], []
         for block in self.layers():
-            mixed = block.attention(autocast(block.attention_norm(x_BTD)), context)
-            x_BTD = x_BTD + F.dropout(mixed.out_BTD, dropout)
-            fed_BTD, router = block.experts(autocast(block.experts_norm(x_BTD)))
-            x_BTD = x_BTD + F.dropout(fed_BTD, dropout)
-            attention_losses += [mixed.aux_loss] if mixed.aux_loss is not None else []
+            x_BTD, pending_BTD, own_loss, router = block(x_BTD, pending_BTD, context, dropout)
+            attention_losses += [own_loss] if own_loss is not None else []
             routers.append(router)
-        return ModelOutput(
-            logits_BTV=F.linear(self.norm(x_BTD), self.embedding.weight),
+        return Features(
+            x_BTD=add_norm(x_BTD, pending_BTD, self.norm)[1],
             attention_loss=torch.stack(attention_losses).mean() if attention_losses else None,
             balance_loss=torch.stack([router.balance_loss for router in routers]).mean(),
             expert_load_E=torch.stack([router.load_E for router in routers]).mean(0),

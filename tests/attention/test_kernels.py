@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from dsabench.attention.base import AttentionContext
 from dsabench.attention.dsa import LightningIndexer
 from dsabench.attention.kernels import masked, reference
-from dsabench.attention.rotary import rotate, rotation
+from dsabench.attention.rotary import rotation
+from dsabench.kernels import rotate
 from dsabench.spec.sweep import validate
 
 
