@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,9 @@ import pytest
 # Tiny tensors gain nothing from a second thread, and two threads that spin on a busy machine lose many times over.
 # Set before torch is imported anywhere, and inherited by the processes that tests start.
 os.environ["OMP_NUM_THREADS"] = "1"
+# Without a GPU, Triton kernels are tested in its interpreter; it reads this when a kernel is declared.
+if shutil.which("nvidia-smi") is None:
+    os.environ["TRITON_INTERPRET"] = "1"
 
 from dsabench.attention import registry
 

@@ -22,7 +22,7 @@ from dsabench.data import Windows, prepare
 from dsabench.engine import loop
 from dsabench.engine.step import TrainStep
 from dsabench.errors import DataError, DeviceError, StoreError
-from dsabench.spec.fields import RunSpec
+from dsabench.spec.fields import EngineSpec, RunSpec
 from dsabench.spec.sweep import Sweep, validate
 
 MODEL = {"d_model": 32, "n_layers": 2, "n_heads": 2, "d_ff": 32, "n_experts": 2, "experts_per_token": 1}
@@ -266,14 +266,28 @@ def test_times_of_two_machines_are_not_mixed(corpus: Path, tmp_path: Path, monke
         if update.step >= 30:
             raise KeyboardInterrupt
 
+    spec = spec_of(corpus).model_copy(update={"engine": EngineSpec(device="cpu", checkpoint_every=20)})
     with monkeypatch.context() as patch:
         patch.setattr(Execution, "describe", lambda self: "a slower machine")
         with pytest.raises(KeyboardInterrupt):
-            runner.train(spec_of(corpus), tmp_path / "runs", observe=stop)
-    record = runner.train(spec_of(corpus), tmp_path / "runs")
+            runner.train(spec, tmp_path / "runs", observe=stop)
+    record = runner.train(spec, tmp_path / "runs")
     assert record.status == "done"
     assert record.summary["train_seconds"] is None
     assert record.summary["step_ms"] is not None
+
+
+def test_checkpoints_are_not_written_every_few_seconds(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved: list[int] = []
+    honest = loop._Run._checkpoint
+    monkeypatch.setattr(loop._Run, "_checkpoint", lambda self: (saved.append(self.progress.step), honest(self))[1])
+    runner.train(spec_of(corpus), tmp_path / "a")
+    assert saved == []
+    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
+    runner.train(spec_of(corpus), tmp_path / "b")
+    assert saved == [20]
 
 
 def test_a_sweep_goes_on_after_a_failed_run(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ ORDER = [
     "errors",
     "spec",
     "data",
+    "kernels",
     "attention",
     "model",
     "engine",

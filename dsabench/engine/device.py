@@ -7,6 +7,7 @@ import functools
 import os
 import platform
 import time
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 import numpy
 import torch
 
+from dsabench import kernels
 from dsabench.errors import DeviceError
 from dsabench.spec.fields import EngineSpec
 
@@ -35,6 +37,9 @@ class Execution:
 
     deterministic: bool
 
+    fused: bool = False
+    """Whether chains of small operations run as Triton kernels of our own."""
+
     def autocast(self) -> torch.autocast:
         """bf16 autocast, or a no-op in fp32. No cast cache: a CUDA graph must not keep a cast of an older weight."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16", cache_enabled=False)
@@ -50,7 +55,9 @@ class Execution:
         """What a step time belongs to: times measured under another description are another machine's."""
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else platform.processor()
         graph = "graph" if self.graph else "eager"
-        return f"{self.device.type} {name} {self.precision} {graph} {self.deterministic} {torch.get_num_threads()}"
+        fused = " fused" if self.fused else ""
+        threads = torch.get_num_threads()
+        return f"{self.device.type} {name} {self.precision} {graph} {self.deterministic} {threads}{fused}"
 
     def reset_peak_memory(self) -> None:
         """Begin a new measurement of peak memory; of use before training steps, so that evaluation does not count."""
@@ -83,7 +90,20 @@ def resolve(engine: EngineSpec) -> Execution:
         native = False
     precision = ("bf16" if native else "fp32") if engine.precision == "auto" else engine.precision
     deterministic = device.type == "cpu" if engine.deterministic == "auto" else engine.deterministic
-    return Execution(device, precision, device.type == "cuda" and engine.compile != "off", deterministic)
+    graph = device.type == "cuda" and engine.compile != "off"
+    return Execution(device, precision, graph, deterministic, _fused(device, engine.kernels))
+
+
+def _fused(device: torch.device, wanted: str) -> bool:
+    if device.type != "cuda" or wanted == "off":
+        return False
+    reason = kernels.why_not(device)
+    if reason:  # slower, and the same results: worth a warning, not an end
+        warnings.warn(
+            f"our Triton kernels do not run here, so training is slower: {reason} (engine.kernels = off silences this)",
+            stacklevel=3,
+        )
+    return reason is None
 
 
 def _device(name: str) -> torch.device:
@@ -151,6 +171,7 @@ def environment(execution: Execution) -> dict[str, Any]:
         "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
         "precision": execution.precision,
         "cuda_graph": execution.graph,
+        "fused_kernels": execution.fused,
         "deterministic": execution.deterministic,
         "threads": torch.get_num_threads(),
         "cpu_count": os.cpu_count(),

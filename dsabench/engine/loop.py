@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from dsabench import kernels
 from dsabench.attention.base import Stage
 from dsabench.data import TokenData, Windows
 from dsabench.engine import checkpoint
@@ -26,6 +27,9 @@ from dsabench.engine.optimization import Optimizer, learning_rate_factor, stage_
 from dsabench.engine.step import EAGER_STEPS, METRICS, TrainStep
 from dsabench.model.transformer import Transformer, build, flops_per_window
 from dsabench.spec.fields import RunSpec
+
+CHECKPOINT_SECONDS = 20.0
+"""Without engine.checkpoint_every: the least time between checkpoints, which is also the most that a kill loses."""
 
 _ADVICE = "a lower learning rate, a longer warm-up or a tighter grad_clip may help"
 
@@ -72,7 +76,7 @@ def train(
 
     Raises TrainingDiverged at the first step whose loss is not finite.
     """
-    with determinism(execution):
+    with determinism(execution), kernels.unfused(not execution.fused):
         return _Run(spec, data, execution, sink, observe).train()
 
 
@@ -114,6 +118,7 @@ class _Run:
         self.last_eval: dict[str, Any] = {}
         self.pending: list[tuple[torch.Tensor, float]] = []
         self.resumed_at = 0
+        self.saved_at = time.monotonic()
         self.change = spec.attention.warmup_steps(spec.train.steps)
 
     def train(self) -> dict[str, Any]:
@@ -133,7 +138,7 @@ class _Run:
         for first, end, stage in segments(spec, self.progress.step, every):
             self._segment(first, end, stage)
             evaluates = end % spec.train.eval_every == 0 or end == spec.train.steps
-            saves = end % every == 0 and end < spec.train.steps
+            saves = end % every == 0 and end < spec.train.steps and self._is_time_to_save()
             if evaluates or saves or end % spec.train.log_every == 0:
                 self._log(stage)
             if evaluates:
@@ -241,7 +246,13 @@ class _Run:
             }
         )
 
+    def _is_time_to_save(self) -> bool:
+        """A checkpoint of a small model takes as long as a hundred of its steps: not worth it every few seconds."""
+        asked = self.spec.engine.checkpoint_every is not None
+        return asked or time.monotonic() - self.saved_at >= CHECKPOINT_SECONDS
+
     def _checkpoint(self) -> None:
+        self.saved_at = time.monotonic()
         self.sink.replace_checkpoint(lambda folder: checkpoint.save(folder, self.model, self.optimizer, self.progress))
 
     def _flops_after(self, steps: int) -> float:

@@ -18,7 +18,8 @@ from torch import Tensor
 from dsabench.attention.base import Stage
 from dsabench.engine.device import Execution
 from dsabench.engine.optimization import Optimizer, learning_rate_factor
-from dsabench.model.transformer import Features, Transformer
+from dsabench.engine.weights import Weights
+from dsabench.model.transformer import Transformer
 from dsabench.spec.fields import RunSpec
 
 METRICS = (
@@ -45,7 +46,7 @@ class TrainStep:
         self.model, self.optimizer, self.spec, self.execution = model, optimizer, spec, execution
         device = execution.device
         self.tokens_BT = torch.zeros(spec.batch_size, spec.length + 1, dtype=torch.int64, device=device)
-        self.weights = _Weights(model, execution)
+        self.weights = Weights(model, execution)
         self.metrics_M = torch.zeros(len(METRICS), device=device)
         self.graphs: dict[Stage, torch.cuda.CUDAGraph] = {}
         self.has_own_loss = False
@@ -121,65 +122,6 @@ class TrainStep:
         with torch.cuda.stream(self.stream):
             yield
         torch.cuda.current_stream(self.execution.device).wait_stream(self.stream)
-
-
-class _Weights:
-    """The matrices in bf16 beside their fp32 masters: cast together once a step, and their gradients back.
-
-    Autocast gives the same values, by a kernel for each use of each matrix, forward and backward.
-    """
-
-    def __init__(self, model: Transformer, execution: Execution) -> None:
-        self.model = _Losses(model)
-        self.masters: dict[str, torch.nn.Parameter] = {}
-        if execution.precision == "bf16" and execution.device.type == "cuda":
-            # Vectors stay in fp32, and so does what computes in fp32: the router, and the embedding on its way in.
-            self.masters = {
-                f"model.{name}": parameter
-                for name, parameter in model.named_parameters()
-                if parameter.ndim > 1 and not name.endswith("router.weight") and name != "embedding.weight"
-            }
-        self.narrow = {
-            name: torch.empty_like(parameter, dtype=torch.bfloat16).requires_grad_()
-            for name, parameter in self.masters.items()
-        }
-
-    def cast(self) -> None:
-        """Bring the bf16 copies up to date."""
-        if self.masters:
-            with torch.no_grad():
-                torch._foreach_copy_(list(self.narrow.values()), list(self.masters.values()))
-
-    def call(self, tokens_BT: Tensor, targets_BT: Tensor) -> tuple[Tensor, Features]:
-        """Transformer.training_losses with the bf16 copies."""
-        if not self.masters:
-            return self.model(tokens_BT, targets_BT)
-        result: tuple[Tensor, Features] = torch.func.functional_call(self.model, self.narrow, (tokens_BT, targets_BT))
-        return result
-
-    def collect(self) -> None:
-        """Give the masters their gradients, in fp32."""
-        learnt = [
-            (master, self.narrow[name]) for name, master in self.masters.items() if self.narrow[name].grad is not None
-        ]
-        if not learnt:
-            return
-        for master, _ in learnt:
-            master.grad = torch.empty_like(master)
-        torch._foreach_copy_([master.grad for master, _ in learnt], [narrow.grad for _, narrow in learnt])
-        for _, narrow in learnt:
-            narrow.grad = None
-
-
-class _Losses(torch.nn.Module):
-    """Transformer.training_losses as a forward: what functional_call can call."""
-
-    def __init__(self, model: Transformer) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, tokens_BT: Tensor, targets_BT: Tensor) -> tuple[Tensor, Features]:
-        return self.model.training_losses(tokens_BT, targets_BT)
 
 
 @functools.cache

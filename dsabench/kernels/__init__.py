@@ -8,6 +8,7 @@ on a CUDA GPU, with Triton, in dtypes it knows, unless `unfused()` says otherwis
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.util
 from collections.abc import Iterator
 
@@ -27,6 +28,20 @@ def fused(*tensors: Tensor) -> bool:
         return False
     on = all(tensor.is_cuda or _interpreted for tensor in tensors)
     return on and all(tensor.dtype in (torch.float32, torch.bfloat16) for tensor in tensors)
+
+
+@functools.cache
+def why_not(device: torch.device) -> str | None:
+    """Why Triton kernels cannot run on this CUDA device; None when they can. Tries one."""
+    if not HAS_TRITON:
+        return "Triton is not installed"
+    try:
+        probe = torch.ones(1, 1, 1, 2, device=device)
+        turned = rotate(probe, torch.zeros(1, 1, device=device), torch.ones(1, 1, device=device))
+        expected = torch.tensor([-1.0, 1.0], device=device)
+        return None if torch.equal(turned.flatten(), expected) else "a Triton kernel computes a wrong result"
+    except Exception as error:  # no C compiler, no driver, a GPU that Triton does not know: it raises many things
+        return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
 @contextlib.contextmanager

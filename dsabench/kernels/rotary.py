@@ -62,4 +62,5 @@ class Rotate(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         """d x = the gradient turned back."""
-        return _launch(grads[0], *ctx.saved_tensors, -1.0), None, None
+        cos_TW, sin_TW = ctx.saved_tensors
+        return _launch(grads[0], cos_TW, sin_TW, -1.0), None, None

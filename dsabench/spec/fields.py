@@ -241,11 +241,15 @@ class EngineSpec(Spec):
     compile: Literal["auto", "off", "graph"] = "auto"
     """`graph` captures the training step in a CUDA graph, `off` launches each kernel; `auto` is graph on CUDA."""
 
+    kernels: Literal["auto", "off"] = "auto"
+    """`auto` fuses chains of small operations into Triton kernels on a CUDA GPU; `off` is plain PyTorch, slower and the
+    same within rounding."""
+
     deterministic: Literal["auto"] | bool = "auto"
     """Same bits for the same spec and machine; `auto` is yes on the CPU and no on a GPU, where it costs time."""
 
     checkpoint_every: Positive | None = None
-    """Steps between checkpoints to resume from; null writes one at each evaluation."""
+    """Steps between checkpoints to resume from; null writes one at evaluations, at most every 20 s."""
 
 
 def _attention(value: Any) -> Any:

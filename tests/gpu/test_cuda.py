@@ -13,11 +13,13 @@ import numpy as np
 import pytest
 import torch
 
+from dsabench import kernels
 from dsabench.data import TokenData, prepare
 from dsabench.engine import loop
 from dsabench.engine.device import Execution, determinism, resolve
 from dsabench.engine.optimization import Optimizer
 from dsabench.engine.step import EAGER_STEPS, METRICS, TrainStep
+from dsabench.engine.weights import Weights
 from dsabench.model.moe import MixtureOfExperts
 from dsabench.model.transformer import build
 from dsabench.spec.fields import EngineSpec, ModelSpec, RunSpec
@@ -188,3 +190,40 @@ def test_the_peak_memory_of_a_run_does_not_depend_on_the_runs_before_it() -> Non
         losses(spec_of(DSA), execution, steps=40)
         peaks.append(torch.cuda.max_memory_allocated(CUDA))
     assert peaks[1] == peaks[2] == peaks[3], peaks
+
+
+@pytest.mark.parametrize("attention", [{"kind": "dense"}, DSA], ids=["dense", "dsa"])
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-3), ("bf16", 2e-2)])
+def test_fused_kernels_learn_what_plain_pytorch_does(
+    attention: dict[str, Any], precision: str, tolerance: float
+) -> None:
+    spec = spec_of(attention)
+    plain = resolve(EngineSpec(device="cuda:0", precision=precision, kernels="off"))
+    fused = resolve(EngineSpec(device="cuda:0", precision=precision))
+    assert (plain.fused, fused.fused) == (False, True)
+    with kernels.unfused():
+        expected = losses(spec, plain)[:, 0]
+    assert torch.allclose(losses(spec, fused)[:, 0], expected, atol=tolerance)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_bf16_copies_give_the_masters_the_gradients_of_autocast(frozen: bool) -> None:
+    spec = spec_of({**DSA, "indexer": {"freeze_backbone": frozen}})
+    execution = resolve(EngineSpec(device="cuda:0", precision="bf16"))
+    tokens = torch.randint(500, (2, spec.length + 1), device=CUDA)
+    grads = []
+    for copies in (False, True):
+        model = build(spec, 500).to(CUDA)
+        weights = Weights(model, execution)
+        if not copies:
+            weights.masters, weights.narrow = {}, {}
+        with execution.autocast():
+            weights.cast()
+            loss, rest = weights.call(tokens[:, :-1], tokens[:, 1:])
+        (rest.attention_loss if frozen else loss + rest.attention_loss).backward()
+        weights.collect()
+        grads.append({name: p.grad for name, p in model.named_parameters()})
+    for name, grad in grads[0].items():
+        assert (grad is None) == (grads[1][name] is None), name
+        if grad is not None:
+            assert torch.allclose(grad, grads[1][name], rtol=2e-2, atol=2e-2 * float(grad.abs().max())), name

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dsabench.attention.base import AttentionContext
 from dsabench.model.moe import MixtureOfExperts
 from dsabench.model.transformer import build, flops_per_window
 from dsabench.spec.fields import ModelSpec, RunSpec
@@ -64,6 +65,23 @@ def test_rms_norm_by_the_formula() -> None:
     x = torch.randn(3, 32)
     expected = x / (x.square().mean(-1, keepdim=True) + 1e-6).sqrt() * model.norm.weight
     torch.testing.assert_close(model.norm(x), expected)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["dense", "dsa"])
+def test_the_residual_stream_by_the_formula(kind: str) -> None:
+    """x + attention(norm(x)), x + experts(norm(x)), layer by layer; then norm(x) E^T. Additions may be postponed."""
+    model = build(spec_of(kind), 60).double()
+    tokens = torch.randint(60, (2, 32), generator=torch.Generator().manual_seed(0))
+    context = AttentionContext(torch.arange(32))
+    x_BTD = model.embedding(tokens) * 32
+    for block in model.layers():
+        x_BTD = x_BTD + block.attention(block.attention_norm(x_BTD), context).out_BTD
+        x_BTD = x_BTD + block.experts(block.experts_norm(x_BTD))[0]
+    expected = model.norm(x_BTD) @ model.embedding.weight.T
+    assert torch.allclose(model(tokens).logits_BTV, expected, atol=1e-9)
+    loss = model.training_losses(tokens[:, :-1], tokens[:, 1:])[0]
+    assert float(loss) == pytest.approx(float(F.cross_entropy(expected[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())))
 
 
 def by_a_plain_loop(moe: MixtureOfExperts, x_ND: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,157 @@
+"""Fused kernels agree with plain PyTorch, in outputs and in every gradient; here in Triton's interpreter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from dsabench import kernels
+from dsabench.model.transformer import build
+from dsabench.spec.sweep import validate
+
+pytest.importorskip("triton", reason="needs triton, which CPU builds of PyTorch do not bring")
+if torch.cuda.is_available():
+    pytest.skip("the interpreter is off where there is a GPU; tests/gpu compares there", allow_module_level=True)
+
+TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 2e-2}
+"""Largest error over the largest value; bf16 has 8 bits, and gradients pass through two roundings."""
+
+dtypes = st.sampled_from([torch.float32, torch.bfloat16])
+sizes = st.integers(1, 9)
+
+
+def agrees(function: Callable[..., Any], *inputs: Tensor) -> None:
+    """The fused function against the plain one in fp64: outputs, and the gradients of a random sum of them."""
+    results = []
+    for exact in (True, False):
+        given_ = [
+            (x.double() if exact and x.is_floating_point() else x).clone().requires_grad_(x.is_floating_point())
+            for x in inputs
+        ]
+        if exact:
+            outputs = function(*given_)
+        else:
+            with kernels.interpreted():
+                assert kernels.fused(*(x for x in given_ if x.is_floating_point()))
+                outputs = function(*given_)
+        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+        generator = torch.Generator().manual_seed(1)
+        weights = [torch.randn(o.shape, generator=generator, dtype=torch.float64) for o in outputs]
+        loss = sum(((o.double() * w).sum() for o, w in zip(outputs, weights, strict=True)), torch.zeros(()))
+        loss.backward()
+        results.append([*outputs, *(x.grad for x in given_ if x.is_floating_point())])
+    tolerance = TOLERANCE[inputs[0].dtype if len(inputs) < 2 else min((x.dtype for x in inputs[:2]), key=str)]
+    for exact_, found in zip(*results, strict=True):
+        assert found is not None
+        error = (found.double() - exact_).abs().max() / exact_.abs().max().clamp(min=1e-6)
+        assert error <= tolerance, f"error {error:.2g}"
+
+
+def randn(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape))).to(dtype)
+
+
+def add_norm(x: Tensor, d: Tensor, w: Tensor) -> Any:
+    class Norm(SimpleNamespace):
+        def __call__(self, x: Tensor) -> Tensor:
+            return F.rms_norm(x, w.shape, self.weight, self.eps)
+
+    return kernels.add_norm(x, d, Norm(weight=w, eps=1e-6))  # type: ignore[arg-type]
+
+
+@settings(deadline=None, max_examples=12)
+@given(sizes, sizes, sizes, st.integers(1, 9), st.integers(0, 5), dtypes)
+def test_rotate(batch: int, length: int, heads: int, half: int, rest: int, dtype: torch.dtype) -> None:
+    angle = randn(length, half)
+    cos, sin = angle.cos(), angle.sin()
+    agrees(lambda x: kernels.rotate(x, cos, sin), randn(batch, length, heads, 2 * half + rest, dtype=dtype))
+
+
+@settings(deadline=None, max_examples=8)
+@given(sizes, sizes, st.integers(1, 40), dtypes)
+def test_add_norm(batch: int, length: int, width: int, dtype: torch.dtype) -> None:
+    agrees(add_norm, randn(batch, length, width), randn(batch, length, width, dtype=dtype), randn(width))
+
+
+@settings(deadline=None, max_examples=8)
+@given(sizes, sizes, st.integers(1, 40), dtypes)
+def test_swiglu(tokens: int, experts: int, width: int, dtype: torch.dtype) -> None:
+    gate, up = randn(tokens, experts, width, dtype=dtype), randn(tokens, experts, width, dtype=dtype).flip(0)
+    agrees(kernels.swiglu, gate, up, randn(tokens, experts).abs())
+
+
+@settings(deadline=None, max_examples=12)
+@given(sizes, st.integers(1, 20), st.integers(1, 70), st.sampled_from([1, 100, 2**29]), dtypes)
+def test_linear_cross_entropy(tokens: int, width: int, vocabulary: int, slab: int, dtype: torch.dtype) -> None:
+    from dsabench.kernels import loss
+
+    targets = torch.arange(tokens) * 7 % vocabulary
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loss, "SLAB", slab)
+        agrees(
+            lambda x, e: kernels.linear_cross_entropy(x, e, targets),
+            randn(tokens, width, dtype=dtype),
+            randn(vocabulary, width, dtype=dtype).flip(0),
+        )
+
+
+def test_a_large_row_is_summed_over_its_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Vocabularies and widths beyond one block, and logits so large that only a running maximum keeps them finite."""
+    from dsabench.kernels import glu, loss, norm
+
+    monkeypatch.setattr(loss, "_WIDE", 16)
+    monkeypatch.setattr(glu, "_WIDE", 8)
+    monkeypatch.setattr(norm, "_PROGRAMS", 2)  # each goes over several rows
+    targets = torch.tensor([0, 99, 50])
+    agrees(lambda x, e: kernels.linear_cross_entropy(x, e, targets), 30 * randn(3, 5), randn(100, 5))
+    agrees(kernels.swiglu, randn(3, 2, 21), randn(3, 2, 21).flip(0), randn(3, 2))
+    agrees(add_norm, randn(5, 1500), randn(5, 1500).flip(0), randn(1500))
+
+
+def test_gradients_scale_with_the_loss() -> None:
+    x, e, targets = randn(4, 3).requires_grad_(), randn(7, 3), torch.tensor([1, 2, 3, 4])
+    with kernels.interpreted():
+        once = torch.autograd.grad(kernels.linear_cross_entropy(x, e, targets), x)[0]
+        thrice = torch.autograd.grad(3 * kernels.linear_cross_entropy(x, e, targets), x)[0]
+    assert torch.allclose(thrice, 3 * once)
+
+
+def test_unfused_is_plain_and_ends_where_it_began() -> None:
+    x = torch.ones(2)
+    with kernels.interpreted():
+        assert kernels.fused(x)
+        with kernels.unfused():
+            assert not kernels.fused(x)
+            with kernels.unfused(False):
+                assert not kernels.fused(x), "an outer unfused stays"
+        with kernels.unfused(False):
+            assert kernels.fused(x)
+        assert not kernels.fused(x.double()), "fp64 is the reference"
+    assert not kernels.fused(x), "never on a CPU outside of tests"
+
+
+@pytest.mark.parametrize("attention", [{"kind": "dense"}, {"kind": "dsa", "top_k_ratio": 0.5}])
+def test_a_whole_training_step_is_the_same(attention: dict[str, Any]) -> None:
+    model = {"d_model": 16, "n_layers": 2, "n_heads": 2, "d_ff": 12, "n_experts": 3}
+    spec = validate({"length": 12, "attention": attention, "model": model, "train": {"tokens_per_step": 24}})
+    tokens = torch.randint(50, (2, 13), generator=torch.Generator().manual_seed(0))
+    grads = []
+    for fuse in (False, True):
+        network = build(spec, 50)
+        with kernels.unfused(not fuse), kernels.interpreted():
+            loss, rest = network.training_losses(tokens[:, :-1], tokens[:, 1:])
+            own = torch.zeros(()) if rest.attention_loss is None else rest.attention_loss
+            (loss + own + 0.01 * rest.balance_loss).backward()
+        grads.append({name: p.grad for name, p in network.named_parameters()})
+        plain = F.cross_entropy(network(tokens[:, :-1]).logits_BTV.flatten(0, 1), tokens[:, 1:].flatten())
+        assert torch.allclose(loss, plain, atol=1e-6)
+    for name, grad in grads[0].items():
+        assert torch.allclose(grad, grads[1][name], atol=1e-5), name
