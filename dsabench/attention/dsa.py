@@ -179,7 +179,7 @@ class DSA(Attention):
         else:
             keep = masked.selection_mask(scores_BTS.detach(), context.allowed, k)
             out_BTHD, p_BTS = masked.attention(q_BTHD, k_BTGD, v_BTGD, keep)
-        loss = reference.indexer_kl(scores_BTS, p_BTS, keep) if learns and scores_BTS is not None else None
+        loss = masked.indexer_kl(scores_BTS, p_BTS, keep) if learns and scores_BTS is not None else None
         return AttentionOutput(self.projections.merge(out_BTHD), loss)
 
     def _reference(

@@ -16,6 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+WIDEST_ROW = 4096
+"""Longest row that one program of a row-wise kernel holds."""
+
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 
 _allowed = True

@@ -10,6 +10,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from dsabench import kernels
+from dsabench.attention.kernels import reference
+
 
 def index_scores(q_BTJI: Tensor, k_BSI: Tensor, w_BTJ: Tensor) -> Tensor:
     """I[t,s] = sum_j w[t,j] * relu(q[t,j] . k[s]); (B, T, S), summed over heads in fp32 (fp64 for fp64 inputs).
@@ -18,6 +21,11 @@ def index_scores(q_BTJI: Tensor, k_BSI: Tensor, w_BTJ: Tensor) -> Tensor:
     """
     wide = torch.promote_types(q_BTJI.dtype, torch.float32)
     dots_BTJS = torch.einsum("btji,bsi->btjs", q_BTJI, k_BSI)
+    if _fused(dots_BTJS, w_BTJ):
+        from dsabench.attention.kernels.rows import Combine
+
+        scores_BTS: Tensor = Combine.apply(dots_BTJS, w_BTJ)
+        return scores_BTS
     return (dots_BTJS.relu().to(wide) * w_BTJ.to(wide)[..., None]).sum(dim=2)
 
 
@@ -29,6 +37,10 @@ def selection_mask(scores_BTS: Tensor, allowed: Tensor, k: int) -> Tensor:
     """
     if k >= scores_BTS.shape[-1]:
         return allowed.expand_as(scores_BTS)
+    if _fused(scores_BTS) and scores_BTS.dtype == torch.float32:
+        from dsabench.attention.kernels.rows import select
+
+        return select(scores_BTS, allowed, k)
     scores_BTS = scores_BTS.masked_fill(~allowed, -torch.inf)
     threshold_BT1 = scores_BTS.topk(k, dim=-1, sorted=False).values.amin(dim=-1, keepdim=True)
     above_BTS = scores_BTS > threshold_BT1
@@ -49,9 +61,29 @@ def attention(q_BTHD: Tensor, k_BSGD: Tensor, v_BSGD: Tensor, keep: Tensor) -> t
     if groups > 1:
         k_BHSD, v_BHSD = k_BHSD.repeat_interleave(groups, dim=1), v_BHSD.repeat_interleave(groups, dim=1)
     scores_BHTS = q_BHTD @ k_BHSD.transpose(-1, -2)
+    if _fused(scores_BHTS):
+        from dsabench.attention.kernels.rows import MaskedSoftmax
+
+        p_BHTS, mean_BTS = MaskedSoftmax.apply(scores_BHTS, keep, v_BHSD.dtype)
+        return (p_BHTS @ v_BHSD).transpose(1, 2), mean_BTS
     keep_ = keep if keep.dim() == 2 else keep[:, None]
     p_BHTS = scores_BHTS.masked_fill(~keep_, -torch.inf).softmax(
         dim=-1, dtype=torch.promote_types(q_BTHD.dtype, torch.float32)
     )
     out_BHTD = p_BHTS.to(v_BHSD.dtype) @ v_BHSD
     return out_BHTD.transpose(1, 2), p_BHTS.detach().mean(dim=1)
+
+
+def indexer_kl(scores_BTS: Tensor, target_BTS: Tensor, keep: Tensor) -> Tensor:
+    """reference.indexer_kl over all keys; keep is (T, S) or (B, T, S)."""
+    if _fused(scores_BTS, target_BTS) and scores_BTS.dtype == torch.float32:
+        from dsabench.attention.kernels.rows import IndexerKL
+
+        loss: Tensor = IndexerKL.apply(scores_BTS, target_BTS.detach(), keep)
+        return loss
+    return reference.indexer_kl(scores_BTS, target_BTS, keep)
+
+
+def _fused(*tensors: Tensor) -> bool:
+    """Whether rows of keys, the last dimension of the first tensor, fit the row-wise kernels."""
+    return kernels.fused(*tensors) and tensors[0].shape[-1] <= kernels.WIDEST_ROW

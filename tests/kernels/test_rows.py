@@ -1,0 +1,86 @@
+"""The row-wise kernels of masked DSA agree with plain PyTorch: sets exactly, values and gradients within rounding."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dsabench import kernels
+from dsabench.attention.kernels import masked, reference
+
+pytest.importorskip("triton", reason="needs triton, which CPU builds of PyTorch do not bring")
+if torch.cuda.is_available():
+    pytest.skip("the interpreter is off where there is a GPU; tests/gpu compares there", allow_module_level=True)
+
+sizes = st.integers(1, 21)
+seeds = st.integers(0, 2**31)
+
+
+def randn(seed: int, *shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def mask(seed: int, batch: int, length: int, packed: bool) -> torch.Tensor:
+    ids = torch.randint(2, (batch, length), generator=torch.Generator().manual_seed(seed)).cumsum(1) if packed else None
+    return reference.allowed_keys(length, ids, torch.device("cpu"))
+
+
+@settings(deadline=None, max_examples=40)
+@given(seeds, st.integers(1, 3), sizes, st.integers(1, 22), st.booleans(), st.booleans())
+def test_selected_sets_are_the_references_with_ties(
+    seed: int, batch: int, length: int, k: int, packed: bool, ties: bool
+) -> None:
+    scores = randn(seed, batch, length, length)
+    if ties:  # relu's plateau of zeros of both signs, and values that differ in their last bit
+        scores = scores.relu() * torch.sign(randn(seed + 1, batch, length, length))
+        scores[..., ::3] = torch.nextafter(torch.tensor(1.0), torch.tensor(2.0))
+        scores[..., 1::5] = 1.0
+    allowed = mask(seed, batch, length, packed)
+    with kernels.interpreted():
+        found = masked.selection_mask(scores, allowed, k)
+    selected = reference.select_top_k(scores, allowed, k)
+    expected = torch.zeros(batch, length, length + 1, dtype=torch.bool)
+    expected.scatter_(-1, selected.masked_fill(selected < 0, length), True)
+    assert torch.equal(found, expected[..., :length])
+
+
+@settings(deadline=None, max_examples=15)
+@given(seeds, st.integers(1, 2), sizes, st.integers(1, 3), st.booleans())
+def test_values_and_gradients(seed: int, batch: int, length: int, heads: int, packed: bool) -> None:
+    keep = mask(seed, batch, length, packed)
+    shapes = [(batch, length, heads, 4), (batch, length, 4), (batch, length, heads), (batch, length, heads, 6)]
+    results = []
+    for fused in (False, True):
+        dtype = torch.float32 if fused else torch.float64
+        q_i, k_i, w, q = (randn(seed + i, *shape).to(dtype).requires_grad_() for i, shape in enumerate(shapes))
+        with kernels.interpreted(), kernels.unfused(not fused):
+            scores = masked.index_scores(q_i, k_i, w)
+            out, p = masked.attention(q, q.flip(1), q.flip(2), keep)
+            loss = masked.indexer_kl(scores, p, keep)
+            assert not p.requires_grad
+            (3 * loss + (out * randn(9, *out.shape).to(dtype)).sum()).backward()
+        results.append([scores, out, p, loss, q_i.grad, k_i.grad, w.grad, q.grad])
+    for exact, found in zip(*results, strict=True):
+        assert exact is not None
+        assert found is not None
+        assert (found - exact).abs().max() <= 2e-5 * exact.abs().max().clamp(min=1.0)
+
+
+def test_bf16_stays_bf16_where_products_follow() -> None:
+    q, keep = randn(0, 2, 8, 2, 4, dtype=torch.bfloat16), mask(0, 2, 8, False)
+    with kernels.interpreted():
+        out, p = masked.attention(q, q, q, keep)
+        scores = masked.index_scores(q, q[:, :, 0], q[..., 0])
+    exact, exact_p = masked.attention(q.double(), q.double(), q.double(), keep)
+    assert (out.dtype, p.dtype, scores.dtype) == (torch.bfloat16, torch.float32, torch.float32)
+    assert (out.double() - exact).abs().max() < 0.05
+    assert (p.double() - exact_p).abs().max() < 0.01
+
+
+def test_rows_too_long_for_a_program_take_the_plain_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "WIDEST_ROW", 7)
+    with kernels.interpreted():
+        assert masked._fused(torch.ones(2, 7))
+        assert not masked._fused(torch.ones(2, 8))
