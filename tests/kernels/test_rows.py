@@ -46,6 +46,14 @@ def test_selected_sets_are_the_references_with_ties(
     assert torch.equal(found, expected[..., :length])
 
 
+def test_zeros_of_both_signs_are_one_value() -> None:
+    scores = torch.tensor([0.0, -0.0]).repeat(1, 9, 5)[..., :9]
+    with kernels.interpreted():
+        found = masked.selection_mask(scores, mask(0, 1, 9, False), 4)
+    assert torch.equal(found[0].sum(-1), torch.tensor([1, 2, 3, 4, 4, 4, 4, 4, 4]))
+    assert found[0, :, 4:].sum() == 0, "ties go to the lowest index"
+
+
 @settings(deadline=None, max_examples=15)
 @given(seeds, st.integers(1, 2), sizes, st.integers(1, 3), st.booleans())
 def test_values_and_gradients(seed: int, batch: int, length: int, heads: int, packed: bool) -> None:

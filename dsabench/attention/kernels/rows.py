@@ -62,8 +62,7 @@ def _select(scores, allowed, out, T, S, k, batch_stride, WIDE: tl.constexpr):
     tied = (order == threshold) & may
     room = k - tl.sum(above.to(tl.int32), axis=0)
     chosen = above | (tied & (tl.cumsum(tied.to(tl.int32), axis=0) <= room))
-    few = tl.sum(may.to(tl.int32), axis=0) <= k
-    chosen = (may & few) | (chosen & (few == 0))
+    # With k allowed keys or fewer no candidate has enough: the threshold stays 0, which every allowed key is above.
     tl.store(out + row * S + s, chosen, mask=s < S)
 
 
@@ -114,7 +113,7 @@ def _kl(scores, target, keep, loss, grad, T, S, scale, batch_stride, WIDE: tl.co
 
 
 def _wide(n_keys: int) -> int:
-    return max(16, triton.next_power_of_2(n_keys))
+    return max(16, int(triton.next_power_of_2(n_keys)))
 
 
 def _masks(keep: Tensor) -> tuple[Tensor, int]:
