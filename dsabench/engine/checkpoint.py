@@ -31,7 +31,8 @@ class Progress:
     """What the times below were measured on (Execution.describe); on another machine they begin anew."""
 
     seconds: float | None = 0.0
-    """Time in training steps so far, captures and evaluations apart; None once a run has moved to another machine."""
+    """Time in training steps so far, without start-up, captures and evaluations; None once a run has moved to another
+    machine."""
 
     peak_memory_mb: float | None = None
     """Largest memory of any training segment on this machine."""

@@ -119,6 +119,7 @@ class _Run:
         self.pending: list[tuple[torch.Tensor, float]] = []
         self.resumed_at = 0
         self.saved_at = time.monotonic()
+        self.starting_steps, self.starting_seconds = 0, 0.0
         self.change = spec.attention.warmup_steps(spec.train.steps)
 
     def train(self) -> dict[str, Any]:
@@ -166,18 +167,30 @@ class _Run:
         seconds = time.perf_counter() - start
         self._check(history_SM, first)
         self.progress.step = end
-        if self.progress.seconds is not None:
-            self.progress.seconds += seconds
         peaks = [peak for peak in (self.progress.peak_memory_mb, execution.peak_memory_mb()) if peak is not None]
         self.progress.peak_memory_mb = max(peaks, default=None)
         # The first steps of a stage and of a process pay for allocation and library start-up; a capture is not a step.
         steady = stage in self.step.graphs if execution.graph else first not in (self.resumed_at, self.change)
         if steady:
             self.progress.step_ms[stage].append(1e3 * seconds / (end - first))
+        self._spend(seconds, end - first, steady)
         self.pending.append((history_SM, seconds))
         goes_on = end < spec.train.steps and stage_at(spec, end) == stage
         if execution.graph and stage not in self.step.graphs and goes_on:
             self.step.capture(stage)
+
+    def _spend(self, seconds: float, steps: int, steady: bool) -> None:
+        """Count a segment's time; steps that also paid for a start are charged what the next steady ones take, or the
+        first run of a process would look slower than all others."""
+        if self.progress.seconds is None:
+            return
+        if steady:
+            self.progress.seconds += seconds + self.starting_steps * seconds / steps - self.starting_seconds
+            self.starting_steps, self.starting_seconds = 0, 0.0
+        else:  # for now as measured: a short run may have no steady step
+            self.starting_steps += steps
+            self.starting_seconds += seconds
+            self.progress.seconds += seconds
 
     def _log(self, stage: Stage) -> None:
         """One train record for the steps since the last one: the mean loss of all of them, the last step's rest."""
