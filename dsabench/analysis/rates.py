@@ -21,7 +21,7 @@ def best_rates(runs: pd.DataFrame, baseline: str, metric: str) -> Iterator[BestR
     The loss that chooses is the loss that is compared, on both sides; with as many rates tried for each this favours
     neither, but both best losses are optimistic.
     """
-    if RATE not in runs:
+    if RATE not in runs or runs[RATE].nunique() < 2:
         return
     labelled = label_variants(runs, ignoring=[RATE])
     done = labelled[labelled["finished"] & ~labelled["leak"] & labelled[RATE].notna()]

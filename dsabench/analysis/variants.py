@@ -139,9 +139,13 @@ def _keep_newest(labelled: pd.DataFrame, ignored: list[str]) -> None:
     done = labelled[labelled["reason"] == ""]
     if "updated" in done:
         done = done.sort_values("updated", kind="stable", na_position="first")
-    for _, same in done.groupby(["length", "variant", "seed", *ignored], dropna=False):
-        for i in same.index[:-1]:
-            labelled.loc[i, "reason"] = f"superseded by {same['run_id'].iloc[-1]}"
+    keys = ["length", "variant", "seed", *ignored]
+    older = done[done.duplicated(keys, keep="last")]
+    if older.empty:
+        return
+    newest = done.groupby(keys, dropna=False)["run_id"].transform("last")
+    for i in older.index:
+        labelled.loc[i, "reason"] = f"superseded by {newest[i]}"
 
 
 def _is_field(column: str) -> bool:
