@@ -15,7 +15,8 @@ class Shell:
     def __init__(self, folder: Path, capsys: pytest.CaptureFixture[str], patch: pytest.MonkeyPatch) -> None:
         self.folder, self.capsys, self.patch = folder, capsys, patch
         patch.chdir(folder)
-        patch.delenv("DSABENCH_DEBUG", raising=False)
+        for variable in ("DSABENCH_DEBUG", "DSABENCH_STORE"):
+            patch.delenv(variable, raising=False)
 
     def __call__(self, *words: str) -> tuple[int, str, str]:
         self.patch.setattr("sys.argv", ["dsabench", *words])

@@ -7,13 +7,12 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from shell import Shell
 from synthetic import experiment
 
-from dsabench.cli import app
 from dsabench.plots import figures, report
 
 SMALL = [
@@ -25,24 +24,12 @@ SMALL = [
 
 FOREST = {"forest": figures.FIGURES["forest"]}
 
-Shell = Callable[..., tuple[int, str, str]]
 
-
-@pytest.fixture
-def shell(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Shell:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("DSABENCH_DEBUG", raising=False)
-    monkeypatch.setattr(report, "_ORDER", tuple(FOREST))  # the other figures take seconds and have tests of their own
+@pytest.fixture(autouse=True)
+def one_figure(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other figures take seconds and have tests of their own."""
+    monkeypatch.setattr(report, "_ORDER", tuple(FOREST))
     monkeypatch.setattr(report, "FIGURES", FOREST)
-
-    def run(*words: str) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["dsabench", *words])
-        with pytest.raises(SystemExit) as caught:
-            app.main()
-        out = capsys.readouterr()
-        return int(caught.value.code or 0), out.out, out.err
-
-    return run
 
 
 def test_from_trained_runs_to_what_they_select(

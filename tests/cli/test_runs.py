@@ -10,38 +10,18 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
+from shell import Shell
 from synthetic import experiment, finished
 
-from dsabench.cli import app
 from dsabench.spec.sweep import validate
 from dsabench.store import RunRecord, RunWriter, load_metrics, load_runs, read_run
 
-Shell = Callable[..., tuple[int, str, str]]
-
 HOSTILE = "\x1b[31mred\x1b[0m \x9b2J \u202e [bold]markup[/bold]"
-
-
-@pytest.fixture
-def shell(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Shell:
-    """Runs a command line in a folder whose `runs` is a store; (exit code, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("DSABENCH_STORE", raising=False)
-    monkeypatch.delenv("DSABENCH_DEBUG", raising=False)
-
-    def run(*words: str) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["dsabench", *words])
-        with pytest.raises(SystemExit) as caught:
-            app.main()
-        out = capsys.readouterr()
-        return int(caught.value.code or 0), out.out, out.err
-
-    return run
 
 
 @pytest.fixture(scope="module")
