@@ -2,46 +2,34 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import synthetic
+from shell import Shell
 
-from dsabench.cli import app
 from dsabench.plots import style
 
-
-class Shell:
-    """Runs a command line in a folder that has a store; (exit code, stdout, stderr)."""
-
-    def __init__(self, folder: Path, capsys: pytest.CaptureFixture[str], patch: pytest.MonkeyPatch) -> None:
-        self.folder, self.capsys, self.patch = folder, capsys, patch
-        patch.chdir(folder)
-        patch.delenv("DSABENCH_DEBUG", raising=False)
-        patch.delenv("DSABENCH_STORE", raising=False)
-        patch.setattr(style, "DPI", 40)
-
-    def __call__(self, *words: str) -> tuple[int, str, str]:
-        self.patch.setattr("sys.argv", ["dsabench", "plot", *words])
-        with pytest.raises(SystemExit) as caught:
-            app.main()
-        out = self.capsys.readouterr()
-        return int(caught.value.code or 0), out.out, out.err
+Plot = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def shell(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Shell:
-    synthetic.experiment(tmp_path / "runs", lengths=(64,), seeds=(1, 2))
-    return Shell(tmp_path, capsys, monkeypatch)
+def plot(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> Plot:
+    """`dsabench plot WORDS` in a folder that has a store, at a resolution that costs little."""
+    monkeypatch.setattr(style, "DPI", 40)
+    synthetic.experiment(shell.folder / "runs", lengths=(64,), seeds=(1, 2))
+    return functools.partial(shell, "plot")
 
 
-def test_all_figures_are_written_and_what_is_missing_is_said(shell: Shell) -> None:
-    code, out, err = shell()
+def test_all_figures_are_written_and_what_is_missing_is_said(plot: Plot) -> None:
+    code, out, err = plot()
     assert code == 0, err
-    written = sorted(path.name for path in (shell.folder / "results").iterdir())
+    written = sorted(path.name for path in (Path() / "results").iterdir())
     assert written == [
         "forest.png", "indexer_in_training.png", "loss_by_flops.png", "loss_by_position.png", "loss_by_seconds.png",
         "sequence_length_comparison.png",
@@ -52,28 +40,28 @@ def test_all_figures_are_written_and_what_is_missing_is_said(shell: Shell) -> No
     assert "cost: needs at least two lengths; try --lengths 64 128 256" in err
 
 
-def test_chosen_figures_and_formats_as_one_document(shell: Shell) -> None:
-    code, out, err = shell("flops", "cost", "--formats", "svg", "pdf", "--out", "here", "--json", "--quiet")
+def test_chosen_figures_and_formats_as_one_document(plot: Plot) -> None:
+    code, out, err = plot("flops", "cost", "--formats", "svg", "pdf", "--out", "here", "--json", "--quiet")
     assert (code, err) == (0, "")
     document = json.loads(out)
     files = ["here/loss_by_flops.svg", "here/loss_by_flops.pdf"]
     assert document["figures"] == [{"name": "flops", "files": files, "notes": []}]
     assert [skipped["name"] for skipped in document["skipped"]] == ["cost"]
     assert document["scope"] == "sweep synthetic-00000000"
-    assert sorted(str(path.relative_to(shell.folder)) for path in (shell.folder / "here").iterdir()) == sorted(files)
+    assert sorted(str(path.relative_to(Path())) for path in (Path() / "here").iterdir()) == sorted(files)
 
 
-def test_scope_options_choose_the_runs(shell: Shell) -> None:
-    synthetic.experiment(shell.folder / "runs", lengths=(128,), seeds=(1, 2), sweep="later-00000000", minutes=9)
-    code, out, err = shell("cost")
+def test_scope_options_choose_the_runs(plot: Plot) -> None:
+    synthetic.experiment(Path() / "runs", lengths=(128,), seeds=(1, 2), sweep="later-00000000", minutes=9)
+    code, out, err = plot("cost")
     assert code == 2
     assert "needs at least two lengths" in err
-    code, out, err = shell("cost", "--all")
+    code, out, err = plot("cost", "--all")
     assert code == 0
     assert "all 8 runs" in err
-    code, out, err = shell("flops", "--where", "length == 64", "--all")
+    code, out, err = plot("flops", "--where", "length == 64", "--all")
     assert (code, out) == (0, "Written: results/loss_by_flops.png\n")
-    code, out, err = shell("flops", "--sweep", "synth", "--baseline", "dsa")
+    code, out, err = plot("flops", "--sweep", "synth", "--baseline", "dsa")
     assert code == 0
 
 
@@ -91,16 +79,16 @@ def test_scope_options_choose_the_runs(shell: Shell) -> None:
         (["cost", "sparsity"], "nothing to draw of sweep synthetic-00000000: cost: needs at least two lengths"),
     ],
 )
-def test_a_mistake_is_one_message_exit_2_and_no_file(shell: Shell, words: list[str], message: str) -> None:
-    (shell.folder / "file").write_text("")
-    code, out, err = shell(*words, "--quiet")
+def test_a_mistake_is_one_message_exit_2_and_no_file(plot: Plot, words: list[str], message: str) -> None:
+    (Path() / "file").write_text("")
+    code, out, err = plot(*words, "--quiet")
     assert (code, out) == (2, "")
     assert message in err
     assert "Traceback" not in err
-    assert not (shell.folder / "results").exists()
+    assert not (Path() / "results").exists()
 
 
-def test_a_plot_loads_no_torch_and_its_help_nothing_heavy(shell: Shell) -> None:
+def test_a_plot_loads_no_torch_and_its_help_nothing_heavy(plot: Plot) -> None:
     for words, heavy in ((["flops", "forest"], {"torch", "pyplot"}), (["--help"], {"torch", "pandas", "matplotlib"})):
         code = (
             f"import sys; sys.argv = ['dsabench', 'plot', *{words!r}]\n"
