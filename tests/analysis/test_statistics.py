@@ -38,7 +38,7 @@ def test_equivalence_equals_statsmodels(d: list[float], margin: float) -> None:
     assert statistics.p_equivalent(d, margin) == pytest.approx(p, rel=1e-6, abs=1e-9)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=25)
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=10))
 def test_holm_equals_statsmodels(p: list[float]) -> None:
     assert statistics.holm(p) == pytest.approx(multipletests(p, method="holm")[1])

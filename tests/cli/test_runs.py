@@ -354,7 +354,7 @@ def test_in_a_terminal_of_80_columns_every_row_fits_and_rm_asks(store: Path, tmp
     assert max(map(len, plain.splitlines())) <= 80, plain
     assert "\x1b[1mid" in out, "the heading is bold"
     assert "The id says attention, length and seed" in plain
-    assert "Remove 4 runs (0.0 MB)? [y/N]: n" in plain
+    assert "Remove 4 runs (0.0 MB)? [y/N]:" in plain  # the terminal may echo the answer before what follows
     assert plain.endswith("Nothing was removed.\n")
     assert len(load_runs(store)) == 8
     code, out = in_terminal(["runs", "rm", "dsa-L64-s1"], "y\n", tmp_path)

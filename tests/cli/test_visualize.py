@@ -298,7 +298,7 @@ def test_an_interrupted_run_is_shown_at_its_checkpoint_and_its_stage_said(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(loop.checkpoint, "save", killed)
-    slow = {**DSA, "attention.indexer.warmup_share": 0.9, "train.eval_every": 2, "attention.top_k": 5}
+    slow = {**DSA, "attention.indexer.warmup_share": 0.9, "engine.checkpoint_every": 2, "attention.top_k": 5}
     with pytest.raises(KeyboardInterrupt):
         train(load_spec("quick", fields(corpus, **slow)), "runs")
     code, _, err = run(runs_of(here)["dsa 5"])
