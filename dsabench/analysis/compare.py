@@ -80,7 +80,9 @@ def compare(
             f"{int((~pairs['timed']).sum())} of {len(pairs)} pairs ran on two kinds of machine (device, precision or "
             "PyTorch differ): their losses are compared, their times and memory are not"
         )
-    left_out += [(run_id, reason) for run_id in dict.fromkeys(pairs.loc[~usable, "a.run_id"])]
+    used = {*pairs.loc[usable, "a.run_id"], *pairs.loc[usable, "b.run_id"]}
+    lost = [*pairs.loc[~usable, "a.run_id"], *pairs.loc[~usable, "b.run_id"]]
+    left_out += [(run_id, reason) for run_id in dict.fromkeys(lost) if run_id not in used]
     pairs = pairs[usable]
     bound, unit, source = _margin(scope, about, margin)
     costs, damaged = _costs(scope, pairs)
@@ -89,7 +91,7 @@ def compare(
     for setting, of_setting in pairs.groupby("setting"):
         rows = _rows(of_setting, metric, about, bound, costs)
         trends = _trends(of_setting, metric)
-        text = sentences(rows, baseline=baseline, margin=bound, unit=unit, metric=metric)
+        text = sentences(rows, baseline=baseline, margin=bound, margin_unit=unit, unit=about.unit, metric=metric)
         tables.append(Table(setting=str(setting), rows=rows, trends=trends, sentences=text))
     if labelled["leak"].any():
         notes.append("LEAK: an attention that sees later tokens; its numbers are shown and never judged")
@@ -107,7 +109,7 @@ def compare(
         margin_source=source,
         alpha=statistics.ALPHA,
         tables=tables,
-        best_rates=list(best_rates(scope.runs, baseline, metric)),
+        best_rates=[] if about.needs_one_machine else list(best_rates(scope.runs, baseline, metric)),
         left_out=[LeftOut(run_id=run_id, reason=why) for run_id, why in left_out],
         notes=notes,
     )
@@ -119,9 +121,7 @@ def _margin(scope: Scope, about: Metric, given: float | None) -> tuple[float | N
         return given, unit, "given to compare, after the runs: exploratory"
     if not about.margin_in_nats:
         return None, unit, f"none is set for {about.unit}"
-    if scope.sweep is None or "verdict" not in scope.sweep.spec:
-        return scope.verdict.margin, unit, "the default"
-    return scope.verdict.margin, unit, "fixed in the sweep"
+    return scope.verdict.margin, unit, scope.verdict_source
 
 
 def _no_pairs(labelled: pd.DataFrame, baseline: str) -> str:

@@ -39,20 +39,30 @@ def is_baseline(labelled: pd.DataFrame, baseline: str) -> pd.Series[bool]:
 
     Raises ScopeError, naming what there is, when it means none or, in one setting, several variants.
     """
+    short = pd.Series(
+        [_within(v, s) for v, s in zip(labelled["variant"], labelled["setting"], strict=True)], index=labelled.index
+    )
     chosen = labelled["attention"] == baseline
+    for names in (short, labelled["variant"]):
+        if not chosen.any():
+            chosen = names == baseline
     if not chosen.any():
-        chosen = labelled["variant"] == baseline
-    if not chosen.any():
-        known = sorted({*labelled["attention"].dropna(), *labelled.loc[labelled["attention"].notna(), "variant"]})
+        known = sorted({*labelled["attention"].dropna(), *short[labelled["attention"].notna()]})
         raise ScopeError(f"--baseline {baseline}: no run has that attention{near_miss(baseline, known)}")
-    for setting, variants in labelled[chosen].groupby("setting")["variant"]:
+    for setting, variants in short[chosen].groupby(labelled.loc[chosen, "setting"]):
         if variants.nunique() > 1:
             of = f" of {setting!s}" if setting else ""
-            names = "; ".join(sorted(variants.unique())[:8])
+            listed = "; ".join(sorted(variants.unique())[:8])
             raise ScopeError(
-                f"--baseline {baseline} means {variants.nunique()} variants{of}; name one of them: {names}"
+                f"--baseline {baseline} means {variants.nunique()} variants{of}; name one of them: {listed}"
             )
     return chosen
+
+
+def _within(variant: str, setting: str) -> str:
+    """A variant's name without the fields of its setting, which all variants of that setting share."""
+    fields = set(setting.split(" "))
+    return " ".join(part for part in variant.split(" ") if part not in fields)
 
 
 def find_pairs(labelled: pd.DataFrame, baseline: str) -> Pairs:

@@ -36,6 +36,9 @@ class Scope:
     verdict: VerdictSpec = field(default_factory=VerdictSpec)
     """What the sweep is judged by; the default where there is no sweep."""
 
+    verdict_source: str = "the default"
+    """Who fixed the verdict's margin."""
+
     notes: list[str] = field(default_factory=list)
     """What is missing or was left out, a line each."""
 
@@ -57,6 +60,7 @@ def look_at(
     runs = load_runs(store)
     records, problems = readable_sweeps(store)
     notes = [f"sweep record left out: {problem}" for problem in problems]
+    source = "the default"
     if runs.empty:
         raise StoreError(f"{store}: a store without runs; make some first (dsabench sweep), or name another (--store)")
     record = None
@@ -73,12 +77,14 @@ def look_at(
         verdict = VerdictSpec()
         if len(records) == 1:
             verdict, problem = _verdict(records[0])
+            source = "the default" if problem else f"fixed in sweep {records[0].id}"
             notes += problem
     else:
         title = f"sweep {record.id}"
         runs, gone = _of_sweep(runs, record)
         notes += gone
         verdict, problem = _verdict(record)
+        source = "the default" if problem else "fixed in the sweep"
         notes += problem
         if runs.empty:
             raise ScopeError(
@@ -91,7 +97,7 @@ def look_at(
         notes.append(f"--where keeps {len(kept)} of {len(runs)} runs")
         runs = kept
         title += f" where {where}"
-    return Scope(Path(store), runs.reset_index(drop=True), title, record, verdict, notes)
+    return Scope(Path(store), runs.reset_index(drop=True), title, record, verdict, source, notes)
 
 
 class Choice(NamedTuple):

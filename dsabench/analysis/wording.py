@@ -10,7 +10,9 @@ from dsabench.analysis.statistics import MIN_PAIRS
 from dsabench.analysis.variants import display_name
 
 
-def sentences(rows: Sequence[Row], *, baseline: str, margin: float | None, unit: str, metric: str) -> list[str]:
+def sentences(
+    rows: Sequence[Row], *, baseline: str, margin: float | None, margin_unit: str, unit: str, metric: str
+) -> list[str]:
     """One sentence for each variant of a table, its lengths grouped by verdict."""
     said = []
     for variant in dict.fromkeys(row.variant for row in rows):
@@ -18,7 +20,7 @@ def sentences(rows: Sequence[Row], *, baseline: str, margin: float | None, unit:
         groups: dict[str, list[Row]] = {}
         for row in sorted(mine, key=lambda row: row.length):
             groups.setdefault(row.verdict, []).append(row)
-        parts = [_part(verdict, group, margin, unit) for verdict, group in groups.items()]
+        parts = [_part(verdict, group, margin, margin_unit, unit) for verdict, group in groups.items()]
         counts = sorted({len(row.seeds) for row in mine})
         seeds = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
         plural = "" if counts == [1] else "s"
@@ -27,17 +29,17 @@ def sentences(rows: Sequence[Row], *, baseline: str, margin: float | None, unit:
     return said
 
 
-def _part(verdict: str, rows: Sequence[Row], margin: float | None, unit: str) -> str:
+def _part(verdict: str, rows: Sequence[Row], margin: float | None, margin_unit: str, unit: str) -> str:
     at = _lengths([row.length for row in rows])
     spread = _spread([row.difference.mean for row in rows])
     if verdict in ("better", "worse"):
         return f"{verdict} {at} (difference {spread} {unit})"
     if verdict == "not worse":
-        return f"not worse by {margin:g} {unit} or more {at} (difference {spread})"
+        return f"not worse by {margin:g} {margin_unit} or more {at} (difference {spread})"
     if verdict == "LEAK":
         return f"LEAK {at}: it sees later tokens, so its numbers mean nothing"
     hint = ""
-    if any(row.difference.n < MIN_PAIRS for row in rows):
+    if all(row.difference.n < MIN_PAIRS for row in rows):
         hint = f"; a verdict needs at least {MIN_PAIRS} seeds"
     elif needed := sorted(row.seeds_needed for row in rows if row.seeds_needed is not None):
         seeds = str(needed[0]) if needed[0] == needed[-1] else f"{needed[0]} to {needed[-1]}"
@@ -71,7 +73,7 @@ def meaning(found: Comparison) -> Iterator[str]:
     if found.margin is not None:
         yield (
             f"not worse: by less than the margin of {found.margin:g} {found.margin_unit} ({found.margin_source}); "
-            f"one-sided t test at {found.alpha:g}, uncorrected."
+            f"one-sided t test at {found.alpha:g}, uncorrected; said before worse."
         )
     else:
         yield f"not worse: no margin ({found.margin_source}), so this verdict is not given; --margin sets one."

@@ -163,7 +163,8 @@ def test_times_of_two_machines_are_not_compared(store: Path) -> None:
     assert any("two kinds of machine" in note for note in found.notes)
     times = compare(look_at(store), metric="step_ms")
     assert times.rows[0].seeds == [43, 44, 45, 46]
-    assert [run.run_id.split("-")[:3] for run in times.left_out] == [["dsa", "L64", "s42"]]
+    lost = [["dsa", "L64", "s42"], ["dense", "L64", "s42"]]
+    assert [run.run_id.split("-")[:3] for run in times.left_out] == lost
 
 
 def test_ratios_are_of_paired_runs(store: Path) -> None:
@@ -219,6 +220,8 @@ def test_the_margin_is_the_sweeps_or_exploratory(store: Path) -> None:
     given = compare(look_at(store), margin=0.01)
     assert (given.margin, given.rows[0].verdict) == (0.01, "worse")
     assert "exploratory" in given.margin_source
+    everything = compare(look_at(store, everything=True))
+    assert (everything.margin, everything.margin_source) == (0.5, "fixed in sweep synthetic-00000000")
 
 
 def test_bits_per_byte_use_the_same_margin_in_their_unit(store: Path) -> None:
@@ -269,6 +272,16 @@ def test_best_learning_rates_are_compared_with_each_other(store: Path) -> None:
         "learning_rate=0.001": "worse",
         "learning_rate=0.003": "better",
     }
+
+
+def test_a_baseline_is_named_without_the_setting_of_its_table(store: Path) -> None:
+    for rate in (1e-3, 3e-3):
+        attentions = (DSA, DSA | {"top_k_ratio": 0.5})
+        synthetic.experiment(store, lengths=(64,), train={"learning_rate": rate}, attentions=attentions, sweep=None)
+    found = compare(look_at(store, everything=True), baseline="dsa top_k_ratio=0.5")
+    assert [table.setting for table in found.tables] == ["learning_rate=0.001", "learning_rate=0.003"]
+    with pytest.raises(ScopeError, match=r"name one of them: dsa top_k_ratio=0\.25; dsa top_k_ratio=0\.5$"):
+        compare(look_at(store, everything=True), baseline="dsa")
 
 
 def test_any_variant_can_be_the_baseline(store: Path) -> None:
