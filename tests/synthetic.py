@@ -83,12 +83,13 @@ def finished(
     steps, k = spec.train.steps, spec.attention.n_selected(spec.length)
     step_ms = 4.0 + (0.01 * spec.length if k is not None else 0.0)
     flops = 1e9 * spec.tokens_per_step * steps * (1.25 if k is not None else 1.0)
+    indexer = 332_288 if k is not None else 0
     selects = k is not None and k < spec.length
     recall = {"mass_recall": 0.9, "mass_recall_chance": 0.6} if selects else {}
     records: list[dict[str, Any]] = []
     for i in range(evaluations + 1):
         share = i / evaluations
-        now = loss + 4.0 * math.exp(-6 * share) - 4.0 * math.exp(-6) if i < evaluations else loss
+        now = loss + 4.6 * math.exp(-6 * share) - 4.6 * math.exp(-6) if i < evaluations else loss  # ln 8192 at first
         spent = {"seconds": share * steps * step_ms / 1e3, "flops": share * flops}
         common = {"step": round(share * steps), "stage": "sparse" if share > 0.2 else "dense", **spent}
         if i:
@@ -112,8 +113,8 @@ def finished(
     time = START + timedelta(minutes=minutes)
     totals = {
         "steps": steps,
-        "params": 9_400_000,
-        "indexer_params": 332_288 if k is not None else 0,
+        "params": 9_400_000 + indexer,
+        "indexer_params": indexer,
         "vocab_size": 8192,
         "tokens_per_step": spec.tokens_per_step,
         "tokens": spec.tokens_per_step * steps,
@@ -128,6 +129,7 @@ def finished(
         "tokens_per_second": spec.tokens_per_step / step_ms * 1e3,
         "train_seconds": steps * step_ms / 1e3,
         "peak_memory_mb": 1500.0 if k is not None else 1000.0,
+        "leak": False,
     }
     record = RunRecord(
         run_id=identity,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,12 +11,12 @@ import pandas as pd
 from dsabench.analysis import statistics
 from dsabench.analysis.budget import Cost, Curve, at_equal_cost, curves_by_run
 from dsabench.analysis.comparison import Comparison, Estimate, LeftOut, Row, Table, Trend
+from dsabench.analysis.memory import memory_spread
 from dsabench.analysis.pairing import find_pairs
 from dsabench.analysis.rates import best_rates
 from dsabench.analysis.scope import Scope, ScopeError
-from dsabench.analysis.variants import label_variants, variant_order
+from dsabench.analysis.variants import keys, label_variants, variant_order
 from dsabench.analysis.wording import sentences
-from dsabench.spec.fields import keys_kept
 from dsabench.store import load_curves
 
 Group = tuple[str, int, pd.DataFrame]
@@ -67,6 +66,7 @@ def compare(
         if labelled["finished"].any():
             raise ScopeError(f"--metric {metric}: no finished run of {scope.title} has it")
         labelled[metric] = np.nan
+    labelled["k"] = keys(labelled)
     found = find_pairs(labelled, baseline)
     pairs, left_out = found.frame, list(found.left_out)
     notes = list(scope.notes)
@@ -86,17 +86,21 @@ def compare(
     pairs = pairs[usable]
     bound, unit, source = _margin(scope, about, margin)
     costs, damaged = _costs(scope, pairs)
+    spread = memory_spread(labelled[labelled["finished"]])
     notes += [f"evaluations of {run_id} cannot be read: {why}" for run_id, why in damaged.items()]
     tables = []
     for setting, of_setting in pairs.groupby("setting"):
-        rows = _rows(of_setting, metric, about, bound, costs)
+        rows = _rows(of_setting, metric, about, bound, costs, spread)
         trends = _trends(of_setting, metric)
-        text = sentences(rows, baseline=baseline, margin=bound, margin_unit=unit, unit=about.unit, metric=metric)
+        text = sentences(
+            rows, str(setting), baseline=baseline, margin=bound, margin_unit=unit, unit=about.unit, metric=metric
+        )
         tables.append(Table(setting=str(setting), rows=rows, trends=trends, sentences=text))
     if labelled["leak"].any():
         notes.append("LEAK: an attention that sees later tokens; its numbers are shown and never judged")
     if not tables:
         notes.append(_no_pairs(labelled, baseline))
+    errors = dict(zip(labelled["run_id"], labelled["error"].fillna(""), strict=True))
     return Comparison(
         scope=scope.title,
         sweep=scope.sweep.id if scope.sweep else None,
@@ -110,7 +114,7 @@ def compare(
         alpha=statistics.ALPHA,
         tables=tables,
         best_rates=[] if about.needs_one_machine else list(best_rates(scope.runs, baseline, metric)),
-        left_out=[LeftOut(run_id=run_id, reason=why) for run_id, why in left_out],
+        left_out=[LeftOut(run_id=run_id, reason=why, error=errors[run_id]) for run_id, why in left_out],
         notes=notes,
     )
 
@@ -135,12 +139,24 @@ def _no_pairs(labelled: pd.DataFrame, baseline: str) -> str:
 def _costs(scope: Scope, pairs: pd.DataFrame) -> tuple[dict[Cost, dict[str, Curve]], dict[str, str]]:
     ids = sorted({*pairs["a.run_id"], *pairs["b.run_id"]})
     curves = load_curves(scope.store, ids, columns=["val_loss", "flops", "seconds"])
-    costs: tuple[Cost, Cost] = ("flops", "seconds")
-    return {cost: curves_by_run(curves.frame, cost) for cost in costs}, curves.damaged
+    totals: dict[Cost, str] = {"flops": "flops", "seconds": "train_seconds"}
+    found = {cost: curves_by_run(curves.frame, cost, _totals(pairs, column)) for cost, column in totals.items()}
+    return found, curves.damaged
+
+
+def _totals(pairs: pd.DataFrame, column: str) -> dict[str, float]:
+    """What the runs' summaries say of the whole run."""
+    sides = [(pairs[f"{side}.run_id"], pairs[f"{side}.{column}"]) for side in "ab" if f"{side}.{column}" in pairs]
+    return {run: total for ids, totals in sides for run, total in zip(ids, totals.astype(float), strict=True)}
 
 
 def _rows(
-    pairs: pd.DataFrame, metric: str, about: Metric, margin: float | None, costs: dict[Cost, dict[str, Curve]]
+    pairs: pd.DataFrame,
+    metric: str,
+    about: Metric,
+    margin: float | None,
+    costs: dict[Cost, dict[str, Curve]],
+    spread: pd.Series[float],
 ) -> list[Row]:
     """A row for each length and variant, verdicts with Holm's correction over the lengths of a variant."""
     groups: list[Group] = [
@@ -159,7 +175,7 @@ def _rows(
     rows = []
     for variant, length, group in groups:
         n_tests = sum(key[0] == variant and not math.isnan(p) for key, p in tests.items())
-        rows.append(_row(group, metric, about, margin, adjusted[variant, length], max(1, n_tests), costs))
+        rows.append(_row(group, metric, about, margin, adjusted[variant, length], max(1, n_tests), costs, spread))
     return sorted(rows, key=lambda row: (row.length, variant_order(row.variant)))
 
 
@@ -171,6 +187,7 @@ def _row(
     p_adjusted: float,
     n_tests: int,
     costs: dict[Cost, dict[str, Curve]],
+    spread: pd.Series[float],
 ) -> Row:
     ours, theirs = group[f"a.{metric}"].to_numpy(float), group[f"b.{metric}"].to_numpy(float)
     d = ours - theirs
@@ -184,11 +201,12 @@ def _row(
     seconds, seconds_share = _equal(group[group["timed"]], costs["seconds"])
     timed = group[group["timed"]]
     gap = (group["a.val_loss"] - group["a.train_loss"]) - (group["b.val_loss"] - group["b.train_loss"])
+    length = int(first["length"])
     return Row(
-        length=int(first["length"]),
+        length=length,
         variant=str(first["variant"]),
         attention=str(first["a.attention"]),
-        k=_keys(first),
+        k=None if pd.isna(first["a.k"]) else int(first["a.k"]),
         seeds=sorted(int(seed) for seed in group["seed"]),
         baseline_mean=float(theirs.mean()),
         variant_mean=float(ours.mean()),
@@ -202,6 +220,7 @@ def _row(
         time_ratio=_ratio(timed, "step_ms"),
         flops_ratio=_ratio(group, "flops"),
         memory_ratio=_ratio(timed, "peak_memory_mb"),
+        memory_spread=float(spread.reindex([(length, first[f"{side}.variant"]) for side in "ab"]).max()),
         equal_flops=flops,
         equal_flops_share=flops_share,
         equal_seconds=seconds,
@@ -230,13 +249,6 @@ def _equal(group: pd.DataFrame, curves: dict[str, Curve]) -> tuple[Estimate, flo
     found = np.array([at_equal_cost(curves.get(ours), curves.get(theirs)) for ours, theirs in ids]).reshape(-1, 2)
     known = found[np.isfinite(found).all(axis=1)]
     return Estimate.of(known[:, 0]), float(known[:, 1].mean()) if len(known) else math.nan
-
-
-def _keys(run: pd.Series[Any]) -> int | None:
-    """k of a run, by its spec."""
-    top_k, ratio = (run.get(f"a.attention.{name}") for name in ("top_k", "top_k_ratio"))
-    top_k, ratio = (None if value is None or pd.isna(value) else value for value in (top_k, ratio))
-    return None if top_k is None and ratio is None else keys_kept(int(run["length"]), top_k, ratio)
 
 
 def _trends(pairs: pd.DataFrame, metric: str) -> list[Trend]:

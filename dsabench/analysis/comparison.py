@@ -113,8 +113,13 @@ class Row(Result):
     memory_ratio: Number
     """Peak memory, variant over baseline, of the pairs of one kind of machine."""
 
+    memory_spread: Number = math.nan
+    """Peak memory of one attention over seeds, largest over smallest, of the variant or the baseline, whichever is
+    more; above 1.1 `memory_ratio` says nothing of the attention."""
+
     equal_flops: Estimate
-    """Difference of validation loss, in nats per token, at the FLOPs of the cheaper run of each pair."""
+    """Difference of validation loss, in nats per token, at the FLOPs of the cheaper run of each pair; of the pairs
+    whose evaluations say it."""
 
     equal_flops_share: Number
     """How much of the variant's run is within those FLOPs; the rest of it is not looked at."""
@@ -209,6 +214,9 @@ class LeftOut(Result):
 
     reason: str
     """Why."""
+
+    error: str = ""
+    """What its record says went wrong."""
 
 
 class Comparison(Result):

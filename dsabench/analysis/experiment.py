@@ -8,13 +8,15 @@ import math
 import os
 import re
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from dsabench.analysis.pairing import find_pairs
 from dsabench.analysis.variants import MEANS, SPREAD, label_variants, variant_order
-from dsabench.errors import DsabenchError
+from dsabench.errors import DsabenchError, ScopeError
 
 PUBLISHED = {"dense": "classic", "dsa": "sparse"}
 """Names of the two attentions in the files; every other kind has its own."""
@@ -50,6 +52,7 @@ def experiment_table(runs: pd.DataFrame) -> pd.DataFrame:
     A variant of which no run finished has n = 0 and NaN.
     """
     labelled = label_variants(runs)
+    differences = _differences_to_dense(labelled)
     rows = []
     for _, group in labelled[labelled["attention"].notna()].groupby(["length", "variant"]):
         done = group[group["finished"]]
@@ -58,7 +61,7 @@ def experiment_table(runs: pd.DataFrame) -> pd.DataFrame:
         row["leak"] = bool(group["leak"].any())
         row |= {f"{m}_{name}": value for m in SPREAD for name, value in _spread(done[m]).items()}
         row |= {name: float(done[name].mean()) for name in MEANS}
-        difference = _difference_to_dense(done, labelled)
+        difference = differences.get((row["length"], row["variant"]), pd.Series(dtype="float64"))
         row |= {"diff_n": len(difference), "diff_mean": difference.mean(), "diff_sd": difference.std()}
         rows.append(row)
     rows.sort(key=lambda row: (row["length"], variant_order(row["variant"])))
@@ -151,21 +154,15 @@ def _spread(values: pd.Series[float]) -> dict[str, float]:
     }
 
 
-def _difference_to_dense(done: pd.DataFrame, labelled: pd.DataFrame) -> pd.Series[float]:
-    """val_loss minus dense's, by seed; empty for dense itself, and where dense has several variants."""
-    nothing = pd.Series(dtype="float64")
-    if done.empty or done["attention"].iloc[0] == "dense":
-        return nothing
-    dense = labelled[
-        labelled["finished"]
-        & (labelled["attention"] == "dense")
-        & (labelled["length"] == done["length"].iloc[0])
-        & (labelled["setting"] == done["setting"].iloc[0])
-    ]
-    if dense["variant"].nunique() != 1:
-        return nothing
-    pairs = done.merge(dense, on="seed", suffixes=("", "_dense"))
-    return pairs["val_loss"] - pairs["val_loss_dense"]
+def _differences_to_dense(labelled: pd.DataFrame) -> dict[tuple[int, str], pd.Series[float]]:
+    """(length, variant) -> val_loss minus dense's, pair by pair; none in a setting with several variants of dense."""
+    found: dict[tuple[int, str], pd.Series[float]] = {}
+    for _, of_setting in labelled.groupby("setting"):
+        with suppress(ScopeError):
+            for _, pairs in find_pairs(of_setting, "dense").frame.groupby(["length", "variant"]):
+                length, variant = int(pairs["length"].iloc[0]), str(pairs["variant"].iloc[0])
+                found[length, variant] = pairs["a.val_loss"] - pairs["b.val_loss"]
+    return found
 
 
 def _entry(row: dict[str, Any], done: list[dict[Any, Any]]) -> dict[str, Any]:

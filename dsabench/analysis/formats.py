@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -12,7 +11,7 @@ import pandas as pd
 from dsabench.analysis.comparison import Comparison, Estimate, Row, Table
 from dsabench.analysis.statistics import MIN_PAIRS
 from dsabench.analysis.variants import display_name
-from dsabench.analysis.wording import half_width, interval, meaning, number, p_value, trend_lines
+from dsabench.analysis.wording import half_width, interval, meaning, number, p_value, recall, trend_lines
 
 _DIGITS = {"tokens_per_second": 0, "peak_memory_mb": 0, "step_ms": 2}
 """Digits after the point of a metric; 3 of the others."""
@@ -35,7 +34,7 @@ def verdict_grid(table: Table, found: Comparison) -> Grid:
     rows = [
         (
             length,
-            display_name(row.variant),
+            display_name(row.variant, table.setting),
             str(row.difference.n),
             number(row.baseline_mean, f".{digits}f"),
             number(row.variant_mean, f".{digits}f"),
@@ -55,14 +54,14 @@ def cost_grid(table: Table) -> Grid:
     rows = [
         (
             length,
-            display_name(row.variant),
+            display_name(row.variant, table.setting),
             number(row.time_ratio, ".2f"),
             number(row.flops_ratio, ".2f"),
             number(row.memory_ratio, ".2f"),
             half_width(row.equal_flops),
             half_width(row.equal_seconds),
             half_width(row.gap),
-            _recall(row),
+            recall(row.mass_recall, row.mass_recall_chance),
         )
         for length, row in _by_length(table.rows)
     ]
@@ -76,7 +75,7 @@ def best_rate_grid(found: Comparison) -> Grid:
     rows = [
         (
             str(best.length),
-            " ".join(filter(None, (display_name(best.variant), best.setting))),
+            display_name(best.variant),
             f"{best.variant_rate:g} of {len(best.variant_rates)}",
             f"{best.baseline_rate:g} of {len(best.baseline_rates)}",
             str(best.difference.n),
@@ -158,7 +157,7 @@ def _grids(found: Comparison) -> Iterator[tuple[Grid, list[str]]]:
     for table in found.tables:
         suffix = f" ({table.setting})" if table.setting else ""
         verdicts, costs = verdict_grid(table, found), cost_grid(table)
-        yield verdicts._replace(title=verdicts.title + suffix), [*table.sentences, *trend_lines(table.trends)]
+        yield verdicts._replace(title=verdicts.title + suffix), [*table.sentences, *trend_lines(table)]
         yield costs._replace(title=costs.title + suffix), []
     if found.best_rates:
         yield best_rate_grid(found), []
@@ -178,12 +177,6 @@ def _verdict(row: Row) -> str:
     if row.seeds_needed is not None:
         return f"inconclusive ({row.seeds_needed} seeds)"
     return f"inconclusive ({MIN_PAIRS}+ seeds)" if row.difference.n < MIN_PAIRS else "inconclusive"
-
-
-def _recall(row: Row) -> str:
-    if not math.isfinite(row.mass_recall):
-        return "-"
-    return f"{row.mass_recall:.2f} ({number(row.mass_recall_chance, '.2f')})".replace("0.", ".")
 
 
 def _markdown(text: str) -> str:

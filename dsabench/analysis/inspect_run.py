@@ -101,7 +101,8 @@ def inspect_selection(
     that the run was trained at. layers: those to keep, None for all.
     Raises StoreError, SpecError, DataError or DeviceError when there is nothing to show, saying what would do.
     """
-    record = newest_selecting_run(store) if run is None else find_run(store, run)
+    notes: list[str] = []
+    record = newest_selecting_run(store, notes) if run is None else find_run(store, run)
     folder = find_checkpoint(store, record.run_id)
     if folder is None:
         raise StoreError(f"run {record.run_id} ({record.status}) has no checkpoint in {store}; choose another run")
@@ -114,7 +115,6 @@ def inspect_selection(
     from dsabench.engine.inspection import inspect
 
     execution = resolve(EngineSpec(device=device, precision="fp32"))
-    notes: list[str] = []
     if text is None:
         tokenizer, tokens_T, source = _validation(spec, record, document, start, notes)
     else:
@@ -134,10 +134,10 @@ def inspect_selection(
     return Inspection(record, spec, step, source, pieces, _chosen(found, layers), notes)
 
 
-def newest_selecting_run(store: str | Path) -> RunRecord:
+def newest_selecting_run(store: str | Path, notes: list[str] | None = None) -> RunRecord:
     """The finished run with a checkpoint that was written last, of those whose queries keep fewer than L keys.
 
-    Raises StoreError when there is none.
+    Adds to `notes` which newer ones were passed over. Raises StoreError when there is none.
     """
     runs = load_runs(store)
     done = runs[(runs["status"] == "done") & (runs["attention"] != "dense")]
@@ -151,9 +151,12 @@ def newest_selecting_run(store: str | Path) -> RunRecord:
         k = spec.attention.n_selected(spec.length)
         if k is None or k >= spec.length:
             continue
-        n_selecting += 1
         if find_checkpoint(store, run_id) is not None:
+            if n_selecting and notes is not None:
+                newer = "1 newer run has" if n_selecting == 1 else f"{n_selecting} newer runs have"
+                notes.append(f"{newer} no checkpoint any more: shown is the newest that has one")
             return record
+        n_selecting += 1
     if n_selecting:
         raise StoreError(f"{store}: {n_selecting} finished runs select, and none of them has a checkpoint; {_HINT}")
     raise StoreError(f"{store}: none of its {len(runs)} runs is finished and selects (k < L); {_HINT}")

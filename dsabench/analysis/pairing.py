@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from dsabench.analysis.scope import ScopeError
+from dsabench.analysis.variants import within
 from dsabench.spec.explain import near_miss
 
 MACHINE = (
@@ -40,7 +41,7 @@ def is_baseline(labelled: pd.DataFrame, baseline: str) -> pd.Series[bool]:
     Raises ScopeError, naming what there is, when it means none or, in one setting, several variants.
     """
     short = pd.Series(
-        [_within(v, s) for v, s in zip(labelled["variant"], labelled["setting"], strict=True)], index=labelled.index
+        [within(v, s) for v, s in zip(labelled["variant"], labelled["setting"], strict=True)], index=labelled.index
     )
     chosen = labelled["attention"] == baseline
     for names in (short, labelled["variant"]):
@@ -57,12 +58,6 @@ def is_baseline(labelled: pd.DataFrame, baseline: str) -> pd.Series[bool]:
                 f"--baseline {baseline} means {variants.nunique()} variants{of}; name one of them: {listed}"
             )
     return chosen
-
-
-def _within(variant: str, setting: str) -> str:
-    """A variant's name without the fields of its setting, which all variants of that setting share."""
-    fields = set(setting.split(" "))
-    return " ".join(part for part in variant.split(" ") if part not in fields)
 
 
 def find_pairs(labelled: pd.DataFrame, baseline: str) -> Pairs:
@@ -82,14 +77,30 @@ def find_pairs(labelled: pd.DataFrame, baseline: str) -> Pairs:
     kind = labelled.loc[base, "attention"].iloc[0]
     left_out = []
     for run in labelled.loc[~labelled["run_id"].isin(paired)].to_dict("records"):
-        left_out.append((str(run["run_id"]), run["reason"] or _lonely(run, bool(run["attention"] == kind), kind, ours)))
+        left_out.append((str(run["run_id"]), run["reason"] or _lonely(run, kind)))
     return Pairs(frame.sort_values(["setting", "length", "variant", "seed"], ignore_index=True), left_out)
 
 
-def _lonely(run: dict[Any, Any], is_base: bool, kind: str, ours: pd.DataFrame) -> str:
-    """Why a finished run has no partner."""
+def machines(runs: pd.DataFrame) -> pd.Series[str]:
+    """Where each run was timed, in words: device and precision, and what else tells the runs' machines apart."""
+    names = pd.Series("unknown machine", index=runs.index, dtype=object)
+    for column in MACHINE:
+        if column not in runs:
+            continue
+        texts = runs[column].astype("string").fillna("unknown").astype(object)
+        if column == "environment.device_name":
+            names = texts.where(texts != "unknown", names)
+        elif column == "environment.precision":
+            names = names + ", " + texts
+        elif texts.nunique() > 1:
+            names = names + f", {column.rpartition('.')[2]} " + texts
+    return names
+
+
+def _lonely(run: dict[Any, Any], kind: str) -> str:
+    """Why a finished run has no partner; `kind` is the baseline's."""
     of = f"length {int(run['length'])} and seed {int(run['seed'])}"
-    if is_base:
+    if run["attention"] == kind:
         return f"no finished run of another attention of {of}"
     return f"no finished {kind} run of {of}" + (f" and {run['setting']}" if run["setting"] else "")
 

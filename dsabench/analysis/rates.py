@@ -30,7 +30,7 @@ def best_rates(runs: pd.DataFrame, baseline: str, metric: str) -> Iterator[BestR
     done = done[np.isfinite(done[metric].astype(float))]
     base = is_baseline(labelled, baseline)
     for key, group in done.groupby(["setting", "length"]):
-        setting, length = str(key[0]), int(str(key[1]).removesuffix(".0"))
+        setting, length = str(key[0]), int(group["length"].iloc[0])
         theirs = group[base.loc[group.index]]
         variants = {str(variant): ours for variant, ours in group[~base.loc[group.index]].groupby("variant")}
         for variant in sorted(variants, key=variant_order):

@@ -11,9 +11,10 @@ import re
 from collections.abc import Collection
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
-from dsabench.spec.fields import RunSpec
+from dsabench.spec.fields import RunSpec, keys_kept
 
 SPREAD = ("val_loss", "val_accuracy", "step_ms")
 """Measures whose spread over seeds is reported."""
@@ -29,6 +30,9 @@ MEANS = (
     "indexer_params",
 )
 """Measures of which the mean over seeds is reported."""
+
+TOP_K, RATIO = "attention.top_k", "attention.top_k_ratio"
+"""The fields that say how many keys a query keeps."""
 
 _SECTIONS = set(RunSpec.model_fields) - {"length", "seed", "engine", "plugins", "allow_leak"}
 """Parts of the spec in which runs must agree; the others are axes of the table or do not change learning."""
@@ -61,7 +65,8 @@ def label_variants(runs: pd.DataFrame, ignoring: Collection[str] = ()) -> pd.Dat
     leak = labelled["leak"] if "leak" in labelled else pd.Series(False, index=labelled.index)
     labelled["leak"] = leak.astype("boolean").fillna(False).astype(bool)
     _name(labelled, ignoring)
-    labelled["reason"] = [_reason(run) for run in labelled.to_dict("records")]
+    known = labelled[["status", "attention", "length", "seed", "val_loss"]]
+    labelled["reason"] = [_reason(run) for run in known.to_dict("records")]
     _keep_newest(labelled, [field for field in ignoring if field in labelled])
     labelled["finished"] = labelled["reason"] == ""
     return labelled
@@ -74,9 +79,29 @@ def variant_order(variant: str) -> tuple[Any, ...]:
     return (rank, *((0, float(part), "") if i % 2 else (1, 0.0, part) for i, part in enumerate(parts)))
 
 
-def display_name(variant: str) -> str:
-    """A variant as tables and legends write it: `dsa top_k_ratio=0.25` is DSA k=0.25L."""
-    kind, space, fields = variant.partition(" ")
+def within(variant: str, setting: str) -> str:
+    """A variant's name without the fields of its setting, which all variants of that setting share."""
+    fields = set(setting.split(" "))
+    return " ".join(part for part in variant.split(" ") if part not in fields)
+
+
+def keys(runs: pd.DataFrame) -> pd.Series[float]:
+    """k of each run by its spec, at most its length; NaN where the spec says none."""
+    found = []
+    for run in runs.reindex(columns=["length", TOP_K, RATIO]).to_dict("records"):
+        length = 0 if pd.isna(run["length"]) else int(run["length"])
+        top_k, ratio = (None if pd.isna(run[name]) else run[name] for name in (TOP_K, RATIO))
+        known = length > 0 and (top_k is not None or ratio is not None)
+        found.append(float(min(length, keys_kept(length, top_k, ratio))) if known else math.nan)
+    return pd.Series(found, index=runs.index, dtype="float64")
+
+
+def display_name(variant: str, setting: str = "") -> str:
+    """A variant as tables and legends write it: `dsa top_k_ratio=0.25` is DSA k=0.25L.
+
+    In a table of one `setting` its fields, the same in every row, are left out.
+    """
+    kind, space, fields = within(variant, setting).partition(" ")
     fields = re.sub(r"(^| )top_k_ratio=([0-9.e+-]+)(?= |$)", r"\1k=\2L", fields)
     fields = re.sub(r"(^| )top_k=(\d+)(?= |$)", r"\1k=\2", fields)
     return ("DSA" if kind == "dsa" else kind) + space + fields
@@ -86,7 +111,7 @@ def _name(labelled: pd.DataFrame, ignoring: Collection[str]) -> None:
     """Add variant and setting: fields of the spec first, and content digests where these leave runs alike."""
     columns = [str(column) for column in labelled.columns]
     texts = {
-        column: pd.Series([_text(value) for value in labelled[column]], index=labelled.index, dtype=object)
+        column: _texts(labelled[column])
         for column in columns
         if (_is_field(column) and column not in ignoring) or column.startswith(_DIGEST)
     }
@@ -160,6 +185,15 @@ def _short_names(fields: list[str]) -> dict[str, str]:
     short = {field: field.partition(".")[2] or field for field in fields}
     names = list(short.values())
     return {field: name if names.count(name) == 1 else field for field, name in short.items()}
+
+
+def _texts(values: pd.Series[Any]) -> pd.Series[Any]:
+    """`_text` of each value; a column of one kind of scalars has few different ones, and each is written once."""
+    if values.dtype == object:
+        return pd.Series([_text(value) for value in values], index=values.index, dtype=object)
+    codes, different = pd.factorize(values)
+    texts = np.array([*map(_text, different), ""], dtype=object)  # -1, the last, is a missing value
+    return pd.Series(texts[codes], index=values.index, dtype=object)
 
 
 def _text(value: Any) -> str:

@@ -5,15 +5,23 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
-from dsabench.analysis.comparison import Comparison, Estimate, Row, Trend
+from dsabench.analysis.comparison import Comparison, Estimate, Row, Table
+from dsabench.analysis.memory import DOUBT, MOST_SPREAD
 from dsabench.analysis.statistics import MIN_PAIRS
 from dsabench.analysis.variants import display_name
 
 
 def sentences(
-    rows: Sequence[Row], *, baseline: str, margin: float | None, margin_unit: str, unit: str, metric: str
+    rows: Sequence[Row],
+    setting: str,
+    *,
+    baseline: str,
+    margin: float | None,
+    margin_unit: str,
+    unit: str,
+    metric: str,
 ) -> list[str]:
-    """One sentence for each variant of a table, its lengths grouped by verdict."""
+    """One sentence for each variant of the table of a setting, its lengths grouped by verdict."""
     said = []
     for variant in dict.fromkeys(row.variant for row in rows):
         mine = [row for row in rows if row.variant == variant]
@@ -24,7 +32,7 @@ def sentences(
         counts = sorted({len(row.seeds) for row in mine})
         seeds = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
         plural = "" if counts == [1] else "s"
-        named = f"{display_name(variant)} against {display_name(baseline)}"
+        named = f"{display_name(variant, setting)} against {display_name(baseline)}"
         said.append(f"{named} ({metric}, {seeds} seed{plural} a length): {'; '.join(parts)}.")
     return said
 
@@ -47,10 +55,10 @@ def _part(verdict: str, rows: Sequence[Row], margin: float | None, margin_unit: 
     return f"inconclusive {at} (difference {spread}{hint})"
 
 
-def trend_lines(trends: Sequence[Trend]) -> Iterator[str]:
-    """Each trend in a line, and what speaks against reading it as one over length."""
-    for trend in trends:
-        name = display_name(trend.variant)
+def trend_lines(table: Table) -> Iterator[str]:
+    """Each trend of a table in a line, and what speaks against reading it as one over length."""
+    for trend in table.trends:
+        name = display_name(trend.variant, table.setting)
         confounded = f" Confounded: {trend.confounded}." if trend.confounded else ""
         lengths = f"{trend.lengths[0]} to {trend.lengths[-1]}"
         if trend.slope.n < MIN_PAIRS:
@@ -84,6 +92,18 @@ def meaning(found: Comparison) -> Iterator[str]:
             f"fewer than {MIN_PAIRS} pairs get no verdict."
         )
     yield "x: variant over baseline: step time, FLOPs of the whole run, peak memory."
+    spread = max((row.memory_spread for row in rows if math.isfinite(row.memory_spread)), default=1.0)
+    if spread > MOST_SPREAD:
+        yield f"memory: the peak of one attention differs up to {spread:.2f}-fold between seeds: {DOUBT}."
+    yield from _equal_cost(rows)
+    yield "gap: difference of (validation - training loss); negative: less overfitting."
+    if any(estimate.n > 1 for row in rows for estimate in (row.equal_flops, row.equal_seconds, row.gap)):
+        yield "+-: half of the 95 % interval of a mean over pairs (after a sweep it is a standard deviation)."
+    if any(math.isfinite(row.mass_recall) for row in rows):
+        yield "recall: share of full attention inside the selection (inside a random one)."
+
+
+def _equal_cost(rows: Sequence[Row]) -> Iterator[str]:
     if any(row.equal_flops.n or row.equal_seconds.n for row in rows):
         shares = [row.equal_seconds_share for row in rows if math.isfinite(row.equal_seconds_share)]
         cut = f", down to {min(shares):.0%} of its steps," if shares and min(shares) < 0.995 else ""
@@ -91,9 +111,19 @@ def meaning(found: Comparison) -> Iterator[str]:
             "at equal FLOPs, seconds: difference of val_loss when the cheaper run of the pair had ended. The dearer "
             f"one is read in mid-schedule{cut} and looks worse than a run planned for that cost."
         )
-    yield "gap: difference of (validation - training loss); negative: less overfitting. +- is half an interval."
-    if any(math.isfinite(row.mass_recall) for row in rows):
-        yield "recall: share of full attention inside the selection (inside a random one)."
+    fewer = {
+        (row.length, row.variant, cost): (estimate.n, row.difference.n)
+        for row in rows
+        for cost, estimate in (("FLOPs", row.equal_flops), ("seconds", row.equal_seconds))
+        if 0 < estimate.n < row.difference.n
+    }
+    if fewer:
+        (length, variant, cost), (n, of) = min(fewer.items(), key=lambda item: item[1][0] / item[1][1])
+        yield (
+            f"at equal {cost}: {n} of {of} pairs of {display_name(variant)} at {length} tokens"
+            + (f" (and fewer than all in {len(fewer) - 1} more of these cells)" if len(fewer) > 1 else "")
+            + "; the others' evaluations do not say it, or their machines differ."
+        )
 
 
 def number(value: float, form: str) -> str:
@@ -117,6 +147,11 @@ def half_width(estimate: Estimate) -> str:
         return "-"
     half = f"+-{(estimate.high - estimate.low) / 2:.3f}" if math.isfinite(estimate.high) else ""
     return f"{estimate.mean:+.3f}{half}"
+
+
+def recall(value: float, chance: float) -> str:
+    """`.95 (.69)`: mass recall and, in brackets, its chance."""
+    return f"{value:.2f} ({number(chance, '.2f')})".replace("0.", ".") if math.isfinite(value) else "-"
 
 
 def p_value(value: float) -> str:

@@ -8,12 +8,12 @@ from typing import Annotated
 import typer
 
 from dsabench.cli.lists import ListCommand
-from dsabench.cli.options import All, Baseline, Json, Quiet, Store, Sweep, Where
+from dsabench.cli.options import All, Baseline, Json, Store, Sweep, Where
 
 
 def add_to(app: typer.Typer) -> None:
     """Register the command."""
-    app.command("compare", cls=ListCommand)(compare)
+    app.command("compare", cls=ListCommand, short_help="Compare variants with dense attention.")(compare)
 
 
 def compare(
@@ -41,7 +41,6 @@ def compare(
     csv: Annotated[bool, typer.Option("--csv", help="Print comma-separated rows.")] = False,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown tables.")] = False,
     latex: Annotated[bool, typer.Option("--latex", help="Print LaTeX tables (booktabs).")] = False,
-    quiet: Quiet = False,
 ) -> None:
     """Compare every variant with dense attention, seed by seed.
 

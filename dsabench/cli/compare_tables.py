@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.text import Text
 
 from dsabench.cli.tables import columns, short_names
+from dsabench.cli.text import first_line
 
 if TYPE_CHECKING:
     from dsabench.analysis.comparison import Comparison
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
 
 _SHOWN = 12
 """Runs without a partner that are listed before the rest are only counted."""
+
+_ERROR = 120
+"""Characters of a run's error; `dsabench runs show` prints all of it."""
 
 _NAME = 14
 """Characters of the variant column; longer names are numbered and spelt out below."""
@@ -38,7 +42,7 @@ def comparison_lines(found: Comparison, console: Console) -> None:
         verdicts, footnotes = _fitting(verdict_grid(table, found))
         console.print(columns(verdicts.headings, verdicts.rows, console, verdicts.left), crop=False)
         say()
-        for line in [*table.sentences, *trend_lines(table.trends)]:
+        for line in [*table.sentences, *trend_lines(table)]:
             say(line)
         say()
         costs, _ = _fitting(cost_grid(table))
@@ -70,6 +74,7 @@ def _left_out(found: Comparison) -> Iterator[str]:
         return
     yield f"In no pair: {len(found.left_out)} run{'s' if len(found.left_out) > 1 else ''}"
     for run in found.left_out[:_SHOWN]:
-        yield f"  {run.run_id}: {run.reason}"
+        error = first_line(run.error, _ERROR)
+        yield f"  {run.run_id}: {run.reason}" + (f": {error}" if error else "")
     if len(found.left_out) > _SHOWN:
         yield f"  and {len(found.left_out) - _SHOWN} more (--json lists all)"

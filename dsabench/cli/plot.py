@@ -21,7 +21,7 @@ class PlotError(DsabenchError):
 
 def add_to(app: typer.Typer) -> None:
     """Register the command."""
-    app.command("plot", cls=ListCommand, epilog=_FIGURES)(plot)
+    app.command("plot", cls=ListCommand, epilog=_FIGURES, short_help="Draw figures as PNG, SVG or PDF.")(plot)
 
 
 def plot(

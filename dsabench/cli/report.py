@@ -13,7 +13,7 @@ from dsabench.cli.options import All, Baseline, Json, Out, Quiet, Store, Sweep, 
 
 def add_to(app: typer.Typer) -> None:
     """Register the command."""
-    app.command("report", cls=ListCommand)(report)
+    app.command("report", cls=ListCommand, short_help="Write the whole answer as one HTML file.")(report)
 
 
 def report(

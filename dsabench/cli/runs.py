@@ -133,17 +133,16 @@ def export(
     """
     from dsabench.analysis.scope import choose
     from dsabench.errors import ScopeError
-    from dsabench.store import check_table_path, load_metrics, write_table
+    from dsabench.store import check_table_path, metrics_in_parts, write_table
 
     check_table_path(file, store)
     chosen = choose(store, sweep=sweep, everything=everything, where=where)
     if chosen.runs.empty:
         raise ScopeError(f"nothing to export: of {chosen.total} runs ({chosen.title}) none is chosen")
-    frame = load_metrics(store, run_ids=list(chosen.runs["run_id"])) if metrics else chosen.runs
-    write_table(frame, file)
+    n = write_table(metrics_in_parts(store, list(chosen.runs["run_id"])) if metrics else [chosen.runs], file)
     for note in chosen.notes:
         _tell(f"note: {note}")
-    typer.echo(f"Written: {file} ({len(frame)} {'records' if metrics else 'rows'} of {len(chosen.runs)} runs)")
+    typer.echo(f"Written: {file} ({n} {'records' if metrics else 'rows'} of {len(chosen.runs)} runs)")
 
 
 def _tell(message: str) -> None:

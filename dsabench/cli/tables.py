@@ -12,6 +12,10 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
+from dsabench.analysis.variants import display_name
+from dsabench.analysis.wording import number, recall
+from dsabench.cli.text import first_line
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -33,7 +37,7 @@ def experiment_lines(table: pd.DataFrame, console: Console, left_out: pd.DataFra
     `left_out` (analysis.not_averaged) is listed below it, run by run.
     """
     rows = [{str(name): value for name, value in row.items()} for row in table.to_dict("records")]
-    names = [str(row["variant"]) + (" LEAK" if row["leak"] else "") for row in rows]
+    names = [display_name(str(row["variant"])) + (" LEAK" if row["leak"] else "") for row in rows]
     labels, footnotes = short_names(names, _LABEL)
     if rows:
         console.print(columns(_HEADINGS, _cells(rows, labels), console, left=("attention",)), crop=False)
@@ -66,7 +70,7 @@ def columns(headings: Sequence[str], rows: Iterable[Sequence[str]], console: Con
 
 
 def short_names(names: Sequence[str], width: int) -> tuple[list[str], list[str]]:
-    """The names, those longer than `width` as `dsa [1]`, and a footnote for each of these."""
+    """The names, those longer than `width` as `DSA [1]`, and a footnote for each of these."""
     long = [name for name in dict.fromkeys(names) if len(name) > width]
     short = {
         name: f"[{i}] LEAK" if name.endswith(" LEAK") else f"{name.split(' ')[0][: width - 4]} [{i}]"
@@ -85,9 +89,9 @@ def _cells(rows: list[dict[str, Any]], labels: list[str]) -> Iterator[tuple[str,
             str(n) if n == total else f"{n}/{total}",
             _with_sd(row["val_loss_mean"], row["val_loss_sd"], ".3f"),
             _with_sd(row["diff_mean"], row["diff_sd"], "+.3f"),
-            _number(100 * row["val_accuracy_mean"], ".1f"),
+            number(100 * row["val_accuracy_mean"], ".1f"),
             _three_digits(row["step_ms_mean"]),
-            _recall(row["mass_recall"], row["mass_recall_chance"]),
+            recall(row["mass_recall"], row["mass_recall_chance"]),
         )
         previous = row["length"]
 
@@ -95,8 +99,10 @@ def _cells(rows: list[dict[str, Any]], labels: list[str]) -> Iterator[tuple[str,
 def _notes(rows: list[dict[str, Any]]) -> Iterator[str]:
     if not rows:
         return
-    spread = "mean+-standard deviation over seeds" if any(row["n"] > 1 for row in rows) else "one seed"
-    yield f"val loss: nats per token, {spread}; lower is better."
+    several = any(row["n"] > 1 for row in rows)
+    yield f"val loss: nats per token, {'mean over seeds' if several else 'one seed'}; lower is better."
+    if several:
+        yield "+-: standard deviation over seeds (in dsabench compare: half of an interval)."
     if any(row["diff_n"] for row in rows):
         yield "minus dense: difference to dense of the same seed; verdicts: dsabench compare."
     if any(math.isfinite(row["mass_recall"]) for row in rows):
@@ -116,14 +122,10 @@ def _list(left_out: pd.DataFrame | None) -> Iterator[str]:
         return
     yield "Not averaged:"
     for run in left_out.head(_SHOWN).to_dict("records"):
-        error = str(run["error"] or "").strip().partition("\n")[0]
+        error = first_line(run["error"] or "")
         yield f"  {run['run_id']} {run['reason']}" + (f": {error}" if error else "")
     if len(left_out) > _SHOWN:
         yield f"  and {len(left_out) - _SHOWN} more"
-
-
-def _number(value: float, form: str) -> str:
-    return format(value, form) if math.isfinite(value) else "-"
 
 
 def _with_sd(mean: float, sd: float, form: str) -> str:
@@ -135,7 +137,3 @@ def _three_digits(value: float) -> str:
     if not math.isfinite(value) or value < 0:
         return "-"
     return f"{value:.{min(3, max(0, 2 - math.floor(math.log10(value))))}f}" if value > 0 else "0"
-
-
-def _recall(recall: float, chance: float) -> str:
-    return f"{recall:.2f} ({_number(chance, '.2f')})".replace("0.", ".") if math.isfinite(recall) else "-"

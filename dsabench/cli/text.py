@@ -12,9 +12,10 @@ def printable(text: object) -> str:
     return plain if plain.isascii() else plain.encode(encoding, "backslashreplace").decode(encoding)
 
 
-def first_line(text: object) -> str:
-    """The first line that is not empty, printable."""
-    return printable(next((line.strip() for line in str(text).splitlines() if line.strip()), ""))
+def first_line(text: object, most: int | None = None) -> str:
+    """The first line that is not empty, printable; of a longer one `most` characters, the last of them dots."""
+    line = printable(next((line.strip() for line in str(text).splitlines() if line.strip()), ""))
+    return line if most is None or len(line) <= most else f"{line[: most - 4].rstrip()} ..."
 
 
 def _spelt(character: str) -> str:

@@ -13,7 +13,9 @@ from dsabench.cli.options import Device, Json, Out, Quiet, Store
 
 def add_to(app: typer.Typer) -> None:
     """Register the command."""
-    app.command("visualize-selection", cls=ListCommand)(visualize_selection)
+    app.command("visualize-selection", cls=ListCommand, short_help="Show which tokens a model selects.")(
+        visualize_selection
+    )
 
 
 def visualize_selection(

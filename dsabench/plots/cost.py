@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullFormatter, NullLocator, ScalarFormatter
 
+from dsabench.analysis.memory import DOUBT, MOST_SPREAD, memory_spread
 from dsabench.plots.data import Drawn, FigureData
 from dsabench.plots.drawing import against_length, panel_title, points_of, wrapped
 from dsabench.plots.sheet import Page, empty_page, outer_labels, pages, panel_width, too_many
@@ -26,9 +27,6 @@ _GUIDES: tuple[tuple[int, str, dict[str, Any]], ...] = (
 
 _LEAST = 4.0
 """Smallest ratio of the ends of a y axis: a difference of a few percent must not fill the panel."""
-
-_SPREAD = 1.1
-"""Peak memory of one variant over seeds, largest over smallest, that is no longer explained by the attention."""
 
 
 def cost_by_length(data: FigureData) -> Drawn | str:
@@ -47,13 +45,9 @@ def cost_by_length(data: FigureData) -> Drawn | str:
     if runs["machine"].nunique() > 1:
         notes.append(f"times of {runs['machine'].nunique()} kinds of machine are in panels of their own")
     runs = runs[lengths > 1]
-    memory = runs[runs["peak_memory_mb"] > 0].groupby(["machine", "length", "variant"])["peak_memory_mb"]
-    spread = float((memory.max() / memory.min()).max()) if len(memory) else 1.0
-    if spread > _SPREAD:
-        notes.append(
-            f"peak memory of one variant and length differs up to {spread:.2f}-fold between seeds, so something "
-            "other than attention is in it (what earlier runs of the process held, perhaps): do not compare it"
-        )
+    spread = float(memory_spread(runs).max())
+    if spread > MOST_SPREAD:
+        notes.append(f"peak memory of one variant and length differs up to {spread:.2f}-fold between seeds: {DOUBT}")
     kept, more = too_many(pages(runs, data.pages, facet="machine"))
     return Drawn([_page(page, spread) for page in kept], notes + more)
 
@@ -93,7 +87,7 @@ def _work(runs: pd.DataFrame) -> str:
 
 
 def _warning(spread: float) -> str:
-    if spread <= _SPREAD:
+    if not spread > MOST_SPREAD:
         return ""
     return f"Peak memory differs {spread:.1f}-fold between seeds of one variant: something else is in it, too."
 

@@ -13,11 +13,10 @@ from matplotlib.figure import Figure
 
 from dsabench.analysis.compare import compare
 from dsabench.analysis.comparison import Comparison
-from dsabench.analysis.pairing import MACHINE, find_pairs, is_baseline
+from dsabench.analysis.pairing import find_pairs, is_baseline, machines
 from dsabench.analysis.scope import Scope, ScopeError
-from dsabench.analysis.variants import label_variants, variant_order
+from dsabench.analysis.variants import RATIO, TOP_K, keys, label_variants, variant_order
 from dsabench.plots.style import COLOURS, Look, looks
-from dsabench.spec.fields import keys_kept
 from dsabench.store import Curves, load_curves
 
 PER_PAGE = len(COLOURS)
@@ -26,7 +25,6 @@ PER_PAGE = len(COLOURS)
 EVALUATED = ("seconds", "flops", "val_loss", "val_kl", "mass_recall", "mass_recall_chance", "loss_by_position")
 
 _MEASURED = ("step_ms", "peak_memory_mb", "tokens_per_step", "mass_recall", "mass_recall_chance", "val_loss")
-_TOP_K, _RATIO = "attention.top_k", "attention.top_k_ratio"
 
 
 @dataclass(frozen=True)
@@ -96,7 +94,7 @@ def figure_data(scope: Scope, baseline: str = "dense") -> FigureData:
         values = runs[column] if column in runs else pd.Series(np.nan, index=runs.index)
         runs[column] = pd.to_numeric(values, errors="coerce").astype("Float64").astype("float64")
     runs["machine"] = machines(runs)
-    runs["k"] = _keys(runs)
+    runs["k"] = keys(runs)
     notes = [*scope.notes, *_not_shown(runs)]
     there: str | None = baseline
     try:
@@ -133,35 +131,9 @@ def paginate(labelled: pd.DataFrame, baselines: Collection[str]) -> list[dict[st
     return [looks(page) for page in found]
 
 
-def machines(runs: pd.DataFrame) -> pd.Series[str]:
-    """Where each run was timed, in words: device and precision, and what else tells the runs' machines apart."""
-    names = pd.Series("unknown machine", index=runs.index, dtype=object)
-    for column in MACHINE:
-        if column not in runs:
-            continue
-        texts = runs[column].astype("string").fillna("unknown").astype(object)
-        if column == "environment.device_name":
-            names = texts.where(texts != "unknown", names)
-        elif column == "environment.precision":
-            names = names + ", " + texts
-        elif texts.nunique() > 1:
-            names = names + f", {column.rpartition('.')[2]} " + texts
-    return names
-
-
-def _keys(runs: pd.DataFrame) -> list[float]:
-    """k by the spec, at most the length; NaN where it says none."""
-    keys = []
-    for run in runs.reindex(columns=["length", _TOP_K, _RATIO]).to_dict("records"):
-        top_k, ratio = (None if pd.isna(run[name]) else run[name] for name in (_TOP_K, _RATIO))
-        known = not np.isnan(run["length"]) and (top_k is not None or ratio is not None)
-        keys.append(float(min(run["length"], keys_kept(int(run["length"]), top_k, ratio))) if known else np.nan)
-    return keys
-
-
 def families(runs: pd.DataFrame) -> pd.Series[str]:
     """The name of each run's variant apart from how many keys it keeps."""
-    return label_variants(runs, ignoring=(_TOP_K, _RATIO))["variant"]
+    return label_variants(runs, ignoring=(TOP_K, RATIO))["variant"]
 
 
 def _not_shown(runs: pd.DataFrame) -> list[str]:

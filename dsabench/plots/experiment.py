@@ -12,8 +12,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
-from dsabench.analysis.variants import label_variants
-from dsabench.plots.data import Drawn, FigureData, machines
+from dsabench.analysis.pairing import machines
+from dsabench.analysis.variants import display_name, label_variants
+from dsabench.plots.data import Drawn, FigureData
 from dsabench.plots.drawing import (
     LEAK,
     MANY,
@@ -210,6 +211,22 @@ def _magnify_the_end(axes: Axes, tables: dict[str, pd.DataFrame], style: dict[st
         label.set_bbox({"facecolor": PAPER, "edgecolor": "none", "pad": 0.5})
 
 
+def _other_seeds(done: pd.DataFrame) -> str:
+    """Where variants of one setting have different seeds their means differ by these, too."""
+    found = []
+    for _, group in done.groupby(["length", "setting"]):
+        seeds = {str(variant): frozenset(runs["seed"]) for variant, runs in group.groupby("variant")}
+        if len(set(seeds.values())) > 1:
+            few = min(seeds, key=lambda variant: (len(seeds[variant]), variant))
+            every = len(frozenset.union(*seeds.values()))
+            lacks = f"{display_name(few)} lacks {every - len(seeds[few])} of {every}"
+            found.append(f"L = {int(group['length'].iloc[0])} ({lacks})")
+    if not found:
+        return ""
+    where = "; ".join(found[:3]) + (f"; and {len(found) - 3} more" if len(found) > 3 else "")
+    return f"Means of different seeds at {where}: dsabench compare takes differences of the same seeds."
+
+
 def _caption(labelled: pd.DataFrame, done: pd.DataFrame, more: list[str]) -> str:
     lines = []
     if seeds := seeds_of(done):
@@ -217,7 +234,7 @@ def _caption(labelled: pd.DataFrame, done: pd.DataFrame, more: list[str]) -> str
         thin = "Small points and thin lines: single seeds" if several <= MANY else "Small points: seeds; bands: range"
         points = f"{thin}; large points: means; bars: +-1 standard deviation."
         lines.append(f"{seeds}. {points}" if several > 1 else f"{seeds}: the spread is not known.")
-    lines += more
+    lines += [_other_seeds(done), *more]
     left_out = len(labelled) - len(done)
     if left_out:
         lines.append(f"Not shown: {left_out} of {len(labelled)} runs, unfinished or superseded.")

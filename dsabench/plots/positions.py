@@ -64,6 +64,7 @@ def _page(page: Page, losses: dict[str, np.ndarray], data: FigureData) -> Figure
         f"After training; {seeds_of(page.runs)}{', means' if several else ': the spread is not known'}.",
         "Points average a group of positions that widens to the right.",
         f"{page.parts[1].capitalize()}: difference to {base} of the same seed{bars}." if len(pairs) else "",
+        _largest(pairs, losses, base),
         "A look-ahead leak is a large advantage, at positions up to k (marks at the foot) above all."
         if page.runs["k"].notna().any()
         else "",
@@ -89,6 +90,21 @@ def _page(page: Page, losses: dict[str, np.ndarray], data: FigureData) -> Figure
     return figure
 
 
+def _largest(pairs: pd.DataFrame, losses: dict[str, np.ndarray], base: str) -> str:
+    """The lowest and the highest mean difference that is drawn: what a leak would show is the lowest."""
+    found = []
+    for _, group in pairs.groupby(["variant", "length"]):
+        variant, length = str(group["variant"].iloc[0]), int(group["length"].iloc[0])
+        x, ours, theirs = _sides(group, losses)
+        mean = (ours - theirs).mean(axis=0)
+        for i in (int(mean.argmin()), int(mean.argmax())):
+            found.append((float(mean[i]), f"{display_name(variant)}, L = {length}, position {x[i]:.0f}"))
+    if not found:
+        return ""
+    (low, where), (high, there) = min(found), max(found)
+    return f"It lies between {low:+.3f} ({where}) and {high:+.3f} nats ({there})."
+
+
 def _losses(axes: Axes, runs: pd.DataFrame, losses: dict[str, np.ndarray], style: dict[str, Look]) -> None:
     for i, (variant, look) in enumerate(style.items()):
         mine = runs[runs["variant"] == variant]
@@ -103,14 +119,20 @@ def _differences(axes: Axes, pairs: pd.DataFrame, losses: dict[str, np.ndarray],
         mine = pairs[pairs["variant"] == variant]
         if mine.empty:
             continue
-        length = int(mine["length"].iloc[0])
-        ours, theirs = (_stacked([losses[run] for run in mine[f"{side}.run_id"]], length) for side in "ab")
-        difference = ours[1] - theirs[1]
+        at, ours, theirs = _sides(mine, losses)
+        difference = ours - theirs
         if len(difference) > 1:
             spread = difference.std(axis=0, ddof=1)
-            x = ours[0] * 2 ** (0.03 * (i - len(style) / 2))
+            x = at * 2 ** (0.03 * (i - len(style) / 2))
             axes.errorbar(x, difference.mean(axis=0), spread, color=look.colour, ls="none", lw=0.8, alpha=0.7, zorder=3)
-        axes.plot(ours[0], difference.mean(axis=0), **_small(look), markevery=(i % 3, 3), zorder=4)
+        axes.plot(at, difference.mean(axis=0), **_small(look), markevery=(i % 3, 3), zorder=4)
+
+
+def _sides(pairs: pd.DataFrame, losses: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Positions, and of both sides of pairs of one length a row of losses for each."""
+    length = int(pairs["length"].iloc[0])
+    (at, ours), (_, theirs) = (_stacked([losses[run] for run in pairs[f"{side}.run_id"]], length) for side in "ab")
+    return at, ours, theirs
 
 
 def _stacked(several: list[np.ndarray], length: int) -> tuple[np.ndarray, np.ndarray]:

@@ -11,6 +11,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
@@ -60,9 +61,13 @@ class Report(NamedTuple):
 class Drawing(NamedTuple):
     """One page of a figure."""
 
+    name: str
+    """Of FIGURES."""
     id: str
     caption: str
     svg: Markup
+    notes: list[str]
+    """What a reader must know of the figure, below its first page."""
 
 
 def write_report(
@@ -97,6 +102,7 @@ def write_report(
     text = _page(scope, data, found, checks, drawings, not_drawn, view)
     files = [write_file(out / FILE, text.encode())]
     said = [*(found.notes if found else _placeless(data.notes, scope.store)), *not_drawn]
+    said += [f"figure {drawing.name}: {note}" for drawing in drawings for note in drawing.notes]
     if isinstance(view, str):
         said += [f"selection: {view}"] if selection else []
         return Report(files, scope.title, said, checks, found, None)
@@ -155,7 +161,7 @@ def _tables(found: Comparison | None) -> list[dict[str, Any]]:
         {
             "setting": table.setting,
             "sentences": table.sentences,
-            "trends": list(trend_lines(table.trends)),
+            "trends": list(trend_lines(table)),
             "grids": [_filled(verdict_grid(table, found)), _filled(cost_grid(table))] if found else [],
         }
         for table in (found.tables if found else [])
@@ -176,35 +182,35 @@ def _filled(grid: Grid) -> Grid:
 
 
 def _drawings(data: FigureData) -> tuple[list[Drawing], list[str]]:
-    """The figures, and what is not drawn and why."""
-    drawings, notes = [], []
+    """The figures with what must be known of each, and those that are not drawn and why."""
+    drawings, not_drawn = [], []
     for name in [*_ORDER, *(name for name in FIGURES if name not in _ORDER)]:
         what = FIGURES[name].what
         drawn = draw(name, data)
         if isinstance(drawn, str):
-            notes.append(f"figure {name} ({what}): {drawn}")
+            not_drawn.append(f"figure {name} ({what}): {drawn}")
             continue
-        notes += [f"figure {name}: {note}" for note in drawn.notes]
-        kept = drawn.pages[:MOST_PAGES]
+        notes, kept = list(drawn.notes), drawn.pages[:MOST_PAGES]
         if len(drawn.pages) > len(kept):
-            notes.append(f"figure {name}: {len(kept)} of {len(drawn.pages)} pages are here; dsabench plot draws all")
+            notes.append(f"{len(kept)} of {len(drawn.pages)} pages are here; dsabench plot draws all")
         for page, figure in enumerate(kept, 1):
             number = f" ({page} of {len(drawn.pages)})" if len(drawn.pages) > 1 else ""
             caption = what[0].upper() + what[1:] + number
             identity = f"{name}-{page}"
             label = f"{caption}. {' '.join(figure.get_supxlabel().split())}"
-            drawings.append(Drawing(f"figure-{identity}", caption, inline_svg(figure, identity, label)))
-    return drawings, notes
+            svg = inline_svg(figure, identity, label)
+            drawings.append(Drawing(name, f"figure-{identity}", caption, svg, notes if page == 1 else []))
+    return drawings, not_drawn
 
 
-def _left_out(labelled: Any, found: Comparison | None) -> list[tuple[str, str]]:
+def _left_out(labelled: pd.DataFrame, found: Comparison | None) -> list[tuple[str, str]]:
     """(run, why it is in no pair), with a failed run's error."""
-    errors = dict(zip(labelled["run_id"], labelled["error"], strict=True))
     if found is None:
-        reasons = [(run["run_id"], run["reason"]) for run in labelled.to_dict("records") if run["reason"]]
+        left_out = labelled.loc[labelled["reason"] != "", ["run_id", "reason", "error"]].fillna("")
+        runs = [(run["run_id"], run["reason"], run["error"]) for run in left_out.to_dict("records")]
     else:
-        reasons = [(run.run_id, run.reason) for run in found.left_out]
-    return [(run_id, f"{why}: {errors[run_id]}" if errors.get(run_id) else why) for run_id, why in reasons]
+        runs = [(run.run_id, run.reason, run.error) for run in found.left_out]
+    return [(run_id, f"{why}: {error}" if error else why) for run_id, why, error in runs]
 
 
 def _movable(scope: Scope) -> Scope:

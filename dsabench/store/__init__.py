@@ -15,7 +15,7 @@ from dsabench.store.reader import (
 from dsabench.store.records import SCHEMA_VERSION, RunBusyError, RunDoneError, RunRecord, SweepRecord
 from dsabench.store.removal import check_removable, remove_runs, sweeps_naming
 from dsabench.store.sweeps import read_sweep, readable_sweeps, write_sweep
-from dsabench.store.table import load_metrics
+from dsabench.store.table import load_metrics, metrics_in_parts
 from dsabench.store.writer import RunWriter
 
 __all__ = [
@@ -35,6 +35,7 @@ __all__ = [
     "load_curves",
     "load_metrics",
     "load_runs",
+    "metrics_in_parts",
     "read_metrics",
     "read_run",
     "read_sweep",

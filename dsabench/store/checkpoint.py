@@ -55,9 +55,9 @@ def replace(folder: Path, write: Callable[[Path], None]) -> None:
 
 
 def whole(folder: Path) -> Path | None:
-    """The last whole checkpoint in a run's `folder`, or None; changes nothing."""
+    """The last whole checkpoint in a run's `folder`, or None; changes nothing. An emptied folder is none."""
     current, old, _ = _names(folder)
-    return next((path for path in (current, old) if path.is_dir()), None)
+    return next((path for path in (current, old) if path.is_dir() and any(path.iterdir())), None)
 
 
 def _names(folder: Path) -> tuple[Path, Path, Path]:

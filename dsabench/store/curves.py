@@ -165,7 +165,7 @@ def _keep(store: Path, table: pa.Table, state: _State) -> None:
 
 
 def _parse(store: Path, run_ids: list[str]) -> tuple[pa.Table, dict[str, str]]:
-    records: list[dict[str, Any]] = []
+    values: dict[str, list[Any]] = {name: [] for name in _FIXED}  # run by run: records of all would need much memory
     damaged: dict[str, str] = {}
     for run_id in run_ids:
         path = store / run_id / METRICS
@@ -177,21 +177,26 @@ def _parse(store: Path, run_ids: list[str]) -> tuple[pa.Table, dict[str, str]]:
         if beyond := [record["step"] for record in found if not -(2**63) <= record["step"] < 2**63]:
             damaged[run_id] = f"{path}: damaged, step = {str(beyond[0])[:30]} is not a number of steps"
             continue
-        records += [{**record, "run_id": run_id} for record in found if record["kind"] in ("eval", "train")]
-    names = {name for keys in {tuple(record) for record in records} for name in keys}
-    columns = {
-        "run_id": pa.array([record["run_id"] for record in records], pa.string()),
-        "kind": pa.array([record["kind"] for record in records], pa.string()),
-        "step": pa.array([record["step"] for record in records], pa.int64()),
-        "stage": pa.array([_text(record.get("stage")) for record in records], pa.string()),
-    }
-    for name in names:
-        values = [record.get(name) for record in records]
-        if name == BY_POSITION:
-            columns[name] = pa.array([_numbers(value) for value in values], pa.list_(pa.float64()))
-        elif name not in _FIXED and (numbers := _column(values)) is not None:
+        found = [record for record in found if record["kind"] in ("eval", "train")]
+        before = len(values["run_id"])
+        for name in {name for keys in set(map(tuple, found)) for name in keys} - {"run_id"}:
+            column = values.setdefault(name, [])
+            column += [None] * (before - len(column))
+            column += [record.get(name) for record in found]
+        values["run_id"] += [run_id] * len(found)
+    n = len(values["run_id"])
+    columns = {}
+    for name, column in values.items():
+        column += [None] * (n - len(column))
+        if name == "stage":
+            column = [_text(value) for value in column]
+        if name in _FIXED:
+            columns[name] = pa.array(column, _FIXED[name])
+        elif name == BY_POSITION:
+            columns[name] = pa.array([_numbers(value) for value in column], pa.list_(pa.float64()))
+        elif (numbers := _column(column)) is not None:
             columns[_text(name)] = numbers
-    return pa.table(columns) if records else _empty(), damaged
+    return pa.table(columns) if n else _empty(), damaged
 
 
 def _column(values: list[Any]) -> pa.Array | None:

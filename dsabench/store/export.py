@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import io
 import os
+from collections.abc import Iterable
 from pathlib import Path
+from typing import BinaryIO
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from dsabench.errors import StoreError
-from dsabench.store.files import write_atomic
+from dsabench.store.files import replacing
 
 SUFFIXES = (".parquet", ".csv")
 
@@ -32,17 +35,34 @@ def check_table_path(path: Path, store: Path) -> None:
         raise StoreError(f"{path}: inside the store {store}, which keeps its own files; name a place outside it")
 
 
-def write_table(frame: pd.DataFrame, path: Path) -> None:
-    """Write `frame` to `path` as its suffix says, whole or not at all; a file of that name is replaced.
+def write_table(parts: Iterable[pd.DataFrame], path: Path) -> int:
+    """Write the rows of `parts`, frames of the same columns and dtypes, to `path`; returns how many there are.
 
-    parquet keeps the dtypes. CSV is UTF-8, a missing value is an empty cell, times are ISO 8601 in UTC.
+    As its suffix says, whole or not at all; a file of that name is replaced. parquet keeps the dtypes. CSV is UTF-8,
+    a missing value is an empty cell, times are ISO 8601 in UTC.
 
     Raises:
         StoreError: it cannot be written.
     """
-    buffer = io.BytesIO()
-    if path.suffix.lower() == ".csv":
-        frame.to_csv(buffer, index=False, lineterminator="\n")
-    else:
-        frame.to_parquet(buffer, index=False)
-    write_atomic(path, buffer.getvalue())
+    with replacing(path) as file:
+        return (_write_csv if path.suffix.lower() == ".csv" else _write_parquet)(parts, file)
+
+
+def _write_csv(parts: Iterable[pd.DataFrame], file: BinaryIO) -> int:
+    n = 0
+    for i, frame in enumerate(parts):
+        frame.to_csv(file, index=False, lineterminator="\n", header=i == 0)
+        n += len(frame)
+    return n
+
+
+def _write_parquet(parts: Iterable[pd.DataFrame], file: BinaryIO) -> int:
+    n, writer = 0, None
+    for frame in parts:
+        rows = pa.Table.from_pandas(frame, preserve_index=False)
+        writer = writer or pq.ParquetWriter(file, rows.schema)
+        writer.write_table(rows)
+        n += len(frame)
+    if writer is not None:
+        writer.close()
+    return n

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from filelock import FileLock, Timeout
 
@@ -76,7 +77,14 @@ def write_all(fd: int, data: bytes) -> None:
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Give `path` the content `data`, or leave it as it was.
+    """Give `path` the content `data`, or leave it as it was; raises StoreError as `replacing`."""
+    with replacing(path) as file:
+        write_all(file.fileno(), data)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file that becomes `path` when the body ends; when it raises, `path` stays as it was.
 
     Temporary file, fsync, os.replace, fsync of the folder.
 
@@ -88,11 +96,10 @@ def write_atomic(path: Path, data: bytes) -> None:
         temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
         try:
             fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-            try:
-                write_all(fd, data)
+            with os.fdopen(fd, "wb") as file:
+                yield file
+                file.flush()
                 os.fsync(fd)
-            finally:
-                os.close(fd)
             os.replace(temporary, path)  # noqa: PTH105 (one name for tests to break)
         except BaseException:
             with suppress(OSError):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,9 @@ from dsabench.store.reader import read_folder, read_metrics, run_names
 from dsabench.store.records import COUNTS, MEASURES, RunRecord
 
 TIME = "datetime64[us, UTC]"
+
+_PART = 50
+"""Runs whose metrics are in memory together, when those of all need not be."""
 
 COLUMNS: dict[str, str] = {
     **dict.fromkeys(("run_id", "status", "attention"), "string"),
@@ -107,18 +110,37 @@ def typed(values: list[Any]) -> pd.Series[Any]:
     boolean, Int64, float64 (NaN is missing), or string. In a column of several kinds, and for lists and
     mappings, a cell is the value's JSON text (a string is itself).
     """
-    kinds = {type(value) for value in values if value is not None}
-    if kinds == {bool}:
-        return pd.Series(values, dtype="boolean")
-    if kinds == {int} and all(value is None or -(2**63) <= value < 2**63 for value in values):
-        return pd.Series(values, dtype="Int64")
-    if kinds <= {int, float}:
-        try:
-            return pd.Series([float("nan") if v is None else float(v) for v in values], dtype="float64")
-        except OverflowError:  # a whole number beyond every float stays readable as text
-            pass
-    texts = [value if value is None or isinstance(value, str) else json.dumps(value) for value in values]
-    return pd.Series([None if text is None else _clean(text) for text in texts], dtype="string")
+    return _column(values, _dtype(_kinds(values)))
+
+
+def _kinds(values: list[Any]) -> set[str]:
+    """What is among the values, by the names of their types; whole numbers too large for a dtype are their own."""
+    kinds = {kind.__name__ for kind in set(map(type, values))} - {"NoneType"}
+    if "int" in kinds:
+        whole = [value for value in values if type(value) is int]
+        for end in (min(whole), max(whole)):
+            if not -(2**63) <= end < 2**63:
+                try:
+                    float(end)
+                    kinds.add("large")
+                except OverflowError:
+                    kinds.add("beyond every float")
+    return kinds
+
+
+def _dtype(kinds: set[str]) -> str:
+    if kinds in ({"bool"}, {"int"}):
+        return "boolean" if "bool" in kinds else "Int64"
+    return "float64" if kinds <= {"int", "large", "float"} else "string"
+
+
+def _column(values: list[Any], dtype: str) -> pd.Series[Any]:
+    if dtype == "float64":
+        values = [float("nan") if value is None else float(value) for value in values]
+    elif dtype == "string":
+        texts = [value if value is None or isinstance(value, str) else json.dumps(value) for value in values]
+        values = [None if text is None else _clean(text) for text in texts]
+    return pd.Series(values, dtype=dtype)
 
 
 def _clean(text: str) -> str:
@@ -136,13 +158,44 @@ def load_metrics(store: str | Path = "runs", run_ids: Iterable[str] | None = Non
         StoreError: there is no such store or run, or a metrics file is damaged; names the file and line.
     """
     path = existing_store(store)
-    records = [
-        {**record, "run_id": run_id}
-        for run_id in (run_names(path) if run_ids is None else run_ids)
-        for record in read_metrics(path, run_id)
-    ]
-    names = dict.fromkeys(name for record in records for name in record)
-    columns = {_clean(name): typed([record.get(name) for record in records]) for name in names}
+    records = _records(path, run_names(path) if run_ids is None else run_ids)
+    return _metrics(records, {name: _dtype(kinds) for name, kinds in _kinds_of(records).items()})
+
+
+def metrics_in_parts(store: str | Path, run_ids: Sequence[str]) -> Iterator[pd.DataFrame]:
+    """`load_metrics` of these runs in parts of a few, alike in columns and dtypes, that need little memory.
+
+    Files are read twice: what a column holds is known when all were seen.
+
+    Raises:
+        StoreError: as `load_metrics`, or a run recorded something else meanwhile.
+    """
+    path = existing_store(store)
+    parts = [run_ids[i : i + _PART] for i in range(0, len(run_ids), _PART)]
+    found: dict[str, set[str]] = {}
+    for part in parts:
+        for name, kinds in _kinds_of(_records(path, part)).items():
+            found.setdefault(name, set()).update(kinds)
+    dtypes = {name: _dtype(kinds) for name, kinds in found.items()}
+    for part in parts:
+        records = _records(path, part)
+        if any(not kinds <= found.get(name, set()) for name, kinds in _kinds_of(records).items()):
+            raise StoreError(f"{path}: a run wrote other metrics while they were read; try again")
+        yield _metrics(records, dtypes)
+
+
+def _records(store: Path, run_ids: Iterable[str]) -> list[Row]:
+    return [{**record, "run_id": run_id} for run_id in run_ids for record in read_metrics(store, run_id)]
+
+
+def _kinds_of(records: list[Row]) -> dict[str, set[str]]:
+    """Of each metric, in the order of their first records, what its values are."""
+    names = dict.fromkeys(name for keys in dict.fromkeys(map(tuple, records)) for name in keys)
+    return {name: _kinds([record.get(name) for record in records]) for name in names}
+
+
+def _metrics(records: list[Row], dtypes: Mapping[str, str]) -> pd.DataFrame:
+    columns = {_clean(name): _column([r.get(name) for r in records], dtype) for name, dtype in dtypes.items()}
     first = {"run_id": "string", "kind": "string", "step": "Int64"}
     missing = {name: pd.Series([], dtype=dtype) for name, dtype in first.items() if name not in columns}
     return pd.DataFrame(columns | missing)[[*first, *(name for name in columns if name not in first)]]

@@ -127,3 +127,16 @@ def test_one_attention_alone_says_so(shell: Shell) -> None:
     code, _, err = shell("compare", "--baseline", "dsa")
     assert code == 2
     assert "--baseline dsa: no run has that attention" in err
+
+
+def test_why_a_run_failed_is_said_on_one_line(shell: Shell, store: Path) -> None:
+    error = "\n  " + "out of GPU memory " * 20 + "\x1b[31m\nTraceback: ..."
+    for seed, text in ((100, error), (101, "loss is NaN at step 7\nTraceback"), (102, None)):
+        spec = validate({"length": 64, "seed": seed, "attention": DENSE})
+        synthetic.finished(store, spec, 4.4, status="failed", error=text)
+    lines = {line.split(":")[0].strip(): line for line in shell("compare", "--all")[1].splitlines() if "-s10" in line}
+    long, short, without = (next(line for name, line in lines.items() if f"-s{s}-" in name) for s in (100, 101, 102))
+    assert ": failed: out of GPU memory out" in long and long.endswith(" ...") and len(long) < 170
+    assert short.endswith(": failed: loss is NaN at step 7")
+    assert without.endswith(": failed")
+    assert "Traceback" not in "".join(lines.values())

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from dsabench.analysis.experiment import experiment_table, not_averaged
+from dsabench.analysis.variants import display_name
 from dsabench.cli.tables import experiment_lines
 
 
@@ -44,18 +45,18 @@ def printed(rows: list[dict[str, Any]], **console: Any) -> str:
 def test_the_rows_say_what_the_runs_did() -> None:
     lines = [line.split() for line in printed(sweep()).splitlines()]
     assert ["64", "dense", "3", "4.520+-0.010", "-", "23.4", "4.57", "-"] in lines
-    assert ["dsa", "3", "4.640+-0.020", "+0.120+-0.010", "23.4", "4.57", ".83", "(.50)"] in lines
+    assert ["DSA", "3", "4.640+-0.020", "+0.120+-0.010", "23.4", "4.57", ".83", "(.50)"] in lines
 
 
 def test_one_seed_has_no_spread_and_an_unpaired_seed_no_difference() -> None:
     text = printed([run("dense", 64, 1, 4.0), run("dsa", 64, 2, 4.5)])
     assert "+-" not in text
-    assert re.search(r"dsa +1 +4\.500 +- ", text)
+    assert re.search(r"DSA +1 +4\.500 +- ", text)
 
 
 def test_what_the_numbers_mean_is_said_and_no_verdict_given() -> None:
     text = printed(sweep())
-    for words in ("standard deviation", "Unigram baseline: 6.400", "verdicts: dsabench compare"):
+    for words in ("+-: standard deviation over seeds", "Unigram baseline: 6.400", "verdicts: dsabench compare"):
         assert words in text
     assert "not worse" not in text
 
@@ -66,7 +67,7 @@ def test_unfinished_runs_are_counted_and_listed() -> None:
     rows += [run("dsa", 256, seed, math.nan, status="running") for seed in range(20)]
     text = printed(rows)
     assert re.search(r"64 +dense +2/3 ", text)
-    assert re.search(r"256 +dsa +0/20 +- +- +- +- +-", text)
+    assert re.search(r"256 +DSA +0/20 +- +- +- +- +-", text)
     assert "dense-L64-s1-0 failed: loss is NaN at step 7\n" in text
     assert "and 11 more" in text
     assert "Traceback" not in text
@@ -75,7 +76,7 @@ def test_unfinished_runs_are_counted_and_listed() -> None:
 def test_a_leak_is_marked() -> None:
     rows = [row | {"leak": row["attention"] == "dsa"} for row in sweep()]
     text = printed(rows)
-    assert "dsa LEAK" in text
+    assert "DSA LEAK" in text
     assert "LEAK: " in text
 
 
@@ -124,8 +125,16 @@ def test_it_fits_eighty_columns_and_every_variant_can_be_told(
     for label, variant in zip(labels, variants, strict=True):
         number = re.search(r"\[\d+\]", label)
         spelt = re.findall(rf"^{re.escape(number[0])} (.*)$", notes, re.M)[0] if number else label
-        assert spelt == variant + (" LEAK" if leak else "")
+        assert spelt == display_name(variant) + (" LEAK" if leak else "")
 
 
 def test_nothing_to_show_is_said() -> None:
     assert "No run has a result." in printed([])
+
+
+def test_names_are_those_of_the_comparison() -> None:
+    """One variant has one name, in the table after a sweep as in `dsabench compare`."""
+    rows = [row | {"attention.top_k_ratio": ratio} for ratio in (0.25, 0.5) for row in sweep(("dsa",))]
+    text = printed([{**row, "run_id": str(i)} for i, row in enumerate(rows)])
+    assert re.findall(r"^\[\d\] (.*)$", text, re.M) == ["DSA k=0.25L", "DSA k=0.5L"]
+    assert "dsa" not in text.replace("dsabench", "")

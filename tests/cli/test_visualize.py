@@ -323,3 +323,30 @@ def test_a_plugin_that_captures_is_shown_and_one_without_scores_by_its_mass(here
     code, _, err = run(record.run_id)
     assert code == 2
     assert "captures no selection" in err
+
+
+def test_a_newer_run_with_an_emptied_checkpoint_is_passed_over_and_that_is_said(
+    here: Path, run: Run, corpus: Path
+) -> None:
+    older = runs_of(here)["dsa 8"]
+    newer = train(load_spec("quick", fields(corpus, **DSA, **{"attention.top_k": 4})), "runs").run_id
+    assert run()[1].startswith(f"{newer}: ")
+    for path in Path(f"runs/{newer}/checkpoint").iterdir():
+        path.unlink()
+    code, out, err = run()
+    assert code == 0
+    assert out.startswith(f"{older}: ")
+    assert "note: 1 newer run has no checkpoint any more: shown is the newest that has one" in err
+    code, _, err = run(newer)
+    assert code == 2
+    assert f"run {newer} (done) has no checkpoint in runs" in err
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "state.json"])
+def test_a_checkpoint_that_lacks_a_file_is_one_message(here: Path, run: Run, name: str) -> None:
+    chosen = runs_of(here)["dsa 8"]
+    Path(f"runs/{chosen}/checkpoint/{name}").unlink()
+    code, out, err = run()
+    assert (code, out) == (2, "")
+    assert err.startswith("error: ") and err.count("\n") == 1
+    assert name in err and chosen in err

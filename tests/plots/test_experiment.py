@@ -211,3 +211,11 @@ def test_an_unwritable_place_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ResultsError, match=r"file"):
         sequence_length_comparison(*experiment(seeds=1), tmp_path / "file" / "x.png")
+
+
+def test_means_of_different_seeds_are_said_to_be_that() -> None:
+    runs, metrics = experiment((64, 128), seeds=3)
+    assert "different seeds" not in drawn(runs, metrics).get_supxlabel()
+    lost = (runs["attention"] == "dsa") & (runs["length"] == 128) & (runs["seed"] == 2)
+    caption = " ".join(drawn(runs[~lost], metrics).get_supxlabel().split())
+    assert "Means of different seeds at L = 128 (DSA lacks 1 of 3): dsabench compare takes differences" in caption

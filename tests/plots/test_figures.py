@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import synthetic
-from figure_tools import DENSE, RATIOS, at, caption, legend, means, pages, reason
+from figure_tools import DENSE, RATIOS, SPARSE, at, caption, legend, means, pages, reason
 from matplotlib.colors import to_hex
 from matplotlib.text import Annotation
 
@@ -91,6 +92,12 @@ def test_positions_show_the_last_evaluation_and_the_paired_difference(usual: Pat
     dense = {key[1]: value for key, value in stacked.items() if math.isnan(float(key[0]))}
     paired = np.mean([stacked[0.25, seed] - dense[seed] for seed in (1, 2, 3)], axis=0)
     assert difference.get_ydata() == pytest.approx(grouped(paired, 64)[1])
+    drawn = [line for axes in figure.axes[2:] for look in shown.pages[0].values() for line in means(axes, look.marker)]
+    ends = [end(line.get_ydata()) for line in drawn for end in (min, max)]
+    found = re.search(r"It lies between (\S+) \((.*?)\) and (\S+) nats \((.*?)\)", caption(figure))
+    assert found is not None
+    assert (found[1], found[3]) == (f"{min(ends):+.3f}", f"{max(ends):+.3f}"), "the gap that is drawn"
+    assert re.fullmatch(r"DSA k=[0-9.]+L, L = \d+, position \d+", found[2])
 
 
 def test_sparsity_shows_paired_differences_and_recall_beside_chance(usual: Path, shown: FigureData) -> None:
@@ -159,3 +166,14 @@ def test_the_forest_is_the_comparison(shown: FigureData) -> None:
     points = {round(float(line.get_xdata()[0]), 12) for line in figure.axes[0].lines if len(line.get_xdata()) == 1}
     assert {round(row.difference.mean, 12) for row in rows} <= points
     assert said.count("L = 64") == 3
+
+
+def test_the_caption_names_where_a_leak_would_show(tmp_path: Path) -> None:
+    synthetic.experiment(tmp_path, lengths=(64,), attentions=[DENSE, *SPARSE[:1]], seeds=(1, 2, 3), noise=0)
+    for path in tmp_path.glob("dsa-*/metrics.jsonl"):
+        *lines, last = path.read_text().splitlines(keepends=True)
+        record = json.loads(last)
+        record["loss_by_position"][3] -= 0.4
+        path.write_text("".join([*lines, json.dumps(record) + "\n"]))
+    (figure,) = pages("positions", at(tmp_path))
+    assert "It lies between -0.400 (DSA, L = 64, position 4) and " in caption(figure)

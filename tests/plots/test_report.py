@@ -327,6 +327,7 @@ def test_a_checkpoint_that_cannot_be_shown_is_a_note(store: Path, tmp_path: Path
     shutil.copytree(store, tmp_path / "runs")
     run = next((tmp_path / "runs").glob("dsa-L64-*"))
     (run / "checkpoint").mkdir()
+    (run / "checkpoint/state.json").write_text("{}")
     record = (run / "run.json").read_text()
     (run / "run.json").write_text(record.replace('"source": "sotu"', '"source": "path:/nowhere/at/all"'))
     page, found = written_about(tmp_path / "runs", tmp_path / "out", run=run.name[:-3])
@@ -379,3 +380,15 @@ def test_a_browser_shows_it_without_complaint(written: Report, tmp_path: Path) -
     assert done.returncode == 0, done.stderr
     assert "How to read this" in done.stdout
     assert "CONSOLE" not in done.stderr
+
+
+def test_what_must_be_known_of_a_figure_is_not_among_what_is_not_drawn(tmp_path: Path) -> None:
+    experiment(tmp_path / "runs", lengths=(64, 128), seeds=(1, 2, 3))
+    path = next((tmp_path / "runs").glob("dense-L64-s1-*/run.json"))
+    path.write_text(path.read_text().replace('"peak_memory_mb": 1000.0', '"peak_memory_mb": 1300.0'))
+    page, found = written_about(tmp_path / "runs", tmp_path / "out")
+    not_drawn = page.source.partition("What is not drawn, and why")[2].partition("</details>")[0]
+    assert re.findall(r"<li>(Figure \w+)", not_drawn) == ["Figure sparsity"]
+    (cost,) = re.findall(r'<figure id="figure-cost-1">.*?</figure>', page.source, re.DOTALL)
+    assert "differs up to 1.30-fold between seeds" in cost.rpartition("</div>")[2]
+    assert [note.split(" ")[1] for note in found.notes if note.startswith("figure")] == ["sparsity", "cost:"]

@@ -1,0 +1,40 @@
+"""What `--help` promises: summaries that are whole, and options that do something."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import textwrap
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from shell import Shell
+
+from dsabench.cli import app
+
+
+def commands() -> Iterator[tuple[str, Callable[..., Any]]]:
+    groups = [app.app, *(group.typer_instance for group in app.app.registered_groups)]
+    for group in groups:
+        for command in group.registered_commands:
+            assert command.callback is not None
+            yield command.name or "", command.callback
+
+
+def test_every_option_does_something() -> None:
+    found = dict(commands())
+    assert len(found) > 10
+    for name, function in found.items():
+        (node,) = ast.parse(textwrap.dedent(inspect.getsource(function))).body
+        assert isinstance(node, ast.FunctionDef)
+        read = {use.id for statement in node.body for use in ast.walk(statement) if isinstance(use, ast.Name)}
+        assert {argument.arg for argument in node.args.args} <= read, name
+
+
+@pytest.mark.parametrize("words", [(), ("runs",)])
+def test_help_cuts_no_command_short(shell: Shell, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    code, out, _ = shell(*words, "--help")
+    assert code == 0
+    assert "..." not in out.partition("Commands:")[2]
