@@ -22,4 +22,4 @@ class ScopeError(DsabenchError):
 
 
 class DeviceError(DsabenchError):
-    """The device that the spec asks for is not on this machine."""
+    """The device that the spec asks for is not on this machine, or too small for the run."""

@@ -6,22 +6,23 @@ import hashlib
 import json
 import re
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from dsabench import data as data_package
-from dsabench.attention.registry import plugin_digest
 from dsabench.data import Windows
-from dsabench.engine import checkpoint, loop
-from dsabench.engine.device import Execution, environment, matmul_rate, resolve
+from dsabench.engine import checkpoint, loop, memory
+from dsabench.engine.device import environment, resolve
 from dsabench.engine.loop import TrainingDiverged, Update
+from dsabench.engine.slot import Slots
 from dsabench.errors import DsabenchError, StoreError
-from dsabench.model.transformer import Transformer, build, flops_per_window
-from dsabench.spec.fields import DataSpec, RunSpec
+from dsabench.model.transformer import Transformer, build
+from dsabench.planning import PlannedRun, choose_concurrency, fingerprint, status
+from dsabench.spec.fields import RunSpec
 from dsabench.spec.identity import run_id
 from dsabench.spec.sweep import DEFAULT_CONFIG, Sweep, load_sweep, validate
 from dsabench.store import (
@@ -70,70 +71,6 @@ def load_model(store: str | Path, run_id: str) -> Transformer:
     return model.eval()
 
 
-@dataclass(frozen=True)
-class PlannedRun:
-    """A run of a sweep, its identity, and what the store already has of it."""
-
-    spec: RunSpec
-    run_id: str
-    status: str
-    """`new`, or the status that the store's record has."""
-
-
-def plan(specs: Sequence[RunSpec], store: str | Path) -> list[PlannedRun]:
-    """The runs in order, with their identities and the store's status. Reads the corpus, trains nothing."""
-    digests: dict[DataSpec, dict[str, str]] = {}
-    planned: dict[str, PlannedRun] = {}
-    for spec in specs:
-        key = spec.data
-        if key not in digests:
-            digests[key] = data_package.fingerprint(spec.data)
-        identity = run_id(spec, _fingerprint(spec, digests[key]))
-        planned.setdefault(identity, PlannedRun(spec, identity, _status(store, identity)))
-    return list(planned.values())
-
-
-def _status(store: str | Path, identity: str) -> str:
-    if not (Path(store) / identity / "run.json").exists():
-        return "new"
-    return read_run(store, identity).status
-
-
-def _fingerprint(spec: RunSpec, corpus: dict[str, str]) -> dict[str, str]:
-    plugin = plugin_digest(spec.attention.kind)
-    return {**corpus, **({"plugin": plugin} if plugin else {})}
-
-
-def estimate_seconds(planned: Sequence[PlannedRun], execution: Execution) -> float:
-    """A rough time for the runs that are not done: training FLOPs at a share of the measured matrix-product rate that
-    small models reach, or launch-bound time a step where that is longer, and evaluation as forward FLOPs."""
-    rate = matmul_rate(execution.device, execution.precision) * (0.35 if execution.device.type == "cpu" else 0.15)
-    floor = 5e-3 if execution.graph else 1e-3 if execution.device.type == "cpu" else 20e-3
-    seconds = 0.0
-    for run in planned:
-        if run.status == "done":
-            continue
-        spec = run.spec
-        with torch.device("meta"):
-            model = Transformer(spec, spec.data.vocab_size)
-        window = sum(flops_per_window(model, "sparse").values())
-        evaluations = spec.train.steps / spec.train.eval_every + 1
-        seconds += spec.train.steps * max(floor, window * spec.batch_size / rate)
-        seconds += evaluations * 2 * (spec.train.eval_tokens / spec.length) * (window / 3) / rate
-        seconds += 3.0 if execution.graph else 0.5  # start, captures, checkpoints
-    return seconds
-
-
-def check_data(planned: Sequence[PlannedRun], notify: Callable[[str], None] = lambda message: None) -> None:
-    """Prepare the data of every run that is to be trained, and raise DataError when a length does not fit it.
-
-    Before the first run of a sweep, so that a length too long for the documents is not found hours later.
-    """
-    for run in planned:
-        if run.status != "done":
-            Windows(data_package.prepare(run.spec.data, progress=notify), run.spec.length)
-
-
 def train(
     spec: RunSpec,
     store: str | Path = "runs",
@@ -149,36 +86,56 @@ def train(
     a stored failure is returned again unless `retry_failed`. Raises DsabenchError for bad input before anything is
     written, and lets KeyboardInterrupt through after marking the run `interrupted`.
     """
+    return loop.to_the_end(_training(spec, Path(store), sweep, retry_failed, observe, notify, Slots()))
+
+
+def _training(
+    spec: RunSpec,
+    store: Path,
+    sweep: str | None,
+    retry_failed: bool,
+    observe: Callable[[Update], None],
+    notify: Callable[[str], None],
+    slots: Slots,
+) -> Generator[None, None, RunRecord]:
+    """`train`, in a slot, yielding while the device is at work.
+
+    Raises _NoRoomBesideOthersError when memory runs out in a slot that is not the only one.
+    """
     execution = resolve(spec.engine)
     data = data_package.prepare(spec.data, progress=notify)
     windows = Windows(data, spec.length)  # raises before the run exists when no document holds a window
     notes = [*data.notes, *windows.notes]
     for note in notes:
         notify(note)
-    fingerprint = _fingerprint(spec, data.fingerprint)
-    identity = run_id(spec, fingerprint)
-    if not retry_failed and _status(store, identity) == "failed":
+    digests = fingerprint(spec, data.fingerprint)
+    identity = run_id(spec, digests)
+    if not retry_failed and status(store, identity) == "failed":
         return read_run(store, identity)
+    memory.plan(spec, data.vocab_size, execution, share=1 / slots.count)  # raises when the run does not fit
     try:
         writer = RunWriter.open(
-            Path(store),
+            store,
             identity,
             spec=spec.model_dump(mode="json"),
-            fingerprint=fingerprint,
-            environment={**environment(execution), "data_notes": notes},
+            fingerprint=digests,
+            environment={**environment(execution), "concurrency": slots.count, "data_notes": notes},
             sweep=sweep,
         )
     except RunDoneError as done:
         return done.record
     with writer:
         try:
-            summary = loop.train(spec, data, execution, writer, observe)
+            summary = yield from loop.train(spec, data, execution, writer, observe, slots)
         except KeyboardInterrupt:
             writer.finish("interrupted")
             raise
         except TrainingDiverged as error:
             return writer.finish("failed", error=str(error))
         except torch.OutOfMemoryError as error:
+            if slots.count > 1:
+                writer.finish("interrupted")
+                raise _NoRoomBesideOthersError from error
             return writer.finish("failed", error=_out_of_memory(spec, error))
         except DsabenchError:
             writer.finish("interrupted")
@@ -198,6 +155,10 @@ def _out_of_memory(spec: RunSpec, error: Exception) -> str:
     )
 
 
+class _NoRoomBesideOthersError(Exception):
+    """The run needs the device for itself."""
+
+
 def run_sweep(
     sweep: Sweep,
     planned: Sequence[PlannedRun],
@@ -205,12 +166,15 @@ def run_sweep(
     *,
     command: list[str] | None = None,
     retry_failed: bool = False,
+    concurrency: int | None = None,
     started: Callable[[PlannedRun], Callable[[Update], None]] = lambda run: lambda update: None,
     notify: Callable[[str], None] = lambda message: None,
 ) -> Iterator[RunRecord]:
-    """Train the planned runs in order, yielding each one's record; a run that fails does not stop the others.
+    """Train the planned runs in order, `concurrency` of them at a time, yielding each one's record when it ends; a run
+    that fails does not stop the others.
 
-    `started(run)` is called before each run and gives the observer of its updates.
+    concurrency: None chooses (`choose_concurrency`). `started(run)` is called before each run and gives the observer
+    of its updates.
     """
     execution = resolve(planned[0].spec.engine)
     identity = sweep_id(sweep, planned)
@@ -234,16 +198,38 @@ def run_sweep(
         environment=environment(execution),
     )
     write_sweep(Path(store), record)
-    for run in planned:
-        observe = started(run)
-        try:
-            yield train(run.spec, store, sweep=record.id, retry_failed=retry_failed, observe=observe, notify=notify)
-        except DsabenchError:
-            raise
-        except Exception:  # a bug, in a plugin perhaps: the run is stored as failed with its reason, the rest go on
-            if _status(store, run.run_id) != "failed":
+    slots = Slots(choose_concurrency(planned, execution) if concurrency is None else concurrency)
+
+    def begin(run: PlannedRun, slots: Slots) -> Generator[None, None, RunRecord]:
+        return _training(run.spec, Path(store), record.id, retry_failed, started(run), notify, slots)
+
+    waiting, active, lonely = deque(planned), deque[tuple[PlannedRun, Generator[None, None, RunRecord]]](), []
+    try:
+        while waiting or active:
+            while waiting and len(active) < slots.count:
+                run = waiting.popleft()
+                active.append((run, begin(run, slots)))
+            run, training = active.popleft()
+            try:
+                next(training)
+                active.append((run, training))
+            except StopIteration as end:
+                yield end.value
+            except _NoRoomBesideOthersError:
+                lonely.append(run)
+                notify(f"{run.run_id} found no memory beside other runs; it is trained alone afterwards")
+            except DsabenchError:
                 raise
-            yield read_run(store, run.run_id)
+            except Exception:  # a bug, in a plugin perhaps: the run is stored as failed with its reason
+                if status(store, run.run_id) != "failed":
+                    raise
+                yield read_run(store, run.run_id)
+    finally:
+        for _, training in active:
+            training.close()  # marks the run interrupted
+    del slots  # its memory is needed
+    for run in lonely:
+        yield loop.to_the_end(begin(run, Slots()))
 
 
 def sweep_id(sweep: Sweep, planned: Sequence[PlannedRun]) -> str:

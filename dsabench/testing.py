@@ -117,6 +117,23 @@ def check_causal_model(spec: RunSpec) -> None:
             )
 
 
+def check_the_seed_lives_in_tensors(spec: RunSpec) -> None:
+    """A model with the parameters and buffers of another seed's computes what that one does: runs of all seeds reuse
+    one model and its CUDA graphs, so a seed kept in Python would be the first run's."""
+    other = spec.model_copy(update={"seed": spec.seed + 1})
+    used, fresh = _model(spec), _model(other)
+    tokens_BT = torch.randint(used.vocab_size, (2, spec.length), generator=torch.Generator().manual_seed(1))
+    initial = {**dict(fresh.named_parameters()), **dict(fresh.named_buffers())}
+    with torch.no_grad():
+        for name, tensor in [*used.named_parameters(), *used.named_buffers()]:
+            tensor.copy_(initial[name])
+    for used.stage in STAGES:
+        fresh.stage = used.stage
+        assert torch.equal(_logits(used, tokens_BT), _logits(fresh, tokens_BT)), (
+            f"{spec.attention.kind} keeps the seed in Python: keep what depends on it in a parameter or a buffer"
+        )
+
+
 def check_rows_and_calls_are_independent(spec: RunSpec) -> None:
     """A row's output depends on that row alone: not on the other rows of the batch, nor on earlier calls."""
     module = _attention(spec)
@@ -237,6 +254,7 @@ CHECKS: tuple[Callable[[RunSpec], None], ...] = (
     check_causal,
     check_causal_model,
     check_rows_and_calls_are_independent,
+    check_the_seed_lives_in_tensors,
     check_documents_are_separate,
     check_dense_at_full_k,
     check_gradients,

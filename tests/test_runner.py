@@ -17,9 +17,11 @@ import pytest
 import torch
 
 import dsabench
-from dsabench import runner
+from dsabench import planning, runner
 from dsabench.data import Windows, prepare
 from dsabench.engine import loop
+from dsabench.engine.evaluation import Evaluator
+from dsabench.engine.slot import Slots
 from dsabench.engine.step import TrainStep
 from dsabench.errors import DataError, DeviceError, StoreError
 from dsabench.spec.fields import EngineSpec, RunSpec
@@ -113,7 +115,7 @@ def test_weights_at_step_0_and_batches_are_paired(corpus: Path, monkeypatch: pyt
     monkeypatch.setattr(TrainStep, "run", spy)
     data = prepare(spec_of(corpus).data)
     for spec in (spec_of(corpus, steps=12), dense(spec_of(corpus, steps=12))):
-        loop.train(spec, data, runner.resolve(spec.engine), Nowhere())
+        loop.to_the_end(loop.train(spec, data, runner.resolve(spec.engine), Nowhere()))
     one, other = seen["dsa"], seen["dense"]
     assert torch.equal(torch.cat(one["batches"]), torch.cat(other["batches"]))
     shared = one["weights"].keys() & other["weights"].keys()
@@ -140,7 +142,7 @@ def test_another_seed_has_other_batches_and_the_same_evaluation(corpus: Path) ->
 def test_a_done_run_is_not_repeated(corpus: Path, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loop, "train", lambda *a, **k: pytest.fail("trained again"))
     assert runner.train(spec_of(corpus), trained).status == "done"
-    planned = runner.plan([spec_of(corpus), spec_of(corpus, steps=7)], trained)
+    planned = planning.plan([spec_of(corpus), spec_of(corpus, steps=7)], trained)
     assert [run.status for run in planned] == ["done", "new"]
 
 
@@ -154,7 +156,7 @@ def test_the_same_spec_gives_the_same_bits(corpus: Path, trained: Path, tmp_path
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from dsabench import runner
+from dsabench import planning, runner
 from dsabench.spec.sweep import validate
 import json
 spec = validate(json.loads(sys.argv[1]))
@@ -200,7 +202,7 @@ def test_a_kill_between_the_last_checkpoint_and_the_record_loses_nothing(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop._Run, "_summary", killed)
+        patch.setattr(loop.TrainingRun, "_summary", killed)
         with pytest.raises(KeyboardInterrupt):
             runner.train(spec_of(corpus), tmp_path / "runs")
     monkeypatch.setattr(TrainStep, "run", lambda *rest: pytest.fail("a step was repeated"))
@@ -301,8 +303,10 @@ def test_checkpoints_are_not_written_every_few_seconds(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     saved: list[int] = []
-    honest = loop._Run._checkpoint
-    monkeypatch.setattr(loop._Run, "_checkpoint", lambda self: (saved.append(self.progress.step), honest(self))[1])
+    honest = loop.TrainingRun._checkpoint
+    monkeypatch.setattr(
+        loop.TrainingRun, "_checkpoint", lambda self: (saved.append(self.progress.step), honest(self))[1]
+    )
     runner.train(spec_of(corpus), tmp_path / "a")
     assert saved == []
     monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
@@ -313,15 +317,15 @@ def test_checkpoints_are_not_written_every_few_seconds(
 def test_a_sweep_goes_on_after_a_failed_run(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     honest = loop.train
 
-    def failing(spec: RunSpec, *rest: Any) -> dict[str, Any]:
+    def failing(spec: RunSpec, *rest: Any) -> Any:
         if spec.attention.kind == "dense":
             raise RuntimeError("a bug in a plugin")
-        return honest(spec, *rest)
+        return (yield from honest(spec, *rest))
 
     monkeypatch.setattr(loop, "train", failing)
     sweep = Sweep(base(corpus, steps=10), {"attention.kind": ["dense", "dsa"]})
     sweep.base["attention"] = {**DSA}
-    planned = runner.plan(sweep.runs(), tmp_path / "runs")
+    planned = planning.plan(sweep.runs(), tmp_path / "runs")
     records = list(runner.run_sweep(sweep, planned, tmp_path / "runs"))
     assert [record.status for record in records] == ["failed", "done"]
     assert records[0].error == "RuntimeError: a bug in a plugin (traceback.txt in the run's folder)"
@@ -341,7 +345,7 @@ def test_the_python_api(corpus: Path, trained: Path) -> None:
     assert not loaded.training
     data = prepare(spec_of(corpus).data)
     windows = Windows(data, 32).evaluation("val", 1024)
-    result = loop.evaluate(loaded, windows, runner.resolve(spec_of(corpus).engine))
+    result = Evaluator(loaded, runner.resolve(spec_of(corpus).engine)).evaluate(windows)
     assert result["loss"] == runner.read_run(trained, identity).summary["val_loss"]
 
 
@@ -365,12 +369,14 @@ def test_freezing_the_backbone_trains_the_indexer_alone_in_the_warm_up(corpus: P
     values["attention"] = {**DSA, "indexer": {**DSA["indexer"], "freeze_backbone": True, "warmup_share": 0.5}}
     spec = validate(values)
     data = prepare(spec.data)
-    run = loop._Run(spec, data, runner.resolve(spec.engine), Nowhere(), lambda update: None)
+    slot = Slots().take(spec, data.vocab_size, runner.resolve(spec.engine))
+    run = loop.TrainingRun(spec, data, slot, Nowhere(), lambda update: None)
+    run._start()
     before = {name: p.detach().clone() for name, p in run.model.named_parameters()}
     for first, end, stage in list(loop.segments(spec, 0, 20)):
         if stage == "sparse":
             break
-        run._segment(first, end, stage)
+        run._land(run._launch(first, end, stage))
     for name, parameter in run.model.named_parameters():
         assert torch.equal(parameter, before[name]) == ("indexer" not in name), name
 

@@ -14,6 +14,7 @@ import dsabench
 PACKAGE = Path(dsabench.__file__).parent
 ORDER = [
     "errors",
+    "parts",
     "spec",
     "data",
     "kernels",
@@ -22,6 +23,7 @@ ORDER = [
     "engine",
     "store",
     "testing",
+    "planning",
     "runner",
     "analysis",
     "plots",

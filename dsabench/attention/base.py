@@ -14,11 +14,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dsabench.attention.kernels.reference import allowed_keys
 from dsabench.attention.rotary import rotation
-from dsabench.kernels import rotate
+from dsabench.kernels import fused, rotate, split_heads
 
 if TYPE_CHECKING:
     from dsabench.spec.fields import AttentionSpec, RunSpec
@@ -97,9 +98,18 @@ class Projections(nn.Module):
         self.value = nn.Linear(model.d_model, model.kv_heads * model.head_dim, bias=False)
         self.out = nn.Linear(model.d_model, model.d_model, bias=False)
 
-    def heads(self, x_BTD: Tensor, context: AttentionContext) -> tuple[Tensor, Tensor, Tensor]:
-        """q (B, T, H, D), k and v (B, T, G, D); q and k rotated by position."""
+    def heads(
+        self, x_BTD: Tensor, context: AttentionContext, head_major: bool = False
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """q (B, T, H, D), k and v (B, T, G, D); q and k rotated by position. `head_major` asks for memory in the order
+        (B, H, T, D), for batched products."""
         cos_TD, sin_TD = context.rotation(self.head_dim, self.rope_base)
+        if fused(x_BTD, self.query.weight):
+            # Joining small matrices costs one short copy; one product of three times the width saves two of three
+            # launches each way, each too small to fill a GPU.
+            weight = torch.cat([self.query.weight, self.key.weight, self.value.weight])
+            n_heads, n_groups = (len(layer.weight) // self.head_dim for layer in (self.query, self.key))
+            return split_heads(F.linear(x_BTD, weight), n_heads, n_groups, cos_TD, sin_TD, head_major)
         q_BTHD = self.query(x_BTD).unflatten(-1, (-1, self.head_dim))
         k_BTGD = self.key(x_BTD).unflatten(-1, (-1, self.head_dim))
         v_BTGD = self.value(x_BTD).unflatten(-1, (-1, self.head_dim))
@@ -119,7 +129,10 @@ class Projections(nn.Module):
 
 
 class Attention(nn.Module, abc.ABC):
-    """Base of every attention variant; a subclass sets `spec_class` and implements `forward` and `flops`."""
+    """Base of every attention variant; a subclass sets `spec_class` and implements `forward` and `flops`.
+
+    What depends on spec.seed belongs in a parameter or a buffer: runs of all seeds of a sweep reuse one module.
+    """
 
     spec_class: ClassVar[type[AttentionSpec]]
     """The pydantic class of the variant's spec; its `kind` is the registered name."""

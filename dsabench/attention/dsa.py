@@ -17,6 +17,8 @@ from __future__ import annotations
 import math
 from typing import Annotated, ClassVar, Literal, Self
 
+import torch
+import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
@@ -31,7 +33,8 @@ from dsabench.attention.base import (
 )
 from dsabench.attention.kernels import masked, reference
 from dsabench.attention.registry import register
-from dsabench.kernels import rotate
+from dsabench.kernels import fused, rotate
+from dsabench.parts import part
 from dsabench.spec.fields import AttentionSpec, RunSpec, Spec, keys_kept
 
 
@@ -119,17 +122,30 @@ class LightningIndexer(nn.Module):
         self.key = nn.Linear(spec.model.d_model, self.head_dim, bias=False)
         self.key_norm = nn.LayerNorm(self.head_dim)
         self.weight = nn.Linear(spec.model.d_model, self.n_heads, bias=False)
+        # J^-1/2 I^-1/2 is the temperature of the KL loss's softmax(I), not a mere detail.
+        self.scale = (self.n_heads * self.head_dim) ** -0.5
 
     def forward(self, x_BTD: Tensor, context: AttentionContext) -> Tensor:
         """Scores (B, T, S), unmasked; the input is detached here, so nothing upstream can feel the indexer's loss."""
         x_BTD = x_BTD.detach()
         cos_TD, sin_TD = context.rotation(self.head_dim // 2, self.rope_base)
+        if self.backend != "reference" and fused(x_BTD, self.query.weight, self.key_norm.weight):
+            return masked.index_scores(*self._fused_heads(x_BTD, cos_TD, sin_TD))
         q_BTJI = rotate(self.query(x_BTD).unflatten(-1, (-1, self.head_dim)), cos_TD, sin_TD)  # the first half only
         k_BTI = rotate(self.key_norm(self.key(x_BTD))[:, :, None], cos_TD, sin_TD)[:, :, 0]
-        # The scale J^-1/2 I^-1/2 is the temperature of the KL loss's softmax(I), not a mere detail.
-        w_BTJ = self.weight(x_BTD) * (self.n_heads * self.head_dim) ** -0.5
+        w_BTJ = self.weight(x_BTD) * self.scale
         scores = reference.index_scores if self.backend == "reference" else masked.index_scores
         return scores(q_BTJI, k_BTI.to(q_BTJI.dtype), w_BTJ.to(q_BTJI.dtype)).float()
+
+    def _fused_heads(self, x_BTD: Tensor, cos_TD: Tensor, sin_TD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """q (B, T, J, I), k (B, T, I) and w (B, T, J), by one product and one kernel."""
+        from dsabench.attention.kernels.indexer import indexer_heads
+
+        weights = [self.query.weight, self.key.weight, self.weight.weight]
+        # Tensor cores want rows of a multiple of 16 bytes.
+        padding = self.query.weight.new_zeros(-sum(map(len, weights)) % 8, x_BTD.shape[-1])
+        y_BTC = F.linear(x_BTD, torch.cat([*weights, padding]))
+        return indexer_heads(y_BTC, self.key_norm, cos_TD, sin_TD, self.n_heads, self.scale)
 
     def flops(self, spec: RunSpec) -> float:
         """Projections (no gradient to their input, so 4 of 6; 2 when untrained), and 2 J I for every causal pair."""
@@ -159,12 +175,13 @@ class DSA(Attention):
 
     def forward(self, x_BTD: Tensor, context: AttentionContext) -> AttentionOutput:
         """(B, T, D) -> (B, T, D), and the KL loss of this layer's indexer when it is trained and gradients are on."""
-        q_BTHD, k_BTGD, v_BTGD = self.projections.heads(x_BTD, context)
+        q_BTHD, k_BTGD, v_BTGD = self.projections.heads(x_BTD, context, head_major=True)
         k = self.config.n_selected(x_BTD.shape[1])
         learns = self.config.indexer.loss == "kl"
         scores_BTS = None
         if context.stage == "sparse" or learns or context.capture is not None:
-            scores_BTS = self.indexer(x_BTD, context)
+            with part("indexer"):
+                scores_BTS = self.indexer(x_BTD, context)
         if context.capture is not None and scores_BTS is not None:
             context.capture[self.layer] = Selection(
                 selected_BTK=reference.select_top_k(scores_BTS.detach(), context.allowed, k),
@@ -177,9 +194,11 @@ class DSA(Attention):
         elif self.config.backend == "reference":
             return self._reference(q_BTHD, k_BTGD, v_BTGD, scores_BTS, k, context)
         else:
-            keep = masked.selection_mask(scores_BTS.detach(), context.allowed, k)
+            with part("top-k"):
+                keep = masked.selection_mask(scores_BTS.detach(), context.allowed, k)
             out_BTHD, p_BTS = masked.attention(q_BTHD, k_BTGD, v_BTGD, keep)
-        loss = masked.indexer_kl(scores_BTS, p_BTS, keep) if learns and scores_BTS is not None else None
+        with part("indexer loss"):
+            loss = masked.indexer_kl(scores_BTS, p_BTS, keep) if learns and scores_BTS is not None else None
         return AttentionOutput(self.projections.merge(out_BTHD), loss)
 
     def _reference(
@@ -191,12 +210,14 @@ class DSA(Attention):
         k: int,
         context: AttentionContext,
     ) -> AttentionOutput:
-        selected_BTK = reference.select_top_k(scores_BTS.detach(), context.allowed, k)
+        with part("top-k"):
+            selected_BTK = reference.select_top_k(scores_BTS.detach(), context.allowed, k)
         out_BTHD, p_BTK = reference.attention(q_BTHD, k_BTGD, v_BTGD, selected_BTK)
         loss = None
         if self.config.indexer.loss == "kl":
-            slots_BTK = scores_BTS.gather(-1, selected_BTK.clamp(min=0))
-            loss = reference.indexer_kl(slots_BTK, p_BTK, selected_BTK != reference.EMPTY)
+            with part("indexer loss"):
+                slots_BTK = scores_BTS.gather(-1, selected_BTK.clamp(min=0))
+                loss = reference.indexer_kl(slots_BTK, p_BTK, selected_BTK != reference.EMPTY)
         return AttentionOutput(self.projections.merge(out_BTHD), loss)
 
     def own_parameters(self) -> set[str]:
@@ -204,7 +225,8 @@ class DSA(Attention):
         return {f"indexer.{name}" for name, _ in self.indexer.named_parameters()}
 
     def flops(self, stage: Stage) -> dict[str, float]:
-        """Projections; attention over the stage's pairs; the indexer; its KL loss, 4 J I backward for each pair."""
+        """Projections; attention over the stage's pairs; the indexer; the top-k, a comparison for each causal pair, the
+        least that any selection needs; the KL loss, 4 J I backward for each of the stage's pairs."""
         chosen = pairs(self.spec, None if stage == "dense" else self.config.n_selected(self.spec.length))
         items = {
             "attention projections": self.projections.flops(self.spec),
@@ -212,6 +234,8 @@ class DSA(Attention):
         }
         if stage == "sparse" or self.config.indexer.loss == "kl":
             items["indexer"] = self.indexer.flops(self.spec)
+        if stage == "sparse":
+            items["top-k"] = pairs(self.spec)
         if self.config.indexer.loss == "kl":
             items["indexer loss"] = 4.0 * chosen * self.indexer.n_heads * self.indexer.head_dim
         return items

@@ -17,7 +17,9 @@ from dsabench.errors import StoreError
 
 if TYPE_CHECKING:
     from dsabench.engine.device import Execution
-    from dsabench.runner import PlannedRun
+    from dsabench.engine.memory import MemoryPlan
+    from dsabench.planning import PlannedRun
+    from dsabench.spec.fields import RunSpec
     from dsabench.spec.sweep import Sweep
     from dsabench.store import RunRecord
 
@@ -88,11 +90,28 @@ def print_run(record: RunRecord, store: Path) -> None:
     console.print(f"  stored in {store / record.run_id}")
 
 
-def plan_document(planned: Sequence[PlannedRun], sweep: Sweep, seconds: float) -> dict[str, Any]:
+Fits = Sequence[tuple["RunSpec", "MemoryPlan"]]
+
+
+def plan_document(
+    planned: Sequence[PlannedRun], sweep: Sweep, seconds: float, fits: Fits, at_a_time: int
+) -> dict[str, Any]:
     """The plan of `sweep --dry-run --json`."""
     return {
         "sweep": sweep.plain(),
         "estimated_seconds": round(seconds),
+        "runs_at_a_time": at_a_time,
+        "estimated_memory": [
+            {
+                "attention": spec.attention.model_dump(mode="json"),
+                "length": spec.length,
+                "micro_batch": plan.micro_batch,
+                "recompute": plan.recompute,
+                "bytes": {item: round(size) for item, size in plan.bytes.items()},
+                "total_bytes": round(plan.total),
+            }
+            for spec, plan in fits
+        ],
         "runs": [
             {"run_id": run.run_id, "status": run.status, "spec": run.spec.model_dump(mode="json")} for run in planned
         ],
@@ -104,6 +123,8 @@ def print_plan(
     sweep: Sweep,
     execution: Execution,
     seconds: float,
+    fits: Fits,
+    at_a_time: int,
     console: Console,
     *,
     config: str = "",
@@ -112,7 +133,8 @@ def print_plan(
     """What a sweep will do, for how long, and what it will not repeat."""
     done = sum(run.status == "done" for run in planned)
     first = planned[0].spec
-    console.print(f"{len(planned)} runs of {first.train.steps} steps on {execution.device} ({execution.precision}):")
+    runs = "1 run" if len(planned) == 1 else f"{len(planned)} runs"
+    console.print(f"{runs} of {first.train.steps} steps on {execution.device} ({execution.precision}):")
     for path, values in sweep.axes.items():
         console.print(f"  {path:20} {', '.join(map(str, values))}")
     for length, (batch, tokens) in {
@@ -132,10 +154,28 @@ def print_plan(
         for run in planned:
             console.print(f"  {run.status:12} {run.run_id}")
         console.print("  (documents are checked to be long enough for a window when the sweep starts)")
+    if fits and (full or execution.device.type == "cuda"):
+        _print_memory(fits, at_a_time, console)
     todo = f"{done} of them are done already; " if done else ""
     console.print(f"{todo}estimated time: about {duration(seconds)} (rough)")
     if execution.device.type == "cpu" and seconds > 600 and config != "quick":
         console.print("This is long for a CPU; `dsabench sweep --config quick` is a smaller experiment for it.")
+
+
+def _print_memory(fits: Fits, at_a_time: int, console: Console) -> None:
+    """What the largest run takes, and which runs are cut to fit."""
+    spec, plan = max(fits, key=lambda fit: fit[1].total)
+    together = f", {at_a_time} runs at a time" if at_a_time > 1 else ""
+    parts = ", ".join(f"{item} {size / 1e9:.2f}" for item, size in plan.bytes.items() if size >= 0.01 * plan.total)
+    console.print(f"memory: about {plan.total / 1e9:.2f} GB for {spec.attention.kind} at L={spec.length}{together}")
+    console.print(f"  in GB: {parts}")
+    for spec, plan in fits:
+        if plan.micro_batch < spec.batch_size or plan.recompute:
+            again = ", blocks computed again in the backward pass" if plan.recompute else ""
+            console.print(
+                f"  {spec.attention.kind} at L={spec.length}: {plan.micro_batch} of {spec.batch_size} windows at a "
+                f"time{again}"
+            )
 
 
 def check_out(out: Path) -> None:

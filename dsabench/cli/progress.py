@@ -22,12 +22,12 @@ def stderr_console() -> Console:
 
 
 class Display:
-    """Shows a sweep of `total` runs, of which `done` need no work, and the run in progress."""
+    """Shows a sweep of `total` runs, of which `done` need no work, and the runs in progress."""
 
     def __init__(self, total: int, done: int, quiet: bool) -> None:
         self.console, self.total, self.done, self.quiet = stderr_console(), total, done, quiet
         self.live = self.console.is_terminal and not quiet
-        self.number, self.started, self.line_at = 0, time.monotonic(), 0.0
+        self.number, self.ended, self.started, self.line_at = 0, 0, time.monotonic(), 0.0
         self.shown: set[str] = set()
         self.progress = Progress(
             TextColumn("{task.description}"),
@@ -40,7 +40,8 @@ class Display:
             disable=not self.live,
         )
         self.sweep: TaskID | None = None
-        self.run: TaskID | None = None
+        self.runs: dict[str, tuple[TaskID, str]] = {}
+        """The bar and the label of each run under way."""
         if total > 1:
             self.sweep = self.progress.add_task("sweep", total=total, detail="")
 
@@ -65,21 +66,19 @@ class Display:
             self.note(message)
 
     def start(self, name: str, steps: int) -> Callable[[Update], None]:
-        """Begin showing a run; returns the observer of its updates."""
+        """Begin showing a run; returns the observer of its updates. Several runs may be under way."""
         self.number += 1
         self.line_at = time.monotonic()
-        if self.run is not None:
-            self.progress.remove_task(self.run)
-        self.run = self.progress.add_task(name, total=steps, detail="starting")
+        task = self.progress.add_task(name, total=steps, detail="starting")
         label = f"[{self.number}/{self.total}] {name}" if self.total > 1 else name
+        self.runs[name] = (task, label)
 
         def observe(update: Update) -> None:
             detail = f"loss {update.loss:.3f}"
             if update.val_loss is not None:
                 detail += f"  val {update.val_loss:.3f}"
             detail += f"  {update.tokens_per_second:,.0f} tok/s"
-            assert self.run is not None
-            self.progress.update(self.run, completed=update.step, detail=detail)
+            self.progress.update(task, completed=update.step, detail=detail)
             # Without a terminal: a line now and then, so that a log of a long run shows life but stays short.
             if not self.live and time.monotonic() - self.line_at > 30:
                 self.line_at = time.monotonic()
@@ -89,14 +88,17 @@ class Display:
 
     def finish(self, name: str, outcome: str) -> None:
         """The run has ended: a line that stays, and the sweep's bar moves."""
-        label = f"[{self.number}/{self.total}] {name}" if self.total > 1 else name
+        task, label = self.runs.pop(name, (None, name))
+        if task is not None:
+            self.progress.remove_task(task)
+        self.ended += 1
         self.note(f"{label}  {outcome}{self._left()}")
         if self.sweep is not None:
             self.progress.advance(self.sweep)
 
     def _left(self) -> str:
         """Time left by the pace of the runs so far; nothing when there is no pace yet."""
-        worked, left = self.number - self.done, self.total - self.number
+        worked, left = self.ended - self.done, self.total - self.ended
         if self.total == 1 or worked < 1 or left < 1:
             return ""
         return f"  (about {duration((time.monotonic() - self.started) / worked * left)} left)"

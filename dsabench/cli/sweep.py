@@ -31,6 +31,10 @@ def sweep(
     ] = None,
     sets: Set = None,
     device: Device = None,
+    concurrency: Annotated[
+        int | None,
+        typer.Option(min=1, help="Runs that share the GPU; default: 5 when steps are small, else 1.", metavar="N"),
+    ] = None,
     store: Store = Path("runs"),
     out: Out = Path("results"),
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and train nothing.")] = False,
@@ -62,32 +66,41 @@ def sweep(
     from dsabench.store import check_writable
 
     check_writable(store)
-    from dsabench import runner
+    from dsabench import planning, runner
     from dsabench.engine.device import resolve
+    from dsabench.errors import SpecError
 
     execution = resolve(specs[0].engine)
-    planned = runner.plan(specs, store)
-    seconds = runner.estimate_seconds(planned, execution)
+    planned = planning.plan(specs, store)
+    alone = planning.why_alone(specs, execution)
+    if alone and (concurrency or 1) > 1:
+        raise SpecError(f"--concurrency {concurrency}: {alone}; leave it out or give 1")
+    fits = planning.fit(planned, execution)
+    at_a_time = planning.choose_concurrency(planned, execution) if concurrency is None else concurrency
+    seconds = planning.estimate_seconds(planned, execution)
     if dry_run:
         if json:
-            output.print_json(output.plan_document(planned, experiment, seconds))
+            output.print_json(output.plan_document(planned, experiment, seconds, fits, at_a_time))
         else:
-            output.print_plan(planned, experiment, execution, seconds, output.stdout_console(), full=True)
+            console = output.stdout_console()
+            output.print_plan(planned, experiment, execution, seconds, fits, at_a_time, console, full=True)
         return
     output.check_out(out)
     if not quiet:
-        output.print_plan(planned, experiment, execution, seconds, stderr_console(), config=config)
+        console = stderr_console()
+        output.print_plan(planned, experiment, execution, seconds, fits, at_a_time, console, config=config)
     done = sum(run.status == "done" for run in planned)
     records = []
     with Display(len(planned), done, quiet) as display:
         try:
-            runner.check_data(planned, display.note_once)
+            planning.check_data(planned, display.note_once)
             for record in runner.run_sweep(
                 experiment,
                 planned,
                 store,
                 command=sys.argv,
                 retry_failed=retry_failed,
+                concurrency=at_a_time,
                 started=lambda run: display.start(run.run_id, run.spec.train.steps),
                 notify=display.note_once,
             ):

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from dsabench.cli.lists import ListCommand
 from dsabench.cli.options import Config, Device, Json, Quiet, Set, Store, overridden
+
+if TYPE_CHECKING:
+    from dsabench.spec.fields import RunSpec
+    from dsabench.spec.sweep import Sweep
 
 
 def add_to(app: typer.Typer) -> None:
@@ -24,6 +28,7 @@ def train(
     sets: Set = None,
     device: Device = None,
     store: Store = Path("runs"),
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what the run needs and train nothing.")] = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -41,10 +46,15 @@ def train(
         "--seed": ("seed", seed),
         "--device": ("engine.device", device),
     }
-    spec = overridden(config, sets, fields, {}).first()
+    experiment = overridden(config, sets, fields, {})
+    spec = experiment.first()
     check_writable(store)
     from dsabench import runner
 
+    if dry_run:
+        experiment.axes.clear()
+        _plan(spec, experiment, store, json)
+        return
     name = f"{spec.attention.kind} L={spec.length} seed={spec.seed}"
     with Display(1, 0, quiet) as display:
         try:
@@ -66,3 +76,25 @@ def train(
 
         print_run(record, store)
     raise typer.Exit(0 if record.status == "done" else 1)
+
+
+def _plan(spec: RunSpec, experiment: Sweep, store: Path, json: bool) -> None:
+    """What the run will do, its memory and its model FLOPs."""
+    from dsabench import planning
+    from dsabench.cli import output
+    from dsabench.engine.device import resolve
+
+    execution = resolve(spec.engine)
+    planned = planning.plan([spec], store)
+    fits = planning.fit(planned, execution)
+    seconds = planning.estimate_seconds(planned, execution)
+    flops = planning.flops_per_step(spec)
+    if json:
+        document = output.plan_document(planned, experiment, seconds, fits, 1)
+        output.print_json({**document, "flops_per_step": flops})
+        return
+    console = output.stdout_console()
+    output.print_plan(planned, experiment, execution, seconds, fits, 1, console, full=True)
+    total = sum(flops.values())
+    parts = ", ".join(f"{item} {value / total:.0%}" for item, value in flops.items() if value >= 0.005 * total)
+    console.print(f"model FLOPs a step: {total:.3g} ({parts})")

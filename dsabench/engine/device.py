@@ -40,6 +40,14 @@ class Execution:
     fused: bool = False
     """Whether chains of small operations run as Triton kernels of our own."""
 
+    compiled: bool = False
+    """Whether the model's blocks are compiled by torch.compile."""
+
+    @property
+    def compile(self) -> str:
+        """engine.compile with `auto` resolved."""
+        return "full" if self.compiled else "graph" if self.graph else "off"
+
     def autocast(self) -> torch.autocast:
         """bf16 autocast, or a no-op in fp32. No cast cache: a CUDA graph must not keep a cast of an older weight."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16", cache_enabled=False)
@@ -54,7 +62,7 @@ class Execution:
     def describe(self) -> str:
         """What a step time belongs to: times measured under another description are another machine's."""
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else platform.processor()
-        graph = "graph" if self.graph else "eager"
+        graph = "eager" if self.compile == "off" else self.compile
         fused = " fused" if self.fused else ""
         threads = torch.get_num_threads()
         return f"{self.device.type} {name} {self.precision} {graph} {self.deterministic} {threads}{fused}"
@@ -82,8 +90,10 @@ class Execution:
 def resolve(engine: EngineSpec) -> Execution:
     """The Execution of an EngineSpec here. Raises DeviceError naming what is missing and what there is."""
     device = _device(engine.device)
-    if engine.compile == "graph" and device.type != "cuda":
-        raise DeviceError(f"engine.compile = graph needs a CUDA GPU, and the device is {device}; use auto or off")
+    if engine.compile in ("graph", "full") and device.type != "cuda":
+        raise DeviceError(
+            f"engine.compile = {engine.compile} needs a CUDA GPU, and the device is {device}; use auto or off"
+        )
     if device.type == "cuda":
         native = torch.cuda.get_device_capability(device) >= (8, 0)
     else:
@@ -91,7 +101,8 @@ def resolve(engine: EngineSpec) -> Execution:
     precision = ("bf16" if native else "fp32") if engine.precision == "auto" else engine.precision
     deterministic = device.type == "cpu" if engine.deterministic == "auto" else engine.deterministic
     graph = device.type == "cuda" and engine.compile != "off"
-    return Execution(device, precision, graph, deterministic, _fused(device, engine.kernels))
+    compiled = engine.compile == "full"
+    return Execution(device, precision, graph, deterministic, _fused(device, engine.kernels), compiled)
 
 
 def _fused(device: torch.device, wanted: str) -> bool:
@@ -159,6 +170,11 @@ def matmul_rate(device: torch.device, precision: str) -> float:
     return 2.0 * size**3 / best
 
 
+def first_line(error: BaseException) -> str:
+    """An exception on one line: its kind and the first line of its message."""
+    return f"{type(error).__name__}: {error}".splitlines()[0]
+
+
 def environment(execution: Execution) -> dict[str, Any]:
     """What a reader of the result must know about the machine and the versions."""
     device = execution.device
@@ -170,6 +186,7 @@ def environment(execution: Execution) -> dict[str, Any]:
         "device": str(device),
         "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
         "precision": execution.precision,
+        "compile": execution.compile,
         "cuda_graph": execution.graph,
         "fused_kernels": execution.fused,
         "deterministic": execution.deterministic,

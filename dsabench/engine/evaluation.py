@@ -5,7 +5,11 @@ Legend: N windows, B batch, T time, K selected slots, S key.
 
 from __future__ import annotations
 
+import contextlib
 import math
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,9 +17,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dsabench.attention.base import Selection
+from dsabench import kernels
+from dsabench.attention.base import Selection, Stage
 from dsabench.engine.chance import selection_chance_T
-from dsabench.engine.device import Execution
+from dsabench.engine.device import Execution, first_line
+from dsabench.engine.step import own_stream
 from dsabench.model.transformer import Transformer
 
 BATCH_TOKENS = 16_384
@@ -28,41 +34,109 @@ POSITION_BINS = 256
 """Loss by position has this many equal bins, or one for each position when the window is shorter."""
 
 
-def evaluate(model: Transformer, tokens_NT: np.ndarray, execution: Execution) -> dict[str, Any]:
-    """Metrics of the model, as it stands and in its stage, on windows of L + 1 tokens.
+class Evaluator:
+    """Evaluates a model, as it stands and in its stage; whole batches are replays of one CUDA graph for each stage."""
 
-    loss               nats per token, mean over all targets
-    accuracy           share of targets that are the most probable token
-    loss_by_position   list of mean losses of equal bins of positions 0..L-1, first to last
-    kl                 the attention's own loss, None where it has none
-    """
+    def __init__(self, model: Transformer, execution: Execution, pool: Any = None) -> None:
+        """pool: the memory pool of the model's other graphs."""
+        self.model, self.execution, self.pool = model, execution, pool
+        self.graphs: dict[tuple[Stage, int, int], tuple[torch.cuda.CUDAGraph, Tensor, _Scores]] = {}
+
+    def evaluate(self, tokens_NT: np.ndarray) -> dict[str, Any]:
+        """Metrics on windows of L + 1 tokens.
+
+        loss               nats per token, mean over all targets
+        accuracy           share of targets that are the most probable token
+        loss_by_position   list of mean losses of equal bins of positions 0..L-1, first to last
+        kl                 the attention's own loss, None where it has none
+        """
+        n_windows, length = tokens_NT.shape[0], tokens_NT.shape[1] - 1
+        device = self.execution.device
+        nats_T = torch.zeros(length, dtype=torch.float64, device="cpu" if device.type == "mps" else device)
+        correct = torch.zeros((), dtype=torch.int64, device=device)
+        kl, has_kl = torch.zeros((), device=device), False
+        batch = max(1, BATCH_TOKENS // length)
+        with torch.inference_mode(), self.execution.autocast(), _evaluating(self.model):
+            for first in range(0, n_windows, batch):
+                tokens_BT = torch.from_numpy(tokens_NT[first : first + batch].astype(np.int64))
+                scores = self._score(tokens_BT, batch)
+                nats_T += scores.nats_T.to(nats_T.device)
+                correct += scores.correct
+                if scores.kl is not None:
+                    kl, has_kl = kl + scores.kl * len(tokens_BT), True
+        by_position = nats_T.cpu().numpy() / n_windows
+        bins = np.array_split(by_position, min(length, POSITION_BINS))
+        return {
+            "loss": float(by_position.mean()),
+            "accuracy": int(correct) / (n_windows * length),
+            "loss_by_position": [float(part.mean()) for part in bins],
+            "kl": float(kl) / n_windows if has_kl else None,
+        }
+
+    def _score(self, tokens_BT: Tensor, batch: int) -> _Scores:
+        key = (self.model.stage, *tokens_BT.shape)
+        if key in self.graphs:
+            graph, input_BT, scores = self.graphs[key]
+            input_BT.copy_(tokens_BT.pin_memory(), non_blocking=True)
+            graph.replay()
+            return scores
+        tokens_BT = tokens_BT.to(self.execution.device)
+        scores = _scores(self.model, tokens_BT)
+        if self.execution.graph and len(tokens_BT) == batch:
+            try:
+                self._capture(key, tokens_BT)
+            except RuntimeError as error:  # slower, and the same results: worth a warning, not an end
+                self.execution = replace(self.execution, graph=False)
+                warnings.warn(f"evaluation runs without a CUDA graph: {first_line(error)}", stacklevel=2)
+        return scores
+
+    def _capture(self, key: tuple[Stage, int, int], tokens_BT: Tensor) -> None:
+        """For the next batches of this shape; the one just scored has warmed up what a capture needs."""
+        input_BT, graph = tokens_BT.clone(), torch.cuda.CUDAGraph()
+        self.execution.synchronize()
+        with torch.cuda.graph(graph, pool=self.pool, stream=own_stream(self.execution)):
+            scores = _scores(self.model, input_BT)
+        self.graphs[key] = (graph, input_BT, scores)
+
+
+@dataclass(frozen=True)
+class _Scores:
+    """What one batch adds to the metrics, on the device."""
+
+    nats_T: Tensor
+    """Loss by position, summed over windows, fp64 (fp32 on MPS)."""
+
+    correct: Tensor
+    kl: Tensor | None
+
+
+def _scores(model: Transformer, tokens_BT: Tensor) -> _Scores:
+    output = model(tokens_BT[:, :-1])
+    targets_BT = tokens_BT[:, 1:]
+    nll_N, correct_N = token_scores(output.logits_BTV.flatten(0, 1), targets_BT.flatten())
+    nll_BT = nll_N.view_as(targets_BT)
+    nats_T = nll_BT.sum(0) if nll_BT.device.type == "mps" else nll_BT.double().sum(0)
+    return _Scores(nats_T, correct_N.sum(), output.attention_loss)
+
+
+def token_scores(logits_NV: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor]:
+    """Cross-entropy (N,) in nats, fp32, and whether the target is the most probable token (N,), the first of equals."""
+    if kernels.fused(logits_NV):
+        from dsabench.kernels.scores import score_rows
+
+        return score_rows(logits_NV, targets_N)
+    wide_NV = logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32))
+    return F.cross_entropy(wide_NV, targets_N, reduction="none"), logits_NV.argmax(-1) == targets_N
+
+
+@contextlib.contextmanager
+def _evaluating(model: Transformer) -> Iterator[None]:
     was_training = model.training
     model.eval()
-    n_windows, length = tokens_NT.shape[0], tokens_NT.shape[1] - 1
-    device = execution.device
-    nats_T = torch.zeros(length, dtype=torch.float64, device="cpu" if device.type == "mps" else device)
-    correct = torch.zeros((), dtype=torch.int64, device=device)
-    kl, has_kl = torch.zeros((), device=device), False
-    batch = max(1, BATCH_TOKENS // length)
-    with torch.inference_mode(), execution.autocast():
-        for first in range(0, n_windows, batch):
-            tokens_BT = torch.from_numpy(tokens_NT[first : first + batch].astype(np.int64)).to(device)
-            output = model(tokens_BT[:, :-1])
-            targets_BT = tokens_BT[:, 1:]
-            logits_NV = output.logits_BTV.flatten(0, 1).float()
-            nll_N = F.cross_entropy(logits_NV, targets_BT.flatten(), reduction="none")
-            nats_T += nll_N.view_as(targets_BT).to(nats_T.device).double().sum(0)
-            correct += (output.logits_BTV.argmax(-1) == targets_BT).sum()
-            if output.attention_loss is not None:
-                kl, has_kl = kl + output.attention_loss * len(tokens_BT), True
-    model.train(was_training)
-    by_position = nats_T.cpu().numpy() / n_windows
-    return {
-        "loss": float(by_position.mean()),
-        "accuracy": int(correct) / (n_windows * length),
-        "loss_by_position": [float(part.mean()) for part in np.array_split(by_position, min(length, POSITION_BINS))],
-        "kl": float(kl) / n_windows if has_kl else None,
-    }
+    try:
+        yield
+    finally:
+        model.train(was_training)
 
 
 def baselines(tokens_NT: np.ndarray, unigram_nats_V: np.ndarray, token_bytes_V: np.ndarray) -> tuple[float, float]:
@@ -92,23 +166,19 @@ def selection_recall(model: Transformer, tokens_NT: np.ndarray, execution: Execu
     # Evenly spaced, so that every length looks at the same documents and not at the first ones only.
     tokens_NT = tokens_NT[(2 * np.arange(n_windows) + 1) * len(tokens_NT) // (2 * n_windows)]
     batch = max(1, BATCH_TOKENS // length)
-    was_training = model.training
-    model.eval()
-    total, n_seen = 0.0, 0
-    with torch.inference_mode(), execution.autocast():
+    total, n_seen = torch.zeros((), device=execution.device), 0
+    with torch.inference_mode(), execution.autocast(), _evaluating(model):
         for first in range(0, n_windows, batch):
             tokens_BT = torch.from_numpy(tokens_NT[first : first + batch].astype(np.int64))
             captured: dict[int, Selection] = {}
             model(tokens_BT[:, :-1].to(execution.device), capture=captured)
             if not captured:
-                model.train(was_training)
                 return None
             recall = torch.stack([recall_BT(selection)[:, k:].mean() for selection in captured.values()])
-            total += float(recall.mean()) * len(tokens_BT)
+            total += recall.mean() * len(tokens_BT)
             n_seen += len(tokens_BT)
-    model.train(was_training)
     return {
-        "mass_recall": total / n_seen,
+        "mass_recall": float(total) / n_seen,
         "mass_recall_chance": float(selection_chance_T(np.full(length, k))[k:].mean()),
     }
 

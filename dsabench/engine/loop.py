@@ -8,28 +8,30 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
 
-from dsabench import kernels
 from dsabench.attention.base import Stage
 from dsabench.data import TokenData, Windows
 from dsabench.engine import checkpoint
-from dsabench.engine.device import Execution, determinism, matmul_rate
-from dsabench.engine.evaluation import baselines, bits_per_byte, evaluate, selection_recall
-from dsabench.engine.optimization import Optimizer, learning_rate_factor, stage_at
-from dsabench.engine.step import EAGER_STEPS, METRICS, TrainStep
-from dsabench.model.transformer import Transformer, build, flops_per_window
+from dsabench.engine.device import Execution, matmul_rate
+from dsabench.engine.evaluation import baselines, bits_per_byte, selection_recall
+from dsabench.engine.optimization import learning_rate_factor, stage_at
+from dsabench.engine.slot import Memory, Slot, Slots
+from dsabench.engine.step import EAGER_STEPS, METRICS
+from dsabench.engine.timing import StepTimes
+from dsabench.model.transformer import flops_per_window
 from dsabench.spec.fields import RunSpec
 
 CHECKPOINT_SECONDS = 20.0
 """Without engine.checkpoint_every: the least time between checkpoints, which is also the most that a kill loses."""
+
+T = TypeVar("T")
 
 _ADVICE = "a lower learning rate, a longer warm-up or a tighter grad_clip may help"
 
@@ -71,13 +73,35 @@ def train(
     execution: Execution,
     sink: RunSink,
     observe: Callable[[Update], None] = lambda update: None,
-) -> dict[str, Any]:
-    """Train one run to its end, resuming from the sink's checkpoint if it has one; returns the run's summary.
+    slots: Slots | None = None,
+) -> Generator[None, None, dict[str, Any]]:
+    """Train one run to its end, resuming from the sink's checkpoint if it has one; the generator's value is the run's
+    summary.
 
-    Raises TrainingDiverged at the first step whose loss is not finite.
+    It yields while its device is at work: the runs of several slots are trained together by taking turns. How fast a
+    step is, is measured while the others wait.
+
+    Raises TrainingDiverged at the first step whose loss is not finite, DeviceError when the run does not fit.
     """
-    with determinism(execution), kernels.unfused(not execution.fused):
-        return _Run(spec, data, execution, sink, observe).train()
+    slots = slots or Slots()
+    slot = slots.take(spec, data.vocab_size, execution)
+    try:
+        summary = yield from TrainingRun(spec, data, slot, sink, observe, shared=slots.count > 1).train()
+    except BaseException:
+        slots.drop(slot)
+        raise
+    slots.give(slot)
+    return summary
+
+
+def to_the_end(training: Generator[None, None, T]) -> T:
+    """The value of a generator, which has the device for itself."""
+    while True:
+        try:
+            next(training)
+        except StopIteration as end:
+            value: T = end.value
+            return value
 
 
 def segments(spec: RunSpec, start: int, checkpoint_every: int) -> Iterator[tuple[int, int, Stage]]:
@@ -94,22 +118,37 @@ def segments(spec: RunSpec, start: int, checkpoint_every: int) -> Iterator[tuple
         first = end
 
 
-class _Run:
-    """The state of one run in progress."""
+@dataclass(frozen=True)
+class _Flight:
+    """A segment that the device is at work on."""
+
+    first: int
+    end: int
+    stage: Stage
+    alone: bool
+    """Whether no other run may use the device until it has landed."""
+
+    start: float
+    history_SM: torch.Tensor
+
+
+class TrainingRun:
+    """The state of one run in progress, in a slot that it has to itself."""
 
     def __init__(
         self,
         spec: RunSpec,
         data: TokenData,
-        execution: Execution,
+        slot: Slot,
         sink: RunSink,
         observe: Callable[[Update], None],
+        shared: bool = False,
     ) -> None:
-        self.spec, self.data, self.execution, self.sink, self.observe = spec, data, execution, sink, observe
+        """shared: other runs use the device at the same time."""
+        slot.begin(spec)
+        self.spec, self.data, self.slot, self.sink, self.observe, self.shared = spec, data, slot, sink, observe, shared
+        self.execution, self.model, self.optimizer, self.step = slot.execution, slot.model, slot.optimizer, slot.step
         self.windows = Windows(data, spec.length)
-        self.model: Transformer = build(spec, data.vocab_size).to(execution.device)
-        self.optimizer = Optimizer(self.model, spec, execution.device)
-        self.step = TrainStep(self.model, self.optimizer, spec, execution)
         self.progress = checkpoint.Progress()
         self.val_NT = self.windows.evaluation("val", spec.train.eval_tokens)
         self.train_NT = self.windows.evaluation("train", spec.train.eval_tokens)
@@ -119,78 +158,81 @@ class _Run:
         self.pending: list[tuple[torch.Tensor, float]] = []
         self.resumed_at = 0
         self.saved_at = time.monotonic()
-        self.starting_steps, self.starting_seconds = 0, 0.0
         self.change = spec.attention.warmup_steps(spec.train.steps)
 
-    def train(self) -> dict[str, Any]:
+    def train(self) -> Generator[None, None, dict[str, Any]]:
+        """Train to the end; see `loop.train`."""
         spec, every = self.spec, self.spec.engine.checkpoint_every or self.spec.train.eval_every
+        with self.slot.active():
+            self._start()
+        for first, end, stage in segments(spec, self.progress.step, every):
+            evaluates = end % spec.train.eval_every == 0 or end == spec.train.steps
+            saves = end % every == 0 and end < spec.train.steps
+            with self.slot.active():
+                flight = self._launch(first, end, stage)
+            if not flight.alone:
+                yield
+            with self.slot.active():
+                self._land(flight)
+                saves = saves and self._is_time_to_save()
+                if evaluates or saves or end % spec.train.log_every == 0:
+                    self._log(stage)
+                if evaluates:
+                    self._evaluate()
+                if saves:
+                    self._checkpoint()
+        with self.slot.active():
+            if not self.last_eval:  # killed between the last checkpoint and the record: only the summary is missing
+                self._evaluate(record=False)
+            self.sink.replace_checkpoint(lambda folder: checkpoint.save(folder, self.model, None, self.progress))
+            return self._summary()
+
+    def _start(self) -> None:
         saved = self.sink.checkpoint()
         if saved is not None:
             self.progress = checkpoint.load(saved, self.model, self.optimizer)
+        self.times = StepTimes(self.progress, self.shared)
         self.sink.rewind(-1 if saved is None else self.progress.step)
         if self.progress.step == 0:
             self._evaluate()  # before the first step: near ln V, or the start is not sane
-        if self.progress.machine not in ("", self.execution.describe()):
-            # Resumed elsewhere: a median over two machines would be no machine's time, and their sum nobody's.
-            self.progress.step_ms, self.progress.seconds = {"dense": [], "sparse": []}, None
-            self.progress.peak_memory_mb = None
-        self.progress.machine = self.execution.describe()
+        self.times.on(self.slot.running.describe())
         self.resumed_at = self.progress.step
-        for first, end, stage in segments(spec, self.progress.step, every):
-            self._segment(first, end, stage)
-            evaluates = end % spec.train.eval_every == 0 or end == spec.train.steps
-            saves = end % every == 0 and end < spec.train.steps and self._is_time_to_save()
-            if evaluates or saves or end % spec.train.log_every == 0:
-                self._log(stage)
-            if evaluates:
-                self._evaluate()
-            if saves:
-                self._checkpoint()
-        if not self.last_eval:  # killed between the last checkpoint and the record: only the summary is missing
-            self._evaluate(record=False)
-        self.sink.replace_checkpoint(lambda folder: checkpoint.save(folder, self.model, None, self.progress))
-        return self._summary()
 
-    def _segment(self, first: int, end: int, stage: Stage) -> None:
-        """Train steps first..end-1, which lie in one stage, and time them."""
-        execution, spec = self.execution, self.spec
+    def _launch(self, first: int, end: int, stage: Stage) -> _Flight:
+        """Set the device to work on steps first..end-1, which lie in one stage."""
+        spec, alone = self.spec, self.times.wants_alone(stage)
         starts = [self.windows.batch_starts(spec.seed, step, spec.batch_size) for step in range(first, end)]
         tokens = self.windows.gather(np.concatenate(starts)).reshape(end - first, spec.batch_size, -1)
         batches_SBT = torch.from_numpy(tokens.astype(np.int64))
-        if execution.device.type == "cuda":
+        if self.execution.device.type == "cuda":
             batches_SBT = batches_SBT.pin_memory()
-        execution.synchronize()
-        execution.reset_peak_memory()
+        if alone:
+            self.execution.synchronize()  # the other runs' work too
+        memory = Memory(self.slot)
         start = time.perf_counter()
-        history_SM = self.step.run(first, stage, batches_SBT).cpu()
-        execution.synchronize()
-        seconds = time.perf_counter() - start
-        self._check(history_SM, first)
-        self.progress.step = end
-        peaks = [peak for peak in (self.progress.peak_memory_mb, execution.peak_memory_mb()) if peak is not None]
+        history_SM = self.step.run(first, stage, batches_SBT)
+        # Memory is taken when work is launched, so this is the segment's own peak whatever other runs do meanwhile.
+        peaks = [peak for peak in (self.progress.peak_memory_mb, memory.peak_mb()) if peak is not None]
         self.progress.peak_memory_mb = max(peaks, default=None)
-        # The first steps of a stage and of a process pay for allocation and library start-up; a capture is not a step.
-        steady = stage in self.step.graphs if execution.graph else first not in (self.resumed_at, self.change)
-        if steady:
-            self.progress.step_ms[stage].append(1e3 * seconds / (end - first))
-        self._spend(seconds, end - first, steady)
-        self.pending.append((history_SM, seconds))
-        goes_on = end < spec.train.steps and stage_at(spec, end) == stage
-        if execution.graph and stage not in self.step.graphs and goes_on:
-            self.step.capture(stage)
+        return _Flight(first, end, stage, alone, start, history_SM)
 
-    def _spend(self, seconds: float, steps: int, steady: bool) -> None:
-        """Count a segment's time; steps that also paid for a start are charged what the next steady ones take, or the
-        first run of a process would look slower than all others."""
-        if self.progress.seconds is None:
-            return
-        if steady:
-            self.progress.seconds += seconds + self.starting_steps * seconds / steps - self.starting_seconds
-            self.starting_steps, self.starting_seconds = 0, 0.0
-        else:  # for now as measured: a short run may have no steady step
-            self.starting_steps += steps
-            self.starting_seconds += seconds
-            self.progress.seconds += seconds
+    def _land(self, flight: _Flight) -> None:
+        """Wait for the device, look at what it did, and capture the stage's graph if this was its first segment."""
+        slot, stage, steps = self.slot, flight.stage, flight.end - flight.first
+        slot.wait()
+        seconds = time.perf_counter() - flight.start
+        history_SM = flight.history_SM.cpu()
+        self._check(history_SM, flight.first)
+        self.progress.step = flight.end
+        graph = slot.running.graph
+        steady = stage in self.step.graphs if graph else flight.first not in (self.resumed_at, self.change)
+        if self.shared and flight.alone and self.times.warms_up(stage):
+            steady = False
+        self.pending.append((history_SM, self.times.count(seconds, steps, stage, steady=steady, alone=flight.alone)))
+        goes_on = flight.end < self.spec.train.steps and stage_at(self.spec, flight.end) == stage
+        if graph and stage not in self.step.graphs and goes_on:
+            slot.capture(stage)
+            self.progress.machine = slot.running.describe()  # without graphs, if that failed
 
     def _log(self, stage: Stage) -> None:
         """One train record for the steps since the last one: the mean loss of all of them, the last step's rest."""
@@ -205,6 +247,7 @@ class _Run:
             record["kl"] = record["indexer_grad_norm"] = None
         record["learning_rate"] = spec.train.learning_rate * learning_rate_factor(spec.train, end - 1)
         record["seconds"] = self.progress.seconds
+        record["shared"] = self.shared
         record["flops"] = self._flops_after(end)
         record["tokens_per_second"] = spec.tokens_per_step * len(history_SM) / seconds
         self.sink.metrics(record)
@@ -230,8 +273,7 @@ class _Run:
         stage = stage_at(self.spec, max(0, self.progress.step - 1))
         self.model.stage = stage
         start = time.perf_counter()
-        val = evaluate(self.model, self.val_NT, self.execution)
-        train = evaluate(self.model, self.train_NT, self.execution)
+        val, train = (self.slot.evaluator.evaluate(tokens_NT) for tokens_NT in (self.val_NT, self.train_NT))
         self.last_eval = {
             "val_loss": val["loss"],
             "val_accuracy": val["accuracy"],
@@ -276,8 +318,7 @@ class _Run:
     def _summary(self) -> dict[str, Any]:
         spec, steps, windows = self.spec, self.spec.train.steps, self.spec.batch_size
         last: Stage = stage_at(spec, steps - 1)
-        timed = self.progress.step_ms[last]
-        step_ms = median(timed) if timed else None
+        step_ms = self.times.step_ms(last)
         own = sum(p.numel() for p in self.optimizer.own)
         rate = matmul_rate(self.execution.device, self.execution.precision)
         return {
@@ -291,10 +332,13 @@ class _Run:
             "flops": self._flops_after(steps),
             **self.last_eval,
             "step_ms": step_ms,
-            "warmup_step_ms": median(self.progress.step_ms["dense"]) if self.progress.step_ms["dense"] else None,
+            "warmup_step_ms": self.times.step_ms("dense"),
             "tokens_per_second": None if step_ms is None else spec.tokens_per_step / step_ms * 1e3,
             "train_seconds": self.progress.seconds,
             "mfu": None if step_ms is None else windows * self.flops[last] / (step_ms / 1e3) / rate,
             "matmul_flops_per_second": rate,
             "peak_memory_mb": self.progress.peak_memory_mb,
+            "compile": self.slot.running.compile,
+            "micro_batch": self.step.micro_batch,
+            "recompute": self.step.recompute,
         }

@@ -58,17 +58,18 @@ class Optimizer:
             fused=device.type in ("cuda", "cpu"),
             capturable=self._on_device,
         )
+        self.peaks_G = torch.tensor([group["peak"] for group in groups], device=device)
+        self.rates_G = torch.zeros_like(self.peaks_G)
         if self._on_device:
-            for group in self.adamw.param_groups:
-                group["lr"] = torch.zeros((), device=device)
+            for group, rate in zip(self.adamw.param_groups, self.rates_G, strict=True):
+                group["lr"] = rate
 
-    def set_rate(self, factor: float) -> None:
-        """Set every group's learning rate to its peak times factor, without waiting for the device."""
-        for group in self.adamw.param_groups:
-            if self._on_device:
-                group["lr"].fill_(group["peak"] * factor)
-            else:
-                group["lr"] = group["peak"] * factor
+    def set_rate(self, factor_1: torch.Tensor) -> None:
+        """Set every group's learning rate to its peak times factor (1,), without waiting for the device."""
+        torch.mul(self.peaks_G, factor_1, out=self.rates_G)
+        if not self._on_device:
+            for group, rate in zip(self.adamw.param_groups, self.rates_G.tolist(), strict=True):
+                group["lr"] = rate
 
     def step(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Clip, update, and return the gradient norms, before clipping, of backbone and own parameters."""
@@ -94,6 +95,16 @@ class Optimizer:
         for key, value in tensors.items():
             name, _, part = key.rpartition("/")
             parameter = parameters[name]
-            on_device = part != "step" or self._on_device
             state = self.adamw.state.setdefault(parameter, {})
-            state[part] = value.to(parameter.device if on_device else "cpu", copy=True)
+            if part in state:  # in place: a captured graph reads it where it lies
+                state[part].copy_(value)
+            elif part == "step":
+                state[part] = value.to(parameter.device if self._on_device else "cpu", copy=True)
+            else:  # laid out as the parameter is, or the fused update would read them in different orders
+                state[part] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+
+    def restart(self) -> None:
+        """Forget all steps, in place."""
+        for state in self.adamw.state.values():
+            for value in state.values():
+                value.zero_()

@@ -1,25 +1,26 @@
 """One training step: forward, backward, clipping, AdamW; the same code for every variant, eager or in a CUDA graph.
 
-Nothing in a step waits for the host. Metrics stay on the device in `history` until the loop fetches them.
+Nothing in a step waits for the host. A segment's batches and learning rates lie on the device before its first step,
+and its metrics stay there until the loop fetches them: between two steps the host has nothing to do.
 
-Legend: B batch, T time, V vocabulary, S steps of a segment, M metrics.
+Legend: B batch, T time, S steps of a segment, M metrics.
 """
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import hashlib
-from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from dsabench.attention.base import Stage
 from dsabench.engine.device import Execution
 from dsabench.engine.optimization import Optimizer, learning_rate_factor
 from dsabench.engine.weights import Weights
-from dsabench.model.transformer import Transformer
+from dsabench.model.transformer import Block, Features, Transformer
+from dsabench.parts import part
 from dsabench.spec.fields import RunSpec
 
 METRICS = (
@@ -38,97 +39,135 @@ EAGER_STEPS = 3
 """Steps at the start of a stage that run eagerly: they create optimizer state and library handles, which must exist
 before a capture, and they are real training steps, so that capturing changes nothing that is learnt."""
 
+SEGMENT_STEPS, SEGMENT_TOKENS = 64, 2**22
+"""Most steps, and most tokens, whose batches lie on the device at once."""
+
 
 class TrainStep:
     """Runs steps on static buffers; after `capture(stage)` the stage's steps are replays of one CUDA graph."""
 
-    def __init__(self, model: Transformer, optimizer: Optimizer, spec: RunSpec, execution: Execution) -> None:
+    def __init__(
+        self,
+        model: Transformer,
+        optimizer: Optimizer,
+        spec: RunSpec,
+        execution: Execution,
+        micro_batch: int | None = None,
+        recompute: bool = False,
+    ) -> None:
+        """micro_batch: windows of one forward and backward pass, a divisor of the batch; None is all of them.
+        recompute: keep only what enters each block, and compute the block again in the backward pass."""
         self.model, self.optimizer, self.spec, self.execution = model, optimizer, spec, execution
-        device = execution.device
-        self.tokens_BT = torch.zeros(spec.batch_size, spec.length + 1, dtype=torch.int64, device=device)
+        self.micro_batch, self.recompute = micro_batch or spec.batch_size, recompute
+        assert spec.batch_size % self.micro_batch == 0, "micro-batches of one size keep the mean of means the mean"
+        if execution.device.type == "cuda":
+            for block in model.layers():
+                block.experts.lay_out_for_products()  # before there are copies and optimizer states like them
         self.weights = Weights(model, execution)
-        self.metrics_M = torch.zeros(len(METRICS), device=device)
         self.graphs: dict[Stage, torch.cuda.CUDAGraph] = {}
+        self.pool = torch.cuda.graph_pool_handle() if execution.graph else None
+        """Memory that the graphs of one model share: they never run at the same time, and keep nothing in it."""
         self.has_own_loss = False
         """Whether the last computed step had a loss of the attention's own (an indexer's KL)."""
-        self.stream = _side_stream(device) if device.type == "cuda" else None
+        steps = max(1, min(SEGMENT_STEPS, SEGMENT_TOKENS // spec.tokens_per_step))
+        device = execution.device
+        self.batches_SBT = torch.zeros(steps, spec.batch_size, spec.length + 1, dtype=torch.int64, device=device)
+        self.factors_S = torch.zeros(steps, device=device)
+        self.history_SM = torch.zeros(steps, len(METRICS), device=device)
+        self.index_1 = torch.zeros(1, dtype=torch.int64, device=device)
+        """Place of the next step in the three above; on the device, so that a replayed graph advances it."""
+        self.compiled: dict[Block, Any] = {}
+        if execution.compiled:
+            self.compiled = {block: torch.compile(block, dynamic=False) for block in model.layers()}
 
     def run(self, first: int, stage: Stage, batches_SBT: Tensor) -> Tensor:
         """Train on batches[i] as step first + i; the metrics (S, M), on the device and possibly still running."""
+        size = len(self.batches_SBT)
+        parts = [self._run(first + i, stage, batches_SBT[i : i + size]) for i in range(0, len(batches_SBT), size)]
+        return torch.cat(parts)
+
+    def _run(self, first: int, stage: Stage, batches_SBT: Tensor) -> Tensor:
         self.model.stage = stage
-        batches_SBT = batches_SBT.to(self.execution.device, non_blocking=True)
-        history_SM = torch.zeros(len(batches_SBT), len(METRICS), device=self.execution.device)
-        with self._on_stream():
-            for i, batch_BT in enumerate(batches_SBT):
-                self.optimizer.set_rate(learning_rate_factor(self.spec.train, first + i))
-                if self.spec.model.dropout:
-                    # Keyed by seed and step alone: the same masks for every variant, and after a resume.
-                    torch.manual_seed(dropout_seed(self.spec.seed, first + i))
-                self.tokens_BT.copy_(batch_BT)
-                if stage in self.graphs:
-                    self.graphs[stage].replay()
-                else:
-                    self._compute(stage)
-                history_SM[i].copy_(self.metrics_M)
-        return history_SM
+        steps = len(batches_SBT)
+        factors_S = torch.tensor([learning_rate_factor(self.spec.train, first + i) for i in range(steps)])
+        for buffer, values in ((self.batches_SBT, batches_SBT), (self.factors_S, factors_S)):
+            buffer[:steps].copy_(values.pin_memory() if buffer.is_cuda else values, non_blocking=True)
+        self.index_1.zero_()
+        for i in range(steps):
+            if self.spec.model.dropout:
+                # Keyed by seed and step alone: the same masks for every variant, and after a resume.
+                torch.manual_seed(dropout_seed(self.spec.seed, first + i))
+            if stage in self.graphs:
+                self.graphs[stage].replay()
+            else:
+                self._compute(stage)
+        return self.history_SM[:steps].clone()
 
     def capture(self, stage: Stage) -> None:
         """Capture the stage's step in a CUDA graph; nothing is executed. Call after EAGER_STEPS steps of the stage."""
-        assert self.stream is not None, "CUDA graphs need a CUDA device"
         self.execution.synchronize()
         self.model.stage = stage
         self.optimizer.adamw.zero_grad(set_to_none=True)  # gradients are then allocated in the graph's own pool
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=self.stream):
+        with torch.cuda.graph(graph, pool=self.pool, stream=own_stream(self.execution)):
             self._compute(stage)
-        self.graphs = {stage: graph}  # an earlier stage's graph and its memory are no longer needed
+        self.graphs[stage] = graph
 
     def _compute(self, stage: Stage) -> None:
-        self.optimizer.adamw.zero_grad(set_to_none=True)
-        with self.execution.autocast():
+        tokens_BT = self.batches_SBT.index_select(0, self.index_1)[0]
+        with part("optimizer"):
+            self.optimizer.set_rate(self.factors_S.index_select(0, self.index_1))
+            self.optimizer.adamw.zero_grad(set_to_none=True)
             self.weights.cast()
-            loss, output = self.weights.call(self.tokens_BT[:, :-1], self.tokens_BT[:, 1:])
+        parts = tokens_BT.split(self.micro_batch)
+        metrics = [self._backward(stage, part_BT, 1 / len(parts)) for part_BT in parts]
+        with part("optimizer"):
+            norm, own_norm = self.optimizer.step()
+        means = metrics[0] if len(parts) == 1 else torch.stack(metrics).mean(0)
+        loss, kl, balance, entropy, most, least = means.unbind()
+        values = (loss, kl, balance, norm, own_norm, entropy, most, least)
+        metrics_1M = torch.stack([value.detach().float() for value in values])[None]
+        self.history_SM.index_copy_(0, self.index_1, metrics_1M)
+        self.index_1.add_(1)
+
+    def _backward(self, stage: Stage, tokens_BT: Tensor, share: float) -> Tensor:
+        """Add `share` of the gradients of one micro-batch; its losses and router statistics as one tensor."""
+        losses = self.weights.within(lambda: self._losses(stage, tokens_BT, share))
+        with part("optimizer"):
+            self.weights.collect()
+        return losses
+
+    def _losses(self, stage: Stage, tokens_BT: Tensor, share: float) -> Tensor:
+        with self.execution.autocast():
+            loss, output = self.model.training_losses(tokens_BT[:, :-1], tokens_BT[:, 1:], self._call_block)
+        total = self._total(stage, loss, output)
+        (total if share == 1 else total * share).backward()
+        kl = torch.zeros((), device=loss.device) if output.attention_loss is None else output.attention_loss
+        load_E = output.expert_load_E
+        values = (loss, kl, output.balance_loss, output.router_entropy, load_E.max(), load_E.min())
+        return torch.stack([value.detach().float() for value in values])
+
+    def _total(self, stage: Stage, loss: Tensor, output: Features) -> Tensor:
         self.has_own_loss = output.attention_loss is not None
-        zero = torch.zeros((), device=loss.device)
-        kl = zero if output.attention_loss is None else output.attention_loss
-        total = zero
+        total = torch.zeros((), device=loss.device)
         if not (stage == "dense" and self.spec.attention.warmup_freezes_backbone()):
             total = total + loss + self.spec.model.balance_loss_weight * output.balance_loss
         if output.attention_loss is not None:
             total = total + self.spec.attention.own_loss_weight() * output.attention_loss
-        total.backward()
-        self.weights.collect()
-        norm, own_norm = self.optimizer.step()
-        load_E = output.expert_load_E
-        values = (
-            loss,
-            kl,
-            output.balance_loss,
-            norm,
-            own_norm,
-            output.router_entropy,
-            load_E.max(),
-            load_E.min(),
-        )
-        torch.stack([value.detach().float() for value in values], out=self.metrics_M)
+        return total
 
-    @contextlib.contextmanager
-    def _on_stream(self) -> Iterator[None]:
-        """Work on the stream that captures use, ordered after and before the work around it."""
-        if self.stream is None:
-            yield
-            return
-        self.stream.wait_stream(torch.cuda.current_stream(self.execution.device))
-        with torch.cuda.stream(self.stream):
-            yield
-        torch.cuda.current_stream(self.execution.device).wait_stream(self.stream)
+    def _call_block(self, block: Block, *args: Any) -> Any:
+        """A block as this step wants it: compiled, or recomputed in the backward pass."""
+        call = self.compiled.get(block, block)
+        if not self.recompute:
+            return call(*args)
+        return checkpoint(call, *args, use_reentrant=False, preserve_rng_state=self.spec.model.dropout > 0)
 
 
-@functools.cache
-def _side_stream(device: torch.device) -> torch.cuda.Stream:
-    """One stream a device for all runs of a process: PyTorch keeps cuBLAS workspaces for every stream that was ever
-    used (64 MiB each on an H100), which would count in the peak memory of each later run."""
-    return torch.cuda.Stream(device)
+def own_stream(execution: Execution) -> torch.cuda.Stream | None:
+    """The current stream, for a capture; None, which lets PyTorch choose one, when that is the default stream."""
+    stream = torch.cuda.current_stream(execution.device)
+    return None if stream == torch.cuda.default_stream(execution.device) else stream
 
 
 def dropout_seed(seed: int, step: int) -> int:

@@ -5,11 +5,13 @@ Legend: B batch, T time.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
 from dsabench.engine.device import Execution
-from dsabench.model.transformer import Features, Transformer
+from dsabench.model.transformer import Transformer
 
 
 class Weights:
@@ -19,7 +21,7 @@ class Weights:
     """
 
     def __init__(self, model: Transformer, execution: Execution) -> None:
-        self.model = _Losses(model)
+        self.call = _Call(model)
         self.masters: dict[str, nn.Parameter] = {}
         if execution.precision == "bf16" and execution.device.type == "cuda":
             # Vectors stay in fp32, and so does what computes in fp32: the router, and the embedding on its way in.
@@ -39,32 +41,36 @@ class Weights:
             with torch.no_grad():
                 torch._foreach_copy_(list(self.narrow.values()), list(self.masters.values()))
 
-    def call(self, tokens_BT: Tensor, targets_BT: Tensor) -> tuple[Tensor, Features]:
-        """Transformer.training_losses with the bf16 copies."""
-        result: tuple[Tensor, Features] = torch.func.functional_call(self.model, self.narrow, (tokens_BT, targets_BT))
+    def within(self, compute: Callable[[], Tensor]) -> Tensor:
+        """compute() with the bf16 copies in the model; its backward pass too, or recomputed blocks would see others."""
+        result: Tensor = torch.func.functional_call(self.call, self.narrow, (compute,))
         return result
 
     def collect(self) -> None:
-        """Give the masters their gradients, in fp32."""
-        wide: list[Tensor] = []
-        grads: list[Tensor] = []
+        """Add the copies' gradients to the masters', in fp32."""
+        fresh: tuple[list[Tensor], list[Tensor]] = ([], [])
+        more: tuple[list[Tensor], list[Tensor]] = ([], [])
         for name, master in self.masters.items():
-            grad = self.narrow[name].grad
-            if grad is not None:
+            grad, self.narrow[name].grad = self.narrow[name].grad, None
+            if grad is None:
+                continue
+            to, of = fresh if master.grad is None else more
+            if master.grad is None:
                 master.grad = torch.empty_like(master)
-                wide.append(master.grad)
-                grads.append(grad)
-                self.narrow[name].grad = None
-        if grads:
-            torch._foreach_copy_(wide, grads)
+            to.append(master.grad)
+            of.append(grad)
+        if fresh[0]:
+            torch._foreach_copy_(*fresh)
+        if more[0]:
+            torch._foreach_add_(*more)
 
 
-class _Losses(nn.Module):
-    """Transformer.training_losses as a forward: what functional_call can call."""
+class _Call(nn.Module):
+    """What functional_call can call: the model's weights are replaced for as long as `compute` runs."""
 
     def __init__(self, model: Transformer) -> None:
         super().__init__()
         self.model = model
 
-    def forward(self, tokens_BT: Tensor, targets_BT: Tensor) -> tuple[Tensor, Features]:
-        return self.model.training_losses(tokens_BT, targets_BT)
+    def forward(self, compute: Callable[[], Tensor]) -> Tensor:
+        return compute()

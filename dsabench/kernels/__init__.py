@@ -11,6 +11,7 @@ import contextlib
 import functools
 import importlib.util
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -39,8 +40,8 @@ def why_not(device: torch.device) -> str | None:
     if not HAS_TRITON:
         return "Triton is not installed"
     try:
-        probe = torch.ones(1, 1, 1, 2, device=device)
-        turned = rotate(probe, torch.zeros(1, 1, device=device), torch.ones(1, 1, device=device))
+        zero, one = torch.zeros(1, 1, device=device), torch.ones(1, 1, device=device)
+        turned = split_heads(torch.ones(1, 1, 6, device=device), 1, 1, zero, one)[0]
         expected = torch.tensor([-1.0, 1.0], device=device)
         return None if torch.equal(turned.flatten(), expected) else "a Triton kernel computes a wrong result"
     except Exception as error:  # no C compiler, no driver, a GPU that Triton does not know: it raises many things
@@ -79,11 +80,6 @@ def rotate(x_BTHD: Tensor, cos_TW: Tensor, sin_TW: Tensor) -> Tensor:
 
     out[i] = x[i] cos - x[W + i] sin,  out[W + i] = x[W + i] cos + x[i] sin; same shape and dtype as x.
     """
-    if fused(x_BTHD):
-        from dsabench.kernels.rotary import Rotate
-
-        turned: Tensor = Rotate.apply(x_BTHD, cos_TW, sin_TW)
-        return turned
     half = cos_TW.shape[-1]
     first, second, rest = x_BTHD.split([half, half, x_BTHD.shape[-1] - 2 * half], dim=-1)
     first, second = first.float(), second.float()
@@ -92,10 +88,40 @@ def rotate(x_BTHD: Tensor, cos_TW: Tensor, sin_TW: Tensor) -> Tensor:
     return torch.cat([pair, rest], dim=-1) if rest.shape[-1] else pair
 
 
+def split_heads(
+    x_BTC: Tensor, n_heads: int, n_groups: int, cos_TW: Tensor, sin_TW: Tensor, head_major: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
+    """q (B, T, H, D), k and v (B, T, G, D), side by side in x (B, T, (H + 2 G) D), q and k turned by `rotate`.
+
+    `head_major` asks for memory in the order (B, H, T, D), which batched products take without a copy.
+    """
+    if fused(x_BTC):
+        from dsabench.kernels.rotary import SplitHeads
+
+        q_BTHD, k_BTGD, v_BTGD = SplitHeads.apply(x_BTC, n_heads, n_groups, cos_TW, sin_TW, head_major)
+        return q_BTHD, k_BTGD, v_BTGD
+    x_BTHD = x_BTC.unflatten(-1, (n_heads + 2 * n_groups, -1))
+    q_BTHD, k_BTGD, v_BTGD = x_BTHD.split([n_heads, n_groups, n_groups], dim=2)
+    return rotate(q_BTHD, cos_TW, sin_TW), rotate(k_BTGD, cos_TW, sin_TW), v_BTGD
+
+
+def embed(tokens: Tensor, weight_VD: Tensor, scale: float) -> Tensor:
+    """E[tokens] * scale; tokens of any shape, and D last.
+
+    The fused gradient adds in no fixed order, so where algorithms must be deterministic the plain one stands.
+    """
+    if fused(weight_VD) and not torch.are_deterministic_algorithms_enabled():
+        from dsabench.kernels.embedding import Embed
+
+        out: Tensor = Embed.apply(tokens, weight_VD, scale)
+        return out
+    return F.embedding(tokens, weight_VD) * scale
+
+
 def add_norm(x_BTD: Tensor, d_BTD: Tensor | None, norm: nn.RMSNorm) -> tuple[Tensor, Tensor]:
     """x' = x + d (x itself without d), and RMSNorm(x') in the dtype of matrix products."""
     width = x_BTD.shape[-1]
-    if d_BTD is not None and fused(x_BTD, d_BTD):
+    if fused(x_BTD, x_BTD if d_BTD is None else d_BTD):
         from dsabench.kernels.norm import WIDEST, AddNorm
 
         if width <= WIDEST:
@@ -107,13 +133,87 @@ def add_norm(x_BTD: Tensor, d_BTD: Tensor | None, norm: nn.RMSNorm) -> tuple[Ten
 
 
 def swiglu(gate_NEF: Tensor, up_NEF: Tensor, weight_NE: Tensor) -> Tensor:
-    """silu(gate) * up * weight, a weight for each token and expert; (N, E, F) in gate's dtype."""
+    """silu(gate) * up * weight, a weight for each token and expert; (N, E, F) in gate's dtype.
+
+    The fused version takes a weight of 0 for an expert that was not chosen, and computes no gradient for it.
+    """
     if fused(gate_NEF, up_NEF, weight_NE):
         from dsabench.kernels.glu import SwiGLU
 
         hidden: Tensor = SwiGLU.apply(gate_NEF, up_NEF, weight_NE)
         return hidden
     return F.silu(gate_NEF) * up_NEF * weight_NE[:, :, None].to(gate_NEF.dtype)
+
+
+class Routes(NamedTuple):
+    """Which experts each token goes to, and how the router spread them; but for the weight and the balance loss
+    without gradient."""
+
+    weight: Tensor
+    """(N, E), 0 where not chosen, or (N, K)."""
+
+    expert_NK: Tensor
+    """The chosen experts, highest logit first, ties to the lowest index."""
+
+    balance_loss: Tensor
+    """E sum_e load_e P_e, P the mean probability."""
+
+    load_E: Tensor
+    """Share of routes of each expert."""
+
+    entropy: Tensor
+    """Mean over tokens of the softmax's entropy in nats."""
+
+
+def route(x_ND: Tensor, router_ED: Tensor, k: int, side_by_side: bool) -> Routes:
+    """Top k of the logits x W^T, weighted by the softmax over the chosen ones, for k = 1 by the chosen one's p.
+
+    Logits are computed in fp32 (fp64 for fp64 inputs), whatever autocast says: a rounding would send tokens elsewhere.
+    `side_by_side` asks for the weight as (N, E).
+    """
+    if fused(x_ND, router_ED):
+        from dsabench.kernels.router import MOST_EXPERTS, Route
+
+        if len(router_ED) <= MOST_EXPERTS:
+            return Routes(*Route.apply(x_ND, router_ED, k, side_by_side))
+    wide = torch.promote_types(x_ND.dtype, torch.float32)
+    with torch.autocast(x_ND.device.type, enabled=False):
+        logits_NE = F.linear(x_ND.to(wide), router_ED.to(wide))
+    p_NE = logits_NE.softmax(dim=-1)
+    top_NK, expert_NK = logits_NE.topk(k, dim=-1)
+    # A softmax over one logit is 1 and teaches the router nothing: then Switch's gate, p of the chosen expert.
+    weight = top_NK.softmax(dim=-1) if k > 1 else p_NE.gather(-1, expert_NK)
+    if side_by_side:
+        weight = torch.zeros_like(logits_NE).scatter(1, expert_NK, weight)
+    load_E = count_routes(expert_NK, len(router_ED)).to(wide) / expert_NK.numel()
+    balance_loss = len(router_ED) * (load_E * p_NE.mean(0)).sum()
+    entropy = -torch.xlogy(p_NE.detach(), p_NE.detach()).sum(-1).mean()
+    return Routes(weight, expert_NK, balance_loss, load_E, entropy)
+
+
+def count_routes(expert_NK: Tensor, n_experts: int) -> Tensor:
+    """Routes of each expert, (E,) int64; a comparison instead of bincount, whose output size needs the host."""
+    return (expert_NK.flatten()[:, None] == torch.arange(n_experts, device=expert_NK.device)).sum(0)
+
+
+def to_routes(x_ND: Tensor, token_R: Tensor, inverse_NK: Tensor) -> Tensor:
+    """x[token], (R, D): a token's row for each of its routes; inverse[n, k] is the route of token n's k-th expert."""
+    if fused(x_ND):
+        from dsabench.kernels.routes import ToRoutes
+
+        x_RD: Tensor = ToRoutes.apply(x_ND, token_R, inverse_NK)
+        return x_RD
+    return x_ND.index_select(0, token_R)
+
+
+def from_routes(y_RD: Tensor, token_R: Tensor, inverse_NK: Tensor) -> Tensor:
+    """y[n] = sum_k y_R[inverse[n, k]], (N, D)."""
+    if fused(y_RD):
+        from dsabench.kernels.routes import FromRoutes
+
+        y_ND: Tensor = FromRoutes.apply(y_RD, token_R, inverse_NK)
+        return y_ND
+    return y_RD.new_zeros(len(inverse_NK), y_RD.shape[1]).index_add(0, token_R, y_RD)
 
 
 def linear_cross_entropy(x_ND: Tensor, embedding_VD: Tensor, targets_N: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
-"""Rotary position embedding, fused: one pass over the tensor instead of eight.
+"""Queries, keys and values out of one product, queries and keys turned by rotary embedding: one launch each way.
 
-Legend: B batch, T query, H heads, D head width, W half of the rotated width.
+Legend: B batch, T time, C columns of the product (q's heads, then k's, then v's), H query heads, G key/value heads,
+D head width, W half of the rotated width.
 """
 
 from __future__ import annotations
@@ -12,55 +13,103 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-_ROWS = 64
+_TOKENS = 16
 
 
 @triton.jit
-def _rotate(x, out, cos, sin, rows, T, H, D, W, sign, R: tl.constexpr, WIDE: tl.constexpr, REST: tl.constexpr):
-    """out[n, i] = x[n, i] cos - x[n, W + i] sin; out[n, W + i] = x[n, W + i] cos + x[n, i] sin; the rest is copied."""
-    n = tl.program_id(0).to(tl.int64) * R + tl.arange(0, R)
-    w = tl.arange(0, WIDE)
-    keep = (n < rows)[:, None] & (w < W)[None, :]
-    angle = ((n // H) % T)[:, None] * W + w[None, :]
-    c = tl.load(cos + angle, mask=keep, other=0.0)
-    s = tl.load(sin + angle, mask=keep, other=0.0) * sign
-    at = n[:, None] * D + w[None, :]
-    first = tl.load(x + at, mask=keep, other=0.0).to(tl.float32)
-    second = tl.load(x + at + W, mask=keep, other=0.0).to(tl.float32)
-    tl.store(out + at, (first * c - second * s).to(out.dtype.element_ty), mask=keep)
-    tl.store(out + at + W, (second * c + first * s).to(out.dtype.element_ty), mask=keep)
+def _turn(source, target, from_rows, to_rows, from_d, to_d, c, s, rows, D, W, WIDE: tl.constexpr, REST: tl.constexpr):
+    """target[i] = source[i] c - source[W + i] s; target[W + i] = source[W + i] c + source[i] s; the rest is copied."""
+    w = tl.arange(0, WIDE)[None, :]
+    keep = rows & (w < W)
+    first = tl.load(source + from_rows + w * from_d, mask=keep, other=0.0).to(tl.float32)
+    second = tl.load(source + from_rows + (W + w) * from_d, mask=keep, other=0.0).to(tl.float32)
+    tl.store(target + to_rows + w * to_d, (first * c - second * s).to(target.dtype.element_ty), mask=keep)
+    tl.store(target + to_rows + (W + w) * to_d, (second * c + first * s).to(target.dtype.element_ty), mask=keep)
     if REST > 0:
-        r = tl.arange(0, REST)
-        rest = (n < rows)[:, None] & (r < D - 2 * W)[None, :]
-        at = n[:, None] * D + 2 * W + r[None, :]
-        tl.store(out + at, tl.load(x + at, mask=rest, other=0.0), mask=rest)
+        r = 2 * W + tl.arange(0, REST)[None, :]
+        keep = rows & (r < D)
+        value = tl.load(source + from_rows + r * from_d, mask=keep, other=0.0)
+        tl.store(target + to_rows + r * to_d, value.to(target.dtype.element_ty), mask=keep)
 
 
-def _launch(x_BTHD: Tensor, cos_TW: Tensor, sin_TW: Tensor, sign: float) -> Tensor:
-    x_BTHD = x_BTHD.contiguous()
-    out = torch.empty_like(x_BTHD)
-    _, length, n_heads, width = x_BTHD.shape
-    half = cos_TW.shape[1]
-    rows = x_BTHD.numel() // width
+@triton.jit
+def _heads(
+    x, q, k, v, cos, sin, qb, qt, qh, qd, kb, kt, kh, kd, vb, vt, vh, vd, N, T, H, G, D, W, sign, BACK: tl.constexpr,
+    R: tl.constexpr, WIDE: tl.constexpr, REST: tl.constexpr,
+):  # fmt: skip
+    """A program is R tokens of one head of q, k or v; x -> (q, k, v), or BACK."""
+    n = tl.program_id(0).to(tl.int64) * R + tl.arange(0, R)
+    head = tl.program_id(1)
+    b, t = n // T, n % T
+    rows = (n < N)[:, None]
+    w = tl.arange(0, WIDE)[None, :]
+    angle = t[:, None] * W + w
+    c = tl.load(cos + angle, mask=rows & (w < W), other=0.0)
+    s = tl.load(sin + angle, mask=rows & (w < W), other=0.0) * sign
+    here = (n * (H + 2 * G) * D + head * D)[:, None]
+    if head < H:
+        there = (b * qb + t * qt + head * qh)[:, None]
+        if BACK:
+            _turn(q, x, there, here, qd, 1, c, s, rows, D, W, WIDE, REST)
+        else:
+            _turn(x, q, here, there, 1, qd, c, s, rows, D, W, WIDE, REST)
+    elif head < H + G:
+        there = (b * kb + t * kt + (head - H) * kh)[:, None]
+        if BACK:
+            _turn(k, x, there, here, kd, 1, c, s, rows, D, W, WIDE, REST)
+        else:
+            _turn(x, k, here, there, 1, kd, c, s, rows, D, W, WIDE, REST)
+    else:
+        there = (b * vb + t * vt + (head - H - G) * vh)[:, None]
+        one, none = c * 0.0 + 1.0, s * 0.0
+        if BACK:
+            _turn(v, x, there, here, vd, 1, one, none, rows, D, W, WIDE, REST)
+        else:
+            _turn(x, v, here, there, 1, vd, one, none, rows, D, W, WIDE, REST)
+
+
+def _launch(x_BTC: Tensor, heads: list[Tensor], cos_TW: Tensor, sin_TW: Tensor, sign: float, back: bool) -> None:
+    """Between x (contiguous) and q, k and v, each (B, T, heads, D) of any strides."""
+    n_batch, length, n_heads, width = heads[0].shape
+    n_groups, half = heads[1].shape[2], cos_TW.shape[1]
     rest = width - 2 * half
-    _rotate[(triton.cdiv(rows, _ROWS),)](
-        x_BTHD, out, cos_TW, sin_TW, rows, length, n_heads, width, half, sign,
-        R=_ROWS, WIDE=triton.next_power_of_2(half), REST=triton.next_power_of_2(rest) if rest else 0,
+    strides = [stride for tensor in heads for stride in tensor.stride()]
+    _heads[(triton.cdiv(n_batch * length, _TOKENS), n_heads + 2 * n_groups)](
+        x_BTC, *heads, cos_TW, sin_TW, *strides, n_batch * length, length, n_heads, n_groups, width, half, sign,
+        BACK=back, R=_TOKENS, WIDE=triton.next_power_of_2(half), REST=triton.next_power_of_2(rest) if rest else 0,
     )  # fmt: skip
-    return out
 
 
-class Rotate(torch.autograd.Function):
-    """The rotation by each position's angle; its gradient is the rotation back."""
+class SplitHeads(torch.autograd.Function):
+    """x (B, T, (H + 2 G) D) -> q (B, T, H, D), k and v (B, T, G, D), q and k turned by each position's angle.
+
+    `head_major` lays them out in memory as (B, H, T, D), as batched products want them.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x_BTHD: Tensor, cos_TW: Tensor, sin_TW: Tensor) -> Tensor:
-        """Same shape and dtype as x."""
+    def forward(
+        ctx: Any, x_BTC: Tensor, n_heads: int, n_groups: int, cos_TW: Tensor, sin_TW: Tensor, head_major: bool
+    ) -> tuple[Tensor, ...]:
+        """In the dtype of x."""
+        x_BTC = x_BTC.contiguous()
+        n_batch, length, columns = x_BTC.shape
+        width = columns // (n_heads + 2 * n_groups)
+
+        def empty(heads: int) -> Tensor:
+            if head_major:
+                return x_BTC.new_empty(n_batch, heads, length, width).transpose(1, 2)
+            return x_BTC.new_empty(n_batch, length, heads, width)
+
+        heads = [empty(n_heads), empty(n_groups), empty(n_groups)]
+        _launch(x_BTC, heads, cos_TW, sin_TW, 1.0, back=False)
         ctx.save_for_backward(cos_TW, sin_TW)
-        return _launch(x_BTHD, cos_TW, sin_TW, 1.0)
+        return tuple(heads)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        """d x = the gradient turned back."""
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None, None, None]:
+        """The gradients turned back and put side by side."""
         cos_TW, sin_TW = ctx.saved_tensors
-        return _launch(grads[0], cos_TW, sin_TW, -1.0), None, None
+        n_batch, length, n_heads, width = grads[0].shape
+        dx_BTC = grads[0].new_empty(n_batch, length, (n_heads + 2 * grads[1].shape[2]) * width)
+        _launch(dx_BTC, list(grads), cos_TW, sin_TW, -1.0, back=True)
+        return dx_BTC, None, None, None, None, None

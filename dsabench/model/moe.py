@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dsabench.kernels import swiglu
+from dsabench import kernels
 from dsabench.spec.fields import ModelSpec
 
 
@@ -48,20 +48,37 @@ class MixtureOfExperts(nn.Module):
     def forward(self, x_BTD: Tensor) -> tuple[Tensor, RouterStatistics]:
         """(B, T, D) -> (B, T, D) and the router's statistics over all B T tokens."""
         x_ND = x_BTD.flatten(0, 1)
-        with torch.autocast(x_BTD.device.type, enabled=False):  # routing decisions in full precision
-            logits_NE = F.linear(x_ND.float(), self.router.weight.float()).to(
-                torch.promote_types(x_ND.dtype, torch.float32)
-            )
-        top_NK, expert_NK = logits_NE.topk(self.per_token, dim=-1)
-        if self.per_token > 1:
-            weight_NK = top_NK.softmax(dim=-1)
-        else:  # a softmax over one logit is 1 and teaches the router nothing: Switch's gate, p of the chosen expert
-            weight_NK = logits_NE.softmax(dim=-1).gather(-1, expert_NK)
-        # On a GPU, sorting the routes and grouped products cost more than they save unless most experts are idle.
-        saves = x_ND.device.type == "cpu" or self.n_experts >= 4 * self.per_token
-        route = self._grouped if saves and grouped_products_work(x_ND, self.gate_EDF.shape[-1]) else self._all_experts
-        y_ND = route(x_ND, expert_NK, weight_NK)
-        return y_ND.view_as(x_BTD), self._statistics(logits_NE, expert_NK)
+        grouped = self._grouping_saves(x_ND.device) and grouped_products_work(x_ND, self.gate_EDF.shape[-1])
+        routes = kernels.route(x_ND, self.router.weight, self.per_token, side_by_side=not grouped)
+        if grouped:
+            y_ND = self._grouped(x_ND, routes.expert_NK, routes.weight)
+        else:
+            y_ND = self._side_by_side(x_ND, routes.weight)
+        return y_ND.view_as(x_BTD), RouterStatistics(routes.balance_loss, routes.load_E, routes.entropy)
+
+    def _grouping_saves(self, device: torch.device) -> bool:
+        """Whether sorting the routes costs less than it saves: on a GPU, when most experts are idle, or when half of
+        them are and the products are large (on an H100 with 4 experts, 2 a token: at D x F = 1024 x 2048 grouped
+        products are the faster way, at 256 x 512 the slower one)."""
+        if device.type == "cpu" or self.n_experts >= 4 * self.per_token:
+            return True
+        _, width, d_ff = self.gate_EDF.shape
+        return self.n_experts >= 2 * self.per_token and width * d_ff >= 2**21
+
+    def computed(self, device: torch.device) -> int:
+        """Experts that are computed for each token there."""
+        return self.per_token if self._grouping_saves(device) else self.n_experts
+
+    def lay_out_for_products(self) -> None:
+        """Where all experts are computed side by side, lay gate and up out in memory as (D, E, F).
+
+        Shapes and values stay; the wide (D, E F) matrix of the product is then a view instead of a copy each time, and
+        its gradient comes out in the parameter's own layout. To be called before an optimizer or copies exist.
+        """
+        if self._grouping_saves(self.gate_EDF.device):
+            return
+        for parameter in (self.gate_EDF, self.up_EDF):
+            parameter.data = _side_by_side_layout(parameter.data)
 
     def _grouped(self, x_ND: Tensor, expert_NK: Tensor, weight_NK: Tensor) -> Tensor:
         """Sort the routes by expert and multiply each group by its own expert: K/E of the arithmetic."""
@@ -69,36 +86,30 @@ class MixtureOfExperts(nn.Module):
         # A radix sort passes over the key byte by byte: narrow keys are sorted several times faster than int64.
         narrow = torch.uint8 if self.n_experts <= 256 else torch.int16
         order_R = expert_NK.flatten().to(narrow).argsort(stable=True)
-        ends_E = self._counts(expert_NK).cumsum(0, dtype=torch.int32)
-        token_R = order_R // self.per_token
-        x_RD = x_ND.index_select(0, token_R)
+        inverse_R = torch.empty_like(order_R).scatter_(0, order_R, torch.arange(len(order_R), device=order_R.device))
+        ends_E = kernels.count_routes(expert_NK, self.n_experts).cumsum(0, dtype=torch.int32)
+        token_R, inverse_NK = order_R // self.per_token, inverse_R.view_as(expert_NK)
+        x_RD = kernels.to_routes(x_ND, token_R, inverse_NK)
+        weight_R1 = kernels.to_routes(weight_NK.reshape(-1, 1), order_R, inverse_R[:, None])
         gate_RF = F.grouped_mm(x_RD, self.gate_EDF.to(dtype), offs=ends_E)
         up_RF = F.grouped_mm(x_RD, self.up_EDF.to(dtype), offs=ends_E)
-        y_RD = F.grouped_mm(F.silu(gate_RF) * up_RF, self.down_EFD.to(dtype), offs=ends_E)
-        y_RD = y_RD * weight_NK.flatten()[order_R].to(dtype)[:, None]
-        return torch.zeros_like(x_ND).index_add(0, token_R, y_RD)
+        hidden_RF = kernels.swiglu(gate_RF[:, None], up_RF[:, None], weight_R1)[:, 0]
+        y_RD = F.grouped_mm(hidden_RF, self.down_EFD.to(dtype), offs=ends_E)
+        return kernels.from_routes(y_RD, token_R, inverse_NK)
 
     def _all_experts(self, x_ND: Tensor, expert_NK: Tensor, weight_NK: Tensor) -> Tensor:
-        """Every expert on every token, weighted by 0 where not chosen: E/K times the arithmetic, in three products."""
+        """What `_grouped` computes, by `_side_by_side`."""
         weight_NE = torch.zeros(len(x_ND), self.n_experts, dtype=weight_NK.dtype, device=x_ND.device)
-        weight_NE = weight_NE.scatter(1, expert_NK, weight_NK)
+        return self._side_by_side(x_ND, weight_NE.scatter(1, expert_NK, weight_NK))
+
+    def _side_by_side(self, x_ND: Tensor, weight_NE: Tensor) -> Tensor:
+        """Every expert on every token, weighted by 0 where not chosen: E/K times the arithmetic, in three products."""
         # Experts side by side as one wide layer: one product each way, and none to sum over experts.
         gate_NEF, up_NEF = (
             (x_ND @ weight_EDF.transpose(0, 1).flatten(1)).unflatten(1, (self.n_experts, -1))
             for weight_EDF in (self.gate_EDF, self.up_EDF)
         )
-        return swiglu(gate_NEF, up_NEF, weight_NE).flatten(1) @ self.down_EFD.flatten(0, 1)
-
-    def _counts(self, expert_NK: Tensor) -> Tensor:
-        """Routes of each expert, (E,) int64; a comparison instead of bincount, whose output size needs the host."""
-        return (expert_NK.flatten()[:, None] == torch.arange(self.n_experts, device=expert_NK.device)).sum(0)
-
-    def _statistics(self, logits_NE: Tensor, expert_NK: Tensor) -> RouterStatistics:
-        probability_NE = logits_NE.softmax(dim=-1)
-        load_E = self._counts(expert_NK).to(probability_NE.dtype) / expert_NK.numel()
-        balance_loss = self.n_experts * (load_E * probability_NE.mean(0)).sum()
-        entropy = -torch.xlogy(probability_NE.detach(), probability_NE.detach()).sum(-1).mean()
-        return RouterStatistics(balance_loss, load_E, entropy)
+        return kernels.swiglu(gate_NEF, up_NEF, weight_NE).flatten(1) @ self.down_EFD.flatten(0, 1)
 
     @staticmethod
     def flops(spec: ModelSpec, length: int) -> dict[str, float]:
@@ -119,3 +130,8 @@ def grouped_products_work(x_ND: Tensor, d_ff: int) -> bool:
     if x_ND.device.type != "cuda" or x_ND.dtype != torch.bfloat16:
         return False
     return torch.cuda.get_device_capability(x_ND.device) == (9, 0)
+
+
+def _side_by_side_layout(weight_EDF: Tensor) -> Tensor:
+    """The same values with memory in the order (D, E, F)."""
+    return weight_EDF.transpose(0, 1).contiguous().transpose(0, 1)

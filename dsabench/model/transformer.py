@@ -6,6 +6,7 @@ Legend: B batch, T time, D model width, V vocabulary, E experts.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -15,8 +16,9 @@ from torch import Tensor, nn
 
 from dsabench.attention.base import AttentionContext, Selection, Stage
 from dsabench.attention.registry import variant
-from dsabench.kernels import add_norm, linear_cross_entropy
+from dsabench.kernels import add_norm, embed, linear_cross_entropy
 from dsabench.model.moe import MixtureOfExperts, RouterStatistics
+from dsabench.parts import part
 from dsabench.spec.fields import RunSpec
 
 
@@ -73,9 +75,11 @@ class Block(nn.Module):
         """(x, what is yet to be added to it) -> the same after this layer, the attention's own loss, the router's
         statistics. Additions wait so that each is one pass with the norm that follows it."""
         x_BTD, normed_BTD = add_norm(x_BTD, pending_BTD, self.attention_norm)
-        mixed = self.attention(normed_BTD, context)
+        with part("attention"):
+            mixed = self.attention(normed_BTD, context)
         x_BTD, normed_BTD = add_norm(x_BTD, F.dropout(mixed.out_BTD, dropout), self.experts_norm)
-        fed_BTD, router = self.experts(normed_BTD)
+        with part("experts"):
+            fed_BTD, router = self.experts(normed_BTD)
         return x_BTD, F.dropout(fed_BTD, dropout), mixed.aux_loss, router
 
 
@@ -100,27 +104,35 @@ class Transformer(nn.Module):
         features = self.features(tokens_BT, document_ids_BT, capture)
         return ModelOutput(logits_BTV=F.linear(features.x_BTD, self.embedding.weight), **features.rest())
 
-    def training_losses(self, tokens_BT: Tensor, targets_BT: Tensor) -> tuple[Tensor, Features]:
-        """Mean cross-entropy of the targets in nats, and the rest of what a training step needs; no logits are kept."""
-        features = self.features(tokens_BT)
-        return linear_cross_entropy(features.x_BTD.flatten(0, 1), self.embedding.weight, targets_BT.flatten()), features
+    def training_losses(
+        self, tokens_BT: Tensor, targets_BT: Tensor, call: Callable[..., Any] = Block.__call__
+    ) -> tuple[Tensor, Features]:
+        """Mean cross-entropy of the targets in nats, and the rest of what a training step needs; no logits are kept.
+        call(block, *inputs) calls a block: a training step may want it compiled or recomputed."""
+        with part("rest of the model"):
+            features = self.features(tokens_BT, call=call)
+        with part("logits and loss"):
+            loss = linear_cross_entropy(features.x_BTD.flatten(0, 1), self.embedding.weight, targets_BT.flatten())
+        return loss, features
 
     def features(
         self,
         tokens_BT: Tensor,
         document_ids_BT: Tensor | None = None,
         capture: dict[int, Selection] | None = None,
+        call: Callable[..., Any] = Block.__call__,
     ) -> Features:
-        """All but the product with the embedding: what `next_token_loss` takes."""
+        """All but the product with the embedding."""
         dropout = self.spec.model.dropout if self.training else 0.0
         positions_T = torch.arange(tokens_BT.shape[1], device=tokens_BT.device)
         context = AttentionContext(positions_T, self.stage, document_ids_BT, capture)
-        self.layers()[0].attention.prepare(context)
-        x_BTD = F.dropout(self.embedding(tokens_BT) * self.spec.model.d_model, dropout)
+        with part("attention"):
+            self.layers()[0].attention.prepare(context)
+        x_BTD = F.dropout(embed(tokens_BT, self.embedding.weight, self.spec.model.d_model), dropout)
         pending_BTD: Tensor | None = None
         attention_losses, routers = [], []
         for block in self.layers():
-            x_BTD, pending_BTD, own_loss, router = block(x_BTD, pending_BTD, context, dropout)
+            x_BTD, pending_BTD, own_loss, router = call(block, x_BTD, pending_BTD, context, dropout)
             attention_losses += [own_loss] if own_loss is not None else []
             routers.append(router)
         return Features(
@@ -184,8 +196,8 @@ def flops_per_window(model: Transformer, stage: Stage) -> dict[str, float]:
     spec = model.spec
     items: dict[str, float] = {}
     for block in model.layers():
-        for part in (block.attention.flops(stage), MixtureOfExperts.flops(spec.model, spec.length)):
-            for item, value in part.items():
+        for flops in (block.attention.flops(stage), MixtureOfExperts.flops(spec.model, spec.length)):
+            for item, value in flops.items():
                 items[item] = items.get(item, 0.0) + value
     items["logits"] = 6.0 * spec.length * spec.model.d_model * model.vocab_size
     if stage == "dense" and spec.attention.warmup_freezes_backbone():  # forward only, a third; the indexer learns

@@ -238,8 +238,9 @@ class EngineSpec(Spec):
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """`bf16` autocast with fp32 weights, or `fp32`; `auto` is bf16 on a GPU that has it natively, else fp32."""
 
-    compile: Literal["auto", "off", "graph"] = "auto"
-    """`graph` captures the training step in a CUDA graph, `off` launches each kernel; `auto` is graph on CUDA."""
+    compile: Literal["auto", "off", "graph", "full"] = "auto"
+    """`off` launches each kernel, `graph` captures the training step in a CUDA graph, `full` also compiles the blocks
+    with torch.compile (tens of seconds before the first step); `auto` is graph on CUDA, else off."""
 
     kernels: Literal["auto", "off"] = "auto"
     """`auto` fuses chains of small operations into Triton kernels on a CUDA GPU; `off` is plain PyTorch, slower and the
@@ -247,6 +248,14 @@ class EngineSpec(Spec):
 
     deterministic: Literal["auto"] | bool = "auto"
     """Same bits for the same spec and machine; `auto` is yes on the CPU and no on a GPU, where it costs time."""
+
+    micro_batch: Positive | None = None
+    """Windows of one forward and backward pass, a divisor of the batch; a step adds up their gradients. null is the
+    whole batch, or on a GPU the largest part that fits."""
+
+    recompute: Literal["auto"] | bool = "auto"
+    """Activation checkpointing: keep what enters each block and compute the block again in the backward pass. `auto`
+    does so on a GPU where not even one window fits otherwise."""
 
     checkpoint_every: Positive | None = None
     """Steps between checkpoints to resume from; null writes one at evaluations, at most every 20 s."""

@@ -23,6 +23,7 @@ from dsabench.testing import (
     check_documents_are_separate,
     check_gradients,
     check_rows_and_calls_are_independent,
+    check_the_seed_lives_in_tensors,
 )
 
 INDEXER = {"n_heads": 2, "head_dim": 8}
@@ -193,6 +194,18 @@ def test_an_untrained_indexer_is_caught(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(reference, "indexer_kl", lambda scores, target, keep: honest(scores.detach(), target, keep) * 1)
     with pytest.raises(AssertionError, match="the own loss does not reach"):
         check_gradients(small(VARIANTS["dsa"]))
+
+
+def test_a_seed_kept_in_python_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    honest = DSA.forward
+
+    def seeded(self: DSA, x_BTD: Tensor, context: AttentionContext) -> AttentionOutput:
+        mixed = honest(self, x_BTD, context)
+        return AttentionOutput(mixed.out_BTD * (1 + self.spec.seed), mixed.aux_loss)
+
+    monkeypatch.setattr(DSA, "forward", seeded)
+    with pytest.raises(AssertionError, match="keeps the seed in Python"):
+        check_the_seed_lives_in_tensors(small(VARIANTS["dsa"]))
 
 
 def test_a_wrong_scale_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -147,7 +147,7 @@ def test_a_failed_run_makes_the_sweep_exit_1(shell: Shell, corpus: Path, monkeyp
     assert code == 1
     assert "at step 1" in err
     assert "1 of 2 runs failed; --retry-failed runs them again" in err
-    assert "dsa" in out
+    assert "DSA" in out
     monkeypatch.setattr(TrainStep, "_compute", honest)
     assert shell(*words)[0] == 1, "a stored failure is not silently run again"
     assert shell(*words, "--retry-failed")[0] == 0

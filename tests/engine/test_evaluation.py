@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from dsabench.attention.base import Selection
 from dsabench.engine import evaluation
 from dsabench.engine.device import Execution
-from dsabench.engine.evaluation import baselines, bits_per_byte, evaluate, recall_BT, selection_recall
+from dsabench.engine.evaluation import Evaluator, baselines, bits_per_byte, recall_BT, selection_recall
 from dsabench.model.transformer import build
 from dsabench.spec.sweep import validate
 
@@ -34,7 +34,7 @@ def windows(n: int, length: int = 24, vocab: int = 40) -> np.ndarray:
 def test_loss_accuracy_and_positions_by_plain_sums(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(evaluation, "BATCH_TOKENS", 24 * 3)  # batches of 3 of 7 windows: the last one is short
     model, tokens = build(SPEC, 40), windows(7)
-    result = evaluate(model, tokens, CPU)
+    result = Evaluator(model, CPU).evaluate(tokens)
     with torch.no_grad():
         x = torch.from_numpy(tokens.astype(np.int64))
         log_p = model(x[:, :-1]).logits_BTV.double().log_softmax(-1)
@@ -49,7 +49,7 @@ def test_loss_accuracy_and_positions_by_plain_sums(monkeypatch: pytest.MonkeyPat
 
 def test_long_windows_have_their_positions_binned(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(evaluation, "POSITION_BINS", 5)
-    result = evaluate(build(SPEC, 40), windows(3), CPU)
+    result = Evaluator(build(SPEC, 40), CPU).evaluate(windows(3))
     assert len(result["loss_by_position"]) == 5
     sizes = [5, 5, 5, 5, 4]
     mean = sum(loss * size for loss, size in zip(result["loss_by_position"], sizes, strict=True)) / 24

@@ -111,7 +111,7 @@ def test_optimizer_state_survives_a_round_trip() -> None:
         generator = torch.Generator().manual_seed(seed)
         for parameter in model.parameters():
             parameter.grad = torch.randn(parameter.shape, generator=generator)
-        optimizer.set_rate(1.0)
+        optimizer.set_rate(torch.ones(1))
         optimizer.step()
 
     (one, one_optimizer), (other, other_optimizer) = models

@@ -17,11 +17,13 @@ from dsabench import kernels
 from dsabench.data import TokenData, prepare
 from dsabench.engine import loop
 from dsabench.engine.device import Execution, determinism, resolve
+from dsabench.engine.memory import MemoryPlan
 from dsabench.engine.optimization import Optimizer
+from dsabench.engine.slot import Memory, Slot, Slots
 from dsabench.engine.step import EAGER_STEPS, METRICS, TrainStep
 from dsabench.engine.weights import Weights
 from dsabench.model.moe import MixtureOfExperts
-from dsabench.model.transformer import build
+from dsabench.model.transformer import Transformer, build
 from dsabench.spec.fields import EngineSpec, ModelSpec, RunSpec
 from dsabench.spec.sweep import validate
 
@@ -47,15 +49,22 @@ def spec_of(attention: dict[str, Any], **fields: Any) -> RunSpec:
     return validate({"length": 64, "attention": attention, "model": MODEL, "train": train, **fields})
 
 
+def spec_of_engine(spec: RunSpec, **engine: Any) -> RunSpec:
+    return spec.model_copy(update={"engine": EngineSpec(**engine)})
+
+
 def losses(spec: RunSpec, execution: Execution, steps: int = 60) -> torch.Tensor:
     """The metrics of the first steps, captured after EAGER_STEPS of each stage when asked; 20 of 500 tokens occur."""
     with determinism(execution):
         model = build(spec, 500).to(CUDA)
-        step = TrainStep(model, Optimizer(model, spec, CUDA), spec, execution)
+        cut = (spec.engine.micro_batch, spec.engine.recompute is True)
+        step = TrainStep(model, Optimizer(model, spec, CUDA), spec, execution, *cut)
         generator = torch.Generator().manual_seed(0)
         batches = torch.randint(20, (steps, spec.batch_size, spec.length + 1), generator=generator)
         history = []
         for first, end, stage in loop.segments(spec, 0, 30):
+            if first >= steps:
+                break
             history.append(step.run(first, stage, batches[first:end]).cpu())
             if execution.graph and stage not in step.graphs:
                 step.capture(stage)
@@ -164,12 +173,12 @@ def test_a_deterministic_run_resumes_to_the_same_bits(
     spec = spec_of(attention, engine={"deterministic": True, "checkpoint_every": 20})
     execution = resolve(spec.engine)
     whole = Kept(tmp_path / "whole")
-    expected = loop.train(spec, data, execution, whole)
+    expected = loop.to_the_end(loop.train(spec, data, execution, whole))
     broken = Kept(tmp_path / "broken", stop_after=1)
     with pytest.raises(KeyboardInterrupt):
-        loop.train(spec, data, execution, broken)
+        loop.to_the_end(loop.train(spec, data, execution, broken))
     assert broken.saved == 1
-    found = loop.train(spec, data, execution, broken)
+    found = loop.to_the_end(loop.train(spec, data, execution, broken))
     for name in ("val_loss", "train_loss", "val_accuracy", "mass_recall"):
         assert found.get(name) == expected.get(name), name
     for a, b in zip(whole.records, broken.records, strict=True):
@@ -217,13 +226,110 @@ def test_bf16_copies_give_the_masters_the_gradients_of_autocast(frozen: bool) ->
         weights = Weights(model, execution)
         if not copies:
             weights.masters, weights.narrow = {}, {}
-        with execution.autocast():
-            weights.cast()
-            loss, rest = weights.call(tokens[:, :-1], tokens[:, 1:])
-        (rest.attention_loss if frozen else loss + rest.attention_loss).backward()
-        weights.collect()
+
+        def backward(model: Transformer = model) -> torch.Tensor:
+            with execution.autocast():
+                loss, rest = model.training_losses(tokens[:, :-1], tokens[:, 1:])
+            total = rest.attention_loss if frozen else loss + rest.attention_loss
+            assert total is not None
+            total.backward()
+            return total
+
+        weights.cast()
+        for _ in range(2):  # the second one adds to the first
+            weights.within(backward)
+            weights.collect()
         grads.append({name: p.grad for name, p in model.named_parameters()})
     for name, grad in grads[0].items():
         assert (grad is None) == (grads[1][name] is None), name
         if grad is not None:
             assert torch.allclose(grad, grads[1][name], rtol=2e-2, atol=2e-2 * float(grad.abs().max())), name
+
+
+@pytest.mark.parametrize("attention", [{"kind": "dense"}, DSA], ids=["dense", "dsa"])
+@pytest.mark.parametrize(("micro", "recompute"), [(4, False), (16, True), (4, True)])
+def test_cut_steps_learn_what_whole_ones_do(attention: dict[str, Any], micro: int, recompute: bool) -> None:
+    """In a graph; with one expert, where the balance loss of parts is that of the whole."""
+    spec = spec_of(attention, model={**MODEL, "n_experts": 1, "experts_per_token": 1})
+    whole, cut = (
+        losses(spec_of_engine(spec, **fields), Execution(CUDA, "fp32", True, False))
+        for fields in ({}, {"micro_batch": micro, "recompute": recompute})
+    )
+    torch.testing.assert_close(cut[:, 0], whole[:, 0], rtol=0, atol=1e-3)
+
+
+def test_recomputing_takes_less_memory() -> None:
+    spec = spec_of({"kind": "dense"}, length=256, model={**MODEL, "n_layers": 8}, train={"tokens_per_step": 32768})
+    execution, peaks = resolve(EngineSpec(device="cuda:0")), []
+    for recompute in (False, True):
+        slot = Slot(spec, 500, execution, MemoryPlan(spec.batch_size, recompute, {}))
+        memory = Memory(slot)
+        with slot.active():
+            slot.step.run(0, "sparse", torch.randint(500, (2, spec.batch_size, spec.length + 1)))
+        slot.wait()
+        peaks.append(memory.peak_mb())
+        del slot, memory
+    assert peaks[0] and peaks[1] and peaks[1] < 0.6 * peaks[0], peaks
+
+
+@pytest.mark.parametrize("attention", [{"kind": "dense"}, DSA], ids=["dense", "dsa"])
+def test_a_run_in_a_used_slot_and_beside_others_learns_the_same(
+    attention: dict[str, Any], data: TokenData, tmp_path: Path
+) -> None:
+    """Deterministic: to the bit. The second seed replays the first one's graphs; three at a time take turns."""
+    specs = [spec_of(attention, seed=seed, engine={"deterministic": True}) for seed in (1, 2, 3, 4, 5)]
+    execution = resolve(specs[0].engine)
+    alone = [loop.to_the_end(loop.train(spec, data, execution, Kept(tmp_path / f"a{spec.seed}"))) for spec in specs]
+    one = Slots()
+    reused = [
+        loop.to_the_end(loop.train(spec, data, execution, Kept(tmp_path / f"r{spec.seed}"), slots=one))
+        for spec in specs
+    ]
+    three, together = Slots(3), {}
+    waiting = [
+        (spec, loop.train(spec, data, execution, Kept(tmp_path / f"t{spec.seed}"), slots=three)) for spec in specs
+    ]
+    active = [waiting.pop(0) for _ in range(3)]
+    while active:
+        spec, training = active.pop(0)
+        try:
+            next(training)
+            active.append((spec, training))
+        except StopIteration as end:
+            together[spec.seed] = end.value
+            active += [waiting.pop(0)] if waiting else []
+    for spec, first, second in zip(specs, alone, reused, strict=True):
+        third = together[spec.seed]
+        for name in ("val_loss", "train_loss", "val_accuracy", "mass_recall"):
+            assert first.get(name) == second.get(name) == third.get(name), (spec.seed, name)
+        assert second["peak_memory_mb"] == pytest.approx(first["peak_memory_mb"], rel=0.01)
+        assert third["peak_memory_mb"] == pytest.approx(first["peak_memory_mb"], rel=0.01)
+        assert third["step_ms"] == pytest.approx(first["step_ms"], rel=0.5)
+
+
+def test_a_capture_that_fails_is_told_and_the_run_goes_on(
+    data: TokenData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = TrainStep._total
+
+    def waiting(self: TrainStep, *rest: Any) -> torch.Tensor:
+        total = honest(self, *rest)
+        float(total.detach())  # a host sync, which a capture cannot have
+        return total
+
+    monkeypatch.setattr(TrainStep, "_total", waiting)
+    spec = spec_of({"kind": "dense"})
+    with pytest.warns(UserWarning, match="cannot be captured in a CUDA graph"):
+        summary = loop.to_the_end(loop.train(spec, data, resolve(spec.engine), Kept(tmp_path)))
+    assert summary["compile"] == "off"
+    assert summary["val_loss"] < np.log(400) - 1
+    assert summary["step_ms"] > 0
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")  # of torch's compiler about itself
+@pytest.mark.parametrize("attention", [{"kind": "dense"}, DSA], ids=["dense", "dsa"])
+def test_compiled_blocks_learn_what_eager_ones_do(attention: dict[str, Any]) -> None:
+    spec = spec_of(attention, train={"steps": 30, "tokens_per_step": 1024, "warmup_steps": 5, "log_every": 5})
+    eager = losses(spec, Execution(CUDA, "fp32", False, False), 30)
+    full = losses(spec, Execution(CUDA, "fp32", True, False, fused=True, compiled=True), 30)
+    torch.testing.assert_close(full[:, 0], eager[:, 0], rtol=0, atol=1e-3)

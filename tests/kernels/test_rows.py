@@ -8,7 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dsabench import kernels
+from dsabench.attention.base import AttentionContext
+from dsabench.attention.dsa import LightningIndexer
 from dsabench.attention.kernels import masked, reference
+from dsabench.spec.sweep import validate
 
 pytest.importorskip("triton", reason="needs triton, which CPU builds of PyTorch do not bring")
 if torch.cuda.is_available():
@@ -76,6 +79,51 @@ def test_values_and_gradients(seed: int, batch: int, length: int, heads: int, pa
         assert (found - exact).abs().max() <= 2e-5 * exact.abs().max().clamp(min=1.0)
 
 
+@settings(deadline=None, max_examples=10)
+@given(seeds, st.integers(1, 2), sizes, st.integers(1, 2), st.integers(1, 3), st.booleans())
+def test_groups_of_heads(seed: int, batch: int, length: int, groups: int, repeats: int, head_major: bool) -> None:
+    """Queries, keys and values of their own, keys and values shared by a group, any order of memory."""
+    keep, n_heads = mask(seed, batch, length, True), groups * repeats
+    results = []
+    for fused in (False, True):
+        tensors = []
+        for i, heads in enumerate((n_heads, groups, groups)):
+            shape = (batch, heads, length, 5) if head_major else (batch, length, heads, 5)
+            x = randn(seed + i, batch, length, heads, 5).to(torch.float32 if fused else torch.float64)
+            x = torch.empty(shape, dtype=x.dtype).transpose(1, 2).copy_(x) if head_major else x
+            tensors.append(x.requires_grad_())
+        with kernels.interpreted(), kernels.unfused(not fused):
+            out, p = masked.attention(*tensors, keep)
+            (out * randn(9, *out.shape).to(out)).sum().backward()
+        results.append([out, p, *(x.grad for x in tensors)])
+    for exact, found in zip(*results, strict=True):
+        assert exact is not None
+        assert found is not None
+        assert (found - exact).abs().max() <= 2e-5 * exact.abs().max().clamp(min=1.0)
+
+
+@pytest.mark.parametrize(("n_heads", "head_dim", "length"), [(1, 4, 5), (3, 12, 19), (4, 64, 33), (8, 4, 3)])
+def test_the_indexer(n_heads: int, head_dim: int, length: int) -> None:
+    """Scores and the gradient of every parameter; columns are padded to a multiple of 8 where they are not one."""
+    indexer_fields = {"n_heads": n_heads, "head_dim": head_dim}
+    spec = validate({"model": {"d_model": 16, "n_heads": 2}, "attention": {"indexer": indexer_fields}})
+    x, probe = randn(0, 2, length, 16), randn(1, 2, length, length)
+    results = []
+    for fused in (False, True):
+        indexer = LightningIndexer(spec, spec.attention)  # type: ignore[arg-type]
+        for i, parameter in enumerate(indexer.parameters()):
+            parameter.data = randn(i + 2, *parameter.shape)
+        wide = torch.float32 if fused else torch.float64
+        with kernels.interpreted(), kernels.unfused(not fused):
+            scores = indexer.to(wide)(x.to(wide), AttentionContext(torch.arange(length)))
+            (scores * probe).sum().backward()
+        results.append([scores, *(parameter.grad for parameter in indexer.parameters())])
+    for exact, found in zip(*results, strict=True):
+        assert exact is not None
+        assert found is not None
+        assert (found - exact).abs().max() <= 2e-5 * exact.abs().max().clamp(min=1.0)
+
+
 def test_bf16_stays_bf16_where_products_follow() -> None:
     q, keep = randn(0, 2, 8, 2, 4, dtype=torch.bfloat16), mask(0, 2, 8, False)
     with kernels.interpreted():
@@ -90,5 +138,5 @@ def test_bf16_stays_bf16_where_products_follow() -> None:
 def test_rows_too_long_for_a_program_take_the_plain_way(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "WIDEST_ROW", 7)
     with kernels.interpreted():
-        assert masked._fused(torch.ones(2, 7))
-        assert not masked._fused(torch.ones(2, 8))
+        assert masked._fused(7, torch.ones(2))
+        assert not masked._fused(8, torch.ones(2))

@@ -136,6 +136,44 @@ def test_experts_by_a_plain_loop(n_experts: int, per_token: int, n_tokens: int, 
             torch.testing.assert_close(b, a, rtol=1e-4, atol=1e-5)
 
 
+def test_a_layout_for_products_changes_no_value_and_saves_the_copies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The wide matrix is a view, copies and gradients come out alike, and so do outputs."""
+    monkeypatch.setattr(MixtureOfExperts, "_grouping_saves", lambda self, device: False)
+    x_BTD = torch.randn(2, 9, 16, generator=torch.Generator().manual_seed(0))
+    results = []
+    for laid_out in (False, True):
+        moe = random_moe(3, 2)
+        if laid_out:
+            before = {name: parameter.clone() for name, parameter in moe.named_parameters()}
+            moe.lay_out_for_products()
+            for name, parameter in moe.named_parameters():
+                assert torch.equal(parameter, before[name]), name
+            for parameter in (moe.gate_EDF, moe.up_EDF):
+                assert parameter.transpose(0, 1).flatten(1).data_ptr() == parameter.data_ptr()
+                assert torch.empty_like(parameter, dtype=torch.bfloat16).stride() == parameter.stride()
+        y_BTD = moe(x_BTD)[0]
+        y_BTD.square().sum().backward()
+        for parameter in moe.parameters():
+            assert parameter.grad is not None
+            assert parameter.grad.stride() == parameter.stride()
+        results.append([y_BTD, *(parameter.grad for parameter in moe.parameters())])
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(other, one, rtol=1e-5, atol=1e-6)
+
+
+def test_grouping_saves_where_it_was_measured_to() -> None:
+    def saves(d_model: int, d_ff: int, n_experts: int, per_token: int, device: str = "cuda") -> bool:
+        spec = ModelSpec(d_model=d_model, n_heads=2, d_ff=d_ff, n_experts=n_experts, experts_per_token=per_token)
+        with torch.device("meta"):
+            return MixtureOfExperts(spec)._grouping_saves(torch.device(device))
+
+    assert saves(1024, 2048, 4, 2)
+    assert saves(64, 64, 8, 2)
+    assert saves(256, 512, 4, 2, "cpu")
+    assert not saves(256, 512, 4, 2)
+    assert not saves(1024, 2048, 3, 2), "three of two: little is idle"
+
+
 def routing(moe: MixtureOfExperts, x_ND: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     logits = F.linear(x_ND, moe.router.weight)
     top, expert = logits.topk(moe.per_token, dim=-1)

@@ -20,12 +20,12 @@ def index_scores(q_BTJI: Tensor, k_BSI: Tensor, w_BTJ: Tensor) -> Tensor:
     The sum over a handful of heads is elementwise: as a matrix product it is one tiny product for each query.
     """
     wide = torch.promote_types(q_BTJI.dtype, torch.float32)
-    dots_BTJS = torch.einsum("btji,bsi->btjs", q_BTJI, k_BSI)
-    if _fused(dots_BTJS, w_BTJ):
-        from dsabench.attention.kernels.rows import Combine
+    if _fused(k_BSI.shape[1], q_BTJI, k_BSI, w_BTJ):
+        from dsabench.attention.kernels.rows import IndexScores
 
-        scores_BTS: Tensor = Combine.apply(dots_BTJS, w_BTJ)
+        scores_BTS: Tensor = IndexScores.apply(q_BTJI, k_BSI, w_BTJ)
         return scores_BTS
+    dots_BTJS = torch.einsum("btji,bsi->btjs", q_BTJI, k_BSI)
     return (dots_BTJS.relu().to(wide) * w_BTJ.to(wide)[..., None]).sum(dim=2)
 
 
@@ -37,7 +37,7 @@ def selection_mask(scores_BTS: Tensor, allowed: Tensor, k: int) -> Tensor:
     """
     if k >= scores_BTS.shape[-1]:
         return allowed.expand_as(scores_BTS)
-    if _fused(scores_BTS) and scores_BTS.dtype == torch.float32:
+    if _fused(scores_BTS.shape[-1], scores_BTS) and scores_BTS.dtype == torch.float32:
         from dsabench.attention.kernels.rows import select
 
         return select(scores_BTS, allowed, k)
@@ -55,17 +55,19 @@ def attention(q_BTHD: Tensor, k_BSGD: Tensor, v_BSGD: Tensor, keep: Tensor) -> t
     keep: (T, S) or (B, T, S), already causal, at least one key a query. Returns out (B, T, H, D) and the
     head-averaged probabilities (B, T, S), fp32 and detached: they are the indexer's target and nothing else.
     """
+    if _fused(k_BSGD.shape[1], q_BTHD, k_BSGD, v_BSGD):
+        from dsabench.attention.kernels.rows import MaskedAttention
+
+        out_BHTD, mean_BTS = MaskedAttention.apply(
+            q_BTHD.transpose(1, 2), k_BSGD.transpose(1, 2), v_BSGD.transpose(1, 2), keep
+        )
+        return out_BHTD.transpose(1, 2), mean_BTS
     groups = q_BTHD.shape[2] // k_BSGD.shape[2]
     q_BHTD = q_BTHD.transpose(1, 2) * q_BTHD.shape[-1] ** -0.5
     k_BHSD, v_BHSD = k_BSGD.transpose(1, 2), v_BSGD.transpose(1, 2)
     if groups > 1:
         k_BHSD, v_BHSD = k_BHSD.repeat_interleave(groups, dim=1), v_BHSD.repeat_interleave(groups, dim=1)
     scores_BHTS = q_BHTD @ k_BHSD.transpose(-1, -2)
-    if _fused(scores_BHTS):
-        from dsabench.attention.kernels.rows import MaskedSoftmax
-
-        p_BHTS, mean_BTS = MaskedSoftmax.apply(scores_BHTS, keep, v_BHSD.dtype)
-        return (p_BHTS @ v_BHSD).transpose(1, 2), mean_BTS
     keep_ = keep if keep.dim() == 2 else keep[:, None]
     p_BHTS = scores_BHTS.masked_fill(~keep_, -torch.inf).softmax(
         dim=-1, dtype=torch.promote_types(q_BTHD.dtype, torch.float32)
@@ -76,7 +78,7 @@ def attention(q_BTHD: Tensor, k_BSGD: Tensor, v_BSGD: Tensor, keep: Tensor) -> t
 
 def indexer_kl(scores_BTS: Tensor, target_BTS: Tensor, keep: Tensor) -> Tensor:
     """reference.indexer_kl over all keys; keep is (T, S) or (B, T, S)."""
-    if _fused(scores_BTS, target_BTS) and scores_BTS.dtype == torch.float32:
+    if _fused(scores_BTS.shape[-1], scores_BTS, target_BTS) and scores_BTS.dtype == torch.float32:
         from dsabench.attention.kernels.rows import IndexerKL
 
         loss: Tensor = IndexerKL.apply(scores_BTS, target_BTS.detach(), keep)
@@ -84,6 +86,6 @@ def indexer_kl(scores_BTS: Tensor, target_BTS: Tensor, keep: Tensor) -> Tensor:
     return reference.indexer_kl(scores_BTS, target_BTS, keep)
 
 
-def _fused(*tensors: Tensor) -> bool:
-    """Whether rows of keys, the last dimension of the first tensor, fit the row-wise kernels."""
-    return kernels.fused(*tensors) and tensors[0].shape[-1] <= kernels.WIDEST_ROW
+def _fused(n_keys: int, *tensors: Tensor) -> bool:
+    """Whether the kernels take these tensors, and rows of so many keys."""
+    return n_keys <= kernels.WIDEST_ROW and kernels.fused(*tensors)

@@ -67,8 +67,8 @@ def _select(scores, allowed, out, T, S, k, batch_stride, WIDE: tl.constexpr):
 
 
 @triton.jit
-def _softmax(scores, keep, p, mean, T, S, H, batch_stride, WIDE: tl.constexpr):
-    """p[h] = softmax of scores[h] where keep; mean = mean over h of p, in fp32."""
+def _softmax(scores, keep, p, mean, T, S, H, scale, batch_stride, WIDE: tl.constexpr):
+    """p[h] = softmax of scores[h] * scale where keep; mean = mean over h of p, in fp32."""
     row = tl.program_id(0).to(tl.int64)
     batch, t = row // T, row % T
     s = tl.arange(0, WIDE)
@@ -76,7 +76,7 @@ def _softmax(scores, keep, p, mean, T, S, H, batch_stride, WIDE: tl.constexpr):
     total = tl.zeros((WIDE,), dtype=tl.float32)
     for h in range(0, H):
         at = ((batch * H + h) * T + t) * S + s
-        score = tl.where(kept, tl.load(scores + at, mask=kept, other=0.0).to(tl.float32), -float("inf"))
+        score = tl.where(kept, tl.load(scores + at, mask=kept, other=0.0).to(tl.float32) * scale, -float("inf"))
         e = tl.where(kept, tl.exp(score - tl.max(score, axis=0)), 0.0)
         e = e / tl.sum(e, axis=0)
         total += e
@@ -85,13 +85,13 @@ def _softmax(scores, keep, p, mean, T, S, H, batch_stride, WIDE: tl.constexpr):
 
 
 @triton.jit
-def _softmax_backward(p, d_p, d_scores, S, WIDE: tl.constexpr):
-    """ds = p (dp - sum p dp)."""
+def _softmax_backward(p, d_p, d_scores, S, scale, WIDE: tl.constexpr):
+    """ds = p (dp - sum p dp) scale."""
     row = tl.program_id(0).to(tl.int64)
     s = tl.arange(0, WIDE)
     mine = tl.load(p + row * S + s, mask=s < S, other=0.0).to(tl.float32)
     grad = tl.load(d_p + row * S + s, mask=s < S, other=0.0).to(tl.float32)
-    out = mine * (grad - tl.sum(mine * grad, axis=0))
+    out = mine * (grad - tl.sum(mine * grad, axis=0)) * scale
     tl.store(d_scores + row * S + s, out.to(d_scores.dtype.element_ty), mask=s < S)
 
 
@@ -112,8 +112,10 @@ def _kl(scores, target, keep, loss, grad, T, S, scale, batch_stride, WIDE: tl.co
     tl.store(grad + row * S + s, (e / mass * tl.sum(p, axis=0) - p) * scale, mask=s < S)
 
 
-def _wide(n_keys: int) -> int:
-    return max(16, int(triton.next_power_of_2(n_keys)))
+def _shape(n_keys: int) -> dict[str, int]:
+    """Width of a program's row, and its warps: few, so that sums over a row need no exchange between warps."""
+    wide = max(16, int(triton.next_power_of_2(n_keys)))
+    return {"WIDE": wide, "num_warps": min(8, max(1, wide // 512))}
 
 
 def _masks(keep: Tensor) -> tuple[Tensor, int]:
@@ -122,29 +124,32 @@ def _masks(keep: Tensor) -> tuple[Tensor, int]:
     return keep, 0 if keep.dim() == 2 else keep.shape[-1] * keep.shape[-2]
 
 
-class Combine(torch.autograd.Function):
-    """(dots (B, T, J, S), w (B, T, J)) -> index scores (B, T, S), fp32."""
+class IndexScores(torch.autograd.Function):
+    """(q (B, T, J, I), k (B, S, I), w (B, T, J)) -> index scores (B, T, S), fp32; products in the dtype of q."""
 
     @staticmethod
-    def forward(ctx: Any, dots_BTJS: Tensor, w_BTJ: Tensor) -> Tensor:
-        """sum_j w relu(dots)."""
-        dots_BTJS, w_BTJ = dots_BTJS.contiguous(), w_BTJ.contiguous()
-        n_batch, length, n_heads, n_keys = dots_BTJS.shape
-        out_BTS = torch.empty(n_batch, length, n_keys, dtype=torch.float32, device=dots_BTJS.device)
-        _combine[(n_batch * length,)](dots_BTJS, w_BTJ, out_BTS, n_keys, n_heads, WIDE=_wide(n_keys))
-        ctx.save_for_backward(dots_BTJS, w_BTJ)
+    def forward(ctx: Any, q_BTJI: Tensor, k_BSI: Tensor, w_BTJ: Tensor) -> Tensor:
+        """sum_j w relu(q k)."""
+        n_batch, length, n_heads, width = q_BTJI.shape
+        n_keys = k_BSI.shape[1]
+        q_BXI, k_BSI, w_BTJ = q_BTJI.reshape(n_batch, -1, width), k_BSI.contiguous(), w_BTJ.contiguous()
+        dots_BXS = q_BXI @ k_BSI.transpose(1, 2)
+        out_BTS = torch.empty(n_batch, length, n_keys, dtype=torch.float32, device=q_BTJI.device)
+        _combine[(n_batch * length,)](dots_BXS, w_BTJ, out_BTS, n_keys, n_heads, **_shape(n_keys))
+        ctx.save_for_backward(q_BXI, k_BSI, w_BTJ, dots_BXS)
         return out_BTS
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
-        """Gradients of dots and w, in their dtypes."""
-        dots_BTJS, w_BTJ = ctx.saved_tensors
-        n_batch, length, n_heads, n_keys = dots_BTJS.shape
-        d_dots, d_w = torch.empty_like(dots_BTJS), torch.empty_like(w_BTJ)
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Gradients of q, k and w, in their dtypes."""
+        q_BXI, k_BSI, w_BTJ, dots_BXS = ctx.saved_tensors
+        n_batch, length, n_heads = w_BTJ.shape
+        n_keys = k_BSI.shape[1]
+        d_dots, d_w = torch.empty_like(dots_BXS), torch.empty_like(w_BTJ)
         _combine_backward[(n_batch * length,)](
-            dots_BTJS, w_BTJ, grads[0].contiguous(), d_dots, d_w, n_keys, n_heads, WIDE=_wide(n_keys)
+            dots_BXS, w_BTJ, grads[0].contiguous(), d_dots, d_w, n_keys, n_heads, **_shape(n_keys)
         )
-        return d_dots, d_w
+        return (d_dots @ k_BSI).view(n_batch, length, n_heads, -1), d_dots.transpose(1, 2) @ q_BXI, d_w
 
 
 def select(scores_BTS: Tensor, allowed: Tensor, k: int) -> Tensor:
@@ -153,39 +158,48 @@ def select(scores_BTS: Tensor, allowed: Tensor, k: int) -> Tensor:
     n_batch, length, n_keys = scores_BTS.shape
     allowed, stride = _masks(allowed)
     out_BTS = torch.empty(scores_BTS.shape, dtype=torch.bool, device=scores_BTS.device)
-    _select[(n_batch * length,)](scores_BTS, allowed, out_BTS, length, n_keys, k, stride, WIDE=_wide(n_keys))
+    _select[(n_batch * length,)](scores_BTS, allowed, out_BTS, length, n_keys, k, stride, **_shape(n_keys))
     return out_BTS
 
 
-class MaskedSoftmax(torch.autograd.Function):
-    """(scores (B, H, T, S), keep) -> p in `dtype`, and its mean over heads (B, T, S) in fp32, without gradient."""
+class MaskedAttention(torch.autograd.Function):
+    """(q (B, H, T, D), k and v (B, G, S, D), keep) -> masked.attention: out (B, H, T, D), and the probabilities' mean
+    over heads (B, T, S) in fp32, without gradient.
+
+    The heads of a group are rows of one product (X = H/G T): keys and values are never repeated, their gradients are
+    summed by the product, and no operand needs a transposing copy when q, k and v are contiguous.
+    """
 
     @staticmethod
-    def forward(ctx: Any, scores_BHTS: Tensor, keep: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, q_BHTD: Tensor, k_BGSD: Tensor, v_BGSD: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
         """0 where not kept; every query keeps at least one key."""
-        scores_BHTS = scores_BHTS.contiguous()
-        n_batch, n_heads, length, n_keys = scores_BHTS.shape
+        n_batch, n_heads, length, width = q_BHTD.shape
+        n_groups, n_keys = k_BGSD.shape[1:3]
+        q_BGXD = q_BHTD.reshape(n_batch, n_groups, -1, width)
+        k_BGSD, v_BGSD = k_BGSD.contiguous(), v_BGSD.contiguous()
         keep, stride = _masks(keep)
-        p_BHTS = torch.empty(scores_BHTS.shape, dtype=dtype, device=scores_BHTS.device)
-        mean_BTS = torch.empty(n_batch, length, n_keys, dtype=torch.float32, device=scores_BHTS.device)
+        p_BGXS = q_BGXD @ k_BGSD.transpose(-1, -2)  # scores, which the probabilities then take the place of
+        mean_BTS = torch.empty(n_batch, length, n_keys, dtype=torch.float32, device=q_BHTD.device)
         _softmax[(n_batch * length,)](
-            scores_BHTS, keep, p_BHTS, mean_BTS, length, n_keys, n_heads, stride, WIDE=_wide(n_keys)
+            p_BGXS, keep, p_BGXS, mean_BTS, length, n_keys, n_heads, width**-0.5, stride, **_shape(n_keys)
         )
-        ctx.save_for_backward(p_BHTS)
-        ctx.dtype = scores_BHTS.dtype
+        ctx.save_for_backward(q_BGXD, k_BGSD, v_BGSD, p_BGXS)
         ctx.mark_non_differentiable(mean_BTS)
-        return p_BHTS, mean_BTS
+        return (p_BGXS @ v_BGSD).view(q_BHTD.shape), mean_BTS
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        """The gradient of the scores."""
-        (p_BHTS,) = ctx.saved_tensors
-        d_scores = torch.empty(p_BHTS.shape, dtype=ctx.dtype, device=p_BHTS.device)
-        n_keys = p_BHTS.shape[-1]
-        _softmax_backward[(p_BHTS.numel() // n_keys,)](
-            p_BHTS, grads[0].contiguous(), d_scores, n_keys, WIDE=_wide(n_keys)
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        """Gradients of q, k and v."""
+        q_BGXD, k_BGSD, v_BGSD, p_BGXS = ctx.saved_tensors
+        d_out_BGXD = grads[0].reshape(q_BGXD.shape)
+        d_p_BGXS = d_out_BGXD @ v_BGSD.transpose(-1, -2)
+        n_keys = p_BGXS.shape[-1]
+        _softmax_backward[(p_BGXS.numel() // n_keys,)](
+            p_BGXS, d_p_BGXS, d_p_BGXS, n_keys, q_BGXD.shape[-1] ** -0.5, **_shape(n_keys)
         )
-        return d_scores, None, None
+        d_v = p_BGXS.transpose(-1, -2) @ d_out_BGXD
+        d_k = d_p_BGXS.transpose(-1, -2) @ q_BGXD
+        return (d_p_BGXS @ k_BGSD).view(grads[0].shape), d_k, d_v, None
 
 
 class IndexerKL(torch.autograd.Function):
@@ -201,7 +215,7 @@ class IndexerKL(torch.autograd.Function):
         loss_BT = torch.empty(rows, dtype=torch.float32, device=scores_BTS.device)
         grad_BTS = torch.empty_like(scores_BTS)
         _kl[(rows,)](
-            scores_BTS, target_BTS, keep, loss_BT, grad_BTS, length, n_keys, 1.0 / rows, stride, WIDE=_wide(n_keys)
+            scores_BTS, target_BTS, keep, loss_BT, grad_BTS, length, n_keys, 1.0 / rows, stride, **_shape(n_keys)
         )
         ctx.save_for_backward(grad_BTS)
         return loss_BT.mean()

@@ -1,0 +1,131 @@
+"""What a sweep is about to do: its runs and their identities, time, memory, and how many of them share the device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from dsabench import data as data_package
+from dsabench.attention.registry import plugin_digest
+from dsabench.data import Windows
+from dsabench.engine import memory
+from dsabench.engine.device import Execution, matmul_rate
+from dsabench.engine.memory import MemoryPlan
+from dsabench.engine.slot import shape_of
+from dsabench.model.transformer import Transformer, flops_per_window
+from dsabench.spec.fields import DataSpec, RunSpec
+from dsabench.spec.identity import run_id
+from dsabench.store import read_run
+
+MOST_AT_A_TIME = 5
+"""Runs that share a GPU unless the user says another number: the default number of seeds."""
+
+SMALL_STEP_SECONDS = 5e-3
+"""A step that takes less than this at the measured matrix-product rate leaves a GPU room for others."""
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """A run of a sweep, its identity, and what the store already has of it."""
+
+    spec: RunSpec
+    run_id: str
+    status: str
+    """`new`, or the status that the store's record has."""
+
+
+def plan(specs: Sequence[RunSpec], store: str | Path) -> list[PlannedRun]:
+    """The runs in order, with their identities and the store's status. Reads the corpus, trains nothing."""
+    digests: dict[DataSpec, dict[str, str]] = {}
+    planned: dict[str, PlannedRun] = {}
+    for spec in specs:
+        key = spec.data
+        if key not in digests:
+            digests[key] = data_package.fingerprint(spec.data)
+        identity = run_id(spec, fingerprint(spec, digests[key]))
+        planned.setdefault(identity, PlannedRun(spec, identity, status(store, identity)))
+    return list(planned.values())
+
+
+def status(store: str | Path, identity: str) -> str:
+    """What the store has of a run: its record's status, or `new`."""
+    if not (Path(store) / identity / "run.json").exists():
+        return "new"
+    return read_run(store, identity).status
+
+
+def fingerprint(spec: RunSpec, corpus: dict[str, str]) -> dict[str, str]:
+    """The digests of a run's files that are part of its identity: the corpus's, and a plugin's."""
+    plugin = plugin_digest(spec.attention.kind)
+    return {**corpus, **({"plugin": plugin} if plugin else {})}
+
+
+def estimate_seconds(planned: Sequence[PlannedRun], execution: Execution) -> float:
+    """A rough time for the runs that are not done: training FLOPs at a share of the measured matrix-product rate that
+    small models reach, or launch-bound time a step where that is longer, and evaluation as forward FLOPs."""
+    rate = matmul_rate(execution.device, execution.precision) * 0.35
+    floor = 2.5e-3 if execution.graph else 1e-3 if execution.device.type == "cpu" else 20e-3
+    seconds = 0.0
+    for run in planned:
+        if run.status == "done":
+            continue
+        spec = run.spec
+        step = sum(flops_per_step(spec).values())
+        evaluations = spec.train.steps / spec.train.eval_every + 1
+        seconds += spec.train.steps * max(floor, step / rate)
+        seconds += evaluations * 2 * (spec.train.eval_tokens / spec.tokens_per_step) * (step / 3) / rate
+        seconds += 0.5  # start, captures, checkpoints
+    libraries = 15.0 if execution.device.type == "cuda" else 2.0  # loaded, and kernels built, once
+    return seconds + libraries if seconds else 0.0
+
+
+def check_data(planned: Sequence[PlannedRun], notify: Callable[[str], None] = lambda message: None) -> None:
+    """Prepare the data of every run that is to be trained, and raise DataError when a length does not fit it.
+
+    Before the first run of a sweep, so that a length too long for the documents is not found hours later.
+    """
+    for run in planned:
+        if run.status != "done":
+            Windows(data_package.prepare(run.spec.data, progress=notify), run.spec.length)
+
+
+def fit(planned: Sequence[PlannedRun], execution: Execution) -> list[tuple[RunSpec, MemoryPlan]]:
+    """For every shape of the runs that are not done: one of its specs, and how it fits into memory.
+
+    With the vocabulary that the spec asks for: reads no data. Raises SpecError and DeviceError as `memory.plan` does.
+    """
+    shapes = {shape_of(run.spec).model_dump_json(): run.spec for run in planned if run.status != "done"}
+    return [(spec, memory.plan(spec, spec.data.vocab_size, execution)) for spec in shapes.values()]
+
+
+def flops_per_step(spec: RunSpec) -> dict[str, float]:
+    """Model FLOPs of a step of the last stage, by item, with the vocabulary that the spec asks for."""
+    with torch.device("meta"):
+        model = Transformer(spec, spec.data.vocab_size)
+    return {item: spec.batch_size * value for item, value in flops_per_window(model, "sparse").items()}
+
+
+def choose_concurrency(planned: Sequence[PlannedRun], execution: Execution) -> int:
+    """How many runs share the device: several when their steps are too small to fill a GPU, as many as fit; else 1."""
+    todo = [run.spec for run in planned if run.status != "done"]
+    if why_alone(todo, execution) or len(todo) < 2:
+        return 1
+    rate = matmul_rate(execution.device, execution.precision)
+    fits = min(MOST_AT_A_TIME, len(todo))
+    for spec, plan in fit(planned, execution):
+        if sum(flops_per_step(spec).values()) / rate > SMALL_STEP_SECONDS:
+            return 1
+        fits = min(fits, int(memory.USABLE * (memory.capacity(execution) or 0) / plan.total))
+    return max(1, fits)
+
+
+def why_alone(specs: Sequence[RunSpec], execution: Execution) -> str | None:
+    """Why runs cannot share the device; None when they can."""
+    if not execution.graph:
+        return "runs share a device only through CUDA graphs, on a GPU with engine.compile = auto, graph or full"
+    if any(spec.model.dropout for spec in specs):
+        return "with model.dropout the graphs of all runs draw from one random state"
+    return None
