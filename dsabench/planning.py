@@ -6,8 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from dsabench import data as data_package
 from dsabench.attention.registry import plugin_digest
 from dsabench.data import Windows
@@ -15,7 +13,7 @@ from dsabench.engine import memory
 from dsabench.engine.device import Execution, matmul_rate
 from dsabench.engine.memory import MemoryPlan
 from dsabench.engine.slot import shape_of
-from dsabench.model.transformer import Transformer, flops_per_window
+from dsabench.model.transformer import flops_per_window, outline
 from dsabench.spec.fields import DataSpec, RunSpec
 from dsabench.spec.identity import run_id
 from dsabench.store import read_run
@@ -103,8 +101,7 @@ def fit(planned: Sequence[PlannedRun], execution: Execution) -> list[tuple[RunSp
 
 def flops_per_step(spec: RunSpec) -> dict[str, float]:
     """Model FLOPs of a step of the last stage, by item, with the vocabulary that the spec asks for."""
-    with torch.device("meta"):
-        model = Transformer(spec, spec.data.vocab_size)
+    model = outline(spec, spec.data.vocab_size)
     return {item: spec.batch_size * value for item, value in flops_per_window(model, "sparse").items()}
 
 

@@ -14,7 +14,7 @@ import torch
 
 from dsabench.engine.device import Execution
 from dsabench.errors import DeviceError, SpecError
-from dsabench.model.transformer import Transformer
+from dsabench.model.transformer import Transformer, outline
 from dsabench.spec.fields import RunSpec
 
 USABLE = 0.9
@@ -55,8 +55,7 @@ def plan(spec: RunSpec, vocab_size: int, execution: Execution, share: float = 1.
         raise SpecError(f"engine.micro_batch = {wanted} does not divide the batch of {batch} windows; {near} would")
     sizes = divisors if wanted is None else [wanted]
     ways = [False, True] if spec.engine.recompute == "auto" else [spec.engine.recompute]
-    with torch.device("meta"):
-        model = Transformer(spec, vocab_size)
+    model = outline(spec, vocab_size)
     limit = capacity(execution)
     best: MemoryPlan | None = None
     for recompute in ways:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from dsabench.attention.base import AttentionContext, Selection, Stage
 from dsabench.attention.registry import variant
@@ -171,6 +172,24 @@ def build(spec: RunSpec, vocab_size: int) -> Transformer:
         generator = torch.Generator().manual_seed(_key(spec.seed, name))
         nn.init.normal_(parameter, std=_initial_std(name, parameter, spec), generator=generator)
     return model
+
+
+def outline(spec: RunSpec, vocab_size: int) -> Transformer:
+    """A Transformer without memory or values, on the meta device: for counting its parameters and FLOPs."""
+    with torch.device("meta"), _Uninitialised():
+        return Transformer(spec, vocab_size)
+
+
+class _Uninitialised(TorchFunctionMode):
+    """Leaves tensors as they were made: PyTorch's initialisers import its compiler for a meta tensor, for seconds."""
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        given = kwargs or {}
+        if getattr(function, "__module__", None) == "torch.nn.init":
+            return given["tensor"] if "tensor" in given else args[0]
+        return function(*args, **given)
 
 
 def _initial_std(name: str, parameter: Tensor, spec: RunSpec) -> float:
