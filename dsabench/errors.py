@@ -23,3 +23,7 @@ class ScopeError(DsabenchError):
 
 class DeviceError(DsabenchError):
     """The device that the spec asks for is not on this machine, or too small for the run."""
+
+
+class LeakError(DsabenchError):
+    """An attention sees later tokens, other rows or chance: what it would learn means nothing, so it is not trained."""

@@ -15,14 +15,14 @@ import torch
 
 from dsabench import data as data_package
 from dsabench.data import Windows
-from dsabench.engine import checkpoint, loop, memory
+from dsabench.engine import checkpoint, gate, loop, memory
 from dsabench.engine.device import environment, resolve
 from dsabench.engine.loop import TrainingDiverged, Update
 from dsabench.engine.slot import Slots
 from dsabench.errors import DsabenchError, StoreError
 from dsabench.model.transformer import Transformer, build
 from dsabench.planning import PlannedRun, choose_concurrency, fingerprint, status
-from dsabench.spec.fields import RunSpec
+from dsabench.spec.fields import DataSpec, RunSpec
 from dsabench.spec.identity import run_id
 from dsabench.spec.sweep import DEFAULT_CONFIG, Sweep, load_sweep, validate
 from dsabench.store import (
@@ -112,39 +112,49 @@ def _training(
     identity = run_id(spec, digests)
     if not retry_failed and status(store, identity) == "failed":
         return read_run(store, identity)
+    if status(store, identity) == "done":
+        return read_run(store, identity)
     memory.plan(spec, data.vocab_size, execution, share=1 / slots.count)  # raises when the run does not fit
+    audit = gate.refuse_leaks(spec, data.vocab_size, execution)
+    for note in audit.notes(spec):
+        notify(note)
+    about = {"concurrency": slots.count, "data_notes": notes, "audit": audit.record()}
+    mark = {"leak": audit.leak if audit.crash is None else None}
     try:
         writer = RunWriter.open(
             store,
             identity,
             spec=spec.model_dump(mode="json"),
             fingerprint=digests,
-            environment={**environment(execution), "concurrency": slots.count, "data_notes": notes},
+            environment={**environment(execution), **about},
             sweep=sweep,
         )
     except RunDoneError as done:
         return done.record
     with writer:
         try:
+            if audit.crash is not None:  # no answer, and the training would only meet it again
+                raise audit.crash
             summary = yield from loop.train(spec, data, execution, writer, observe, slots)
         except KeyboardInterrupt:
-            writer.finish("interrupted")
+            writer.finish("interrupted", summary=mark)
             raise
         except TrainingDiverged as error:
-            return writer.finish("failed", error=str(error))
+            return writer.finish("failed", summary=mark, error=str(error))
         except torch.OutOfMemoryError as error:
             if slots.count > 1:
-                writer.finish("interrupted")
+                writer.finish("interrupted", summary=mark)
                 raise _NoRoomBesideOthersError from error
-            return writer.finish("failed", error=_out_of_memory(spec, error))
+            return writer.finish("failed", summary=mark, error=_out_of_memory(spec, error))
         except DsabenchError:
-            writer.finish("interrupted")
+            writer.finish("interrupted", summary=mark)
             raise
         except Exception as error:
             (writer.path / "traceback.txt").write_text(traceback.format_exc(), encoding="utf-8")
-            writer.finish("failed", error=f"{type(error).__name__}: {error} (traceback.txt in the run's folder)")
+            reason = f"{type(error).__name__}: {error} (traceback.txt in the run's folder)"
+            writer.finish("failed", summary=mark, error=reason)
             raise
-        return writer.finish("done", summary=summary)
+        return writer.finish("done", summary={**summary, **mark})
 
 
 def _out_of_memory(spec: RunSpec, error: Exception) -> str:
@@ -177,6 +187,7 @@ def run_sweep(
     of its updates.
     """
     execution = resolve(planned[0].spec.engine)
+    _refuse_leaks([run.spec for run in planned if run.status != "done"], notify)
     identity = sweep_id(sweep, planned)
     spec, created = sweep.plain(), {}
     if (Path(store) / "sweeps" / f"{identity}.json").exists():
@@ -230,6 +241,17 @@ def run_sweep(
     del slots  # its memory is needed
     for run in lonely:
         yield loop.to_the_end(begin(run, Slots()))
+
+
+def _refuse_leaks(specs: Sequence[RunSpec], notify: Callable[[str], None]) -> None:
+    """Before the first run of a sweep is trained, so that a leak is not found hours later. Raises LeakError."""
+    vocab_sizes: dict[DataSpec, int] = {}
+    for i, spec in enumerate(specs):
+        if i == 0:
+            notify("auditing the models for look-ahead")
+        if spec.data not in vocab_sizes:
+            vocab_sizes[spec.data] = data_package.prepare(spec.data).vocab_size
+        gate.refuse_leaks(spec, vocab_sizes[spec.data], resolve(spec.engine))
 
 
 def sweep_id(sweep: Sweep, planned: Sequence[PlannedRun]) -> str:

@@ -18,34 +18,18 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from dsabench.attention.base import Attention, AttentionContext, Stage
 from dsabench.attention.registry import variant
+from dsabench.engine.causality import TOLERANCE, Examination, Leak, thorough
+from dsabench.engine.soundness import routing
 from dsabench.model.transformer import Transformer, build
 from dsabench.spec.fields import RunSpec
 
-TOLERANCE = 1e-4
-"""Largest change of an output that rounding may explain, outputs being of order 1."""
-
 STAGES: tuple[Stage, ...] = ("dense", "sparse")
-
-
-@dataclass(frozen=True)
-class Leak:
-    """An output that changed although nothing it may depend on did."""
-
-    position: int
-    """The first output position that changed."""
-
-    boundary: int
-    """The last position that was left as it was: only later ones were changed."""
-
-    size: float
-    """Largest absolute change of that output."""
 
 
 def find_leak(
@@ -57,30 +41,15 @@ def find_leak(
     only the last position so; outputs at 0..t must stay. forward: (N, T, ...) -> (N, T, ...), always called with
     `rows` copies, so that no difference comes from the batch size.
     """
-    length = len(x_T)
-    plans = []
-    for t in boundaries:
-        for changed in {
-            range(t + 1, length),
-            range(t + 1, min(t + 2, length)),
-            range(max(t + 1, length - 1), length),
-        }:
-            if len(changed):
-                plans.append((t, changed))
-    base = forward(x_T.expand(rows, *x_T.shape).clone())  # row by row, because dropout differs between rows
-    worst: Leak | None = None
-    for first in range(0, len(plans), rows):
-        chunk = plans[first : first + rows]
-        copies = x_T.expand(rows, *x_T.shape).clone()
-        for row, (_, changed) in enumerate(chunk):
-            copies[row, list(changed)] = other_T[list(changed)]
-        outputs = forward(copies)
-        for row, (t, _) in enumerate(chunk):
-            change_T = (outputs[row, : t + 1] - base[row, : t + 1]).abs().flatten(1).amax(1)
-            bad = (~(change_T <= TOLERANCE)).nonzero()  # `not <=` so that NaN counts as a leak
-            if len(bad) and (worst is None or int(bad[0]) < worst.position):
-                worst = Leak(int(bad[0]), t, float(change_T[int(bad[0])]))
-    return worst
+    trials = [trial for t in boundaries for trial in thorough(t, len(x_T))]
+    looked = Examination(
+        lambda x_NT, seed: {"the output": forward(x_NT)},
+        x_T,
+        lambda n: other_T.expand(n, *other_T.shape),
+        rows,
+        TOLERANCE,
+    )
+    return next(iter(looked.leaks(trials)), None)
 
 
 def check_causal(spec: RunSpec) -> None:
@@ -193,27 +162,15 @@ def check_gradients(spec: RunSpec) -> None:
     """
     choice = spec.attention.n_selected(spec.length) != 1
     model = _model(spec)
-    own = model.attention_own_parameters()
-    backbone = {name: p for name, p in model.named_parameters() if name not in own}
-    if spec.model.n_experts == 1:  # nothing to route, nothing to learn
-        backbone = {name: p for name, p in backbone.items() if "router" not in name}
     tokens_BT = torch.randint(model.vocab_size, (2, spec.length + 1), generator=torch.Generator().manual_seed(2))
     for model.stage in STAGES:
-        output = model(tokens_BT[:, :-1])
-        loss = nn.functional.cross_entropy(output.logits_BTV.flatten(0, 1), tokens_BT[:, 1:].flatten())
-        reached = _reached(loss + 0.01 * output.balance_loss, model)
-        assert not reached & own.keys(), f"{model.stage} stage: the language-model loss reaches {reached & own.keys()}"
-        assert reached >= backbone.keys() or not choice, (
-            f"{model.stage} stage: no gradient reaches {backbone.keys() - reached}"
-        )
-        if output.attention_loss is not None:
-            reached = _reached(model(tokens_BT[:, :-1]).attention_loss, model)
-            assert not reached & backbone.keys(), (
-                f"{model.stage} stage: the own loss reaches {reached & backbone.keys()}"
-            )
-            assert reached >= own.keys() or not choice, (
-                f"{model.stage} stage: the own loss does not reach {own.keys() - reached}"
-            )
+        found = routing(model, tokens_BT)
+        by_lm, by_own, own, backbone = found.by_language_model, found.by_own_loss, found.own, found.backbone
+        assert not by_lm & own, f"{model.stage} stage: the language-model loss reaches {set(by_lm & own)}"
+        assert by_lm >= backbone or not choice, f"{model.stage} stage: no gradient reaches {set(backbone - by_lm)}"
+        if by_own is not None:
+            assert not by_own & backbone, f"{model.stage} stage: the own loss reaches {set(by_own & backbone)}"
+            assert by_own >= own or not choice, f"{model.stage} stage: the own loss does not reach {set(own - by_own)}"
 
 
 def check_capture(spec: RunSpec) -> None:
@@ -303,15 +260,6 @@ def _logits(model: Transformer, tokens_NT: Tensor) -> Tensor:
     with torch.no_grad():
         logits: Tensor = model(tokens_NT).logits_BTV
     return logits
-
-
-def _reached(loss: Tensor, model: Transformer) -> set[str]:
-    """Names of the parameters to which d(loss) is not zero."""
-    if not loss.requires_grad:
-        return set()
-    names, parameters = zip(*model.named_parameters(), strict=True)
-    grads = torch.autograd.grad(loss, parameters, allow_unused=True)
-    return {name for name, grad in zip(names, grads, strict=True) if grad is not None and bool(grad.ne(0).any())}
 
 
 def _close(a: Tensor, b: Tensor) -> bool:

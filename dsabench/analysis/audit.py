@@ -79,9 +79,8 @@ def _look_ahead(runs: pd.DataFrame, audited: int) -> Check:
     return Check(
         name,
         "not recorded",
-        "No causality audit is recorded in these runs, and none is marked LEAK. Each attention that comes with "
-        "dsabench is tested against look-ahead at every position; one of your own is not checked before it trains: "
-        "run dsabench.testing on it.",
+        "No causality audit is recorded in these runs, and none is marked LEAK: they were trained before dsabench "
+        "audited every run. `dsabench audit RUN` looks at one with its trained weights.",
     )
 
 

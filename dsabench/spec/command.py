@@ -46,7 +46,7 @@ def non_default(spec: Mapping[str, Any]) -> dict[str, Any]:
     """
     sections = {"model": ModelSpec(), "data": DataSpec(), "train": TrainSpec(), "engine": EngineSpec()}
     default: dict[str, Any] = {name: section.model_dump(mode="json") for name, section in sections.items()}
-    default |= {name: RunSpec.model_fields[name].get_default() for name in ("length", "seed", "plugins")}
+    default |= {name: RunSpec.model_fields[name].get_default() for name in ("length", "seed", "plugins", "allow_leak")}
     default["attention"] = {"kind": "dsa"} | VARIANT_DEFAULTS.get(_kind(spec), {})
     defaults = flatten(default)
     missing = object()

@@ -299,6 +299,9 @@ class RunSpec(Spec):
     plugins: list[str] = []
     """Python files that register attention variants of your own; they run as code, so name only files you trust."""
 
+    allow_leak: bool = False
+    """True trains a model that fails the causality audit, and marks its run LEAK wherever it shows; false refuses."""
+
     @property
     def batch_size(self) -> int:
         """Windows a step: train.batch_size, or tokens_per_step / length rounded half up."""

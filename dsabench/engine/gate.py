@@ -1,0 +1,246 @@
+"""The causality gate: every model is audited for look-ahead before it is trained, and a leak refuses the training.
+
+Looked at are the run's own model at full size, at the boundaries where a mistake most likely sits, and small copies
+with the same attention, at every boundary, in fp64 where the attention allows it; each in train and eval mode and in
+every stage that the run goes through.
+
+What it cannot see: a leak that the initial weights hide and training opens, such as a gate that starts at zero (the
+small copies' gains and biases are moved for this reason, but only `dsabench audit RUN` looks at trained weights); one
+that needs tokens that were not tried, or at full size positions that were not (no pattern over positions that repeats
+within 8 is missed); one below the tolerances; one between packed documents (the contract in dsabench.testing tries
+that); one that bf16 or a CUDA graph brings in; and code that behaves differently because it is audited.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+
+from dsabench import kernels
+from dsabench.attention.base import Stage
+from dsabench.attention.registry import variant
+from dsabench.engine.causality import (
+    TOLERANCE,
+    TOLERANCE_FP64,
+    Examination,
+    later,
+    layer_outputs,
+    other_tokens,
+    thorough,
+)
+from dsabench.engine.copies import VOCABULARY, randomise, small_copies
+from dsabench.engine.device import Execution
+from dsabench.engine.findings import Audit, Finding, Mode
+from dsabench.errors import DsabenchError, LeakError
+from dsabench.model.transformer import Transformer, build
+from dsabench.spec.fields import RunSpec
+
+CONSECUTIVE = 8
+"""Boundaries in a row at full size: no pattern over positions that repeats within so many slips through."""
+
+EVERYWHERE = 512
+"""Longest window of which every boundary is tried when the attention takes no shorter one."""
+
+SEARCH_SECONDS = 10.0
+"""Longest search for the first position at full size once a leak is known."""
+
+
+SMALL = 50_000_000
+"""Parameters of a model that a CPU audits in seconds."""
+
+_audits: dict[tuple[object, ...], Audit] = {}
+
+
+def forget() -> None:
+    """Audit everything anew."""
+    _audits.clear()
+
+
+def audit(spec: RunSpec, vocab_size: int, execution: Execution) -> Audit:
+    """The audit of the spec's initial model; once in a process for runs that differ in nothing that it looks at, such
+    as their seed."""
+    looked_at = spec.model_dump_json(include={"length", "attention", "model"})
+    stages = len(list(_circumstances(spec)))
+    key = (looked_at, variant(spec.attention.kind), stages, vocab_size, execution.device, execution.fused)
+    if key not in _audits:
+        with torch.random.fork_rng(devices=[]):
+            model = build(spec, vocab_size)
+        found = Audit((), spec.length, 0, (), 0.0)
+        for way in _ways(model, execution):
+            found = audit_model(model.to(way.device), way)
+            if found.crash is None:
+                break
+        if found.crash is not None:
+            return found
+        _audits[key] = found
+    return _audits[key]
+
+
+def _ways(model: Transformer, execution: Execution) -> list[Execution]:
+    """Where to audit, first to last resort: a small model on the CPU, which computes everything in fp64 and does so in
+    seconds; a large one, or an attention that runs on the run's device alone, there."""
+    if execution.device.type == "cpu":
+        return [execution]
+    ways = [Execution(torch.device("cpu"), "fp32", graph=False, deterministic=True), execution]
+    return ways if sum(p.numel() for p in model.parameters()) <= SMALL else ways[::-1]
+
+
+def refuse_leaks(spec: RunSpec, vocab_size: int, execution: Execution) -> Audit:
+    """The audit, when the spec may be trained. Raises LeakError otherwise."""
+    found = audit(spec, vocab_size, execution)
+    if found.first is not None and not spec.allow_leak:
+        raise LeakError(
+            f"attention {spec.attention.kind} {found.first}. Nothing was trained: mend it (`dsabench audit` and "
+            "dsabench.testing show more), or set allow_leak = true to train it marked LEAK"
+        )
+    return found
+
+
+def audit_model(model: Transformer, execution: Execution) -> Audit:
+    """Audit a model with the weights that it has, on the execution's device; the model's mode and stage are its own
+    again afterwards. Small copies have weights of their own."""
+    spec, start = model.spec, time.perf_counter()
+    findings: list[Finding] = []
+    copies: list[str] = []
+    length, boundaries, crash = spec.length, 0, None
+    was_training, was_stage = model.training, model.stage
+    try:
+        with _exactly(execution):
+            for copy in small_copies(spec, execution.device):
+                label, found = _audit_small(copy, execution)
+                copies.append(label)
+                findings += found
+            with kernels.unfused(not execution.fused):
+                length, boundaries, found = _audit_full(model, findings, everywhere=not copies)
+            findings += found
+    except DsabenchError:
+        raise
+    except Exception as error:  # the model's own, which its training would meet too
+        crash = error
+    finally:
+        model.train(was_training)
+        model.stage = was_stage
+        if execution.device.type == "cuda":
+            torch.cuda.empty_cache()  # what lies there cannot serve another stream
+    seconds = time.perf_counter() - start
+    return Audit(tuple(findings), length, boundaries, tuple(copies), seconds, crash)
+
+
+@contextmanager
+def _exactly(execution: Execution) -> Iterator[None]:
+    """fp32 as fp32: no TF32, no autocast; and the random state of the process as it was."""
+    device = execution.device
+    before = torch.get_float32_matmul_precision()
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices), torch.autocast(device.type, enabled=False):
+        torch.set_float32_matmul_precision("highest")
+        try:
+            yield
+        finally:
+            torch.set_float32_matmul_precision(before)
+
+
+def _circumstances(spec: RunSpec) -> Iterator[tuple[Mode, Stage]]:
+    stages: tuple[Stage, ...] = ("sparse", "dense") if spec.attention.warmup_steps(spec.train.steps) else ("sparse",)
+    for stage in stages:
+        yield "train", stage
+        yield "eval", stage
+
+
+def _audit_small(copy: RunSpec, execution: Execution) -> tuple[str, list[Finding]]:
+    """Every boundary of a small copy, in fp64, or fp32 when the attention cannot compute in that."""
+    length, k = copy.length, copy.attention.n_selected(copy.length)
+    label = f"L={length}" + (f" k={k}" if k is not None else "")
+    trials = [
+        later(length - 1, length),
+        later(-1, length),
+        *(trial for t in range(length - 1) for trial in thorough(t, length)),
+    ]
+    for dtype, tolerance in ((torch.float64, TOLERANCE_FP64), (torch.float32, TOLERANCE)):
+        model = randomise(build(copy, VOCABULARY)).to(execution.device)
+        name = f"{label} fp{torch.finfo(dtype).bits}"
+        try:
+            found: list[Finding] = []
+            for mode, stage in _circumstances(copy):
+                looked = _examination(model.to(dtype), mode, stage, length, len(trials), tolerance)
+                leaks = looked.leaks(trials)
+                calls = looked.calls(seed=1 if mode == "eval" else 0)  # dropout may draw in train mode
+                leaks = leaks if calls is None else [calls]  # then comparing two calls tells nothing else
+                found += [Finding(leak, mode, stage, length, k, full_size=False) for leak in leaks]
+            return name, found
+        except Exception:  # of many kinds: no kernel for it, operands of two dtypes, no fp64 on the device
+            if dtype == torch.float32:
+                raise
+    raise AssertionError("unreachable")
+
+
+def _audit_full(model: Transformer, known: Sequence[Finding], everywhere: bool) -> tuple[int, int, list[Finding]]:
+    """(length, boundaries, findings) at the run's own size, or at the largest power-of-two part of it that fits."""
+    length = model.spec.length
+    while True:
+        try:
+            return length, *_audit_length(model, length, known, everywhere)
+        except torch.OutOfMemoryError:
+            if length < 64:
+                raise
+            length //= 2
+
+
+def _audit_length(
+    model: Transformer, length: int, known: Sequence[Finding], everywhere: bool
+) -> tuple[int, list[Finding]]:
+    """everywhere: no small copy was to be had, so that nothing else tries every boundary."""
+    k = model.spec.attention.n_selected(length)
+    consecutive, others = boundaries_of(length, k, model.spec)
+    if everywhere and length <= EVERYWHERE:
+        others = sorted({*range(length - 1)} - {*consecutive})
+    rows = min(8, max(2, 8192 // length))
+    found: list[Finding] = []
+    for mode, stage in _circumstances(model.spec):
+        small = [one.leak for one in known if (one.mode, one.stage) == (mode, stage)]
+        if any(leak.kind == "calls" for leak in small):
+            continue  # nothing can be told from comparing two calls
+        looked = _examination(model, mode, stage, length, rows, TOLERANCE)
+        # Two batches of eight, and one in the warm-up, which attends to everything: k has no part in it. A row in
+        # which nothing is changed, beside one in which everything is, tells of other rows.
+        trials = [later(t, length) for t in consecutive]
+        if stage == "sparse":
+            trials = [later(length - 1, length), later(-1, length), *(later(t, length) for t in others), *trials]
+        leaks = looked.leaks(trials)
+        ahead = [leak for leak in [*leaks, *small] if leak.kind == "look-ahead"]
+        if ahead:
+            mine = [leak.position for leak in leaks if leak.kind == "look-ahead"]
+            first = looked.first_leak(min(mine, default=length), SEARCH_SECONDS)
+            leaks = [first or leak if leak.kind == "look-ahead" else leak for leak in leaks]
+            if first is not None and not mine:
+                leaks.append(first)
+        found += [Finding(leak, mode, stage, length, k, full_size=True) for leak in leaks]
+    return len({*consecutive, *others}), found
+
+
+def _examination(model: Transformer, mode: Mode, stage: Stage, length: int, rows: int, tolerance: float) -> Examination:
+    model.train(mode == "train")
+    model.stage = stage
+    generator = torch.Generator().manual_seed(length)
+    x_T = torch.randint(model.vocab_size, (length,), generator=generator).to(model.embedding.weight.device)
+    return Examination(layer_outputs(model), x_T, other_tokens(x_T, model.vocab_size, seed=length), rows, tolerance)
+
+
+def boundaries_of(length: int, k: int | None, spec: RunSpec) -> tuple[list[int], list[int]]:
+    """Boundaries at full size: eight in a row, at random across a multiple of 64 (where blocks end), and k-1, k, k+1,
+    the first, the last and a random one; the same for the same attention and length."""
+    key = f"{length} {spec.attention.model_dump_json()}".encode()
+    draw = random.Random(int.from_bytes(hashlib.sha256(key).digest()[:8], "big"))
+    last = length - 2
+    middle = 64 * draw.randint(1, (last - 4) // 64) if last >= 68 else length // 2
+    start = max(0, min(middle - CONSECUTIVE // 2, last - CONSECUTIVE + 1))
+    consecutive = list(range(start, min(start + CONSECUTIVE, last + 1)))
+    wanted = [0, last, draw.randint(0, last)]
+    wanted += [k - 1, k, k + 1] if k is not None else [draw.randint(0, last) for _ in range(3)]
+    others = sorted({t for t in wanted if 0 <= t <= last} - set(consecutive))
+    return consecutive, others
