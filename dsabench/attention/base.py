@@ -58,6 +58,9 @@ class AttentionContext:
     capture: dict[int, Selection] | None = None
     """When not None, selecting variants put their layer's Selection here. Costs an L x L product: off in training."""
 
+    step: Tensor | None = None
+    """The training step, one int64 on the device, to key randomness by; None in evaluation."""
+
     _allowed: Tensor | None = field(default=None, init=False, repr=False)
     _rotations: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict, init=False, repr=False)
 

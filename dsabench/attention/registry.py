@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from dsabench.attention.base import Attention
     from dsabench.spec.fields import AttentionSpec
 
-_BUILT_IN = ("dense", "dsa")
+_BUILT_IN = ("dense", "dsa", "sliding_window", "sink_window", "strided", "random", "oracle", "block")
 _variants: dict[str, type[Attention]] = {}
 _plugins: dict[Path, str] = {}
 _files: dict[str, Path] = {}

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from dsabench.engine.profiling.result import Profile
 
 _HEADINGS = ("part", "ms", "% of\nstep", "backward\nms", "GFLOP", "% of\nFLOPs", "% of\nrate")
-_SUMMARY = ("case", "ms", "p20 to p80", "tokens/s", "MFU %", "busy %", "kernels", "MB")
+_SUMMARY = ("case", "ms", "p20-p80", "tokens/s", "MFU %", "busy %", "kernels", "MB")
 _LABEL = 22
 """Characters of a case's name in the summary; longer ones are numbered and spelt out below it."""
 
@@ -101,12 +101,12 @@ def _summary(profiles: Sequence[Profile], labels: Sequence[str]) -> Iterator[tup
         yield (
             label,
             _digits(profile.step_ms),
-            f"{_digits(profile.step_ms_p20)} to {_digits(profile.step_ms_p80)}",
+            f"{_digits(profile.step_ms_p20)}-{_digits(profile.step_ms_p80)}",
             f"{profile.tokens_per_second:,.0f}",
             _percent(profile.mfu),
             _percent(profile.busy_share),
             "-" if profile.kernels_per_step is None else f"{profile.kernels_per_step:,}",
-            "-" if profile.peak_memory_mb is None else f"{profile.peak_memory_mb:,.0f}",
+            "-" if profile.peak_memory_mb is None else f"{profile.peak_memory_mb:.0f}",
         )
 
 

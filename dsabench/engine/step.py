@@ -76,6 +76,7 @@ class TrainStep:
         self.history_SM = torch.zeros(steps, len(METRICS), device=device)
         self.index_1 = torch.zeros(1, dtype=torch.int64, device=device)
         """Place of the next step in the three above; on the device, so that a replayed graph advances it."""
+        model.step = torch.zeros(1, dtype=torch.int64, device=device)
         self.compiled: dict[Block, Any] = {}
         if execution.compiled:
             self.compiled = {block: torch.compile(block, dynamic=False) for block in model.layers()}
@@ -92,7 +93,9 @@ class TrainStep:
         factors_S = torch.tensor([learning_rate_factor(self.spec.train, first + i) for i in range(steps)])
         for buffer, values in ((self.batches_SBT, batches_SBT), (self.factors_S, factors_S)):
             buffer[:steps].copy_(values.pin_memory() if buffer.is_cuda else values, non_blocking=True)
+        assert self.model.step is not None
         self.index_1.zero_()
+        self.model.step.fill_(first)
         for i in range(steps):
             if self.spec.model.dropout:
                 # Keyed by seed and step alone: the same masks for every variant, and after a resume.
@@ -129,6 +132,8 @@ class TrainStep:
         metrics_1M = torch.stack([value.detach().float() for value in values])[None]
         self.history_SM.index_copy_(0, self.index_1, metrics_1M)
         self.index_1.add_(1)
+        assert self.model.step is not None
+        self.model.step.add_(1)
 
     def _backward(self, stage: Stage, tokens_BT: Tensor, share: float) -> Tensor:
         """Add `share` of the gradients of one micro-batch; its losses and router statistics as one tensor."""

@@ -94,6 +94,8 @@ class Transformer(nn.Module):
         self.blocks = nn.ModuleList(Block(spec, layer) for layer in range(spec.model.n_layers))
         self.norm = nn.RMSNorm(spec.model.d_model, eps=1e-6)
         self.stage: Stage = "sparse"
+        self.step: Tensor | None = None
+        """The training step, where the training loop keeps it on the device; evaluation does not look at it."""
 
     def forward(
         self,
@@ -126,7 +128,8 @@ class Transformer(nn.Module):
         """All but the product with the embedding."""
         dropout = self.spec.model.dropout if self.training else 0.0
         positions_T = torch.arange(tokens_BT.shape[1], device=tokens_BT.device)
-        context = AttentionContext(positions_T, self.stage, document_ids_BT, capture)
+        step = self.step if self.training else None
+        context = AttentionContext(positions_T, self.stage, document_ids_BT, capture, step)
         with part("attention"):
             self.layers()[0].attention.prepare(context)
         x_BTD = F.dropout(embed(tokens_BT, self.embedding.weight, self.spec.model.d_model), dropout)

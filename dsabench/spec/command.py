@@ -14,6 +14,8 @@ from dsabench.spec import yaml_source
 from dsabench.spec.fields import DataSpec, EngineSpec, ModelSpec, RunSpec, TrainSpec
 from dsabench.spec.identity import flatten
 
+_SELECTING = {"top_k_ratio": 0.5, "top_k": None, "warmup_share": 0.2}
+
 VARIANT_DEFAULTS: dict[str, dict[str, Any]] = {
     "dense": {},
     "dsa": {
@@ -30,6 +32,12 @@ VARIANT_DEFAULTS: dict[str, dict[str, Any]] = {
             "freeze_backbone": False,
         },
     },
+    "sliding_window": _SELECTING,
+    "sink_window": _SELECTING | {"n_sinks": 4},
+    "strided": _SELECTING,
+    "random": _SELECTING,
+    "oracle": _SELECTING,
+    "block": _SELECTING | {"block_size": 16},
 }
 """Defaults of the built-in variants' fields. Their classes say them too, but stand beside torch modules, which take
 seconds to import; a test holds the two together."""

@@ -1,0 +1,53 @@
+"""Random selection: what any choice of k tokens is worth. New in every training step, fixed in evaluation.
+
+    score[t, s] = hash(t, s, layer, step)
+
+Keyed, not drawn from a stream: what t selects depends on no other token, row or call, so that it cannot leak, and all
+seeds and a resumed run see the same selections. The hash is lowbias32 (Chris Wellons, public domain).
+
+Legend: T query, S key.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from dsabench.attention.base import AttentionContext
+from dsabench.attention.registry import register
+from dsabench.attention.selecting import SelectingAttention, SelectingSpec
+
+_LOW = 0xFFFFFFFF
+
+
+class RandomSpec(SelectingSpec):
+    """Settings of the random selection."""
+
+    kind: Literal["random"] = "random"
+    """The variant's name."""
+
+
+@register
+class Random(SelectingAttention):
+    """Attention over k tokens that a hash picks."""
+
+    spec_class = RandomSpec
+
+    def scores(self, q_BTHD: Tensor, k_BSGD: Tensor, context: AttentionContext) -> Tensor:
+        """24 hashed bits in [0, 1)."""
+        place_T = context.positions_T
+        step = 0 if context.step is None else context.step
+        key = _mix(torch.as_tensor(step, device=place_T.device) * 0x9E3779B1 + self.layer * 0x85EBCA77)
+        query_T = _mix(place_T * 0xC2B2AE3D + key)
+        hashed_TS = _mix(query_T[:, None] + place_T[None, :] * 0x27D4EB2F)
+        return (hashed_TS >> 8).float() * 2.0**-24
+
+
+def _mix(x: Tensor) -> Tensor:
+    """Spread the low 32 bits of an int64 over each other."""
+    x = x & _LOW
+    x = ((x ^ (x >> 16)) * 0x7FEB352D) & _LOW
+    x = ((x ^ (x >> 15)) * 0x846CA68B) & _LOW
+    return x ^ (x >> 16)

@@ -1,0 +1,121 @@
+"""What selectors without an indexer share: the dense warm-up, then attention over the k highest of their own scores.
+
+    S[t] = top-k of score[t, 0..t]      out[t] = softmax(Q[t] K[S[t]]^T / sqrt(D)) V[S[t]]
+
+They are ablations: the same model, stage schedule and k as DSA, with another answer to "which k". Nothing in a
+selection is trained. Computed as a masked dense product, whatever the method would cost with kernels of its own.
+
+Legend: B batch, T query, S key, D model or head width, H heads, G key/value heads.
+"""
+
+from __future__ import annotations
+
+import abc
+import math
+from typing import Annotated, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from dsabench.attention.base import (
+    Attention,
+    AttentionContext,
+    AttentionOutput,
+    Selection,
+    Stage,
+    capture_mass,
+    pairs,
+)
+from dsabench.attention.kernels import masked, reference
+from dsabench.parts import part
+from dsabench.spec.fields import AttentionSpec, RunSpec, keys_kept
+
+
+class SelectingSpec(AttentionSpec):
+    """How many keys are kept, and how long the dense warm-up lasts: as for DSA."""
+
+    alternatives: ClassVar[tuple[tuple[str, str], ...]] = (("top_k_ratio", "top_k"),)
+
+    top_k_ratio: Annotated[float, Field(gt=0, le=1)] | None = 0.5
+    """Keys kept for each query, as a share of the length L, rounded half up."""
+
+    top_k: Annotated[int, Field(ge=1)] | None = None
+    """Keys kept for each query, in place of top_k_ratio; L or more keeps everything."""
+
+    warmup_share: Annotated[float, Field(ge=0, lt=1)] = 0.2
+    """Share of the steps in the dense warm-up stage; DSA's by default, so that only the selection differs."""
+
+    def n_selected(self, length: int) -> int:
+        """k by top_k or top_k_ratio."""
+        return keys_kept(length, self.top_k, self.top_k_ratio)
+
+    def warmup_steps(self, steps: int) -> int:
+        """Steps of the dense warm-up stage: warmup_share of all, rounded half up, but never the last step."""
+        return min(steps - 1, math.floor(self.warmup_share * steps + 0.5))
+
+
+class SelectingAttention(Attention):
+    """Attention over the top k of `scores`; dense attention in the warm-up stage."""
+
+    equals_dense_at_full_k = True
+
+    def __init__(self, spec: RunSpec, layer: int) -> None:
+        super().__init__(spec, layer)
+        assert isinstance(spec.attention, SelectingSpec)
+        self.selecting = spec.attention
+
+    @abc.abstractmethod
+    def scores(self, q_BTHD: Tensor, k_BSGD: Tensor, context: AttentionContext) -> Tensor:
+        """(T, S) or (B, T, S): the higher, the sooner selected. Values beyond the causal mask mean nothing. Called
+        without gradients."""
+
+    def selection_flops(self) -> float:
+        """Model FLOPs of one window's scores: none for a rule that looks at positions alone."""
+        return 0.0
+
+    def prepare(self, context: AttentionContext) -> None:
+        """Also the mask."""
+        super().prepare(context)
+        _ = context.allowed
+
+    def forward(self, x_BTD: Tensor, context: AttentionContext) -> AttentionOutput:
+        """(B, T, D) -> (B, T, D); no loss of its own."""
+        q_BTHD, k_BTGD, v_BTGD = self.projections.heads(x_BTD, context, head_major=True)
+        k = self.selecting.n_selected(x_BTD.shape[1])
+        keep = context.allowed
+        if context.stage == "sparse" or context.capture is not None:
+            with torch.no_grad(), part("indexer"):
+                scores_BTS = self.scores(q_BTHD.detach(), k_BTGD.detach(), context)
+                scores_BTS = scores_BTS if scores_BTS.dim() == 3 else scores_BTS[None]
+            if context.capture is not None:
+                every_BTS = scores_BTS.expand(len(x_BTD), -1, -1)
+                context.capture[self.layer] = Selection(
+                    selected_BTK=reference.select_top_k(every_BTS, context.allowed, k),
+                    mass_BTS=capture_mass(q_BTHD, k_BTGD, context),
+                    scores_BTS=every_BTS,
+                )
+            if context.stage == "sparse":
+                with torch.no_grad(), part("top-k"):
+                    if keep.dim() == 3:  # packed documents: each row has a mask of its own
+                        scores_BTS = scores_BTS.expand_as(keep).contiguous()
+                    keep = masked.selection_mask(scores_BTS, context.allowed, k)
+                    keep = keep[0] if len(keep) == 1 else keep
+        out_BTHD, _ = masked.attention(q_BTHD, k_BTGD, v_BTGD, keep)
+        return AttentionOutput(self.projections.merge(out_BTHD))
+
+    def flops(self, stage: Stage) -> dict[str, float]:
+        """Projections; attention over the stage's pairs; what the selection costs."""
+        chosen = pairs(self.spec, None if stage == "dense" else self.selecting.n_selected(self.spec.length))
+        items = {
+            "attention projections": self.projections.flops(self.spec),
+            "attention": 12.0 * chosen * self.spec.model.d_model,
+        }
+        if stage == "sparse" and self.selection_flops():
+            items["selection"] = self.selection_flops()
+        return items
+
+
+def distance(context: AttentionContext) -> Tensor:
+    """t - s of every pair, (T, S), int64; negative beyond the causal mask."""
+    return context.positions_T[:, None] - context.positions_T[None, :]

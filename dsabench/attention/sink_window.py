@@ -1,0 +1,45 @@
+"""Sinks and a window: the first tokens, which softmax attention uses as a place to put what it does not need, and the
+nearest ones. Source: StreamingLLM (arXiv 2309.17453).
+
+    S[t] = {0, ..., n - 1} and {t - (k - n) + 1, ..., t}
+
+Legend: T query, S key, n sinks.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from dsabench.attention.base import AttentionContext
+from dsabench.attention.registry import register
+from dsabench.attention.selecting import SelectingAttention, SelectingSpec, distance
+
+
+class SinkWindowSpec(SelectingSpec):
+    """Settings of the sinks and the window."""
+
+    kind: Literal["sink_window"] = "sink_window"
+    """The variant's name."""
+
+    n_sinks: Annotated[int, Field(ge=0)] = 4
+    """First tokens that are always kept, of the k; at most k - 1 of them are."""
+
+
+@register
+class SinkWindow(SelectingAttention):
+    """Attention over the first n_sinks and the nearest other tokens."""
+
+    spec_class = SinkWindowSpec
+
+    def scores(self, q_BTHD: Tensor, k_BSGD: Tensor, context: AttentionContext) -> Tensor:
+        """s - t, but 1 for the sinks; the query's own token, at 0, is the next."""
+        assert isinstance(self.selecting, SinkWindowSpec)
+        length = len(context.positions_T)
+        sinks = min(self.selecting.n_sinks, self.selecting.n_selected(length) - 1)
+        nearest_TS = -distance(context).float()
+        first_S = torch.arange(length, device=nearest_TS.device) < sinks
+        return torch.where(first_S, 1.0, nearest_TS)

@@ -1,0 +1,34 @@
+"""Sliding window: the k nearest tokens, the query's own included. What a language model on ordinary text hardly minds.
+
+    S[t] = {t - k + 1, ..., t}
+
+Legend: T query, S key.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import Tensor
+
+from dsabench.attention.base import AttentionContext
+from dsabench.attention.registry import register
+from dsabench.attention.selecting import SelectingAttention, SelectingSpec, distance
+
+
+class SlidingWindowSpec(SelectingSpec):
+    """Settings of the sliding window."""
+
+    kind: Literal["sliding_window"] = "sliding_window"
+    """The variant's name."""
+
+
+@register
+class SlidingWindow(SelectingAttention):
+    """Attention over the nearest k tokens."""
+
+    spec_class = SlidingWindowSpec
+
+    def scores(self, q_BTHD: Tensor, k_BSGD: Tensor, context: AttentionContext) -> Tensor:
+        """s - t."""
+        return -distance(context).float()
