@@ -226,7 +226,7 @@ class TrainingRun:
         self.progress.step = flight.end
         graph = slot.running.graph
         steady = stage in self.step.graphs if graph else flight.first not in (self.resumed_at, self.change)
-        if self.shared and flight.alone and self.times.warms_up(stage):
+        if steady and self.shared and flight.alone and self.times.warms_up(stage):
             steady = False
         self.pending.append((history_SM, self.times.count(seconds, steps, stage, steady=steady, alone=flight.alone)))
         goes_on = flight.end < self.spec.train.steps and stage_at(self.spec, flight.end) == stage
