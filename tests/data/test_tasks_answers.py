@@ -1,0 +1,214 @@
+"""What makes `targets` right: everything in the window but them is worth no more than chance (and they alone suffice:
+test_tasks.py). Target recall@k and its chance.
+
+The blind solvers see the window up to the query, with the listed positions covered. Each knows a different way to
+exploit what a wrong listing would leave visible; all start from fixed evaluation windows, so nothing here is flaky.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dsabench.data.tasks import (
+    TASKS,
+    Arithmetic,
+    TaskBatch,
+    TaskSettings,
+    TaskWindows,
+    read_settings,
+    target_recall,
+    target_recall_chance,
+)
+
+COVERED = -1
+Solver = Callable[[TaskSettings, np.ndarray, np.random.Generator], int]
+
+
+def ids(task: TaskSettings, kind: str) -> range:
+    first = 0
+    for name, count in task.alphabet:
+        if name == kind:
+            return range(first, first + count)
+        first += count
+    raise AssertionError(kind)
+
+
+def answer_ids(task: TaskSettings) -> range:
+    return ids(task, {"recall": "v", "needle": "w", "arithmetic": ""}.get(task.name, "s"))
+
+
+def is_answer(task: TaskSettings, token: int) -> bool:
+    return token in answer_ids(task)
+
+
+def constant(task: TaskSettings, seen_T: np.ndarray, rng: np.random.Generator) -> int:
+    return answer_ids(task)[0]
+
+
+def after_the_same_token(task: TaskSettings, seen_T: np.ndarray, rng: np.random.Generator) -> int:
+    """An induction head: what followed the input's other occurrences."""
+    places = np.flatnonzero(seen_T[:-1] == seen_T[-1]) + 1
+    found = [int(seen_T[place]) for place in places if is_answer(task, int(seen_T[place]))]
+    return found[-1] if found else constant(task, seen_T, rng)
+
+
+def beside_the_cover(offset: int) -> Solver:
+    """What stands before or after a covered place: the value, had the key been listed in its stead, or the reverse."""
+
+    def solve(task: TaskSettings, seen_T: np.ndarray, rng: np.random.Generator) -> int:
+        places = np.flatnonzero(seen_T[:-1] == COVERED) + offset
+        found = [int(seen_T[p]) for p in places if 0 <= p < len(seen_T) and is_answer(task, int(seen_T[p]))]
+        return found[-1] if found else constant(task, seen_T, rng)
+
+    return solve
+
+
+def commonest(task: TaskSettings, seen_T: np.ndarray, rng: np.random.Generator) -> int:
+    found = [int(token) for token in seen_T if is_answer(task, int(token))]
+    return int(np.bincount(found).argmax()) if found else constant(task, seen_T, rng)
+
+
+def last_one(task: TaskSettings, seen_T: np.ndarray, rng: np.random.Generator) -> int:
+    found = [int(token) for token in seen_T if is_answer(task, int(token))]
+    return found[-1] if found else constant(task, seen_T, rng)
+
+
+def never_seen(task: TaskSettings, seen_T: np.ndarray, rng: np.random.Generator) -> int:
+    """By elimination: an answer that stands nowhere else, if there is one."""
+    left = sorted(set(answer_ids(task)) - set(seen_T.tolist())) or list(answer_ids(task))
+    return int(rng.choice(left))
+
+
+def most_probable_digit(task: TaskSettings, seen_T: np.ndarray, rng: np.random.Generator) -> int:
+    """The best guess of a digit of a sum: all digits that the covered ones can be, weighed by what is seen."""
+    assert isinstance(task, Arithmetic)
+    zero, n = ids(task, "")[0], task.n_digits
+    problem = 3 * n + 4
+    digits = np.where(seen_T == COVERED, -1, seen_T - zero)
+    start = (len(seen_T) - 1) // problem * problem
+    place = len(seen_T) - 1 - start - (2 * n + 1)
+    a, b, total = digits[start : start + n], digits[start + n + 1 : start + 2 * n + 1], digits[start + 2 * n + 2 :]
+    weight_D = np.zeros(10)
+    carry_below = 0
+    for below in range(place - 1):  # what lies further down is all visible
+        carry_below = int(a[below] + b[below] + carry_below >= 10)
+    choices = lambda digit: range(10) if digit < 0 else [digit]  # noqa: E731
+    carries: dict[int, int] = {0: 1}
+    if place > 0:
+        carries = {0: 0, 1: 0}
+        for one in choices(a[place - 1]):
+            for other in choices(b[place - 1]):
+                if (one + other + carry_below) % 10 == total[place - 1]:
+                    carries[int(one + other + carry_below >= 10)] += 1
+    for carry, ways in carries.items():
+        for one in choices(a[place]) if place < n else [0]:
+            for other in choices(b[place]) if place < n else [0]:
+                weight_D[(one + other + carry) % 10] += ways
+    return zero + int(weight_D.argmax())
+
+
+SOLVERS: dict[str, Solver] = {
+    "constant": constant,
+    "after the same token": after_the_same_token,
+    "before the cover": beside_the_cover(-1),
+    "after the cover": beside_the_cover(1),
+    "commonest": commonest,
+    "last": last_one,
+    "never seen": never_seen,
+}
+
+
+def blind_accuracy(task: TaskSettings, batch: TaskBatch, solve: Solver) -> tuple[float, int]:
+    rng, right = np.random.default_rng(0), []
+    for b, t in np.argwhere(batch.scored):
+        seen_T = batch.tokens[b, : t + 1].copy()
+        listed = batch.targets[b, t]
+        seen_T[listed[listed >= 0]] = COVERED
+        right.append(solve(task, seen_T, rng) == batch.tokens[b, t + 1])
+    return float(np.mean(right)), len(right)
+
+
+CASES: list[tuple[str, dict[str, Any], int]] = [
+    ("recall", {"n_values": 8}, 128),
+    ("recall", {"n_pairs": 4, "n_queries": 4, "n_keys": 5, "n_values": 3, "n_fillers": 3}, 20),
+    ("recall", {"n_pairs": 4, "n_values": 5}, 20),
+    ("induction", {"n_copied": 8, "n_symbols": 12}, 40),
+    ("induction", {"n_copied": 5, "n_symbols": 6, "n_fillers": 4}, 15),
+    ("needle", {"n_words": 8}, 64),
+    ("needle", {"n_words": 5, "value_length": 1, "n_needles": 3, "n_queries": 2}, 20),
+    ("selective_copy", {"n_symbols": 8}, 64),
+    ("selective_copy", {"n_copied": 6, "n_symbols": 4, "n_fillers": 3}, 16),
+    ("selective_copy", {"n_copied": 4, "n_symbols": 5}, 16),
+    ("arithmetic", {}, 64),
+    ("arithmetic", {"n_digits": 3}, 40),
+]
+
+
+@pytest.mark.parametrize(("name", "values", "length"), CASES)
+def test_all_but_the_targets_is_worth_chance(name: str, values: dict[str, Any], length: int) -> None:
+    """No blind solver beats chance_accuracy, and the best one reaches it."""
+    windows = TaskWindows(read_settings(name, values), length)
+    task, batch = windows.settings, windows.evaluation("train", length * 300)
+    solvers = {**SOLVERS, "most probable": most_probable_digit} if name == "arithmetic" else SOLVERS
+    accuracy = {}
+    for solver, solve in solvers.items():
+        accuracy[solver], n = blind_accuracy(task, batch, solve)
+    chance = task.chance_accuracy
+    margin = 4 * math.sqrt(chance * (1 - chance) / n) + 0.005  # arithmetic holds an eighth of the problems out
+    assert max(accuracy.values()) < chance + margin, accuracy
+    best = {"induction": "never seen", "arithmetic": "most probable"}.get(name, "constant")
+    assert accuracy[best] > chance - margin, accuracy
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_chance_loss_is_what_chance_accuracy_says(name: str) -> None:
+    task = read_settings(name, None)
+    if isinstance(task, Arithmetic):
+        carry = -np.mean([p * np.log(p) + (1 - p) * np.log(1 - p) if p < 1 else 0 for p in np.arange(1, 11) / 10])
+        assert task.chance_loss == pytest.approx((4 * np.log(10) + carry) / 5)
+        assert task.chance_accuracy == pytest.approx((0.4 + 0.75) / 5)
+    else:
+        assert task.chance_loss == pytest.approx(-np.log(task.chance_accuracy))
+
+
+def test_listed_digits_of_one_sum() -> None:
+    """12 + 39 = 051 reads 2 1 + 9 3 = 1 5 0 ;: digits at 0 1, 3 4 and 6 7 8, read at 5, 6 and 7."""
+    windows = TaskWindows(read_settings("arithmetic", {"n_digits": 2, "curriculum": None}), 9)
+    batch = windows.evaluation("val", 9)
+    assert np.flatnonzero(batch.scored[0]).tolist() == [5, 6, 7]
+    assert batch.targets[0, 5:8].tolist() == [[0, 3, -1, -1], [1, 4, 0, 3], [-1, -1, 1, 4]]
+
+
+def by_hand() -> TaskBatch:
+    scored = np.zeros((1, 6), np.bool_)
+    targets = np.full((1, 6, 2), -1, np.int32)
+    scored[0, [3, 5]] = True
+    targets[0, 3], targets[0, 5, 0] = (0, 2), 4
+    return TaskBatch(np.zeros((1, 7), np.int32), scored, targets)
+
+
+def test_target_recall_counts_listed_positions_of_scored_inputs() -> None:
+    selected = np.full((1, 6, 2), -1)
+    selected[0, 3], selected[0, 5] = (2, 3), (0, 1)
+    selected[0, 4] = (0, 4)  # not scored: does not count
+    assert target_recall(selected, by_hand()) == pytest.approx(1 / 3)
+    selected[0, 5, 1] = 4
+    assert target_recall(selected, by_hand()) == pytest.approx(2 / 3)
+    assert target_recall_chance(by_hand(), 2) == pytest.approx((2 / 4 + 2 / 4 + 2 / 6) / 3)
+    assert target_recall_chance(by_hand(), 5) == pytest.approx((1 + 1 + 5 / 6) / 3)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_target_recall_of_random_selection_is_its_chance(name: str) -> None:
+    windows, k = TaskWindows(read_settings(name, None), 128), 16
+    batch = windows.evaluation("val", 128 * 200)
+    scores = np.random.default_rng(0).random((200, 128, 128))
+    scores[:, np.triu_indices(128, 1)[0], np.triu_indices(128, 1)[1]] = -1
+    order = np.argsort(-scores, axis=-1)[..., :k]
+    selected = np.where(np.take_along_axis(scores, order, -1) < 0, -1, order)
+    assert target_recall(selected, batch) == pytest.approx(target_recall_chance(batch, k), abs=0.03)
