@@ -163,6 +163,11 @@ class Attention(nn.Module, abc.ABC):
         A multiply-add is 2 FLOPs; masked-out pairs and recomputation do not count. Every item is for one layer.
         """
 
+    def kept_per_pair(self, width: int) -> float:
+        """Bytes that training keeps for each of a window's L x L pairs, `width` bytes a number of the matrix products:
+        none where nothing of that size is made. For the memory estimate."""
+        return 0.0
+
     def own_parameters(self) -> set[str]:
         """Names of the parameters that only `aux_loss` trains (an indexer's): apart in optimizer, clip and counts."""
         return set()

@@ -14,7 +14,6 @@ Legend: B batch, T query, S key, D model width, H heads, J indexer heads, I inde
 
 from __future__ import annotations
 
-import math
 from typing import Annotated, ClassVar, Literal, Self
 
 import torch
@@ -35,7 +34,7 @@ from dsabench.attention.kernels import masked, reference
 from dsabench.attention.registry import register
 from dsabench.kernels import fused, rotate
 from dsabench.parts import part
-from dsabench.spec.fields import AttentionSpec, RunSpec, Spec, keys_kept
+from dsabench.spec.fields import AttentionSpec, RunSpec, Spec, keys_kept, warmup_steps
 
 
 class IndexerSpec(Spec):
@@ -94,8 +93,8 @@ class DSASpec(AttentionSpec):
         return keys_kept(length, self.top_k, self.top_k_ratio)
 
     def warmup_steps(self, steps: int) -> int:
-        """Steps of the dense warm-up stage: warmup_share of all, rounded half up, but never the last step."""
-        return min(steps - 1, math.floor(self.indexer.warmup_share * steps + 0.5))
+        """indexer.warmup_share of the steps."""
+        return warmup_steps(self.indexer.warmup_share, steps)
 
     def own_learning_rate(self) -> float:
         """indexer.learning_rate."""
@@ -219,6 +218,10 @@ class DSA(Attention):
                 slots_BTK = scores_BTS.gather(-1, selected_BTK.clamp(min=0))
                 loss = reference.indexer_kl(slots_BTK, p_BTK, selected_BTK != reference.EMPTY)
         return AttentionOutput(self.projections.merge(out_BTHD), loss)
+
+    def kept_per_pair(self, width: int) -> float:
+        """Probabilities of every head, the mask, and the dots of every indexer head."""
+        return (self.spec.model.n_heads + self.indexer.n_heads) * width + 1.0
 
     def own_parameters(self) -> set[str]:
         """The indexer's: the KL loss alone trains them."""

@@ -11,7 +11,6 @@ Legend: B batch, T query, S key, D model or head width, H heads, G key/value hea
 from __future__ import annotations
 
 import abc
-import math
 from typing import Annotated, ClassVar
 
 import torch
@@ -29,7 +28,7 @@ from dsabench.attention.base import (
 )
 from dsabench.attention.kernels import masked, reference
 from dsabench.parts import part
-from dsabench.spec.fields import AttentionSpec, RunSpec, keys_kept
+from dsabench.spec.fields import AttentionSpec, RunSpec, keys_kept, warmup_steps
 
 
 class SelectingSpec(AttentionSpec):
@@ -51,8 +50,8 @@ class SelectingSpec(AttentionSpec):
         return keys_kept(length, self.top_k, self.top_k_ratio)
 
     def warmup_steps(self, steps: int) -> int:
-        """Steps of the dense warm-up stage: warmup_share of all, rounded half up, but never the last step."""
-        return min(steps - 1, math.floor(self.warmup_share * steps + 0.5))
+        """warmup_share of the steps."""
+        return warmup_steps(self.warmup_share, steps)
 
 
 class SelectingAttention(Attention):
@@ -73,6 +72,10 @@ class SelectingAttention(Attention):
     def selection_flops(self) -> float:
         """Model FLOPs of one window's scores: none for a rule that looks at positions alone."""
         return 0.0
+
+    def kept_per_pair(self, width: int) -> float:
+        """Probabilities of every head, and the mask."""
+        return self.spec.model.n_heads * width + 1.0
 
     def prepare(self, context: AttentionContext) -> None:
         """Also the mask."""

@@ -3,7 +3,7 @@
 An estimate by counting what a step keeps. On a GPU the counts follow the fused kernels and the bf16 copies; measured
 peaks of the built-in variants lie within a fifth of it (CHANGELOG).
 
-Legend: L length, D model width, F expert width, V vocabulary, H heads, J indexer heads.
+Legend: L length, D model width, F expert width, V vocabulary, H heads.
 """
 
 from __future__ import annotations
@@ -77,7 +77,8 @@ def estimate(model: Transformer, execution: Execution, micro_batch: int, recompu
     width = 2 if narrow else 4
     tokens = micro_batch * length
     experts = model.layers()[0].experts.computed(execution.device)
-    layer = tokens * _kept_by_a_block(spec, width, experts)
+    pairs = length * model.layers()[0].attention.kept_per_pair(width)
+    layer = tokens * (_kept_by_a_block(spec, width, experts) + pairs)
     entering = tokens * spec.model.d_model * (4 + width)
     layers = spec.model.n_layers
     logits = min(tokens * model.vocab_size, 2**29) * width + model.vocab_size * spec.model.d_model * (width + 4)
@@ -94,20 +95,14 @@ def estimate(model: Transformer, execution: Execution, micro_batch: int, recompu
 
 
 def _kept_by_a_block(spec: RunSpec, width: int, experts: int) -> float:
-    """Bytes a token that one block keeps for its backward pass: `width` bytes a number in the products' dtype,
-    `experts` of them computed for each token."""
-    model, length = spec.model, spec.length
+    """Bytes a token that one block keeps for its backward pass, but for pairs of tokens: `width` bytes a number in the
+    products' dtype, `experts` of them computed for each token."""
+    model = spec.model
     kv = model.kv_heads * model.head_dim
     norms = 2 * model.d_model * (4 + width)
     attention = width * (2 * model.d_model + 2 * kv)
     mixture = width * 3 * experts * model.d_ff + 4 * model.d_model
-    pairs = 0.0
-    indexer = getattr(spec.attention, "indexer", None)
-    if spec.attention.n_selected(length) is not None:  # a masked product: probabilities and the mask
-        pairs += length * (model.n_heads * width + 1)
-    if indexer is not None:  # the dots of every head
-        pairs += length * indexer.n_heads * width
-    return norms + attention + mixture + pairs
+    return norms + attention + mixture
 
 
 def capacity(execution: Execution) -> int | None:

@@ -114,7 +114,9 @@ class Memory:
 
     def __init__(self, slot: Slot) -> None:
         self.slot, self.execution = slot, slot.execution
-        self.kept, self.allocated = slot.own_bytes(), self._allocated()
+        self.others = 0
+        if self.execution.device.type == "cuda":
+            self.others = torch.cuda.memory_allocated(self.execution.device) - slot.own_bytes()
         self.execution.reset_peak_memory()
 
     def peak_mb(self) -> float | None:
@@ -122,11 +124,8 @@ class Memory:
         peak = self.execution.peak_memory_mb()
         if peak is None or self.execution.device.type != "cuda":
             return peak
-        self.slot.peak_memory_mb = max(self.slot.peak_memory_mb or 0.0, peak - (self.allocated - self.kept) / 1e6)
+        self.slot.peak_memory_mb = max(self.slot.peak_memory_mb or 0.0, peak - self.others / 1e6)
         return self.slot.peak_memory_mb
-
-    def _allocated(self) -> int:
-        return torch.cuda.memory_allocated(self.execution.device) if self.execution.device.type == "cuda" else 0
 
 
 class Slots:

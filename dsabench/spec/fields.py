@@ -54,6 +54,11 @@ class Spec(BaseModel):
         return self
 
 
+def warmup_steps(share: float, steps: int) -> int:
+    """Steps of a dense warm-up stage: `share` of all, rounded half up, but never the last step."""
+    return min(steps - 1, math.floor(share * steps + 0.5))
+
+
 def keys_kept(length: int, top_k: int | None, top_k_ratio: float | None) -> int:
     """k = top_k, or else max(1, top_k_ratio * length rounded half up)."""
     if top_k is not None:
@@ -251,7 +256,8 @@ class EngineSpec(Spec):
 
     micro_batch: Positive | None = None
     """Windows of one forward and backward pass, a divisor of the batch; a step adds up their gradients. null is the
-    whole batch, or on a GPU the largest part that fits."""
+    whole batch, or on a GPU the largest part that fits. The router's balance loss is then that of each part, so that
+    losses differ a little from those of the whole batch: give both attentions of a comparison the same."""
 
     recompute: Literal["auto"] | bool = "auto"
     """Activation checkpointing: keep what enters each block and compute the block again in the backward pass. `auto`
