@@ -30,7 +30,7 @@ def audit(
     config: Config = "seed",
     length: Annotated[int | None, typer.Option(help="Tokens in a window.", metavar="N")] = None,
     attention: Annotated[
-        str | None, typer.Option(help="dense, dsa, or a plugin's; else all of the config.", metavar="NAME")
+        str | None, typer.Option(help="dense, dsa, random, ..., or a plugin's; else all of the config.", metavar="NAME")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Training seed.", metavar="N")] = None,
     sets: Set = None,

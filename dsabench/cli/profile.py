@@ -26,7 +26,9 @@ def add_to(app: typer.Typer) -> None:
 def profile(
     config: Config = "seed",
     length: Annotated[int | None, typer.Option(help="Tokens in a window.", metavar="N")] = None,
-    attention: Annotated[str | None, typer.Option(help="dense, dsa, or a plugin's.", metavar="NAME")] = None,
+    attention: Annotated[
+        str | None, typer.Option(help="dense, dsa, random, ..., or a plugin's.", metavar="NAME")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Training seed.", metavar="N")] = None,
     lengths: Annotated[list[int] | None, integers("--lengths", "Window lengths; else the config's first.")] = None,
     attentions: Annotated[list[str] | None, texts("--attentions", "Attentions; else all of the config.")] = None,

@@ -20,7 +20,7 @@ def add_to(app: typer.Typer) -> None:
 def sweep(
     config: Config = "seed",
     lengths: Annotated[list[int] | None, integers("--lengths", "Window lengths.")] = None,
-    attentions: Annotated[list[str] | None, texts("--attentions", "dense, dsa, or a plugin's.")] = None,
+    attentions: Annotated[list[str] | None, texts("--attentions", "dense, dsa, random, ..., or a plugin's.")] = None,
     seeds: Annotated[list[int] | None, integers("--seeds", "Training seeds.")] = None,
     top_k_ratios: Annotated[list[float] | None, numbers("--top-k-ratios", "Shares of the window kept.")] = None,
     learning_rates: Annotated[list[float] | None, numbers("--learning-rates", "Peak learning rates.")] = None,

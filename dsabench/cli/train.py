@@ -23,7 +23,9 @@ def add_to(app: typer.Typer) -> None:
 def train(
     config: Config = "seed",
     length: Annotated[int | None, typer.Option(help="Tokens in a window.", metavar="N")] = None,
-    attention: Annotated[str | None, typer.Option(help="dense, dsa, or a plugin's.", metavar="NAME")] = None,
+    attention: Annotated[
+        str | None, typer.Option(help="dense, dsa, random, ..., or a plugin's.", metavar="NAME")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Training seed.", metavar="N")] = None,
     sets: Set = None,
     device: Device = None,
