@@ -8,7 +8,7 @@ from pathlib import Path
 
 from dsabench import data as data_package
 from dsabench.attention.registry import plugin_digest
-from dsabench.data import Windows
+from dsabench.data import cut
 from dsabench.engine import memory
 from dsabench.engine.device import Execution, matmul_rate
 from dsabench.engine.memory import MemoryPlan
@@ -87,7 +87,7 @@ def check_data(planned: Sequence[PlannedRun], notify: Callable[[str], None] = la
     """
     for run in planned:
         if run.status != "done":
-            Windows(data_package.prepare(run.spec.data, progress=notify), run.spec.length)
+            cut(data_package.prepare(run.spec.data, progress=notify), run.spec.length)
 
 
 def fit(planned: Sequence[PlannedRun], execution: Execution) -> list[tuple[RunSpec, MemoryPlan]]:
@@ -96,12 +96,12 @@ def fit(planned: Sequence[PlannedRun], execution: Execution) -> list[tuple[RunSp
     With the vocabulary that the spec asks for: reads no data. Raises SpecError and DeviceError as `memory.plan` does.
     """
     shapes = {shape_of(run.spec).model_dump_json(): run.spec for run in planned if run.status != "done"}
-    return [(spec, memory.plan(spec, spec.data.vocab_size, execution)) for spec in shapes.values()]
+    return [(spec, memory.plan(spec, spec.data.expected_vocab_size, execution)) for spec in shapes.values()]
 
 
 def flops_per_step(spec: RunSpec) -> dict[str, float]:
     """Model FLOPs of a step of the last stage, by item, with the vocabulary that the spec asks for."""
-    model = outline(spec, spec.data.vocab_size)
+    model = outline(spec, spec.data.expected_vocab_size)
     return {item: spec.batch_size * value for item, value in flops_per_window(model, "sparse").items()}
 
 

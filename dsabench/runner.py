@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from dsabench import data as data_package
-from dsabench.data import Windows
+from dsabench.data import cut
 from dsabench.engine import checkpoint, gate, loop, memory
 from dsabench.engine.device import environment, resolve
 from dsabench.engine.loop import TrainingDiverged, Update
@@ -104,7 +104,7 @@ def _training(
     """
     execution = resolve(spec.engine)
     data = data_package.prepare(spec.data, progress=notify)
-    windows = Windows(data, spec.length)  # raises before the run exists when no document holds a window
+    windows = cut(data, spec.length)  # raises before the run exists when no document holds a window
     notes = [*data.notes, *windows.notes]
     for note in notes:
         notify(note)

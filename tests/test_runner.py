@@ -344,7 +344,7 @@ def test_the_python_api(corpus: Path, trained: Path) -> None:
     loaded = dsabench.load_model(trained, identity)
     assert not loaded.training
     data = prepare(spec_of(corpus).data)
-    windows = Windows(data, 32).evaluation("val", 1024)
+    windows = Windows(data, 32).evaluation("val", 1024).tokens
     result = Evaluator(loaded, runner.resolve(spec_of(corpus).engine)).evaluate(windows)
     assert result["loss"] == runner.read_run(trained, identity).summary["val_loss"]
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from dsabench import data as data_package
-from dsabench.data import TokenData, Windows
+from dsabench.data import TaskData, TokenData, cut
 from dsabench.data.overlap import RUN, training_overlap
 from dsabench.engine import gate, soundness
 from dsabench.engine.checkpoint import steps_done
@@ -88,7 +88,7 @@ def examine_run(store: str | Path, run: str, device: str | None, notify: Callabl
     values = {**record.spec, "engine": {**record.spec.get("engine", {}), "device": device or "auto"}}
     spec = validate(values)
     execution = resolve(spec.engine)
-    data: TokenData | str
+    data: TokenData | TaskData | str
     try:
         data = data_package.prepare(spec.data, progress=notify)
     except DataError as error:
@@ -99,25 +99,30 @@ def examine_run(store: str | Path, run: str, device: str | None, notify: Callabl
     if folder is not None:
         model, weights = load_model(store, record.run_id), f"step {steps_done(folder):,}'s"
     else:
-        assert isinstance(data, TokenData)
+        assert not isinstance(data, str)
         notify(f"{record.run_id} ({record.status}) has no checkpoint: its initial weights are looked at")
         model, weights = build(spec, data.vocab_size), "initial"
     return _examine(model.to(execution.device), execution, data, weights, record.run_id)
 
 
 def _examine(
-    model: Transformer, execution: Execution, data: TokenData | str, weights: str, run_id: str | None
+    model: Transformer, execution: Execution, data: TokenData | TaskData | str, weights: str, run_id: str | None
 ) -> Examination:
     spec = model.spec
     audit = gate.audit_model(model, execution)
     if audit.crash is not None:
         raise audit.crash
     checks = [*_causal(spec, audit), _shared_start(spec, model.vocab_size), *_gradients(spec, execution)]
-    if isinstance(data, TokenData):
-        windows_NT = Windows(data, spec.length).evaluation("val", spec.train.eval_tokens)
-        checks += [_first_loss(spec, model.vocab_size, windows_NT, execution), _overlap(data, windows_NT)]
-    else:
+    if isinstance(data, str):
         checks += [Check(name, "n.a.", data) for name in ("first loss near ln V", "held-out text")]
+    else:
+        windows = cut(data, spec.length).evaluation("val", spec.train.eval_tokens)
+        checks += [_first_loss(spec, model.vocab_size, windows.tokens, execution)]
+        checks += [
+            _overlap(data, windows.tokens)
+            if isinstance(data, TokenData)
+            else Check("held-out text", "n.a.", "windows of a task are made, not taken from a text")
+        ]
     kind, device = spec.attention.kind, str(execution.device)
     return Examination(kind, spec.length, spec.seed, run_id, weights, device, audit, tuple(checks))
 

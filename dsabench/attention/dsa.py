@@ -34,7 +34,8 @@ from dsabench.attention.kernels import masked, reference
 from dsabench.attention.registry import register
 from dsabench.kernels import fused, rotate
 from dsabench.parts import part
-from dsabench.spec.fields import AttentionSpec, RunSpec, Spec, keys_kept, warmup_steps
+from dsabench.spec.base import Spec
+from dsabench.spec.fields import AttentionSpec, RunSpec, keys_kept, warmup_steps
 
 
 class IndexerSpec(Spec):

@@ -1,21 +1,32 @@
-"""Text to paired batches: corpora, document split, tokenizer, memory-mapped tokens, windows. Needs numpy, never torch.
+"""Text or task to paired batches: corpora, document split, tokenizer, memory-mapped tokens, windows. Needs numpy, never
+torch.
 
-data = prepare(spec.data)                        # TokenData: read, split, tokenized, cached
-windows = Windows(data, spec.length)             # raises DataError when no document holds a window
-starts_B = windows.batch_starts(seed=42, step=0, batch_size=16)
-tokens_BT = windows.gather(starts_B)             # (B, length + 1): inputs [:, :-1], targets [:, 1:]
-held_out_NT = windows.evaluation("val", 131_072)
+data = prepare(spec.data)                        # TokenData: read, split, tokenized, cached; or TaskData
+windows = cut(data, spec.length)                 # raises DataError when no document holds a window
+batch = windows.batch(seed=42, step=0, batch_size=16, steps=1000)
+batch.tokens                                     # (B, length + 1): inputs [:, :-1], targets [:, 1:]
+held_out = windows.evaluation("val", 131_072)
 """
 
+from __future__ import annotations
+
+from dsabench.data.batch import Baseline, Batch, WindowSource
 from dsabench.data.pieces import pieces, visible
 from dsabench.data.prepare import fingerprint, prepare, tokenizer_by_digest
-from dsabench.data.tokens import TokenData, TokenSplit
+from dsabench.data.tasks import TaskWindows
+from dsabench.data.tokens import TaskData, TokenData, TokenSplit
 from dsabench.data.windows import Windows, validation_window
 
 __all__ = [
+    "Baseline",
+    "Batch",
+    "TaskData",
+    "TaskWindows",
     "TokenData",
     "TokenSplit",
+    "WindowSource",
     "Windows",
+    "cut",
     "fingerprint",
     "pieces",
     "prepare",
@@ -23,3 +34,8 @@ __all__ = [
     "validation_window",
     "visible",
 ]
+
+
+def cut(data: TokenData | TaskData, length: int) -> WindowSource:
+    """The windows of one length of prepared data. Raises DataError, saying what would fit, when there are none."""
+    return TaskWindows(data.settings, length) if isinstance(data, TaskData) else Windows(data, length)

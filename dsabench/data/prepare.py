@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from dsabench.data import stored
+from dsabench.data import stored, tasks
 from dsabench.data.cache import cache_folder, digest, locked, replace_file
 from dsabench.data.encoding import encode
 from dsabench.data.split import FORMAT, Split, draw
 from dsabench.data.tokenizer import Bytes, Subwords, Tokenizer, load_file, tokenizer_digest, tokenizer_file, train_bpe
-from dsabench.data.tokens import Names, TokenData, TokenSplit
+from dsabench.data.tokens import Names, TaskData, TokenData, TokenSplit
 from dsabench.errors import DataError
 from dsabench.spec.fields import DataSpec
 
@@ -30,19 +30,27 @@ def _silent(message: str) -> None:
 
 
 def fingerprint(data: DataSpec) -> dict[str, str]:
-    """Content digests for a run's identity: `corpus`, the documents used (after max_documents), and `tokenizer`.
+    """Content digests for a run's identity: `corpus`, the documents used (after max_documents) or the task, and
+    `tokenizer`.
 
     Reads the corpus (once: digests are cached by path, size and times) but neither trains nor tokenizes. Names and
     folders do not count. Raises DataError.
     """
-    return _fingerprint(data, draw(data, _silent))
+    return tasks.fingerprint(data.task) if data.task else _fingerprint(data, draw(data, _silent))
 
 
-def prepare(data: DataSpec, *, progress: Callable[[str], None] | None = None) -> TokenData:
-    """The corpus of `data`, split and tokenized; from the cache when it was prepared before.
+def prepare(data: DataSpec, *, progress: Callable[[str], None] | None = None) -> TokenData | TaskData:
+    """The corpus of `data`, split and tokenized; from the cache when it was prepared before. Of a task its settings.
 
     `progress` is given a line at the start of each slow part; a cached corpus gives none. Raises DataError.
     """
+    if data.task is not None:
+        return TaskData(data.task, tasks.fingerprint(data.task))
+    return prepare_text(data, progress=progress)
+
+
+def prepare_text(data: DataSpec, *, progress: Callable[[str], None] | None = None) -> TokenData:
+    """`prepare` of a text."""
     tell = progress or _silent
     split = draw(data, tell)
     tokenizer, notes = _tokenizer(data, split, tell)

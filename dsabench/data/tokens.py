@@ -1,4 +1,4 @@
-"""What `prepare` gives: token ids on disk, by document, and what each id is worth.
+"""What `prepare` gives: token ids on disk, by document, and what each id is worth; or the settings of a task.
 
 Legend: V vocabulary.
 """
@@ -6,13 +6,14 @@ Legend: V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dsabench.data.tokenizer import Tokenizer
+from dsabench.spec.task import TaskSettings
 
 
 class Names(Sequence[str]):
@@ -84,3 +85,20 @@ class TokenData:
     def decode(self, ids: Sequence[int] | NDArray[np.integer]) -> str:
         """Text of ids; the end of a document reads <|endoftext|>, bytes that make no character U+FFFD."""
         return self.tokenizer.decode([int(token) for token in ids])
+
+
+@dataclass(frozen=True, eq=False)
+class TaskData:
+    """A task, whose windows are made when they are asked for."""
+
+    settings: TaskSettings
+
+    fingerprint: dict[str, str]
+    """Digests of `corpus` (task and settings) and `tokenizer` (its ids): part of a run's identity."""
+
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def vocab_size(self) -> int:
+        """Ids that the model must embed."""
+        return self.settings.vocab_size

@@ -5,15 +5,12 @@ Legend: N windows, B batch, D documents of a split.
 
 from __future__ import annotations
 
-from typing import Literal
-
 import numpy as np
 from numpy.typing import NDArray
 
+from dsabench.data.batch import Baseline, Batch, SplitName
 from dsabench.data.tokens import TokenData, TokenSplit
 from dsabench.errors import DataError
-
-SplitName = Literal["train", "val"]
 
 _FULL_NAME = {"train": "training", "val": "validation"}
 
@@ -25,7 +22,7 @@ class Windows:
     """
 
     def __init__(self, data: TokenData, length: int) -> None:
-        self.length = length
+        self.length, self._data = length, data
         self.notes: list[str] = []
         """How many documents are too short for a window, and their share of the tokens, a line a split."""
         self._splits: dict[SplitName, TokenSplit] = {"train": data.train, "val": data.val}
@@ -38,6 +35,10 @@ class Windows:
     def n_starts(self) -> int:
         """Number of different training windows."""
         return int(self._cumulative_D[-1])
+
+    def batch(self, seed: int, step: int, batch_size: int, steps: int) -> Batch:
+        """The windows of a training step; how many steps there are makes no difference."""
+        return Batch(self.gather(self.batch_starts(seed, step, batch_size)))
 
     def batch_starts(self, seed: int, step: int, batch_size: int) -> NDArray[np.int64]:
         """(B,) places in the training tokens where the windows of a step start, uniform over all training windows.
@@ -61,8 +62,8 @@ class Windows:
         tokens_NT: NDArray[np.int32] = self._splits[split].tokens[places_NT].astype(np.int32)
         return tokens_NT
 
-    def evaluation(self, split: SplitName, max_tokens: int | None = None) -> NDArray[np.int32]:
-        """(N, L + 1) fixed windows of a split, the same for every seed and attention.
+    def evaluation(self, split: SplitName, max_tokens: int | None = None) -> Batch:
+        """Fixed windows of a split, the same for every seed and attention.
 
         Laid end to end in each document from its first token, the next one's first input being the last one's last
         target, so that a target is scored at most once; the tail of a document that fills no window is left out.
@@ -73,7 +74,13 @@ class Windows:
             wanted = -(-max_tokens // self.length)
             if wanted < len(starts_N):
                 starts_N = starts_N[(2 * np.arange(wanted) + 1) * len(starts_N) // (2 * wanted)]
-        return self.gather(starts_N, split)
+        return Batch(self.gather(starts_N, split))
+
+    def baseline(self, batch: Batch) -> Baseline:
+        """Unigram loss of the windows' targets, and the bytes that they stand for."""
+        targets = batch.tokens[:, 1:]
+        loss, n_bytes = self._data.unigram_nats_V[targets].mean(), self._data.token_bytes_V[targets].mean()
+        return Baseline(float(loss), None, float(n_bytes))
 
     def evaluation_starts(self, split: SplitName) -> NDArray[np.int64]:
         """Where all evaluation windows of a split start, in order."""

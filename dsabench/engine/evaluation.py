@@ -19,6 +19,7 @@ from torch import Tensor
 
 from dsabench import kernels
 from dsabench.attention.base import Selection, Stage
+from dsabench.data import Batch
 from dsabench.engine.chance import selection_chance_T
 from dsabench.engine.device import Execution, first_line
 from dsabench.engine.step import own_stream
@@ -40,16 +41,18 @@ class Evaluator:
     def __init__(self, model: Transformer, execution: Execution, pool: Any = None) -> None:
         """pool: the memory pool of the model's other graphs."""
         self.model, self.execution, self.pool = model, execution, pool
-        self.graphs: dict[tuple[Stage, int, int], tuple[torch.cuda.CUDAGraph, Tensor, _Scores]] = {}
+        self.graphs: dict[tuple[Stage, int, int], tuple[torch.cuda.CUDAGraph, list[Tensor], _Scores]] = {}
 
-    def evaluate(self, tokens_NT: np.ndarray) -> dict[str, Any]:
-        """Metrics on windows of L + 1 tokens.
+    def evaluate(self, windows: Batch) -> dict[str, Any]:
+        """Metrics on windows of L + 1 tokens, of the targets that are scored.
 
         loss               nats per token, mean over all targets
         accuracy           share of targets that are the most probable token
-        loss_by_position   list of mean losses of equal bins of positions 0..L-1, first to last
+        loss_by_position   list of mean losses of equal bins of positions 0..L-1, first to last; None in a bin in which
+                           nothing is scored
         kl                 the attention's own loss, None where it has none
         """
+        tokens_NT, scored_NT = windows.tokens, windows.scored
         n_windows, length = tokens_NT.shape[0], tokens_NT.shape[1] - 1
         device = self.execution.device
         nats_T = torch.zeros(length, dtype=torch.float64, device="cpu" if device.type == "mps" else device)
@@ -59,44 +62,50 @@ class Evaluator:
         with torch.inference_mode(), self.execution.autocast(), _evaluating(self.model):
             for first in range(0, n_windows, batch):
                 tokens_BT = torch.from_numpy(tokens_NT[first : first + batch].astype(np.int64))
-                scores = self._score(tokens_BT, batch)
+                scored_BT = None if scored_NT is None else torch.from_numpy(scored_NT[first : first + batch])
+                scores = self._score(tokens_BT, scored_BT, batch)
                 nats_T += scores.nats_T.to(nats_T.device)
                 correct += scores.correct
                 if scores.kl is not None:
                     kl, has_kl = kl + scores.kl * len(tokens_BT), True
-        by_position = nats_T.cpu().numpy() / n_windows
-        bins = np.array_split(by_position, min(length, POSITION_BINS))
+        count_T = np.full(length, n_windows) if scored_NT is None else scored_NT.sum(0)
+        nats = np.array_split(nats_T.cpu().numpy(), min(length, POSITION_BINS))
+        counts = [int(part.sum()) for part in np.array_split(count_T, len(nats))]
         return {
-            "loss": float(by_position.mean()),
-            "accuracy": int(correct) / (n_windows * length),
-            "loss_by_position": [float(part.mean()) for part in bins],
+            "loss": float(nats_T.sum()) / windows.n_scored,
+            "accuracy": int(correct) / windows.n_scored,
+            "loss_by_position": [
+                float(part.sum()) / count if count else None for part, count in zip(nats, counts, strict=True)
+            ],
             "kl": float(kl) / n_windows if has_kl else None,
         }
 
-    def _score(self, tokens_BT: Tensor, batch: int) -> _Scores:
+    def _score(self, tokens_BT: Tensor, scored_BT: Tensor | None, batch: int) -> _Scores:
         key = (self.model.stage, *tokens_BT.shape)
+        given = [tokens_BT] if scored_BT is None else [tokens_BT, scored_BT]
         if key in self.graphs:
-            graph, input_BT, scores = self.graphs[key]
-            input_BT.copy_(tokens_BT.pin_memory(), non_blocking=True)
+            graph, inputs, scores = self.graphs[key]
+            for tensor, value in zip(inputs, given, strict=True):
+                tensor.copy_(value.pin_memory(), non_blocking=True)
             graph.replay()
             return scores
-        tokens_BT = tokens_BT.to(self.execution.device)
-        scores = _scores(self.model, tokens_BT)
+        given = [tensor.to(self.execution.device) for tensor in given]
+        scores = _scores(self.model, *given)
         if self.execution.graph and len(tokens_BT) == batch:
             try:
-                self._capture(key, tokens_BT)
+                self._capture(key, given)
             except RuntimeError as error:  # slower, and the same results: worth a warning, not an end
                 self.execution = replace(self.execution, graph=False)
                 warnings.warn(f"evaluation runs without a CUDA graph: {first_line(error)}", stacklevel=2)
         return scores
 
-    def _capture(self, key: tuple[Stage, int, int], tokens_BT: Tensor) -> None:
+    def _capture(self, key: tuple[Stage, int, int], given: list[Tensor]) -> None:
         """For the next batches of this shape; the one just scored has warmed up what a capture needs."""
-        input_BT, graph = tokens_BT.clone(), torch.cuda.CUDAGraph()
+        inputs, graph = [tensor.clone() for tensor in given], torch.cuda.CUDAGraph()
         self.execution.synchronize()
         with torch.cuda.graph(graph, pool=self.pool, stream=own_stream(self.execution)):
-            scores = _scores(self.model, input_BT)
-        self.graphs[key] = (graph, input_BT, scores)
+            scores = _scores(self.model, *inputs)
+        self.graphs[key] = (graph, inputs, scores)
 
 
 @dataclass(frozen=True)
@@ -110,11 +119,13 @@ class _Scores:
     kl: Tensor | None
 
 
-def _scores(model: Transformer, tokens_BT: Tensor) -> _Scores:
+def _scores(model: Transformer, tokens_BT: Tensor, scored_BT: Tensor | None = None) -> _Scores:
     output = model(tokens_BT[:, :-1])
     targets_BT = tokens_BT[:, 1:]
     nll_N, correct_N = token_scores(output.logits_BTV.flatten(0, 1), targets_BT.flatten())
     nll_BT = nll_N.view_as(targets_BT)
+    if scored_BT is not None:
+        nll_BT, correct_N = nll_BT * scored_BT, correct_N & scored_BT.flatten()
     nats_T = nll_BT.sum(0) if nll_BT.device.type == "mps" else nll_BT.double().sum(0)
     return _Scores(nats_T, correct_N.sum(), output.attention_loss)
 
@@ -139,48 +150,65 @@ def _evaluating(model: Transformer) -> Iterator[None]:
         model.train(was_training)
 
 
-def baselines(tokens_NT: np.ndarray, unigram_nats_V: np.ndarray, token_bytes_V: np.ndarray) -> tuple[float, float]:
-    """Of the windows' targets: mean unigram loss in nats per token, and mean bytes per token (for bits per byte)."""
-    targets = np.asarray(tokens_NT[:, 1:])
-    return float(unigram_nats_V[targets].mean()), float(token_bytes_V[targets].mean())
-
-
 def bits_per_byte(loss: float, bytes_per_token: float) -> float:
     """loss / (ln 2 * bytes per token): comparable between vocabularies."""
     return loss / (math.log(2.0) * bytes_per_token)
 
 
-def selection_recall(model: Transformer, tokens_NT: np.ndarray, execution: Execution) -> dict[str, float] | None:
-    """Mass recall of a selecting variant, mean over layers and evenly spaced windows, beside its chance; else None.
+def selection_recall(model: Transformer, windows: Batch, execution: Execution) -> dict[str, Any] | None:
+    """Recall of a selecting variant on evenly spaced windows, beside its chance; None where nothing is to be judged.
 
-        mass_recall         share of full softmax attention mass (mean of heads) inside S[t], mean over rows t >= k
-        mass_recall_chance  the same for a random causal set of k keys: mean over those rows of k / (t + 1)
+        mass_recall              share of full softmax attention mass (mean of heads) inside S[t], mean over layers and
+                                 rows t >= k
+        mass_recall_chance       the same for a random causal set of k keys: mean over those rows of k / (t + 1)
+
+    and of windows with known targets also
+
+        target_recall            share of the scored inputs' targets that are in S[t], mean over layers
+        target_recall_by_layer   the same of each layer, first to last
+        target_recall_best       of the best layer: one layer that finds them is enough
+        target_recall_chance     for a random causal set: mean over targets of min(1, k / (t + 1))
 
     None when the variant does not select, keeps k >= L keys, where no row has a choice, or captures nothing.
     """
-    length = tokens_NT.shape[1] - 1
+    tokens_NT, length = windows.tokens, windows.tokens.shape[1] - 1
     k = model.spec.attention.n_selected(length)
     if k is None or k >= length:
         return None
-    n_windows = min(len(tokens_NT), max(8, CAPTURE_PAIRS // length**2))
+    pairs = CAPTURE_PAIRS if windows.targets is None else 4 * CAPTURE_PAIRS  # targets are few: more windows
+    n_windows = min(len(tokens_NT), max(8, pairs // length**2))
     # Evenly spaced, so that every length looks at the same documents and not at the first ones only.
-    tokens_NT = tokens_NT[(2 * np.arange(n_windows) + 1) * len(tokens_NT) // (2 * n_windows)]
+    chosen_N = (2 * np.arange(n_windows) + 1) * len(tokens_NT) // (2 * n_windows)
+    tokens_NT = tokens_NT[chosen_N]
+    targets_NTM = None if windows.targets is None else windows.targets[chosen_N]
     batch = max(1, BATCH_TOKENS // length)
-    total, n_seen = torch.zeros((), device=execution.device), 0
+    mass: list[Tensor] = []
+    found: list[Tensor] = []
     with torch.inference_mode(), execution.autocast(), _evaluating(model):
         for first in range(0, n_windows, batch):
-            tokens_BT = torch.from_numpy(tokens_NT[first : first + batch].astype(np.int64))
+            tokens_BT = torch.from_numpy(tokens_NT[first : first + batch].astype(np.int64)).to(execution.device)
             captured: dict[int, Selection] = {}
-            model(tokens_BT[:, :-1].to(execution.device), capture=captured)
+            model(tokens_BT[:, :-1], capture=captured)
             if not captured:
                 return None
-            recall = torch.stack([recall_BT(selection)[:, k:].mean() for selection in captured.values()])
-            total += recall.mean() * len(tokens_BT)
-            n_seen += len(tokens_BT)
-    return {
-        "mass_recall": float(total) / n_seen,
+            recalls = [recall_BT(selection)[:, k:].mean() for selection in captured.values()]
+            mass.append(torch.stack(recalls).mean() * len(tokens_BT))
+            if targets_NTM is not None:
+                targets_BTM = torch.from_numpy(targets_NTM[first : first + batch]).to(execution.device)
+                found.append(torch.stack([found_targets(selection, targets_BTM) for selection in captured.values()]))
+    result: dict[str, Any] = {
+        "mass_recall": float(torch.stack(mass).sum()) / n_windows,
         "mass_recall_chance": float(selection_chance_T(np.full(length, k))[k:].mean()),
     }
+    if targets_NTM is not None:
+        listed_T = (targets_NTM >= 0).sum((0, 2))
+        by_layer = (torch.stack(found).sum(0) / int(listed_T.sum())).tolist()
+        chance_T = np.minimum(1.0, k / np.arange(1, length + 1))
+        result["target_recall"] = sum(by_layer) / len(by_layer)
+        result["target_recall_by_layer"] = by_layer
+        result["target_recall_best"] = max(by_layer)
+        result["target_recall_chance"] = float((listed_T * chance_T).sum() / listed_T.sum())
+    return result
 
 
 def recall_BT(selection: Selection) -> Tensor:
@@ -188,3 +216,9 @@ def recall_BT(selection: Selection) -> Tensor:
     filled_BTK = selection.selected_BTK >= 0
     mass_BTK = selection.mass_BTS.gather(-1, selection.selected_BTK.clamp(min=0))
     return (mass_BTK * filled_BTK).sum(-1)
+
+
+def found_targets(selection: Selection, targets_BTM: Tensor) -> Tensor:
+    """How many of the listed positions (-1: none) are in their query's selection, whose empty slots are -1 too."""
+    b, t, m = (targets_BTM >= 0).nonzero(as_tuple=True)
+    return (selection.selected_BTK[b, t] == targets_BTM[b, t, m][:, None]).any(-1).sum()

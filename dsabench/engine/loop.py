@@ -13,17 +13,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-import numpy as np
 import torch
 
 from dsabench.attention.base import Stage
-from dsabench.data import TokenData, Windows
+from dsabench.data import TaskData, TokenData, cut
 from dsabench.engine import checkpoint
 from dsabench.engine.device import Execution, matmul_rate
-from dsabench.engine.evaluation import baselines, bits_per_byte, selection_recall
+from dsabench.engine.evaluation import bits_per_byte, selection_recall
 from dsabench.engine.optimization import learning_rate_factor, stage_at
 from dsabench.engine.slot import Memory, Slot, Slots
-from dsabench.engine.step import EAGER_STEPS, METRICS
+from dsabench.engine.step import EAGER_STEPS, METRICS, staged
 from dsabench.engine.timing import StepTimes
 from dsabench.model.transformer import flops_per_window
 from dsabench.spec.fields import RunSpec
@@ -69,7 +68,7 @@ class Update:
 
 def train(
     spec: RunSpec,
-    data: TokenData,
+    data: TokenData | TaskData,
     execution: Execution,
     sink: RunSink,
     observe: Callable[[Update], None] = lambda update: None,
@@ -113,7 +112,7 @@ def segments(spec: RunSpec, start: int, checkpoint_every: int) -> Iterator[tuple
     for every in (spec.train.log_every, spec.train.eval_every, checkpoint_every):
         cuts.update(range(every, steps, every))
     first = start
-    for end in sorted(cut for cut in cuts if start < cut <= steps):
+    for end in sorted(step for step in cuts if start < step <= steps):
         yield first, end, stage_at(spec, first)
         first = end
 
@@ -138,7 +137,7 @@ class TrainingRun:
     def __init__(
         self,
         spec: RunSpec,
-        data: TokenData,
+        data: TokenData | TaskData,
         slot: Slot,
         sink: RunSink,
         observe: Callable[[Update], None],
@@ -148,11 +147,11 @@ class TrainingRun:
         slot.begin(spec)
         self.spec, self.data, self.slot, self.sink, self.observe, self.shared = spec, data, slot, sink, observe, shared
         self.execution, self.model, self.optimizer, self.step = slot.execution, slot.model, slot.optimizer, slot.step
-        self.windows = Windows(data, spec.length)
+        self.windows = cut(data, spec.length)
         self.progress = checkpoint.Progress()
-        self.val_NT = self.windows.evaluation("val", spec.train.eval_tokens)
-        self.train_NT = self.windows.evaluation("train", spec.train.eval_tokens)
-        self.unigram_loss, self.bytes_per_token = baselines(self.val_NT, data.unigram_nats_V, data.token_bytes_V)
+        self.held_out = self.windows.evaluation("val", spec.train.eval_tokens)
+        self.seen = self.windows.evaluation("train", spec.train.eval_tokens)
+        self.baseline = self.windows.baseline(self.held_out)
         self.flops = {stage: sum(flops_per_window(self.model, stage).values()) for stage in ("dense", "sparse")}
         self.last_eval: dict[str, Any] = {}
         self.pending: list[tuple[torch.Tensor, float]] = []
@@ -201,16 +200,14 @@ class TrainingRun:
     def _launch(self, first: int, end: int, stage: Stage) -> _Flight:
         """Set the device to work on steps first..end-1, which lie in one stage."""
         spec, alone = self.spec, self.times.wants_alone(stage)
-        starts = [self.windows.batch_starts(spec.seed, step, spec.batch_size) for step in range(first, end)]
-        tokens = self.windows.gather(np.concatenate(starts)).reshape(end - first, spec.batch_size, -1)
-        batches_SBT = torch.from_numpy(tokens.astype(np.int64))
-        if self.execution.device.type == "cuda":
-            batches_SBT = batches_SBT.pin_memory()
+        size, steps = spec.batch_size, spec.train.steps
+        batches = [self.windows.batch(spec.seed, step, size, steps) for step in range(first, end)]
+        tokens_SBT, scored_SBT = staged(batches, self.execution.device)
         if alone:
             self.execution.synchronize()  # the other runs' work too
         memory = Memory(self.slot)
         start = time.perf_counter()
-        history_SM = self.step.run(first, stage, batches_SBT)
+        history_SM = self.step.run(first, stage, tokens_SBT, scored_SBT)
         # Memory is taken when work is launched, so this is the segment's own peak whatever other runs do meanwhile.
         peaks = [peak for peak in (self.progress.peak_memory_mb, memory.peak_mb()) if peak is not None]
         self.progress.peak_memory_mb = max(peaks, default=None)
@@ -273,15 +270,20 @@ class TrainingRun:
         stage = stage_at(self.spec, max(0, self.progress.step - 1))
         self.model.stage = stage
         start = time.perf_counter()
-        val, train = (self.slot.evaluator.evaluate(tokens_NT) for tokens_NT in (self.val_NT, self.train_NT))
+        val, train = (self.slot.evaluator.evaluate(batch) for batch in (self.held_out, self.seen))
+        is_task, bytes_per_token = self.held_out.scored is not None, self.baseline.bytes_per_token
+        recall = selection_recall(self.model, self.held_out, self.execution) or {}
+        lists = {name: recall.pop(name) for name in [*recall] if isinstance(recall[name], list)}
         self.last_eval = {
             "val_loss": val["loss"],
             "val_accuracy": val["accuracy"],
-            "val_bits_per_byte": bits_per_byte(val["loss"], self.bytes_per_token),
+            "val_bits_per_byte": None if bytes_per_token is None else bits_per_byte(val["loss"], bytes_per_token),
             "train_loss": train["loss"],
-            "unigram_loss": self.unigram_loss,
+            "unigram_loss": self.baseline.loss,
+            "task_accuracy": val["accuracy"] if is_task else None,
+            "chance_accuracy": self.baseline.accuracy,
             "val_kl": val["kl"],
-            **(selection_recall(self.model, self.val_NT, self.execution) or {}),
+            **recall,
         }
         for name in ("val_loss", "train_loss"):
             if not math.isfinite(self.last_eval[name]):
@@ -297,6 +299,7 @@ class TrainingRun:
                 "flops": self._flops_after(self.progress.step),
                 **self.last_eval,
                 "loss_by_position": val["loss_by_position"],
+                **lists,
                 "eval_seconds": time.perf_counter() - start,
             }
         )

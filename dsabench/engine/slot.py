@@ -102,6 +102,7 @@ class Slot:
         kept += [p.grad for p in self.model.parameters() if p.grad is not None]
         kept += [value for _, value in self.optimizer.state()]
         kept += [self.step.batches_SBT, self.step.history_SM]
+        kept += [] if self.step.scored_SBT is None else [self.step.scored_SBT]
         return sum(tensor.numel() * tensor.element_size() for tensor in kept)
 
 

@@ -9,13 +9,16 @@ Legend: B batch, T time, S steps of a segment, M metrics.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from dsabench.attention.base import Stage
+from dsabench.data import Batch
 from dsabench.engine.device import Execution
 from dsabench.engine.optimization import Optimizer, learning_rate_factor
 from dsabench.engine.weights import Weights
@@ -72,26 +75,37 @@ class TrainStep:
         steps = max(1, min(SEGMENT_STEPS, SEGMENT_TOKENS // spec.tokens_per_step))
         device = execution.device
         self.batches_SBT = torch.zeros(steps, spec.batch_size, spec.length + 1, dtype=torch.int64, device=device)
+        self.scored_SBT: Tensor | None = None
+        """Which targets count, where not all of them do: of a task."""
+        if spec.data.task is not None:
+            self.scored_SBT = torch.zeros(steps, spec.batch_size, spec.length, dtype=torch.bool, device=device)
         self.factors_S = torch.zeros(steps, device=device)
         self.history_SM = torch.zeros(steps, len(METRICS), device=device)
         self.index_1 = torch.zeros(1, dtype=torch.int64, device=device)
-        """Place of the next step in the three above; on the device, so that a replayed graph advances it."""
+        """Place of the next step in those above; on the device, so that a replayed graph advances it."""
         model.step = torch.zeros(1, dtype=torch.int64, device=device)
         self.compiled: dict[Block, Any] = {}
         if execution.compiled:
             self.compiled = {block: torch.compile(block, dynamic=False) for block in model.layers()}
 
-    def run(self, first: int, stage: Stage, batches_SBT: Tensor) -> Tensor:
-        """Train on batches[i] as step first + i; the metrics (S, M), on the device and possibly still running."""
-        size = len(self.batches_SBT)
-        parts = [self._run(first + i, stage, batches_SBT[i : i + size]) for i in range(0, len(batches_SBT), size)]
+    def run(self, first: int, stage: Stage, batches_SBT: Tensor, scored_SBT: Tensor | None = None) -> Tensor:
+        """Train on batches[i], of which scored[i] count, as step first + i; the metrics (S, M), on the device and
+        possibly still running."""
+        size, parts = len(self.batches_SBT), []
+        for i in range(0, len(batches_SBT), size):
+            scored = None if scored_SBT is None else scored_SBT[i : i + size]
+            parts.append(self._run(first + i, stage, batches_SBT[i : i + size], scored))
         return torch.cat(parts)
 
-    def _run(self, first: int, stage: Stage, batches_SBT: Tensor) -> Tensor:
+    def _run(self, first: int, stage: Stage, batches_SBT: Tensor, scored_SBT: Tensor | None) -> Tensor:
         self.model.stage = stage
         steps = len(batches_SBT)
         factors_S = torch.tensor([learning_rate_factor(self.spec.train, first + i) for i in range(steps)])
-        for buffer, values in ((self.batches_SBT, batches_SBT), (self.factors_S, factors_S)):
+        given = [(self.batches_SBT, batches_SBT), (self.factors_S, factors_S)]
+        if self.scored_SBT is not None:
+            assert scored_SBT is not None, "the spec is a task's, and these windows are not"
+            given.append((self.scored_SBT, scored_SBT))
+        for buffer, values in given:
             buffer[:steps].copy_(values.pin_memory() if buffer.is_cuda else values, non_blocking=True)
         assert self.model.step is not None
         self.index_1.zero_()
@@ -118,12 +132,14 @@ class TrainStep:
 
     def _compute(self, stage: Stage) -> None:
         tokens_BT = self.batches_SBT.index_select(0, self.index_1)[0]
+        scored_BT = None if self.scored_SBT is None else self.scored_SBT.index_select(0, self.index_1)[0]
         with part("optimizer"):
             self.optimizer.set_rate(self.factors_S.index_select(0, self.index_1))
             self.optimizer.adamw.zero_grad(set_to_none=True)
             self.weights.cast()
         parts = tokens_BT.split(self.micro_batch)
-        metrics = [self._backward(stage, part_BT, 1 / len(parts)) for part_BT in parts]
+        scored = [None] * len(parts) if scored_BT is None else scored_BT.split(self.micro_batch)
+        metrics = [self._backward(stage, *part, 1 / len(parts)) for part in zip(parts, scored, strict=True)]
         with part("optimizer"):
             norm, own_norm = self.optimizer.step()
         means = metrics[0] if len(parts) == 1 else torch.stack(metrics).mean(0)
@@ -135,16 +151,16 @@ class TrainStep:
         assert self.model.step is not None
         self.model.step.add_(1)
 
-    def _backward(self, stage: Stage, tokens_BT: Tensor, share: float) -> Tensor:
+    def _backward(self, stage: Stage, tokens_BT: Tensor, scored_BT: Tensor | None, share: float) -> Tensor:
         """Add `share` of the gradients of one micro-batch; its losses and router statistics as one tensor."""
-        losses = self.weights.within(lambda: self._losses(stage, tokens_BT, share))
+        losses = self.weights.within(lambda: self._losses(stage, tokens_BT, scored_BT, share))
         with part("optimizer"):
             self.weights.collect()
         return losses
 
-    def _losses(self, stage: Stage, tokens_BT: Tensor, share: float) -> Tensor:
+    def _losses(self, stage: Stage, tokens_BT: Tensor, scored_BT: Tensor | None, share: float) -> Tensor:
         with self.execution.autocast():
-            loss, output = self.model.training_losses(tokens_BT[:, :-1], tokens_BT[:, 1:], self._call_block)
+            loss, output = self.model.training_losses(tokens_BT[:, :-1], tokens_BT[:, 1:], self._call_block, scored_BT)
         total = self._total(stage, loss, output)
         (total if share == 1 else total * share).backward()
         kl = torch.zeros((), device=loss.device) if output.attention_loss is None else output.attention_loss
@@ -167,6 +183,16 @@ class TrainStep:
         if not self.recompute:
             return call(*args)
         return checkpoint(call, *args, use_reentrant=False, preserve_rng_state=self.spec.model.dropout > 0)
+
+
+def staged(batches: Sequence[Batch], device: torch.device) -> tuple[Tensor, Tensor | None]:
+    """The tokens (S, B, T + 1) of a segment's batches, and which count (S, B, T); in memory that a GPU reads itself."""
+    tokens_SBT = torch.from_numpy(np.stack([batch.tokens for batch in batches]).astype(np.int64))
+    scored = [batch.scored for batch in batches if batch.scored is not None]
+    scored_SBT = torch.from_numpy(np.stack(scored)) if scored else None
+    if device.type == "cuda":
+        tokens_SBT, scored_SBT = tokens_SBT.pin_memory(), None if scored_SBT is None else scored_SBT.pin_memory()
+    return tokens_SBT, scored_SBT
 
 
 def own_stream(execution: Execution) -> torch.cuda.Stream | None:

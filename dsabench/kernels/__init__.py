@@ -216,16 +216,23 @@ def from_routes(y_RD: Tensor, token_R: Tensor, inverse_NK: Tensor) -> Tensor:
     return y_RD.new_zeros(len(inverse_NK), y_RD.shape[1]).index_add(0, token_R, y_RD)
 
 
-def linear_cross_entropy(x_ND: Tensor, embedding_VD: Tensor, targets_N: Tensor) -> Tensor:
-    """Mean over n of -log softmax(x E^T)[n, target_n] in nats, fp32 (fp64 for fp64 inputs)."""
+def linear_cross_entropy(
+    x_ND: Tensor, embedding_VD: Tensor, targets_N: Tensor, scored_N: Tensor | None = None
+) -> Tensor:
+    """Mean of -log softmax(x E^T)[n, target_n] in nats, fp32 (fp64 for fp64 inputs), over the n where scored_N is True,
+    or over all; 0 where it is True nowhere."""
     x_ND, embedding_VD = autocast(x_ND), autocast(embedding_VD)
     if fused(x_ND, embedding_VD):
         from dsabench.kernels.loss import LinearCrossEntropy
 
-        loss: Tensor = LinearCrossEntropy.apply(x_ND, embedding_VD, targets_N)
+        loss: Tensor = LinearCrossEntropy.apply(x_ND, embedding_VD, targets_N, scored_N)
         return loss
     logits_NV = F.linear(x_ND, embedding_VD)
-    return F.cross_entropy(logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32)), targets_N)
+    logits_NV = logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32))
+    if scored_N is None:
+        return F.cross_entropy(logits_NV, targets_N)
+    nll_N = F.cross_entropy(logits_NV, targets_N, reduction="none")
+    return (nll_N * scored_N).sum() / scored_N.sum().clamp(min=1)
 
 
 def _products(x: Tensor) -> torch.dtype:

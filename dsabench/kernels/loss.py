@@ -2,6 +2,8 @@
 
     z = x E^T        loss = mean_n (logsumexp(z_n) - z_n[target_n])        dz_n = (softmax(z_n) - onehot(target_n)) / N
 
+Where only some tokens are scored, the mean and N are of those, and dz is 0 elsewhere.
+
 No fp32 logits are ever made, and of large batches only a slab of logits at a time. Known from Liger-Kernel
 (arXiv 2410.10989, section 3.2).
 
@@ -24,10 +26,13 @@ _WIDE = 4096
 
 
 @triton.jit
-def _rows(z, targets, loss, V, scale, GRAD: tl.constexpr, WIDE: tl.constexpr):
+def _rows(z, targets, scored, count, loss, V, scale, SCORED: tl.constexpr, GRAD: tl.constexpr, WIDE: tl.constexpr):
     """A program is a row: log-sum-exp in one pass with a running maximum; then dz over z."""
     n = tl.program_id(0).to(tl.int64)
     row = z + n * V
+    if SCORED:
+        counts = tl.load(scored + n).to(tl.float32)
+        scale = counts / tl.maximum(tl.load(count), 1.0)
     target = tl.load(targets + n)
     i = tl.arange(0, WIDE)
     # A lane that has seen nothing keeps a maximum so low that its sum counts for nothing, and no inf makes a NaN.
@@ -40,7 +45,8 @@ def _rows(z, targets, loss, V, scale, GRAD: tl.constexpr, WIDE: tl.constexpr):
         largest = above
     top = tl.max(largest, axis=0)
     lse = top + tl.log(tl.sum(total * tl.exp(largest - top), axis=0))
-    tl.store(loss + n, lse - tl.load(row + target).to(tl.float32))
+    nll = lse - tl.load(row + target).to(tl.float32)
+    tl.store(loss + n, nll * counts if SCORED else nll)
     if GRAD:
         tl.debug_barrier()  # the target's logit is read above and overwritten below
         for start in range(0, V, WIDE):
@@ -51,13 +57,18 @@ def _rows(z, targets, loss, V, scale, GRAD: tl.constexpr, WIDE: tl.constexpr):
 
 
 class LinearCrossEntropy(torch.autograd.Function):
-    """(x (N, D), E (V, D), targets (N,) int64) -> mean loss in nats, fp32; x and E in one dtype."""
+    """(x (N, D), E (V, D), targets (N,) int64, scored (N,) bool or None) -> mean loss in nats, fp32; x and E in one
+    dtype."""
 
     @staticmethod
-    def forward(ctx: Any, x_ND: Tensor, embedding_VD: Tensor, targets_N: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, x_ND: Tensor, embedding_VD: Tensor, targets_N: Tensor, scored_N: Tensor | None = None
+    ) -> Tensor:
         """The gradients are computed here, slab by slab, while the logits are there."""
         count, vocabulary = len(x_ND), len(embedding_VD)
         x_ND, targets_N = x_ND.contiguous(), targets_N.contiguous()
+        scored_N = None if scored_N is None else scored_N.contiguous().view(torch.uint8)
+        scored_count = None if scored_N is None else scored_N.sum(dtype=torch.float32)
         losses_N = torch.empty(count, dtype=torch.float32, device=x_ND.device)
         learns = any(ctx.needs_input_grad[:2])
         slab = max(1, SLAB // vocabulary)
@@ -67,7 +78,8 @@ class LinearCrossEntropy(torch.autograd.Function):
             part = x_ND[first : first + slab]
             z_NV = part @ embedding_VD.t()
             _rows[(len(part),)](
-                z_NV, targets_N[first:], losses_N[first:], vocabulary, 1.0 / count, GRAD=learns,
+                z_NV, targets_N[first:], None if scored_N is None else scored_N[first:], scored_count,
+                losses_N[first:], vocabulary, 1.0 / count, SCORED=scored_N is not None, GRAD=learns,
                 WIDE=min(_WIDE, triton.next_power_of_2(vocabulary)), num_warps=8,
             )  # fmt: skip
             if dx_ND is not None:
@@ -76,11 +88,11 @@ class LinearCrossEntropy(torch.autograd.Function):
                 # Over several slabs the sum is kept in fp32.
                 dE_VD = product if count <= slab else product.float() if dE_VD is None else dE_VD.add_(product)
         ctx.save_for_backward(dx_ND, None if dE_VD is None else dE_VD.to(embedding_VD.dtype))
-        return losses_N.mean()
+        return losses_N.mean() if scored_count is None else losses_N.sum() / scored_count.clamp(min=1)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
         """What forward computed, times the gradient of the loss."""
         dx_ND, dE_VD = ctx.saved_tensors
         scale = grads[0]
-        return dx_ND * scale.to(dx_ND.dtype), dE_VD * scale.to(dE_VD.dtype), None
+        return dx_ND * scale.to(dx_ND.dtype), dE_VD * scale.to(dE_VD.dtype), None, None

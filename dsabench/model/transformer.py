@@ -108,14 +108,20 @@ class Transformer(nn.Module):
         return ModelOutput(logits_BTV=F.linear(features.x_BTD, self.embedding.weight), **features.rest())
 
     def training_losses(
-        self, tokens_BT: Tensor, targets_BT: Tensor, call: Callable[..., Any] = Block.__call__
+        self,
+        tokens_BT: Tensor,
+        targets_BT: Tensor,
+        call: Callable[..., Any] = Block.__call__,
+        scored_BT: Tensor | None = None,
     ) -> tuple[Tensor, Features]:
-        """Mean cross-entropy of the targets in nats, and the rest of what a training step needs; no logits are kept.
-        call(block, *inputs) calls a block: a training step may want it compiled or recomputed."""
+        """Mean cross-entropy of the (scored) targets in nats, and the rest of what a training step needs; no logits are
+        kept. call(block, *inputs) calls a block: a training step may want it compiled or recomputed."""
         with part("rest of the model"):
             features = self.features(tokens_BT, call=call)
         with part("logits and loss"):
-            loss = linear_cross_entropy(features.x_BTD.flatten(0, 1), self.embedding.weight, targets_BT.flatten())
+            scored_N = None if scored_BT is None else scored_BT.flatten()
+            x_ND, targets_N = features.x_BTD.flatten(0, 1), targets_BT.flatten()
+            loss = linear_cross_entropy(x_ND, self.embedding.weight, targets_N, scored_N)
         return loss, features
 
     def features(

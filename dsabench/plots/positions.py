@@ -49,7 +49,9 @@ def grouped(values: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
     starts = np.arange(n)
     if n > GROUPS:
         starts = np.unique(np.floor(np.geomspace(1, n + 1, GROUPS + 1) + 1e-9).astype(int) - 1)[:-1]
-    mean = np.add.reduceat(values * sizes, starts) / np.add.reduceat(sizes, starts)
+    known = np.where(np.isnan(values), 0, sizes)  # where nothing is scored, there is no loss
+    total, weight = np.add.reduceat(np.nan_to_num(values) * known, starts), np.add.reduceat(known, starts)
+    mean = np.where(weight > 0, total / np.maximum(weight, 1), np.nan)
     last = ends[np.append(starts[1:], n) - 1]
     return np.sqrt((ends[starts] - sizes[starts] + 1.0) * last), mean
 

@@ -13,6 +13,7 @@ from dsabench.errors import SpecError
 from dsabench.spec import yaml_source
 from dsabench.spec.fields import DataSpec, EngineSpec, ModelSpec, RunSpec, TrainSpec
 from dsabench.spec.identity import flatten
+from dsabench.spec.tasks import task_name
 
 _SELECTING = {"top_k_ratio": 0.5, "top_k": None, "warmup_share": 0.2}
 
@@ -52,10 +53,11 @@ def non_default(spec: Mapping[str, Any]) -> dict[str, Any]:
 
     A user's own variant has none known: all its fields are there.
     """
-    sections = {"model": ModelSpec(), "data": DataSpec(), "train": TrainSpec(), "engine": EngineSpec()}
+    sections = {"model": ModelSpec(), "data": _default_data(spec), "train": TrainSpec(), "engine": EngineSpec()}
     default: dict[str, Any] = {name: section.model_dump(mode="json") for name, section in sections.items()}
     default |= {name: RunSpec.model_fields[name].get_default() for name in ("length", "seed", "plugins", "allow_leak")}
     default["attention"] = {"kind": "dsa"} | VARIANT_DEFAULTS.get(_kind(spec), {})
+    default["data"]["source"] = DataSpec().source
     defaults = flatten(default)
     missing = object()
     return {
@@ -63,6 +65,16 @@ def non_default(spec: Mapping[str, Any]) -> dict[str, Any]:
         for path, value in flatten(dict(spec)).items()
         if type(value) is not type(known := defaults.get(path, missing)) or value != known
     }
+
+
+def _default_data(spec: Mapping[str, Any]) -> DataSpec:
+    """A text, or the spec's task as it is by itself."""
+    data = spec.get("data")
+    source = str(data.get("source")) if isinstance(data, Mapping) else ""
+    try:
+        return DataSpec(source=source) if task_name(source) else DataSpec()
+    except ValueError:  # a newer version's task
+        return DataSpec()
 
 
 def command_words(spec: Mapping[str, Any]) -> list[str]:

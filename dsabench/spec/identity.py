@@ -6,7 +6,7 @@ import hashlib
 import json
 from typing import Any
 
-from dsabench.spec.fields import RunSpec
+from dsabench.spec.fields import DataSpec, RunSpec
 
 FORMAT = 1
 """Raised when a change to the model or the engine alters what a spec computes: old and new runs are then not one."""
@@ -23,12 +23,18 @@ def run_id(spec: RunSpec, fingerprint: dict[str, str]) -> str:
     """
     values = flatten(spec.model_dump(mode="json"))
     # A plugin's field without a default is missing among the defaults, and so always counts.
-    default = RunSpec.model_construct(attention=type(spec.attention).model_construct(kind=spec.attention.kind))
+    attention = type(spec.attention).model_construct(kind=spec.attention.kind)
+    data = DataSpec() if spec.data.task is None else DataSpec.model_construct(task=type(spec.data.task)())
+    default = RunSpec.model_construct(attention=attention, data=data)
     defaults = flatten(default.model_dump(mode="json", warnings=False))
+    # Null where a mapping is the default is a choice too (no curriculum): the mapping's own fields are then absent.
+    groups = {path.rsplit(".", n)[0]: "a mapping" for path in defaults for n in range(1, path.count(".") + 1)}
     identity: dict[str, Any] = {
         path: value
         for path, value in values.items()
-        if value != defaults.get(path) and path.split(".")[0] not in _OUTSIDE and not _is_a_path(path, value)
+        if value != defaults.get(path, groups.get(path))
+        and path.split(".")[0] not in _OUTSIDE
+        and not _is_a_path(path, value)
     }
     identity["attention.kind"] = spec.attention.kind
     text = json.dumps([FORMAT, identity, fingerprint], sort_keys=True, separators=(",", ":"))

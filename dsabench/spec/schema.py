@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from dsabench.spec.explain import models_in
 from dsabench.spec.fields import RunSpec
 from dsabench.spec.verdict import VerdictSpec
 
@@ -50,8 +51,9 @@ def config_schema() -> dict[str, Any]:
 def _paths(model: type[BaseModel], prefix: str) -> list[str]:
     found = []
     for name, field in model.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            found += _paths(field.annotation, f"{prefix}{name}.")
-        else:
+        models = models_in(field.annotation)
+        for inner in models:
+            found += _paths(inner, f"{prefix}{name}.")
+        if not isinstance(field.annotation, type) or not models:  # a value, or null in a model's place
             found.append(f"{prefix}{name}")
     return found

@@ -17,8 +17,9 @@ from pydantic import BaseModel, ValidationError
 
 from dsabench.errors import SpecError
 from dsabench.spec import yaml_source
-from dsabench.spec.explain import explain, field_at, near_miss
-from dsabench.spec.fields import AttentionSpec, RunSpec, Spec
+from dsabench.spec.base import Spec
+from dsabench.spec.explain import explain, field_at, models_in, near_miss
+from dsabench.spec.fields import AttentionSpec, RunSpec
 from dsabench.spec.verdict import VerdictSpec
 
 DEFAULT_CONFIG = "seed"
@@ -168,19 +169,16 @@ class Sweep:
         names = path.split(".")
         if names[0] == "attention":  # its fields depend on the kind, and are checked once that is known
             return
-        model: type[BaseModel] = RunSpec
+        models: list[type[BaseModel]] = [RunSpec]
         for i, name in enumerate(names):
-            if name not in model.model_fields:
-                known = list(model.model_fields)
+            owners = [model for model in models if name in model.model_fields]
+            if not owners:
+                known = list(dict.fromkeys(field for model in models for field in model.model_fields))
                 bad = ".".join(names[: i + 1])
                 raise SpecError(f"{origin}unknown field {bad}{near_miss(name, known)}")
-            annotation = model.model_fields[name].annotation
-            if i + 1 < len(names):
-                if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
-                    raise SpecError(
-                        f"{origin}{'.'.join(names[: i + 1])} has no field {names[i + 1]}: it is a single value"
-                    )
-                model = annotation
+            models = [model for owner in owners for model in models_in(owner.model_fields[name].annotation)]
+            if i + 1 < len(names) and not models:
+                raise SpecError(f"{origin}{'.'.join(names[: i + 1])} has no field {names[i + 1]}: it is a single value")
 
     def _clear_alternative(self, path: str, origin: str) -> None:
         parent, _, name = path.rpartition(".")

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from dsabench.spec.fields import Spec
+from dsabench.spec.base import Spec
 
 
 class VerdictSpec(Spec):

@@ -7,6 +7,7 @@ metrics.jsonl it shows. `load_metrics` reads the files themselves, with everythi
 from __future__ import annotations
 
 import io
+import math
 import json
 import os
 from collections.abc import Iterable, Sequence
@@ -214,9 +215,10 @@ def _is_number(value: Any) -> TypeGuard[float]:
 
 
 def _numbers(value: Any) -> list[float] | None:
-    if not isinstance(value, list) or not all(_is_number(item) for item in value):
+    """A list of numbers; null among them, of a position at which nothing was scored, is NaN."""
+    if not isinstance(value, list) or not all(item is None or _is_number(item) for item in value):
         return None
-    return [float(item) for item in value]
+    return [math.nan if item is None else float(item) for item in value]
 
 
 def _text(value: Any) -> Any:

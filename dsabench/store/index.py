@@ -32,7 +32,7 @@ INDEX = "index.parquet"
 _ROWS = ".index.json.gz"
 _LOCK = ".index.lock"
 _KEY = b"dsabench"
-_FORMAT = f"1 of schema {SCHEMA_VERSION}"
+_FORMAT = f"2 of schema {SCHEMA_VERSION}"
 
 
 class _State(NamedTuple):

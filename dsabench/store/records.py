@@ -44,6 +44,11 @@ MEASURES = (
     "step_ms",
     "tokens_per_second",
     "peak_memory_mb",
+    "task_accuracy",
+    "chance_accuracy",
+    "target_recall",
+    "target_recall_best",
+    "target_recall_chance",
 )
 """Summary entries that are real numbers (FLOPs too: a long run has more than 64 bits count)."""
 

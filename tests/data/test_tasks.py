@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from task_tools import settings_of
 
 from dsabench.data.tasks import (
-    TASKS,
     TaskBatch,
     TaskWindows,
     answers_from_targets,
     piece,
-    read_settings,
 )
+from dsabench.spec.tasks import TASKS
 
 STEPS = 100
 SEEDS = st.integers(0, 2**32 - 1)
@@ -59,14 +59,14 @@ def cases(draw: st.DrawFn) -> TaskWindows:
     values: dict[str, Any] = _values(draw, name, length)
     if "n_fillers" in TASKS[name].model_fields:
         values["n_fillers"] = draw(st.integers(1, 5))
-    full = read_settings(name, {**values, "curriculum": None})
+    full = settings_of(name, {**values, "curriculum": None})
     curriculum: dict[str, Any] | None = None
     if draw(st.booleans()):
         start = draw(st.integers(full.least, full.size))
         span = draw(st.none() | st.integers(max(1, full.tokens_needed(start) - 1), length))
         curriculum = {"share": draw(st.floats(0.01, 1)), "start": start, "start_span": span}
         curriculum["growth"] = draw(st.sampled_from(["doubling", "linear"]))
-    return TaskWindows(read_settings(name, {**values, "curriculum": curriculum}), length)
+    return TaskWindows(settings_of(name, {**values, "curriculum": curriculum}), length)
 
 
 def both(windows: TaskWindows, seed: int, step: int) -> list[TaskBatch]:
@@ -167,7 +167,7 @@ def test_batches_are_keyed_by_seed_and_step_alone(windows: TaskWindows, seed: in
 def test_streams_are_disjoint() -> None:
     """Training by seed and step, the training sample and validation: no window stands in two of them."""
     for name in TASKS:
-        windows = TaskWindows(read_settings(name, {"curriculum": None}), 256)
+        windows = TaskWindows(settings_of(name, {"curriculum": None}), 256)
         # As many windows as a batch has: of equal keys they would be the same ones.
         seen = [row.tobytes() for split in SPLITS for row in windows.evaluation(split, 16 * 256).tokens]
         for seed in (0, 1, 2**32 - 1):
@@ -182,8 +182,8 @@ def evaluated(windows: TaskWindows, split: Any) -> TaskBatch:
 
 @pytest.mark.parametrize("name", TASKS)
 def test_evaluation_is_fixed_and_at_full_difficulty(name: str) -> None:
-    windows = TaskWindows(read_settings(name, None), 256)
-    flat = TaskWindows(read_settings(name, {"curriculum": None}), 256)
+    windows = TaskWindows(settings_of(name), 256)
+    flat = TaskWindows(settings_of(name, {"curriculum": None}), 256)
     assert windows.evaluation("val", 1000).tokens.shape == (4, 257), "ceil(1000 / 256) windows"
     assert (windows.evaluation("val", 9000).tokens == flat.evaluation("val", 9000).tokens).all()
     assert windows.batch(1, 99, 8, STEPS).scored.sum() == flat.batch(1, 0, 8, STEPS).scored.sum(), "full at the end"
@@ -193,7 +193,7 @@ def test_evaluation_is_fixed_and_at_full_difficulty(name: str) -> None:
 
 
 def test_no_addition_problem_is_in_both_splits() -> None:
-    windows = TaskWindows(read_settings("arithmetic", {"n_digits": 2, "curriculum": None}), 256)
+    windows = TaskWindows(settings_of("arithmetic", {"n_digits": 2, "curriculum": None}), 256)
 
     def problems(batch: TaskBatch) -> set[bytes]:
         rows = batch.tokens[:, : 257 // 10 * 10].reshape(-1, 10)
@@ -227,14 +227,14 @@ def test_curriculum_only_grows_and_ends_at_full_difficulty(windows: TaskWindows)
 
 
 def test_default_curriculum_in_figures() -> None:
-    windows = TaskWindows(read_settings("recall", None), 256)
+    windows = TaskWindows(settings_of("recall"), 256)
     grown = sorted({(at.size, at.span) for at in (windows.level(step, 1000) for step in range(1000))})
     assert grown == [(2, 32), (4, 64), (8, 128), (16, 256)]
     assert [windows.level(step, 1000).size for step in (0, 166, 167, 333, 334, 499, 500)] == [2, 2, 4, 4, 8, 8, 16]
     tight = {"n_queries": 8, "curriculum": {"growth": "linear", "start": 3, "start_span": 7}}
-    windows = TaskWindows(read_settings("recall", tight), 47)
+    windows = TaskWindows(settings_of("recall", tight), 47)
     assert min(at.span for at in (windows.level(s, 1000) for s in range(500)) if at.size == 4) == 11, "what 4 take"
-    linear = TaskWindows(read_settings("recall", {"curriculum": {"growth": "linear", "start": 8}}), 256)
+    linear = TaskWindows(settings_of("recall", {"curriculum": {"growth": "linear", "start": 8}}), 256)
     assert [(linear.level(step, 1000).size, linear.level(step, 1000).span) for step in (0, 250)] == [
         (8, 128),
         (12, 192),
@@ -243,7 +243,7 @@ def test_default_curriculum_in_figures() -> None:
 
 @pytest.mark.parametrize("name", TASKS)
 def test_every_id_has_a_piece_of_its_own(name: str) -> None:
-    task = read_settings(name, None)
+    task = settings_of(name)
     found = [piece(task, token) for token in range(task.vocab_size)]
     assert len(set(found)) == task.vocab_size and all(text.isascii() and " " not in text for text in found)
     windows = TaskWindows(task, 128)
@@ -252,7 +252,7 @@ def test_every_id_has_a_piece_of_its_own(name: str) -> None:
 
 
 def test_pieces_read_as_documented() -> None:
-    windows = TaskWindows(read_settings("arithmetic", {"n_digits": 2, "curriculum": None}), 9)
+    windows = TaskWindows(settings_of("arithmetic", {"n_digits": 2, "curriculum": None}), 9)
     text = "".join(windows.pieces(windows.evaluation("val", 9).tokens[0]))
     a, b, total = text[0:2], text[3:5], text[6:9]
     assert text[2] + text[5] + text[9] == "+=;" and int(a[::-1]) + int(b[::-1]) == int(total[::-1])
@@ -260,7 +260,7 @@ def test_pieces_read_as_documented() -> None:
 
 @pytest.mark.parametrize("name", TASKS)
 def test_a_large_batch_is_fast(name: str) -> None:
-    windows = TaskWindows(read_settings(name, {"curriculum": None}), 4096)
+    windows = TaskWindows(settings_of(name, {"curriculum": None}), 4096)
     windows.batch(0, 0, 2, 1)
     seconds = []
     for seed in range(5):
@@ -284,7 +284,7 @@ FROZEN = {
 @pytest.mark.parametrize("name", TASKS)
 def test_windows_stay_what_they_were(name: str) -> None:
     """Other windows under the same run id would make old and new runs look paired: then raise tasks.windows.FORMAT."""
-    windows = TaskWindows(read_settings(name, None), 96)
+    windows = TaskWindows(settings_of(name), 96)
     batches = [windows.batch(42, step, 4, 10) for step in range(10)] + [windows.evaluation(s, 999) for s in SPLITS]
     content = b"".join(batch.tokens.astype("<i4").tobytes() + batch.scored.tobytes() for batch in batches)
     assert hashlib.sha256(content).hexdigest()[:16] == FROZEN[name]

@@ -13,17 +13,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from task_tools import settings_of
 
 from dsabench.data.tasks import (
-    TASKS,
-    Arithmetic,
     TaskBatch,
-    TaskSettings,
     TaskWindows,
-    read_settings,
     target_recall,
     target_recall_chance,
 )
+from dsabench.spec.task import TaskSettings
+from dsabench.spec.tasks import TASKS, Arithmetic
 
 COVERED = -1
 Solver = Callable[[TaskSettings, np.ndarray, np.random.Generator], int]
@@ -152,7 +151,7 @@ CASES: list[tuple[str, dict[str, Any], int]] = [
 @pytest.mark.parametrize(("name", "values", "length"), CASES)
 def test_all_but_the_targets_is_worth_chance(name: str, values: dict[str, Any], length: int) -> None:
     """No blind solver beats chance_accuracy, and the best one reaches it."""
-    windows = TaskWindows(read_settings(name, values), length)
+    windows = TaskWindows(settings_of(name, values), length)
     task, batch = windows.settings, windows.evaluation("train", length * 300)
     solvers = {**SOLVERS, "most probable": most_probable_digit} if name == "arithmetic" else SOLVERS
     accuracy = {}
@@ -167,7 +166,7 @@ def test_all_but_the_targets_is_worth_chance(name: str, values: dict[str, Any], 
 
 @pytest.mark.parametrize("name", TASKS)
 def test_chance_loss_is_what_chance_accuracy_says(name: str) -> None:
-    task = read_settings(name, None)
+    task = settings_of(name)
     if isinstance(task, Arithmetic):
         carry = -np.mean([p * np.log(p) + (1 - p) * np.log(1 - p) if p < 1 else 0 for p in np.arange(1, 11) / 10])
         assert task.chance_loss == pytest.approx((4 * np.log(10) + carry) / 5)
@@ -178,7 +177,7 @@ def test_chance_loss_is_what_chance_accuracy_says(name: str) -> None:
 
 def test_listed_digits_of_one_sum() -> None:
     """12 + 39 = 051 reads 2 1 + 9 3 = 1 5 0 ;: digits at 0 1, 3 4 and 6 7 8, read at 5, 6 and 7."""
-    windows = TaskWindows(read_settings("arithmetic", {"n_digits": 2, "curriculum": None}), 9)
+    windows = TaskWindows(settings_of("arithmetic", {"n_digits": 2, "curriculum": None}), 9)
     batch = windows.evaluation("val", 9)
     assert np.flatnonzero(batch.scored[0]).tolist() == [5, 6, 7]
     assert batch.targets[0, 5:8].tolist() == [[0, 3, -1, -1], [1, 4, 0, 3], [-1, -1, 1, 4]]
@@ -205,7 +204,7 @@ def test_target_recall_counts_listed_positions_of_scored_inputs() -> None:
 
 @pytest.mark.parametrize("name", TASKS)
 def test_target_recall_of_random_selection_is_its_chance(name: str) -> None:
-    windows, k = TaskWindows(read_settings(name, None), 128), 16
+    windows, k = TaskWindows(settings_of(name), 128), 16
     batch = windows.evaluation("val", 128 * 200)
     scores = np.random.default_rng(0).random((200, 128, 128))
     scores[:, np.triu_indices(128, 1)[0], np.triu_indices(128, 1)[1]] = -1

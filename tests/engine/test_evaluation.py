@@ -9,11 +9,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from task_tools import settings_of
 
 from dsabench.attention.base import Selection
+from dsabench.data import Batch
+from dsabench.data.tasks import TaskWindows, target_recall, target_recall_chance
 from dsabench.engine import evaluation
 from dsabench.engine.device import Execution
-from dsabench.engine.evaluation import Evaluator, baselines, bits_per_byte, recall_BT, selection_recall
+from dsabench.engine.evaluation import Evaluator, bits_per_byte, recall_BT, selection_recall
 from dsabench.model.transformer import build
 from dsabench.spec.sweep import validate
 
@@ -27,8 +30,8 @@ SPEC = validate(
 )
 
 
-def windows(n: int, length: int = 24, vocab: int = 40) -> np.ndarray:
-    return np.random.default_rng(0).integers(0, vocab, (n, length + 1)).astype(np.uint16)
+def windows(n: int, length: int = 24, vocab: int = 40) -> Batch:
+    return Batch(np.random.default_rng(0).integers(0, vocab, (n, length + 1)).astype(np.int32))
 
 
 def test_loss_accuracy_and_positions_by_plain_sums(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -36,7 +39,7 @@ def test_loss_accuracy_and_positions_by_plain_sums(monkeypatch: pytest.MonkeyPat
     model, tokens = build(SPEC, 40), windows(7)
     result = Evaluator(model, CPU).evaluate(tokens)
     with torch.no_grad():
-        x = torch.from_numpy(tokens.astype(np.int64))
+        x = torch.from_numpy(tokens.tokens.astype(np.int64))
         log_p = model(x[:, :-1]).logits_BTV.double().log_softmax(-1)
     nll = -log_p.gather(-1, x[:, 1:, None])[..., 0]
     assert result["loss"] == pytest.approx(float(nll.mean()), abs=1e-5)
@@ -56,11 +59,47 @@ def test_long_windows_have_their_positions_binned(monkeypatch: pytest.MonkeyPatc
     assert mean == pytest.approx(result["loss"])
 
 
-def test_baselines_and_bits_per_byte() -> None:
-    tokens = np.array([[0, 1, 2], [2, 2, 1]])
-    unigram, size = baselines(tokens, np.array([1.0, 2.0, 4.0]), np.array([0, 3, 5]))
-    assert unigram == pytest.approx((2 + 4 + 4 + 2) / 4)
-    assert size == pytest.approx((3 + 5 + 5 + 3) / 4)
+def test_only_scored_targets_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluation, "BATCH_TOKENS", 24 * 3)
+    rng = np.random.default_rng(3)
+    scored = np.zeros((7, 24), np.bool_)
+    for row in scored:  # the same number in each window, never in the first eight
+        row[8 + rng.choice(16, 5, replace=False)] = True
+    model, batch = build(SPEC, 40), Batch(windows(7).tokens, scored)
+    result = Evaluator(model, CPU).evaluate(batch)
+    with torch.no_grad():
+        x = torch.from_numpy(batch.tokens.astype(np.int64))
+        log_p = model(x[:, :-1]).logits_BTV.double().log_softmax(-1)
+    nll = -log_p.gather(-1, x[:, 1:, None])[..., 0].numpy()
+    right = (log_p.argmax(-1) == x[:, 1:]).numpy()
+    assert result["loss"] == pytest.approx(nll[scored].mean(), abs=1e-5)
+    assert result["accuracy"] == pytest.approx(right[scored].mean())
+    for t, value in enumerate(result["loss_by_position"]):
+        there = scored[:, t]
+        assert value == (pytest.approx(nll[there, t].mean(), abs=1e-5) if there.any() else None)
+    assert result["loss_by_position"][:8] == [None] * 8
+
+
+@pytest.mark.parametrize("name", ["recall", "arithmetic", "needle"])
+def test_target_recall_is_that_of_the_definition(name: str) -> None:
+    values = {"recall": {"n_pairs": 4, "n_fillers": 3}, "arithmetic": {"n_digits": 2}, "needle": {"n_needles": 2}}[name]
+    batch = TaskWindows(settings_of(name, values), 24).evaluation("val", 24 * 6)
+    model = build(SPEC, 300)
+    found = selection_recall(model, batch, CPU)
+    captured: dict[int, Selection] = {}
+    with torch.no_grad():
+        model.eval()(torch.from_numpy(batch.tokens[:, :-1].astype(np.int64)), capture=captured)
+    assert found is not None
+    by_layer = [target_recall(one.selected_BTK.numpy(), batch) for _, one in sorted(captured.items())]
+    assert len(by_layer) == 2
+    assert found["target_recall_by_layer"] == pytest.approx(by_layer)
+    assert found["target_recall"] == pytest.approx(np.mean(by_layer))
+    assert found["target_recall_best"] == pytest.approx(max(by_layer))
+    assert found["target_recall_chance"] == pytest.approx(target_recall_chance(batch, 6))
+    assert len(set(by_layer)) == 2, "two layers that select alike would not tell their order"
+
+
+def test_bits_per_byte() -> None:
     assert bits_per_byte(math.log(2) * 8, 4.0) == pytest.approx(2.0)
 
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from dsabench.analysis.selection import selection_numbers
 from dsabench.attention.base import Selection
 from dsabench.attention.kernels.reference import allowed_keys, select_top_k
+from dsabench.data import Batch
 from dsabench.engine.chance import selection_chance_T
 from dsabench.engine.device import Execution
 from dsabench.engine.evaluation import recall_BT, selection_recall
@@ -39,7 +40,7 @@ def test_it_says_what_evaluation_measures_on_the_same_window() -> None:
     model = build(validate(spec()), 40)
     window = tokens(25)
     layers = inspect(model, window[:-1], CPU)
-    measured = selection_recall(model, window[None], CPU)
+    measured = selection_recall(model, Batch(window[None].astype(np.int32)), CPU)
     found = selection_numbers(layers)["mean"]
     assert measured is not None
     assert [layer.layer for layer in layers] == [0, 1, 2]

@@ -1,7 +1,6 @@
-"""Synthetic tasks whose answers, and where they are to be found, are known (`data.source: task:NAME`). Needs no torch.
+"""Windows of the tasks whose answers, and where they are to be found, are known (dsabench.spec.tasks). Needs no torch.
 
-settings = read_settings("recall", {"n_pairs": 16})        # validated; TASKS names them all
-windows = TaskWindows(settings, length=256)                # raises DataError when the window does not hold the task
+windows = TaskWindows(Recall(n_pairs=16), length=256)      # raises DataError when the window does not hold the task
 batch = windows.batch(seed=42, step=0, batch_size=16, steps=1000)
 batch.tokens, batch.scored, batch.targets                  # (B, L + 1), (B, L), (B, L, M)
 held_out = windows.evaluation("val", 131_072)
@@ -12,31 +11,12 @@ from dsabench.data.tasks.answers import answers_from_targets, target_recall, tar
 from dsabench.data.tasks.batch import TaskBatch, piece
 from dsabench.data.tasks.curriculum import Level, full_level, level
 from dsabench.data.tasks.draws import Draws
-from dsabench.data.tasks.kinds import (
-    TASKS,
-    Arithmetic,
-    Induction,
-    Needle,
-    Recall,
-    SelectiveCopy,
-    read_settings,
-    settings_class,
-)
-from dsabench.data.tasks.settings import Curriculum, TaskSettings
 from dsabench.data.tasks.windows import TaskWindows, fingerprint, generate
 
 __all__ = [
-    "TASKS",
-    "Arithmetic",
-    "Curriculum",
     "Draws",
-    "Induction",
     "Level",
-    "Needle",
-    "Recall",
-    "SelectiveCopy",
     "TaskBatch",
-    "TaskSettings",
     "TaskWindows",
     "answers_from_targets",
     "fingerprint",
@@ -44,8 +24,6 @@ __all__ = [
     "generate",
     "level",
     "piece",
-    "read_settings",
-    "settings_class",
     "target_recall",
     "target_recall_chance",
 ]

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dsabench.data.tasks.batch import TaskBatch, first_id
-from dsabench.data.tasks.kinds import Arithmetic
-from dsabench.data.tasks.settings import TaskSettings
+from dsabench.spec.task import TaskSettings
+from dsabench.spec.tasks import Arithmetic
 
 
 def answers_from_targets(settings: TaskSettings, batch: TaskBatch) -> NDArray[np.int32]:

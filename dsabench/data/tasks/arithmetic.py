@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from dsabench.data.tasks.batch import TaskBatch, blank, first_id
 from dsabench.data.tasks.curriculum import Level
 from dsabench.data.tasks.draws import Draws, Integers
-from dsabench.data.tasks.kinds import Arithmetic
+from dsabench.spec.tasks import Arithmetic
 
 SplitName = Literal["train", "val"]
 

@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dsabench.data.batch import Batch
 from dsabench.data.tasks.draws import Draws
-from dsabench.data.tasks.settings import FILLER, PAD, TaskSettings
+from dsabench.spec.task import FILLER, PAD, TaskSettings
 
 
 @dataclass(frozen=True, eq=False)
-class TaskBatch:
-    """All windows of a batch have the same number of scored positions: a mean of window means is the mean of all."""
+class TaskBatch(Batch):
+    """Windows whose answers are known, and where each is to be found."""
 
     tokens: NDArray[np.int32]
     """(B, L + 1) ids: inputs are [:, :-1]."""

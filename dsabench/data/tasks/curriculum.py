@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from dsabench.data.tasks.settings import TaskSettings
+from dsabench.spec.task import TaskSettings
 
 
 @dataclass(frozen=True)

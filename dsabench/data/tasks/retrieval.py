@@ -10,7 +10,7 @@ import numpy as np
 from dsabench.data.tasks.batch import TaskBatch, blank, first_id, put
 from dsabench.data.tasks.curriculum import Level
 from dsabench.data.tasks.draws import Draws, Integers
-from dsabench.data.tasks.kinds import Induction, Needle, Recall, SelectiveCopy, asked
+from dsabench.spec.tasks import Induction, Needle, Recall, SelectiveCopy, asked
 
 
 def recall(settings: Recall, at: Level, length: int, windows: int, draws: Draws) -> TaskBatch:

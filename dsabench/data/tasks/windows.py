@@ -8,21 +8,22 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable
-from typing import Literal
 
+from dsabench.data.batch import Baseline, Batch, SplitName
 from dsabench.data.tasks import retrieval
 from dsabench.data.tasks.arithmetic import arithmetic
 from dsabench.data.tasks.batch import TaskBatch, piece
 from dsabench.data.tasks.curriculum import Level, full_level, level
 from dsabench.data.tasks.draws import EVALUATION_KEY, Draws
-from dsabench.data.tasks.kinds import Arithmetic, Induction, Needle, Recall, SelectiveCopy
-from dsabench.data.tasks.settings import TaskSettings
 from dsabench.errors import DataError
-
-SplitName = Literal["train", "val"]
+from dsabench.spec.task import TaskSettings
+from dsabench.spec.tasks import Arithmetic, Induction, Needle, Recall, SelectiveCopy
 
 FORMAT = 1
 """Raised when a change alters the windows that settings give: part of a run's identity."""
+
+EVALUATION_TOKENS = 131_072
+"""Of a sample whose size nobody asked for: a task has no end."""
 
 _SECOND_KEY: dict[SplitName, int] = {"train": 0, "val": 1}
 
@@ -36,6 +37,7 @@ class TaskWindows:
 
     def __init__(self, settings: TaskSettings, length: int) -> None:
         self.settings, self.length = settings, length
+        self.notes: list[str] = []
         try:
             settings.check_length(length)
         except ValueError as error:
@@ -60,15 +62,19 @@ class TaskWindows:
         assert 0 <= seed < 2**32 and 0 <= step < steps, "keys of training and evaluation must differ"
         return generate(self.settings, self.level(step, steps), self.length, batch_size, Draws(seed, step))
 
-    def evaluation(self, split: SplitName, max_tokens: int) -> TaskBatch:
+    def evaluation(self, split: SplitName, max_tokens: int | None = None) -> TaskBatch:
         """ceil(max_tokens / length) fixed windows at full difficulty, the same for every seed and attention.
 
         `train` ones are drawn as training's are after the curriculum, but are not among them: where the task is not
         memorised, both losses are equal but for sampling. More windows begin with the same ones only by chance.
         """
-        windows = -(-max_tokens // self.length)
+        windows = -(-(max_tokens or EVALUATION_TOKENS) // self.length)
         draws = Draws(EVALUATION_KEY, _SECOND_KEY[split])
         return generate(self.settings, full_level(self.settings, self.length), self.length, windows, draws, split)
+
+    def baseline(self, batch: Batch) -> Baseline:
+        """The task's chance: the same for all its windows at full difficulty."""
+        return Baseline(self.settings.chance_loss, self.settings.chance_accuracy, None)
 
     def pieces(self, tokens_T: Iterable[int]) -> list[str]:
         """Each id as a reader sees it; see `piece`."""

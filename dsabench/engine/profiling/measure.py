@@ -14,18 +14,17 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from dsabench import data as data_package
-from dsabench.data import TokenData, Windows
+from dsabench.data import TaskData, TokenData, cut
 from dsabench.engine.device import Execution, matmul_rate
 from dsabench.engine.profiling.result import ITEMS, Case, Profile, Timing, put_together
 from dsabench.engine.profiling.split import Split, split
 from dsabench.engine.profiling.trace import EAGER, REPLAY, read
 from dsabench.engine.slot import Memory, Slots
-from dsabench.engine.step import EAGER_STEPS
+from dsabench.engine.step import EAGER_STEPS, staged
 from dsabench.errors import DeviceError
 from dsabench.model.transformer import flops_per_window
 from dsabench.parts import Part, named
@@ -53,7 +52,7 @@ def profile_cases(
         steps = 300 if execution.device.type == "cuda" else 30
     prepared = [data_package.prepare(case.spec.data, progress=notify) for case in cases]
     for data, case in zip(prepared, cases, strict=True):
-        Windows(data, case.spec.length)  # before the first case takes its time
+        cut(data, case.spec.length)  # before the first case takes its time
     rate = matmul_rate(execution.device, execution.precision)
     timings = []
     for i, (case, data) in enumerate(zip(cases, prepared, strict=True), 1):
@@ -71,9 +70,9 @@ def profile_cases(
 class _Bench:
     """A case's model and its steps on real batches, warmed up and captured as the engine would."""
 
-    def __init__(self, case: Case, data: TokenData, execution: Execution) -> None:
+    def __init__(self, case: Case, data: TokenData | TaskData, execution: Execution) -> None:
         self.spec, self.stage = case.spec, case.stage
-        self.windows = Windows(data, case.spec.length)
+        self.windows = cut(data, case.spec.length)
         self.slot = Slots().take(case.spec, data.vocab_size, execution)
         self.slot.begin(case.spec)
         self.taken = 0
@@ -87,20 +86,20 @@ class _Bench:
                 self.run(self.batches(EAGER_STEPS))
                 self.slot.wait()
 
-    def batches(self, steps: int) -> Tensor:
-        """The next batches of the run, (S, B, T + 1)."""
+    def batches(self, steps: int) -> tuple[Tensor, Tensor | None]:
+        """The next batches of the run, (S, B, T + 1), and which of their targets count."""
         spec, first = self.spec, self.taken
         self.taken += steps
-        starts = [self.windows.batch_starts(spec.seed, step, spec.batch_size) for step in range(first, first + steps)]
-        tokens = self.windows.gather(np.concatenate(starts)).reshape(steps, spec.batch_size, -1)
-        return torch.from_numpy(tokens.astype(np.int64))
+        last = max(self.taken, spec.train.steps)
+        batches = [self.windows.batch(spec.seed, step, spec.batch_size, last) for step in range(first, self.taken)]
+        return staged(batches, self.slot.execution.device)
 
-    def run(self, batches_SBT: Tensor) -> None:
+    def run(self, batches: tuple[Tensor, Tensor | None]) -> None:
         """Train on them."""
-        self.slot.step.run(self.taken - len(batches_SBT), self.stage, batches_SBT)
+        self.slot.step.run(self.taken - len(batches[0]), self.stage, *batches)
 
 
-def time_steps(case: Case, data: TokenData, execution: Execution, steps: int) -> Timing:
+def time_steps(case: Case, data: TokenData | TaskData, execution: Execution, steps: int) -> Timing:
     """Wall time of `steps` steps in blocks, with nothing else going on; the first steps and the capture excluded."""
     bench = _Bench(case, data, execution)
     slot, blocks = bench.slot, min(BLOCKS, steps)
@@ -109,10 +108,10 @@ def time_steps(case: Case, data: TokenData, execution: Execution, steps: int) ->
     with slot.active():
         memory = Memory(slot)
         for _ in range(blocks):
-            batches_SBT = bench.batches(size)
+            batches = bench.batches(size)
             execution.synchronize()
             start = time.perf_counter()
-            bench.run(batches_SBT)
+            bench.run(batches)
             slot.wait()
             times.append(1e3 * (time.perf_counter() - start) / size)
         # A replay allocates nothing: as in a run, the eager steps before it count.
@@ -128,7 +127,7 @@ def time_steps(case: Case, data: TokenData, execution: Execution, steps: int) ->
     )  # fmt: skip
 
 
-def trace_steps(case: Case, data: TokenData, execution: Execution, path: Path) -> Split:
+def trace_steps(case: Case, data: TokenData | TaskData, execution: Execution, path: Path) -> Split:
     """Trace eager steps, whose operations name the parts, and replays where the engine captures; written to `path`.
 
     Raises DeviceError when the profiler sees no kernel of a GPU.
@@ -145,18 +144,18 @@ def trace_steps(case: Case, data: TokenData, execution: Execution, path: Path) -
         step.graphs.clear()
         with named():
             for i in range(_TRACED_EAGER + 1):
-                batches_SBT = bench.batches(1)
+                batches = bench.batches(1)
                 # The first step after the profiler's start is slower, and is not counted.
                 with record_function(EAGER) if i else contextlib.nullcontext():
-                    bench.run(batches_SBT)
+                    bench.run(batches)
                     if not graphs:
                         bench.slot.wait()
         bench.slot.wait()
         if graphs:
             step.graphs.update(graphs)
-            batches_SBT = bench.batches(_TRACED_REPLAYS)
+            batches = bench.batches(_TRACED_REPLAYS)
             with record_function(REPLAY):
-                bench.run(batches_SBT)
+                bench.run(batches)
             bench.slot.wait()
     path.parent.mkdir(parents=True, exist_ok=True)
     profiler.export_chrome_trace(str(path))

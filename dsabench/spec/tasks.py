@@ -1,13 +1,13 @@
-"""The tasks: each one's settings, alphabet and chance. Pure pydantic, as settings.py."""
+"""The tasks with known answers: each one's settings, alphabet and chance. Pure pydantic, as task.py."""
 
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar, Literal, get_args
 
 from pydantic import Field
 
-from dsabench.data.tasks.settings import FILLER, PAD, Count, TaskSettings
+from dsabench.spec.task import FILLER, PAD, Count, TaskSettings
 
 
 def asked(size: int, full: int, n_queries: int | None) -> int:
@@ -27,8 +27,10 @@ class Recall(TaskSettings):
     Pairs of a key and a value, then some of the keys again, each once: the answer is the key's value.
     """
 
-    name: ClassVar[str] = "recall"
     size_field: ClassVar[str] = "n_pairs"
+
+    name: Literal["recall"] = Field("recall", exclude=True)
+    """What `data.source` says after `task:`; not to be given."""
 
     n_pairs: Count = 16
     """Pairs in a window, of different keys; also the task's size."""
@@ -78,9 +80,11 @@ class Induction(TaskSettings):
     A row of different symbols, and later the same row: each symbol after its first is what followed the one before it.
     """
 
-    name: ClassVar[str] = "induction"
     size_field: ClassVar[str] = "n_copied"
     least: ClassVar[int] = 2
+
+    name: Literal["induction"] = Field("induction", exclude=True)
+    """What `data.source` says after `task:`; not to be given."""
 
     n_copied: Annotated[int, Field(ge=2, le=16_384)] = 32
     """Symbols in the row, all different; also the task's size. All but the first are answers."""
@@ -125,8 +129,10 @@ class Needle(TaskSettings):
     the window some keys are asked for, and the answer is the value, word by word.
     """
 
-    name: ClassVar[str] = "needle"
     size_field: ClassVar[str] = "n_needles"
+
+    name: Literal["needle"] = Field("needle", exclude=True)
+    """What `data.source` says after `task:`; not to be given."""
 
     n_needles: Count = 4
     """Keys in the haystack; also the task's size."""
@@ -177,8 +183,10 @@ class SelectiveCopy(TaskSettings):
     Symbols scattered among blanks, and after a bar the symbols alone, in their order.
     """
 
-    name: ClassVar[str] = "selective_copy"
     size_field: ClassVar[str] = "n_copied"
+
+    name: Literal["selective_copy"] = Field("selective_copy", exclude=True)
+    """What `data.source` says after `task:`; not to be given."""
 
     n_copied: Count = 16
     """Symbols to copy; also the task's size."""
@@ -216,9 +224,11 @@ class Arithmetic(TaskSettings):
     lowest place comes first: from the highest on, the first digit would need nearly all of them.
     """
 
-    name: ClassVar[str] = "arithmetic"
     size_field: ClassVar[str] = "n_digits"
     width: ClassVar[int] = 4
+
+    name: Literal["arithmetic"] = Field("arithmetic", exclude=True)
+    """What `data.source` says after `task:`; not to be given."""
 
     n_digits: Annotated[int, Field(ge=2, le=64)] = 4
     """Digits of each operand, leading zeros included; a sum has one more. Also the task's size."""
@@ -248,19 +258,21 @@ class Arithmetic(TaskSettings):
         return 3 * size + 4
 
 
-TASKS: dict[str, type[TaskSettings]] = {
-    task.name: task for task in (Recall, Induction, Needle, SelectiveCopy, Arithmetic)
-}
+Task = Annotated[Recall | Induction | Needle | SelectiveCopy | Arithmetic, Field(discriminator="name")]
+"""The settings of any task."""
+
+TASKS: dict[str, type[TaskSettings]] = {task.model_fields["name"].default: task for task in get_args(get_args(Task)[0])}
 """Every task's settings by its name."""
 
+TASK_PREFIX = "task:"
+"""What `data.source` begins with when it names a task."""
 
-def settings_class(name: str) -> type[TaskSettings]:
-    """The settings of the task `name` (without `task:`). Raises ValueError naming what there is."""
+
+def task_name(source: str) -> str | None:
+    """The task that a `data.source` names; None for a text. Raises ValueError naming what there is."""
+    if not source.startswith(TASK_PREFIX):
+        return None
+    name = source.removeprefix(TASK_PREFIX)
     if name not in TASKS:
-        raise ValueError(f"no task is called {name!r}; there are {', '.join(TASKS)}")
-    return TASKS[name]
-
-
-def read_settings(name: str, values: Any) -> TaskSettings:
-    """Validate a mapping, or nothing, as the settings of a task. Raises ValueError (pydantic's, with field paths)."""
-    return settings_class(name).model_validate({} if values is None else values)
+        raise ValueError(f"there is no task {name!r}; known: {', '.join(TASKS)}")
+    return name

@@ -11,7 +11,7 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from dsabench.spec.fields import Positive, Spec
+from dsabench.spec.base import Positive, Spec
 
 Count = Annotated[int, Field(ge=1, le=16_384)]
 """Of things in a window, and of ids that have one role."""
@@ -39,8 +39,8 @@ class Curriculum(Spec):
 class TaskSettings(Spec, ABC):
     """Base of every task's settings."""
 
-    name: ClassVar[str]
-    """The task's name: `data.source: task:NAME`."""
+    name: str
+    """What `data.source` says after `task:`; not to be given."""
 
     size_field: ClassVar[str]
     """The field that is the task's size."""

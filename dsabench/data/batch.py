@@ -1,0 +1,64 @@
+"""What windows are made of, text or task, and what both kinds of windows can be asked for.
+
+Legend: B windows, L inputs of a window, M listed positions of an answer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+SplitName = Literal["train", "val"]
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Windows of L + 1 tokens. All windows of a batch have the same number of scored inputs, so that a mean of window
+    means is the mean of all."""
+
+    tokens: NDArray[np.int32]
+    """(B, L + 1) ids: inputs are [:, :-1], targets [:, 1:]."""
+
+    scored: NDArray[np.bool_] | None = None
+    """(B, L): True where the loss counts the token after input t; None where it counts all of them."""
+
+    targets: NDArray[np.int32] | None = None
+    """(B, L, M): positions that must be attended to for the answer at t, -1 where unused; None where nobody knows."""
+
+    @property
+    def n_scored(self) -> int:
+        """Scored inputs of all windows."""
+        return self.tokens[:, 1:].size if self.scored is None else int(self.scored.sum())
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """What a model has to beat on some windows."""
+
+    loss: float
+    """Nats per scored token: by token frequencies alone of a text, by the best guess without its targets of a task."""
+
+    accuracy: float | None
+    """Share of right answers of that guess; None for a text."""
+
+    bytes_per_token: float | None
+    """UTF-8 bytes of text for each target; None for a task."""
+
+
+class WindowSource(Protocol):
+    """The windows of one length, of a text or a task."""
+
+    length: int
+    notes: list[str]
+
+    def batch(self, seed: int, step: int, batch_size: int, steps: int) -> Batch:
+        """The windows of training step 0..steps-1: keyed by seed and step alone, so the same for every attention."""
+
+    def evaluation(self, split: SplitName, max_tokens: int | None = None) -> Batch:
+        """Fixed windows, at most ceil(max_tokens / length) of them; the same for every seed and attention."""
+
+    def baseline(self, batch: Batch) -> Baseline:
+        """Of these windows."""

