@@ -7,8 +7,8 @@ metrics.jsonl it shows. `load_metrics` reads the files themselves, with everythi
 from __future__ import annotations
 
 import io
-import math
 import json
+import math
 import os
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
