@@ -14,6 +14,7 @@ DESIGN = [
     *("run_id", "status", "attention", "length", "seed", "steps", "params", "indexer_params"),
     *("tokens", "flops", "train_loss", "val_loss", "val_bits_per_byte", "val_accuracy", "unigram_loss"),
     *("mass_recall", "mass_recall_chance", "step_ms", "tokens_per_second", "peak_memory_mb"),
+    *("task_accuracy", "chance_accuracy", "target_recall", "target_recall_best", "target_recall_chance"),
     *("leak", "sweep", "error", "created", "updated"),
 ]
 
