@@ -15,7 +15,7 @@ from dsabench.errors import DsabenchError
 if TYPE_CHECKING:
     from dsabench.spec.fields import RunSpec
 
-DEBUG = "`dsabench --debug` shows where"
+DEBUG = "(`dsabench --debug` shows the traceback)"
 
 
 def construct(spec: RunSpec, layer: int) -> Attention:
@@ -37,7 +37,7 @@ def construct(spec: RunSpec, layer: int) -> Attention:
                 ". It also runs on PyTorch's meta device, where parameters are counted and tensors have no values: "
                 "compute with Python numbers there, or where they are used"
             )
-        raise fault(cls, kind, f"{what}; {DEBUG}", error) from error
+        raise fault(cls, kind, f"{what} {DEBUG}", error) from error
     wrong = _unsaid(attention) or _miscounted(attention)
     if wrong:
         raise fault(cls, kind, wrong)
@@ -82,7 +82,7 @@ def _miscounted(attention: Attention) -> str | None:
         own, names = attention.own_parameters(), {name for name, _ in attention.named_parameters()}
     except Exception as error:
         raise fault(
-            type(attention), attention.spec.attention.kind, f"{asking} raised {said(error)}; {DEBUG}", error
+            type(attention), attention.spec.attention.kind, f"{asking} raised {said(error)} {DEBUG}", error
         ) from error
     if not isinstance(own, set | frozenset) or own - names:
         strange = ", ".join(sorted(map(str, own - names))) if isinstance(own, set | frozenset) else repr(own)

@@ -95,14 +95,15 @@ def load_plugin(path: str) -> str:
     if not file.is_file():
         raise SpecError(f"plugins: {path} is not a file (seen from {Path.cwd()})")
     try:
-        digest = hashlib.sha256(file.read_bytes()).hexdigest()
+        content = file.read_bytes()
     except OSError as error:
         raise SpecError(f"plugins: {path} cannot be read: {error.strerror}") from error
+    digest = hashlib.sha256(content).hexdigest()
     if _plugins.get(file) == digest:
         return str(file)
     name = f"{_PREFIX}{file.stem}_{digest[:8]}"
     module_spec = importlib.util.spec_from_file_location(name, file)
-    if module_spec is None or module_spec.loader is None:
+    if module_spec is None:
         raise SpecError(f"plugins: {path} is not a Python file (.py)")
     kinds()  # the built-in ones are registered before, or the plugin's imports would register them as its own
     before = dict(_variants)
@@ -113,7 +114,8 @@ def load_plugin(path: str) -> str:
     module = importlib.util.module_from_spec(module_spec)
     sys.modules[name] = module
     try:
-        module_spec.loader.exec_module(module)
+        # Not by the loader, which would run a cached version of a file that was edited twice within a second.
+        exec(compile(content, file, "exec", dont_inherit=True), vars(module))
         registered = {kind for kind, cls in _variants.items() if kind in own or before.get(kind) is not cls}
         if not registered:
             raise SpecError("it registers no attention; put @register above its class (subclass of Attention)")

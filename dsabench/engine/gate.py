@@ -2,7 +2,8 @@
 
 Looked at are the run's own model at full size, at the boundaries where a mistake most likely sits, and small copies
 with the same attention, at every boundary, in fp64 where the attention allows it; each in train and eval mode and in
-every stage that the run goes through.
+every stage that the run goes through. An attention that breaks another part of its contract (rehearsal.py) is refused
+too.
 
 What it cannot see: a leak that the initial weights hide and training opens, such as a gate that starts at zero (the
 small copies' gains and biases are moved for this reason, but only `dsabench audit RUN` looks at trained weights); one

@@ -27,12 +27,12 @@ def rehearse(model: Transformer, stages: Iterable[Stage]) -> None:
     Leaves the model's weights and mode as they were, and no gradients. Raises SpecError naming the attention's file,
     and what of the contract it breaks. Out of memory is no answer: whether a run fits is asked elsewhere.
     """
-    was_training = model.training
+    was_training, device = model.training, model.embedding.weight.device
     try:
         for block in model.layers():
             for stage in stages:
-                _forward_and_backward(block.attention.train(), stage)
-                _capture(block.attention.eval(), stage)
+                _forward_and_backward(block.attention.train(), stage, device)
+                _capture(block.attention.eval(), stage, device)
     except torch.OutOfMemoryError:
         return
     finally:
@@ -51,14 +51,14 @@ def blamed(model: Transformer, error: Exception) -> Exception:
     file = file_of(cls)
     if isinstance(error, DsabenchError) or file is None or line_in(error, file) is None:
         return error
-    told = fault(cls, model.spec.attention.kind, f"it raised {said(error)}; {DEBUG}", error)
+    told = fault(cls, model.spec.attention.kind, f"it raised {said(error)} {DEBUG}", error)
     told.__cause__ = error
     return told
 
 
-def _forward_and_backward(attention: Attention, stage: Stage) -> None:
+def _forward_and_backward(attention: Attention, stage: Stage, device: torch.device) -> None:
     attention.zero_grad(set_to_none=True)
-    leaf_BTD = _input(attention, rows=2).requires_grad_()
+    leaf_BTD = _input(attention, 2, device).requires_grad_()
     x_BTD = leaf_BTD * 1  # in training x is no leaf either
     output = _call(attention, x_BTD, stage)
     total = output.out_BTD.square().mean()
@@ -80,10 +80,10 @@ def _forward_and_backward(attention: Attention, stage: Stage) -> None:
     attention.zero_grad(set_to_none=True)
 
 
-def _capture(attention: Attention, stage: Stage) -> None:
+def _capture(attention: Attention, stage: Stage, device: torch.device) -> None:
     capture: dict[int, Selection] = {}
     with torch.no_grad():
-        _call(attention, _input(attention, rows=1), stage, capture)
+        _call(attention, _input(attention, 1, device), stage, capture)
     length, layer = attention.spec.length, attention.layer
     if strange := capture.keys() - {layer}:
         raise _fault(
@@ -93,11 +93,10 @@ def _capture(attention: Attention, stage: Stage) -> None:
         raise _fault(attention, f"forward put into context.capture {wrong}")
 
 
-def _input(attention: Attention, rows: int) -> Tensor:
+def _input(attention: Attention, rows: int, device: torch.device) -> Tensor:
     spec = attention.spec
     generator = torch.Generator().manual_seed(5)
-    x_BTD = torch.randn(rows, spec.length, spec.model.d_model, generator=generator)
-    return x_BTD.to(attention.projections.out.weight.device)
+    return torch.randn(rows, spec.length, spec.model.d_model, generator=generator).to(device)
 
 
 def _call(
@@ -140,7 +139,7 @@ def _wrong_output(x_BTD: Tensor, output: Any) -> str | None:
         return f"aux_loss of type {type(loss).__name__}; a scalar tensor is expected, or None"
     if loss.shape != () or not loss.is_floating_point():
         return f"aux_loss of shape {tuple(loss.shape)} and {loss.dtype}; a scalar floating-point tensor is expected"
-    return None if loss.isfinite() else f"aux_loss = {float(loss)}; a finite number is expected"
+    return None if loss.isfinite() else f"aux_loss = {loss.detach().item()}; a finite number is expected"
 
 
 def _wrong_selection(selection: Any, length: int) -> str | None:
@@ -163,4 +162,4 @@ def _wrong_selection(selection: Any, length: int) -> str | None:
 
 
 def _fault(attention: Attention, what: str, error: Exception | None = None) -> SpecError:
-    return fault(type(attention), attention.spec.attention.kind, what if error is None else f"{what}; {DEBUG}", error)
+    return fault(type(attention), attention.spec.attention.kind, what if error is None else f"{what} {DEBUG}", error)
