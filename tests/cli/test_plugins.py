@@ -70,16 +70,16 @@ def test_the_example_through_every_command(shell: Shell, corpus: Path) -> None:
     elsewhere = shell.folder / "elsewhere"
     elsewhere.mkdir()
     shell.patch.chdir(elsewhere)
-    lengths = ["--lengths", "16", "32", "--seeds", "1", "2", "3"]
+    lengths = ["--lengths", "16", "--seeds", "1", "2", "3"]
     code, out, err = shell("sweep", "--config", "../sweep.yaml", *tiny(corpus), *lengths)
     assert code == 0, err
     assert "my_attention" in out
     runs = dsabench.load_runs("runs")
-    assert len(runs) == 12 and set(runs["attention"]) == {"dense", "my_attention"} and set(runs["status"]) == {"done"}
+    assert len(runs) == 6 and set(runs["attention"]) == {"dense", "my_attention"} and set(runs["status"]) == {"done"}
     assert set(runs["plugins"]) == {f'["{shell.folder / "my_attention.py"}"]'}
     code, out, err = shell("compare")
     assert code == 0, err
-    assert len(re.findall(r"(16|32)  my_attention +3 ", out)) == 2, out
+    assert re.search(r"16  my_attention +3 ", out), out
     code, out, err = shell("plot")
     assert code == 0 and "results/loss_by_position.png" in out and "results/forest.png" in out, err
     code, out, err = shell("audit", "--config", "../sweep.yaml", *tiny(corpus), "--attention", "my_attention")
