@@ -9,7 +9,7 @@
         check(validate({"length": 24, "attention": {"kind": "my_attention"}, "plugins": ["my_attention.py"]}))
 
 Every check takes a RunSpec, builds what it needs at that spec's size (keep it small: length 16 to 48), and raises
-AssertionError saying what broke. All run in fp32 on the CPU unless said otherwise.
+AssertionError (or SpecError) saying what broke. All run in fp32 on the CPU unless said otherwise.
 
 Legend: N perturbed copies, B batch, T time, D model width.
 """
@@ -25,7 +25,8 @@ from torch import Tensor, nn
 from dsabench.attention.base import Attention, AttentionContext, Stage
 from dsabench.attention.registry import variant
 from dsabench.engine.causality import TOLERANCE, Examination, Leak, thorough
-from dsabench.engine.soundness import routing
+from dsabench.engine.rehearsal import rehearse
+from dsabench.engine.soundness import routing, shared_start
 from dsabench.model.transformer import Transformer, build
 from dsabench.spec.fields import RunSpec
 
@@ -50,6 +51,20 @@ def find_leak(
         TOLERANCE,
     )
     return next(iter(looked.leaks(trials)), None)
+
+
+def check_calls(spec: RunSpec) -> None:
+    """What training asks of an attention: outputs, own loss and captured selection of the right types and shapes, all
+    finite and with finite gradients, in both stages. Raises SpecError saying what is wrong."""
+    rehearse(_model(spec), STAGES)
+
+
+def check_shared_start(spec: RunSpec) -> None:
+    """At one seed every parameter of the dense model is in this one too, bit-identical: a pair of runs differs in its
+    attention alone."""
+    start = shared_start(spec, 101)
+    assert not start.missing, f"{spec.attention.kind} lacks {start.missing}, which dense attention has"
+    assert not start.different, f"{spec.attention.kind} starts with other values than dense in {start.different}"
 
 
 def check_causal(spec: RunSpec) -> None:
@@ -208,6 +223,8 @@ def check_flops(spec: RunSpec) -> None:
 
 
 CHECKS: tuple[Callable[[RunSpec], None], ...] = (
+    check_calls,
+    check_shared_start,
     check_causal,
     check_causal_model,
     check_rows_and_calls_are_independent,

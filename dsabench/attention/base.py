@@ -135,6 +135,8 @@ class Attention(nn.Module, abc.ABC):
     """Base of every attention variant; a subclass sets `spec_class` and implements `forward` and `flops`.
 
     What depends on spec.seed belongs in a parameter or a buffer: runs of all seeds of a sweep reuse one module.
+    Parameters are drawn when the model is built, whatever the constructor gave them: matrices normal with standard
+    deviation fan_in^-1/2, vectors 1, those whose name ends in `bias` 0. What must start otherwise belongs in a buffer.
     """
 
     spec_class: ClassVar[type[AttentionSpec]]

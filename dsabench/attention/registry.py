@@ -14,11 +14,11 @@ import difflib
 import hashlib
 import importlib
 import importlib.util
-import re
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar, get_args
+from typing import TYPE_CHECKING, TypeVar
 
+from dsabench.attention.faults import file_of, line_in, name_of, problems, said
 from dsabench.errors import SpecError
 
 if TYPE_CHECKING:
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from dsabench.spec.fields import AttentionSpec
 
 _BUILT_IN = ("dense", "dsa", "sliding_window", "sink_window", "strided", "random", "oracle", "block")
+_PREFIX = "dsabench_plugin_"
+"""What the module names of plugins begin with."""
+
 _variants: dict[str, type[Attention]] = {}
 _plugins: dict[Path, str] = {}
 _files: dict[str, Path] = {}
@@ -37,17 +40,21 @@ A = TypeVar("A", bound="type[Attention]")
 def register(variant: A) -> A:
     """Class decorator: make `variant` selectable as `attention: {kind: NAME}`; NAME is its spec class's `kind`.
 
-    Raises SpecError when the spec class names no single kind, or when another class already has the name.
+    Raises SpecError that lists all that the class lacks, or when another file's class already has the name.
     """
-    (name,) = get_args(variant.spec_class.model_fields["kind"].annotation) or (None,)
-    if not isinstance(name, str):
-        raise SpecError(f'{variant.spec_class.__name__}.kind must be annotated as Literal["the_variants_name"]')
+    if found := problems(variant):
+        raise SpecError(f"{getattr(variant, '__name__', variant)} cannot be registered: {'; '.join(found)}")
+    name = name_of(variant.spec_class)
+    assert name is not None, "problems() has seen to it"
     if name in _BUILT_IN and variant.__module__ != f"dsabench.attention.{name}":
-        raise SpecError(f"attention kind {name!r} is built in and cannot be replaced; give the variant another name")
+        inherited = "" if "spec_class" in vars(variant) else ", in a spec_class of its own (now it inherits one)"
+        raise SpecError(
+            f"attention kind {name!r} is built in and cannot be replaced; give the variant another name{inherited}"
+        )
     known = _variants.get(name)
-    # A plugin that was edited and loaded again may replace its own variants, and nobody else's.
+    # A file that was edited and loaded again may replace its own variants, and nobody else's.
     if known is not None and _origin(known) != _origin(variant):
-        raise SpecError(f"attention kind {name!r} is already registered by {known.__module__}.{known.__qualname__}")
+        raise SpecError(f"attention kind {name!r} is already registered by {known.__qualname__} of {_origin(known)}")
     _variants[name] = variant
     return variant
 
@@ -80,31 +87,50 @@ def spec_class(kind: str) -> type[AttentionSpec]:
 def load_plugin(path: str) -> str:
     """Import a user's Python file, which registers its variants; once a file and content. It runs as code.
 
-    Returns the file's absolute path. Raises SpecError naming the file when it is missing or fails to import.
+    path: absolute, from ~, or from the current folder. Returns the absolute path. Raises SpecError naming the file, and
+    the line where Python knows it, when the file is missing, fails to import, or registers nothing; then all that was
+    registered before is as it was.
     """
     file = Path(path).expanduser().resolve()
     if not file.is_file():
-        raise SpecError(f"plugins: {path} is not a file")
-    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+        raise SpecError(f"plugins: {path} is not a file (seen from {Path.cwd()})")
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        raise SpecError(f"plugins: {path} cannot be read: {error.strerror}") from error
+    digest = hashlib.sha256(content).hexdigest()
     if _plugins.get(file) == digest:
         return str(file)
-    name = f"dsabench_plugin_{file.stem}_{digest[:8]}"
+    name = f"{_PREFIX}{file.stem}_{digest[:8]}"
     module_spec = importlib.util.spec_from_file_location(name, file)
-    if module_spec is None or module_spec.loader is None:
+    if module_spec is None:
         raise SpecError(f"plugins: {path} is not a Python file (.py)")
+    kinds()  # the built-in ones are registered before, or the plugin's imports would register them as its own
+    before = dict(_variants)
+    own = {kind for kind, origin in _files.items() if origin == file}
+    for kind in own:  # of what the file held before it was edited; what it imports stays
+        if _variants[kind].__module__.startswith(_PREFIX):
+            del _variants[kind]
     module = importlib.util.module_from_spec(module_spec)
     sys.modules[name] = module
-    before = dict(_variants)
     try:
-        module_spec.loader.exec_module(module)
-    except SpecError as error:
+        # Not by the loader, which would run a cached version of a file that was edited twice within a second.
+        exec(compile(content, file, "exec", dont_inherit=True), vars(module))
+        registered = {kind for kind, cls in _variants.items() if kind in own or before.get(kind) is not cls}
+        if not registered:
+            raise SpecError("it registers no attention; put @register above its class (subclass of Attention)")
+    except BaseException as error:
         del sys.modules[name]
-        raise SpecError(f"plugins: {path}: {error}") from error
-    except Exception as error:
-        del sys.modules[name]
-        raise SpecError(f"plugins: {path} fails to import: {type(error).__name__}: {error}") from error
+        _variants.clear()
+        _variants.update(before)
+        if not isinstance(error, Exception | SystemExit):
+            raise
+        line = line_in(error, file)
+        raise SpecError(f"plugins: {path}{f':{line}' if line else ''}{_failure(error)}") from error
     _plugins[file] = digest
-    _files.update({kind: file for kind, cls in _variants.items() if before.get(kind) is not cls})
+    for kind in own - registered:
+        del _files[kind]
+    _files.update(dict.fromkeys(registered, file))
     return str(file)
 
 
@@ -114,6 +140,15 @@ def plugin_digest(kind: str) -> str | None:
     return None if file is None else _plugins[file]
 
 
-def _origin(variant: type[Attention]) -> str:
-    """Where a class comes from: its module, without the content digest of a plugin's."""
-    return re.sub(r"^(dsabench_plugin_.*)_[0-9a-f]{8}$", r"\1", variant.__module__)
+def _failure(error: BaseException) -> str:
+    if isinstance(error, SpecError):
+        return f": {error}"
+    hint = ""
+    if isinstance(error, ModuleNotFoundError):
+        hint = "; install it beside dsabench (a plugin is one file: it cannot import files that lie next to it)"
+    return f" fails to import: {said(error)}{hint}"
+
+
+def _origin(variant: type) -> str:
+    """Where a class comes from: its file, or the module of one from a prompt."""
+    return str(file_of(variant) or variant.__module__)

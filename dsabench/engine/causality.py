@@ -21,8 +21,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from dsabench.attention.base import AttentionOutput
-from dsabench.errors import SpecError
+from dsabench.attention.base import Attention
+from dsabench.engine.rehearsal import check_output
 from dsabench.model.transformer import Transformer
 
 TOLERANCE = 1e-4
@@ -198,19 +198,9 @@ def layer_outputs(model: Transformer) -> Forward:
 
 @contextmanager
 def _recording(model: Transformer, outputs: dict[str, Tensor]) -> Iterator[None]:
-    kind = model.spec.attention.kind
-
     def attention_hook(name: str) -> Any:
-        def hook(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-            if not isinstance(output, AttentionOutput):
-                raise SpecError(
-                    f"attention {kind}: forward returned {type(output).__name__}; an AttentionOutput is expected"
-                )
-            if output.out_BTD.shape != inputs[0].shape:
-                raise SpecError(
-                    f"attention {kind}: forward returned out of shape {tuple(output.out_BTD.shape)} for an input of "
-                    f"{tuple(inputs[0].shape)}; the same shape is expected"
-                )
+        def hook(module: Attention, inputs: tuple[Any, ...], output: Any) -> None:
+            check_output(module, inputs[0], output)
             outputs[name] = output.out_BTD.detach()
 
         return hook

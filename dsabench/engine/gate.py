@@ -2,7 +2,8 @@
 
 Looked at are the run's own model at full size, at the boundaries where a mistake most likely sits, and small copies
 with the same attention, at every boundary, in fp64 where the attention allows it; each in train and eval mode and in
-every stage that the run goes through.
+every stage that the run goes through. An attention that breaks another part of its contract (rehearsal.py) is refused
+too.
 
 What it cannot see: a leak that the initial weights hide and training opens, such as a gate that starts at zero (the
 small copies' gains and biases are moved for this reason, but only `dsabench audit RUN` looks at trained weights); one
@@ -23,6 +24,7 @@ import torch
 
 from dsabench import kernels
 from dsabench.attention.base import Stage
+from dsabench.attention.faults import file_of
 from dsabench.attention.registry import variant
 from dsabench.engine.causality import (
     TOLERANCE,
@@ -36,6 +38,7 @@ from dsabench.engine.causality import (
 from dsabench.engine.copies import VOCABULARY, randomise, small_copies
 from dsabench.engine.device import Execution
 from dsabench.engine.findings import Audit, Finding, Mode
+from dsabench.engine.rehearsal import blamed, rehearse
 from dsabench.errors import DsabenchError, LeakError
 from dsabench.model.transformer import Transformer, build
 from dsabench.spec.fields import RunSpec
@@ -91,11 +94,15 @@ def _ways(model: Transformer, execution: Execution) -> list[Execution]:
 
 
 def refuse_leaks(spec: RunSpec, vocab_size: int, execution: Execution) -> Audit:
-    """The audit, when the spec may be trained. Raises LeakError otherwise."""
+    """The audit, when the spec may be trained. Raises LeakError otherwise, and SpecError when the attention breaks
+    another part of its contract; each names its file."""
     found = audit(spec, vocab_size, execution)
+    if isinstance(found.crash, DsabenchError):
+        raise found.crash
     if found.first is not None and not spec.allow_leak:
+        file = file_of(variant(spec.attention.kind)) or "it"
         raise LeakError(
-            f"attention {spec.attention.kind} {found.first}. Nothing was trained: mend it (`dsabench audit` and "
+            f"attention {spec.attention.kind} {found.first}. Nothing was trained: mend {file} (`dsabench audit` and "
             "dsabench.testing show more), or set allow_leak = true to train it marked LEAK"
         )
     return found
@@ -111,17 +118,18 @@ def audit_model(model: Transformer, execution: Execution) -> Audit:
     was_training, was_stage = model.training, model.stage
     try:
         with _exactly(execution):
-            for copy in small_copies(spec, execution.device):
+            tried = small_copies(spec, execution.device)
+            stages = dict.fromkeys(stage for _, stage in _circumstances(spec))
+            rehearse(randomise(build(next(iter(tried), spec), VOCABULARY)).to(execution.device), stages)
+            for copy in tried:
                 label, found = _audit_small(copy, execution)
                 copies.append(label)
                 findings += found
             with kernels.unfused(not execution.fused):
                 length, boundaries, found = _audit_full(model, findings, everywhere=not copies)
             findings += found
-    except DsabenchError:
-        raise
     except Exception as error:  # the model's own, which its training would meet too
-        crash = error
+        crash = blamed(model, error)
     finally:
         model.train(was_training)
         model.stage = was_stage

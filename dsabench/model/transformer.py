@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from dsabench.attention.base import AttentionContext, Selection, Stage
-from dsabench.attention.registry import variant
+from dsabench.attention.construction import construct
 from dsabench.kernels import add_norm, embed, linear_cross_entropy
 from dsabench.model.moe import MixtureOfExperts, RouterStatistics
 from dsabench.parts import part
@@ -66,7 +66,7 @@ class Block(nn.Module):
     def __init__(self, spec: RunSpec, layer: int) -> None:
         super().__init__()
         self.attention_norm = nn.RMSNorm(spec.model.d_model, eps=1e-6)
-        self.attention = variant(spec.attention.kind)(spec, layer)
+        self.attention = construct(spec, layer)
         self.experts_norm = nn.RMSNorm(spec.model.d_model, eps=1e-6)
         self.experts = MixtureOfExperts(spec.model)
 

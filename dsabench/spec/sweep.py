@@ -226,8 +226,14 @@ def load_sweep(name_or_path: str = DEFAULT_CONFIG) -> Sweep:
     sweep.set_verdict(verdict, lambda field: origins.get(field, ""))
     sweep.origins = {key.partition(".")[2]: origin for key, origin in origins.items() if "." in key}
     if isinstance(base.get("plugins"), list):  # a plugin lies beside its config, or else where the user stands
-        beside = [path.parent / str(plugin) for plugin in base["plugins"]]
-        base["plugins"] = [str(b) if b.is_file() else p for b, p in zip(beside, base["plugins"], strict=True)]
+        for i, plugin in enumerate(map(str, base["plugins"])):
+            if (beside := path.parent / plugin).is_file():
+                base["plugins"][i] = str(beside)
+            elif not Path(plugin).expanduser().is_file():
+                raise SpecError(
+                    f"{origins.get('base.plugins', '')}plugins: {plugin} is not a file beside this config, nor one "
+                    f"seen from {Path.cwd()}"
+                )
     sweep._load_plugins()
     for axis, values in axes.items():
         before = set(sweep.axes)

@@ -8,14 +8,18 @@ import pytest
 import torch
 from torch import Tensor
 
+from dsabench.attention import registry
 from dsabench.attention.base import AttentionContext, AttentionOutput, Selection
 from dsabench.attention.dsa import DSA
 from dsabench.attention.kernels import masked, reference
+from dsabench.attention.sliding_window import SlidingWindow
+from dsabench.errors import SpecError
 from dsabench.model.moe import MixtureOfExperts
 from dsabench.spec.fields import RunSpec
 from dsabench.spec.sweep import validate
 from dsabench.testing import (
     CHECKS,
+    check_calls,
     check_capture,
     check_causal,
     check_causal_model,
@@ -23,6 +27,7 @@ from dsabench.testing import (
     check_documents_are_separate,
     check_gradients,
     check_rows_and_calls_are_independent,
+    check_shared_start,
     check_the_seed_lives_in_tensors,
 )
 
@@ -59,6 +64,29 @@ def test_contract(check: Any, name: str, n_kv_heads: int | None) -> None:
 def test_dropout_is_no_leak() -> None:
     spec = small(VARIANTS["dsa"])
     check_causal_model(spec.model_copy(update={"model": spec.model.model_copy(update={"dropout": 0.3})}))
+
+
+def test_what_no_training_step_could_use_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    honest = DSA.forward
+    monkeypatch.setattr(
+        DSA, "forward", lambda self, x, context: AttentionOutput(honest(self, x, context).out_BTD, x.mean(-1))
+    )
+    with pytest.raises(SpecError, match=r"attention dsa: forward returned aux_loss of shape \(2, 20\)"):
+        check_calls(small(VARIANTS["dsa"]))
+
+
+@pytest.mark.parametrize("change", ["renamed", "resized"])
+def test_another_start_is_caught(monkeypatch: pytest.MonkeyPatch, change: str) -> None:
+    class Other(SlidingWindow):
+        def __init__(self, spec: RunSpec, layer: int) -> None:
+            super().__init__(spec, layer)
+            self.projections.query = torch.nn.Linear(spec.model.d_model, 8)
+            if change == "renamed":
+                del self.projections.query
+
+    monkeypatch.setitem(registry._variants, "sliding_window", Other)
+    with pytest.raises(AssertionError, match="query"):
+        check_shared_start(small(VARIANTS["sliding_window"]))
 
 
 # Planted defects. Each patches one thing that somebody could get wrong, and the contract must refuse it.

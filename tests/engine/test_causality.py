@@ -173,7 +173,6 @@ AHEAD: dict[str, tuple[Callable[[Any, Tensor, AttentionContext], Tensor], int]] 
     "of relative size 1e-3, at one position": (
         lambda self, x, c: 1e-3 * peek(x) * (torch.arange(x.shape[1]) == 20)[:, None], 20,
     ),
-    "NaN": (lambda self, x, c: peek(x).sum(-1, keepdim=True).sub(1).log(), 0),
     "only in the last layer": (lambda self, x, c: peek(x) * (self.layer == 1), 0),
     "only at full size": (lambda self, x, c: 0.01 * every_seventh(x) * (x.shape[1] == 80), 3),
     "only the last token, seen from position 7": (
@@ -390,7 +389,13 @@ def test_what_is_no_attention_output_is_refused(monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(SpecError, match="attention dsa: forward returned Tensor; an AttentionOutput is expected"):
         audit(spec_of())
     monkeypatch.setattr(DSA, "forward", lambda self, x_BTD, context: AttentionOutput(x_BTD[:, :-1]))
-    with pytest.raises(SpecError, match=r"returned out of shape \(8, 79, 16\) for an input of \(8, 80, 16\)"):
+    with pytest.raises(SpecError, match=r"returned out of shape \(2, 79, 16\) for an input of \(2, 80, 16\)"):
+        audit(spec_of())
+
+
+def test_nan_is_called_nan(monkeypatch: pytest.MonkeyPatch) -> None:
+    plant(monkeypatch, lambda self, x, c: peek(x).sum(-1, keepdim=True).sub(1).log())
+    with pytest.raises(SpecError, match="attention dsa: forward returned NaN or infinity, first at position 0"):
         audit(spec_of())
 
 
@@ -401,7 +406,8 @@ def test_a_crash_is_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     plant(monkeypatch, broken)
     spec = spec_of()
     found = gate.audit(spec, 101, resolve(spec.engine))
-    assert isinstance(found.crash, ZeroDivisionError) and found.record()["result"] == "crashed"
+    assert found.record()["result"] == "crashed"
+    assert isinstance(found.crash, SpecError) and "forward raised ZeroDivisionError" in str(found.crash)
 
 
 def test_relative_change() -> None:

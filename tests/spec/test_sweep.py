@@ -319,7 +319,7 @@ def test_a_plugin_cannot_replace_a_built_in_attention(tmp_path: Path) -> None:
     plugin = tmp_path / "my_dense.py"
     plugin.write_text(Path(registry.__file__).with_name("dense.py").read_text(encoding="utf-8"))
     before = registry.variant("dense")
-    with pytest.raises(SpecError, match=r"my_dense\.py: attention kind 'dense' is built in"):
+    with pytest.raises(SpecError, match=r"my_dense\.py:\d+: attention kind 'dense' is built in"):
         validate_with(plugin)
     assert registry.variant("dense") is before
 
@@ -356,7 +356,7 @@ def test_a_plugin_counts_in_its_own_runs_alone(tmp_path: Path) -> None:
 def test_a_broken_plugin_is_named(tmp_path: Path) -> None:
     plugin = tmp_path / "broken.py"
     plugin.write_text("1 / 0\n")
-    with pytest.raises(SpecError, match=r"broken\.py fails to import: ZeroDivisionError"):
+    with pytest.raises(SpecError, match=r"broken\.py:1 fails to import: ZeroDivisionError"):
         validate_with(plugin)
 
 

@@ -1,0 +1,165 @@
+"""Every call that training will make of an attention, made once on little data before anything is written.
+
+What a causality audit looks at, outputs of forward passes, is checked there too (`check_output`); here are also the
+backward pass and the capture of selections, which an evaluation asks for.
+
+Legend: B batch, T query, S key, D model width, K selected slots.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dsabench.attention.base import Attention, AttentionContext, AttentionOutput, Selection, Stage
+from dsabench.attention.construction import DEBUG
+from dsabench.attention.faults import fault, file_of, line_in, said
+from dsabench.errors import DsabenchError, SpecError
+from dsabench.model.transformer import Transformer
+
+
+def rehearse(model: Transformer, stages: Iterable[Stage]) -> None:
+    """Run each layer's attention forward and backward in these stages, and with its selection captured.
+
+    Leaves the model's weights and mode as they were, and no gradients. Raises SpecError naming the attention's file,
+    and what of the contract it breaks. Out of memory is no answer: whether a run fits is asked elsewhere.
+    """
+    was_training, device = model.training, model.embedding.weight.device
+    try:
+        for block in model.layers():
+            for stage in stages:
+                _forward_and_backward(block.attention.train(), stage, device)
+                _capture(block.attention.eval(), stage, device)
+    except torch.OutOfMemoryError:
+        return
+    finally:
+        model.train(was_training)
+
+
+def check_output(attention: Attention, x_BTD: Tensor, output: Any) -> None:
+    """Raises SpecError when what `forward` returned for x is not what the contract asks for."""
+    if wrong := _wrong_output(x_BTD, output):
+        raise _fault(attention, f"forward returned {wrong}")
+
+
+def blamed(model: Transformer, error: Exception) -> Exception:
+    """`error`; as a SpecError when it is not one already and came from the attention's own file."""
+    cls = type(model.layers()[0].attention)
+    file = file_of(cls)
+    if isinstance(error, DsabenchError) or file is None or line_in(error, file) is None:
+        return error
+    told = fault(cls, model.spec.attention.kind, f"it raised {said(error)} {DEBUG}", error)
+    told.__cause__ = error
+    return told
+
+
+def _forward_and_backward(attention: Attention, stage: Stage, device: torch.device) -> None:
+    attention.zero_grad(set_to_none=True)
+    leaf_BTD = _input(attention, 2, device).requires_grad_()
+    x_BTD = leaf_BTD * 1  # in training x is no leaf either
+    output = _call(attention, x_BTD, stage)
+    total = output.out_BTD.square().mean()
+    if output.aux_loss is not None:
+        total = total + output.aux_loss
+    if not total.requires_grad:
+        return
+    try:
+        total.backward()
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        raise _fault(attention, f"the backward pass of forward ({stage} stage) raised {said(error)}", error) from error
+    for name, tensor in (("its input", leaf_BTD), *attention.named_parameters()):
+        if tensor.grad is not None and not tensor.grad.isfinite().all():
+            raise _fault(
+                attention, f"the gradient of {name} is NaN or infinite, though the output is finite ({stage} stage)"
+            )
+    attention.zero_grad(set_to_none=True)
+
+
+def _capture(attention: Attention, stage: Stage, device: torch.device) -> None:
+    capture: dict[int, Selection] = {}
+    with torch.no_grad():
+        _call(attention, _input(attention, 1, device), stage, capture)
+    length, layer = attention.spec.length, attention.layer
+    if strange := capture.keys() - {layer}:
+        raise _fault(
+            attention, f"forward put a selection into context.capture[{strange.pop()!r}]; its layer is {layer}"
+        )
+    if layer in capture and (wrong := _wrong_selection(capture[layer], length)):
+        raise _fault(attention, f"forward put into context.capture {wrong}")
+
+
+def _input(attention: Attention, rows: int, device: torch.device) -> Tensor:
+    spec = attention.spec
+    generator = torch.Generator().manual_seed(5)
+    return torch.randn(rows, spec.length, spec.model.d_model, generator=generator).to(device)
+
+
+def _call(
+    attention: Attention, x_BTD: Tensor, stage: Stage, capture: dict[int, Selection] | None = None
+) -> AttentionOutput:
+    positions_T = torch.arange(x_BTD.shape[1], device=x_BTD.device)
+    step = torch.zeros(1, dtype=torch.int64, device=x_BTD.device) if attention.training else None
+    context = AttentionContext(positions_T, stage, capture=capture, step=step)
+    method = "prepare"
+    try:
+        attention.prepare(context)
+        method = "forward"
+        output: AttentionOutput = attention(x_BTD, context)
+    except (DsabenchError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        mode = "train" if attention.training else "eval"
+        what = f"{method} raised {said(error)} (input {tuple(x_BTD.shape)}, {mode} mode, {stage} stage)"
+        raise _fault(attention, what, error) from error
+    check_output(attention, x_BTD, output)
+    return output
+
+
+def _wrong_output(x_BTD: Tensor, output: Any) -> str | None:
+    if not isinstance(output, AttentionOutput):
+        return f"{type(output).__name__}; an AttentionOutput is expected: AttentionOutput(out_BTD, aux_loss or None)"
+    out_BTD, loss = output.out_BTD, output.aux_loss
+    if not isinstance(out_BTD, Tensor):
+        return f"out_BTD of type {type(out_BTD).__name__}; a tensor is expected"
+    if out_BTD.shape != x_BTD.shape:
+        return f"out of shape {tuple(out_BTD.shape)} for an input of {tuple(x_BTD.shape)}; the same shape is expected"
+    if x_BTD.dtype == torch.float32 and out_BTD.dtype != x_BTD.dtype:
+        return f"out of {out_BTD.dtype} for an input of {x_BTD.dtype}; the same dtype is expected"
+    if not out_BTD.isfinite().all() and x_BTD.isfinite().all():
+        position = int((~out_BTD.isfinite()).flatten(2).any(2).any(0).nonzero()[0])
+        return f"NaN or infinity, first at position {position}, for an input that is finite"
+    if loss is None:
+        return None
+    if not isinstance(loss, Tensor):
+        return f"aux_loss of type {type(loss).__name__}; a scalar tensor is expected, or None"
+    if loss.shape != () or not loss.is_floating_point():
+        return f"aux_loss of shape {tuple(loss.shape)} and {loss.dtype}; a scalar floating-point tensor is expected"
+    return None if loss.isfinite() else f"aux_loss = {loss.detach().item()}; a finite number is expected"
+
+
+def _wrong_selection(selection: Any, length: int) -> str | None:
+    if not isinstance(selection, Selection):
+        return f"{type(selection).__name__}; a Selection is expected"
+    selected_BTK = selection.selected_BTK
+    if not isinstance(selected_BTK, Tensor) or selected_BTK.is_floating_point() or selected_BTK.dim() != 3:
+        return "selected_BTK that is no integer tensor of three dimensions"
+    if selected_BTK.shape[:2] != (1, length):
+        return f"selected_BTK of shape {tuple(selected_BTK.shape)}; (1, {length}, K) is expected here"
+    if selected_BTK.numel() and not (int(selected_BTK.min()) >= -1 and int(selected_BTK.max()) < length):
+        return f"selected_BTK with values beyond -1 (an empty slot) to {length - 1} (the last key)"
+    for name, value_BTS in (("mass_BTS", selection.mass_BTS), ("scores_BTS", selection.scores_BTS)):
+        if value_BTS is None and name == "scores_BTS":
+            continue
+        if not isinstance(value_BTS, Tensor) or value_BTS.shape != (1, length, length):
+            shape = tuple(value_BTS.shape) if isinstance(value_BTS, Tensor) else type(value_BTS).__name__
+            return f"{name} of shape {shape}; (1, {length}, {length}) is expected here"
+    return None
+
+
+def _fault(attention: Attention, what: str, error: Exception | None = None) -> SpecError:
+    return fault(type(attention), attention.spec.attention.kind, what if error is None else f"{what} {DEBUG}", error)
