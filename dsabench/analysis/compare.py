@@ -35,9 +35,13 @@ class Metric:
     """Whether values measured on different machines cannot be compared."""
 
 
+GAP = "generalisation_gap"
+"""Validation minus training loss, both of fixed windows: what a model has memorised rather than learnt."""
+
 METRICS = {
     "val_loss": Metric("nats per token", margin_in_nats=True),
     "val_bits_per_byte": Metric("bits per byte", margin_in_nats=True),
+    GAP: Metric("nats per token", margin_in_nats=True),
     "val_accuracy": Metric("share of tokens", lower_is_better=False),
     "task_accuracy": Metric("share of answers", lower_is_better=False),
     "step_ms": Metric("ms", needs_one_machine=True),
@@ -62,6 +66,7 @@ def compare(
         raise ScopeError(f"--metric {metric}: not a metric that can be compared; accepted: {', '.join(METRICS)}")
     about = METRICS[metric]
     labelled = label_variants(scope.runs)
+    labelled[GAP] = labelled["val_loss"] - labelled["train_loss"]
     if metric not in labelled or not labelled.loc[labelled["finished"], metric].notna().any():
         if labelled["finished"].any():
             raise ScopeError(f"--metric {metric}: no finished run of {scope.title} has it")

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from dsabench.attention.base import AttentionContext
@@ -38,8 +37,9 @@ class Random(SelectingAttention):
     def scores(self, q_BTHD: Tensor, k_BSGD: Tensor, context: AttentionContext) -> Tensor:
         """24 hashed bits in [0, 1)."""
         place_T = context.positions_T
-        step = 0 if context.step is None else context.step
-        key = _mix(torch.as_tensor(step, device=place_T.device) * 0x9E3779B1 + self.layer * 0x85EBCA77)
+        # Made on the device: a number from the host could not be captured in a CUDA graph.
+        step = place_T.new_zeros(1) if context.step is None else context.step
+        key = _mix(step * 0x9E3779B1 + self.layer * 0x85EBCA77)
         query_T = _mix(place_T * 0xC2B2AE3D + key)
         hashed_TS = _mix(query_T[:, None] + place_T[None, :] * 0x27D4EB2F)
         return (hashed_TS >> 8).float() * 2.0**-24

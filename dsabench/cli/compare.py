@@ -24,8 +24,8 @@ def compare(
     metric: Annotated[
         str,
         typer.Option(
-            help="val_loss, val_bits_per_byte, val_accuracy, step_ms, tokens_per_second, task_accuracy or "
-            "peak_memory_mb.",
+            help="val_loss, val_bits_per_byte, generalisation_gap, val_accuracy, task_accuracy, step_ms, "
+            "tokens_per_second or peak_memory_mb.",
             metavar="NAME",
         ),
     ] = "val_loss",

@@ -52,10 +52,6 @@ EVERYWHERE = 512
 SEARCH_SECONDS = 10.0
 """Longest search for the first position at full size once a leak is known."""
 
-
-SMALL = 50_000_000
-"""Parameters of a model that a CPU audits in seconds."""
-
 _audits: dict[tuple[object, ...], Audit] = {}
 
 
@@ -73,24 +69,11 @@ def audit(spec: RunSpec, vocab_size: int, execution: Execution) -> Audit:
     if key not in _audits:
         with torch.random.fork_rng(devices=[]):
             model = build(spec, vocab_size)
-        found = Audit((), spec.length, 0, (), 0.0)
-        for way in _ways(model, execution):
-            found = audit_model(model.to(way.device), way)
-            if found.crash is None:
-                break
+        found = audit_model(model.to(execution.device), execution)
         if found.crash is not None:
             return found
         _audits[key] = found
     return _audits[key]
-
-
-def _ways(model: Transformer, execution: Execution) -> list[Execution]:
-    """Where to audit, first to last resort: a small model on the CPU, which computes everything in fp64 and does so in
-    seconds; a large one, or an attention that runs on the run's device alone, there."""
-    if execution.device.type == "cpu":
-        return [execution]
-    ways = [Execution(torch.device("cpu"), "fp32", graph=False, deterministic=True), execution]
-    return ways if sum(p.numel() for p in model.parameters()) <= SMALL else ways[::-1]
 
 
 def refuse_leaks(spec: RunSpec, vocab_size: int, execution: Execution) -> Audit:

@@ -22,7 +22,10 @@ from dsabench.store import Curves, load_curves
 PER_PAGE = len(COLOURS)
 """Variants on one page: more could not be told apart."""
 
-EVALUATED = ("seconds", "flops", "val_loss", "val_kl", "mass_recall", "mass_recall_chance", "loss_by_position")
+EVALUATED = (
+    *("seconds", "flops", "val_loss", "train_loss", "val_kl"),
+    *("mass_recall", "mass_recall_chance", "loss_by_position"),
+)
 
 _MEASURED = ("step_ms", "peak_memory_mb", "tokens_per_step", "mass_recall", "mass_recall_chance", "val_loss")
 

@@ -19,7 +19,7 @@ from dsabench.attention.dsa import DSA
 from dsabench.attention.kernels import masked
 from dsabench.engine import causality, copies, gate
 from dsabench.engine.copies import small_copies
-from dsabench.engine.device import Execution, resolve
+from dsabench.engine.device import resolve
 from dsabench.engine.findings import Audit
 from dsabench.errors import LeakError, SpecError
 from dsabench.model.moe import MixtureOfExperts
@@ -420,12 +420,3 @@ def test_relative_change() -> None:
     assert causality.relative_change(0 * base, changed - base)[0].tolist() == pytest.approx([0.5] * 3)
     changed[0, 1, 1] = torch.nan
     assert math.isnan(causality.relative_change(base, changed)[0, 1])
-
-
-def test_a_small_model_is_audited_on_the_cpu_and_a_large_one_on_its_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    spec = validate({"length": 16, "model": {"d_model": 32, "n_layers": 1, "n_heads": 2, "d_ff": 32}})
-    model = build(spec, 300)
-    gpu = Execution(torch.device("cuda", 0), "bf16", graph=True, deterministic=False)
-    assert [way.device.type for way in gate._ways(model, gpu)] == ["cpu", "cuda"]
-    monkeypatch.setattr(gate, "SMALL", 10)
-    assert [way.device.type for way in gate._ways(model, gpu)] == ["cuda", "cpu"]
