@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
 from dsabench.plots.data import Drawn, FigureData
 from dsabench.plots.drawing import by_step, draw_curves, panel_title, say, spread_of
 from dsabench.plots.sheet import Page, empty_page, few_ticks, outer_labels, pages, too_many
-from dsabench.plots.style import GREY
 
 LOSSES = ("val_loss", "train_loss")
 GAP = "gap"
+_ROWS = (
+    ("val_loss", "validation loss\n(nats per token)"),
+    ("train_loss", "training loss\n(nats per token)"),
+    (GAP, "gap\n(nats per token)"),
+)
 
 
 def loss_by_step(data: FigureData) -> Drawn | str:
@@ -32,32 +34,27 @@ def loss_by_step(data: FigureData) -> Drawn | str:
 
 def _page(page: Page, records: pd.DataFrame) -> Figure:
     mine = records[records["run_id"].isin(page.runs["run_id"])]
-    extra = [Line2D([], [], color=GREY, ls="--", lw=1.4, label="training windows (mean)")]
     caption = [
-        f"Solid: held-out windows; dashed: a fixed sample of training windows. {spread_of(page.runs)}",
+        f"Held-out windows, and a fixed sample of training windows. {spread_of(page.runs)}",
         "Gap: validation minus training loss, what was memorised; verdicts: dsabench compare --metric "
         "generalisation_gap.",
     ]
-    figure, panels = empty_page(page, 2, extra, caption)
-    units = ["loss\n(nats per token)", "gap\n(nats per token)"]
-    for axes, row, column in outer_labels(panels, "step", units):
+    figure, panels = empty_page(page, len(_ROWS), [], caption)
+    for axes, row, column in outer_labels(panels, "step", [unit for _, unit in _ROWS]):
         runs = page.of(page.columns[column])
         drawn = False
         for i, (variant, look) in enumerate(page.style.items()):
             found = mine[mine["run_id"].isin(runs.loc[runs["variant"] == variant, "run_id"])]
-            table = by_step(found, "val_loss" if row == 0 else GAP)
+            table = by_step(found, _ROWS[row][0])
             if table.empty:
                 continue
             drawn = True
             draw_curves(axes, None, table, look, i)
-            if row == 0:
-                training = by_step(found, "train_loss").dropna()
-                axes.plot(training.index, training.mean(axis=1), color=look.colour, ls="--", lw=1.4, zorder=3)
         if not drawn:
             say(axes, "not recorded")
         panel_title(axes, f"L = {page.columns[column]}" if row == 0 else "", "lower", runs)
-    low = np.nanmin(mine[GAP].to_numpy(float))
-    for panel in panels[1]:
-        panel.set_ylim(bottom=min(0.0, float(low)))
+    low, high = float(mine[[*LOSSES]].min().min()), float(mine[[*LOSSES]].max().max())
+    for panel in (*panels[0], *panels[1]):  # one scale: the two losses are to be compared
+        panel.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low))
     few_ticks(panels)
     return figure

@@ -47,6 +47,18 @@ def rows(found: Comparison) -> dict[int, Row]:
     return {row.length: row for row in found.tables[0].rows}
 
 
+def test_the_generalisation_gap_is_compared_as_a_loss_is(store: Path) -> None:
+    synthetic.experiment(store, lengths=(64,))
+    for path in store.glob("dsa-*/run.json"):  # 0.3 more than the 0.1 of every run
+        record = json.loads(path.read_text())
+        record["summary"]["train_loss"] -= 0.3
+        path.write_text(json.dumps(record))
+    (row,) = compare(look_at(store), metric="generalisation_gap").rows
+    assert (row.baseline_mean, row.variant_mean) == (pytest.approx(0.1), pytest.approx(0.4))
+    assert row.difference.mean == pytest.approx(row.gap.mean) == pytest.approx(0.3)
+    assert row.verdict == "worse"
+
+
 def test_a_planted_difference_is_found_and_its_absence_is_not_worse(store: Path) -> None:
     synthetic.experiment(store, effect=on("dsa", 0.1, only=128))
     found = compare(look_at(store))

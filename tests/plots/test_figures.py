@@ -141,6 +141,20 @@ def test_cost_is_the_stored_time_and_memory_on_logarithmic_axes(usual: Path, sho
         assert slopes == pytest.approx([1, 2])
 
 
+def test_losses_over_training_and_their_gap_are_the_stored_ones(usual: Path, shown: FigureData) -> None:
+    (figure,) = pages("learning", shown)
+    runs = load_runs(usual)
+    dense = runs[(runs["attention"] == "dense") & (runs["length"] == 64)]
+    stored = load_curves(usual, dense["run_id"]).frame
+    stored = stored[stored["step"] > 0].groupby("step")[["val_loss", "train_loss"]].mean()
+    expected = [stored["val_loss"], stored["train_loss"], stored["val_loss"] - stored["train_loss"]]
+    columns = len(figure.axes) // 3
+    for row, values in enumerate(expected):
+        (line,) = means(figure.axes[row * columns], "o")
+        assert line.get_ydata() == pytest.approx(values.to_numpy())
+    assert figure.axes[0].get_ylim() == figure.axes[columns].get_ylim(), "one scale for both losses"
+
+
 def test_indexer_curves_are_the_stored_ones_with_the_end_of_the_warm_up(usual: Path, shown: FigureData) -> None:
     (figure,) = pages("indexer", shown)
     runs = load_runs(usual)
