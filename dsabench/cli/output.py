@@ -137,6 +137,8 @@ def print_plan(
     console.print(f"{runs} of {first.train.steps} steps on {execution.device} ({execution.precision}):")
     for path, values in sweep.axes.items():
         console.print(f"  {path:20} {', '.join(map(str, values))}")
+    if sweep.ladder:
+        console.print(f"  {'ladder':20} {', '.join(f'{i} {name}' for i, name in enumerate(sweep.ladder, 1))}")
     for length, (batch, tokens) in {
         run.spec.length: (run.spec.batch_size, run.spec.tokens_per_step) for run in planned
     }.items():
