@@ -126,9 +126,15 @@ BEST_RATES_MEANING = (
 )
 
 
-def notes(found: Comparison) -> list[str]:
-    """Everything that must stand under the tables."""
+_NOT_IN_LADDER = ("p:", "x:", "memory:", "at equal ", "gap:", "+-:")
+"""How lines begin that explain what `ladder_grid` does not show."""
+
+
+def notes(found: Comparison, ladder_alone: bool = False) -> list[str]:
+    """Everything that must stand under the tables; `ladder_alone`: under the ladder's without those of its rungs."""
     lines = list(meaning(found)) if found.tables else []
+    if ladder_alone:
+        lines = [line for line in lines if not line.startswith(_NOT_IN_LADDER)]
     if found.rungs:
         lines.insert(0, LADDER_MEANING)
     if found.best_rates:

@@ -71,7 +71,7 @@ def comparison_lines(found: Comparison, console: Console) -> None:
         for line in footnotes:
             say(line)
     say()
-    for line in [*notes(found), *_left_out(found)]:
+    for line in [*notes(found, ladder_alone=bool(found.rungs)), *_left_out(found)]:
         say(line)
 
 

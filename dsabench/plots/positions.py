@@ -105,7 +105,7 @@ def _page(page: Page, losses: dict[str, np.ndarray], pairs: pd.DataFrame, baseli
         length_axis(axes, [*ticks, length], 2.0, 0.1)
         if page.facet == RUNG:
             leak = "LEAK; " if mine["leak"].any() else ""  # beside a rung's name there is no room
-            axes.set_title(f"{value if row == 0 else ''}\n{leak}lower is better", fontsize=8)
+            axes.set_title((f"{value}\n" if row == 0 else "") + f"{leak}lower is better", fontsize=8)
         else:
             panel_title(axes, f"L = {length}" if row == 0 else "", "lower", mine)
     at_least(panels[0][0], 0.2)
@@ -174,5 +174,8 @@ def _small(look: Look) -> dict[str, Any]:
 def _mark_k(axes: Axes, runs: pd.DataFrame, style: dict[str, Look]) -> None:
     foot = axes.get_xaxis_transform()
     for variant, look in style.items():
-        for k in sorted(runs.loc[(runs["variant"] == variant) & (runs["k"] < runs["length"]), "k"].unique()):
+        mine = runs[(runs["variant"] == variant) & (runs["k"] < runs["length"])]
+        for k in sorted(mine["k"].unique()):
+            if mine["leak"].any():  # where its advantage ends
+                axes.axvline(k, color=look.colour, lw=0.7, ls=(0, (2, 2)), zorder=1.5)
             axes.plot([k], [0.03], transform=foot, marker=look.marker, mfc="none", mec=look.colour, ms=5, ls="none")
