@@ -16,6 +16,7 @@ from dsabench.engine.slot import shape_of
 from dsabench.model.transformer import flops_per_window, outline
 from dsabench.spec.fields import DataSpec, RunSpec
 from dsabench.spec.identity import run_id
+from dsabench.spec.sweep import Sweep
 from dsabench.store import read_run
 
 MOST_AT_A_TIME = 5
@@ -46,6 +47,18 @@ def plan(specs: Sequence[RunSpec], store: str | Path) -> list[PlannedRun]:
         identity = run_id(spec, fingerprint(spec, digests[key]))
         planned.setdefault(identity, PlannedRun(spec, identity, status(store, identity)))
     return list(planned.values())
+
+
+def rungs(sweep: Sweep) -> dict[str, list[str]]:
+    """The identities of the runs of each rung of a sweep's ladder; none without one. Reads the corpus."""
+    digests: dict[DataSpec, dict[str, str]] = {}
+    found: dict[str, list[str]] = {}
+    for name, specs in sweep.rungs().items():
+        for spec in specs:
+            if spec.data not in digests:
+                digests[spec.data] = data_package.fingerprint(spec.data)
+        found[name] = [run_id(spec, fingerprint(spec, digests[spec.data])) for spec in specs]
+    return found
 
 
 def status(store: str | Path, identity: str) -> str:

@@ -21,7 +21,7 @@ from dsabench.engine.loop import TrainingDiverged, Update
 from dsabench.engine.slot import Slots
 from dsabench.errors import DsabenchError, StoreError
 from dsabench.model.transformer import Transformer, build
-from dsabench.planning import PlannedRun, choose_concurrency, fingerprint, status
+from dsabench.planning import PlannedRun, choose_concurrency, fingerprint, rungs, status
 from dsabench.spec.fields import DataSpec, RunSpec
 from dsabench.spec.identity import run_id
 from dsabench.spec.sweep import DEFAULT_CONFIG, Sweep, load_sweep, validate
@@ -205,6 +205,7 @@ def run_sweep(
         **created,
         spec=spec,
         run_ids=[run.run_id for run in planned],
+        rungs=rungs(sweep),
         command=command,
         environment=environment(execution),
     )

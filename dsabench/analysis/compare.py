@@ -13,7 +13,9 @@ from dsabench.analysis.budget import Cost, Curve, at_equal_cost, curves_by_run
 from dsabench.analysis.comparison import Comparison, Estimate, LeftOut, Row, Table, Trend
 from dsabench.analysis.memory import memory_spread
 from dsabench.analysis.pairing import find_pairs
+from dsabench.analysis.provenance import warnings
 from dsabench.analysis.rates import best_rates
+from dsabench.analysis.rungs import rungs_of
 from dsabench.analysis.scope import Scope, ScopeError
 from dsabench.analysis.variants import keys, label_variants, variant_order
 from dsabench.analysis.wording import sentences
@@ -94,7 +96,7 @@ def compare(
     spread = memory_spread(labelled[labelled["finished"]])
     notes += [f"evaluations of {run_id} cannot be read: {why}" for run_id, why in damaged.items()]
     tables = []
-    for setting, of_setting in pairs.groupby("setting"):
+    for setting, of_setting in sorted(pairs.groupby("setting"), key=lambda item: variant_order(f" {item[0]!s}")):
         rows = _rows(of_setting, metric, about, bound, costs, spread)
         trends = _trends(of_setting, metric)
         text = sentences(
@@ -103,6 +105,8 @@ def compare(
         tables.append(Table(setting=str(setting), rows=rows, trends=trends, sentences=text))
     if labelled["leak"].any():
         notes.append("LEAK: an attention that sees later tokens; its numbers are shown and never judged")
+    notes += warnings(scope.runs)
+    rungs = rungs_of(scope.runs)
     if not tables:
         notes.append(_no_pairs(labelled, baseline))
     errors = dict(zip(labelled["run_id"], labelled["error"].fillna(""), strict=True))
@@ -118,7 +122,8 @@ def compare(
         margin_source=source,
         alpha=statistics.ALPHA,
         tables=tables,
-        best_rates=[] if about.needs_one_machine else list(best_rates(scope.runs, baseline, metric)),
+        rungs=rungs,
+        best_rates=[] if about.needs_one_machine or rungs else list(best_rates(scope.runs, baseline, metric)),
         left_out=[LeftOut(run_id=run_id, reason=why, error=errors[run_id]) for run_id, why in left_out],
         notes=notes,
     )

@@ -258,6 +258,9 @@ class Comparison(Result):
     tables: list[Table]
     """One for each combination of fields outside attention, length and seed."""
 
+    rungs: list[str] = []
+    """The settings, first to last, when they are the rungs of a ladder."""
+
     best_rates: list[BestRate]
     """Where runs have several learning rates; chosen by the same validation loss that is compared."""
 

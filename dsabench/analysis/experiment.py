@@ -15,6 +15,7 @@ from typing import Any
 import pandas as pd
 
 from dsabench.analysis.pairing import find_pairs
+from dsabench.analysis.rungs import rungs_of
 from dsabench.analysis.variants import MEANS, SPREAD, label_variants, variant_order
 from dsabench.errors import DsabenchError, ScopeError
 
@@ -64,7 +65,10 @@ def experiment_table(runs: pd.DataFrame) -> pd.DataFrame:
         difference = differences.get((row["length"], row["variant"]), pd.Series(dtype="float64"))
         row |= {"diff_n": len(difference), "diff_mean": difference.mean(), "diff_sd": difference.std()}
         rows.append(row)
-    rows.sort(key=lambda row: (row["length"], variant_order(row["variant"])))
+    rungs = rungs_of(runs)  # on a ladder dense stands beside sparse of the same rung
+    rows.sort(
+        key=lambda row: (row["length"], variant_order(row["setting"]) if rungs else (), variant_order(row["variant"]))
+    )
     columns = ["length", "variant", "attention", "setting", "n", "n_runs", "leak"]
     columns += [f"{m}_{name}" for m in SPREAD for name in ("mean", "sd", "min", "max")]
     return pd.DataFrame(rows, columns=[*columns, *MEANS, "diff_n", "diff_mean", "diff_sd"])

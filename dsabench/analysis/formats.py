@@ -70,6 +70,36 @@ def cost_grid(table: Table) -> Grid:
     return Grid("Costs", headings, rows, ("variant",))
 
 
+def ladder_grid(found: Comparison) -> Grid:
+    """The verdicts of all rungs of a ladder, one under the other, with the mass recall."""
+    digits = _DIGITS.get(found.metric, 3)
+    several = len({row.length for row in found.rows}) > 1
+    rows = []
+    for table in found.tables:
+        rung = next((rung for rung in found.rungs if f"{table.setting} ".startswith(f"{rung} ")), table.setting)
+        for i, (length, row) in enumerate(_by_length(table.rows)):
+            rows.append(
+                (
+                    "" if i else rung,
+                    *((length,) if several else ()),
+                    display_name(row.variant, table.setting),
+                    number(row.baseline_mean, f".{digits}f"),
+                    number(row.variant_mean, f".{digits}f"),
+                    interval(row.difference, digits),
+                    _verdict(row),
+                    recall(row.mass_recall, row.mass_recall_chance),
+                )
+            )
+    head = ("rung", *(("length",) if several else ()), "variant", display_name(found.baseline), "its\nmean")
+    pairs = sorted({row.difference.n for row in found.rows})
+    title = f"The ladder; pairs of a rung: {pairs[0] if len(pairs) == 1 else f'{pairs[0]} to {pairs[-1]}'}"
+    grid = (*head, "difference [95 % CI]", "verdict", "recall\n(chance)")
+    return Grid(title, grid, rows, ("rung", "variant", "verdict"))
+
+
+LADDER_MEANING = "rung: keeps what the rungs above it changed; the ladder of the sweep's config says what each changes."
+
+
 def best_rate_grid(found: Comparison) -> Grid:
     """Best learning rate against best learning rate."""
     rows = [
@@ -96,9 +126,17 @@ BEST_RATES_MEANING = (
 )
 
 
-def notes(found: Comparison) -> list[str]:
-    """Everything that must stand under the tables."""
+_NOT_IN_LADDER = ("p:", "x:", "memory:", "at equal ", "gap:", "+-:")
+"""How lines begin that explain what `ladder_grid` does not show."""
+
+
+def notes(found: Comparison, ladder_alone: bool = False) -> list[str]:
+    """Everything that must stand under the tables; `ladder_alone`: under the ladder's without those of its rungs."""
     lines = list(meaning(found)) if found.tables else []
+    if ladder_alone:
+        lines = [line for line in lines if not line.startswith(_NOT_IN_LADDER)]
+    if found.rungs:
+        lines.insert(0, LADDER_MEANING)
     if found.best_rates:
         lines.append(BEST_RATES_MEANING)
     return [*lines, *(f"Note: {note}." for note in found.notes)]
@@ -154,6 +192,8 @@ def as_latex(found: Comparison) -> str:
 
 
 def _grids(found: Comparison) -> Iterator[tuple[Grid, list[str]]]:
+    if found.rungs and found.tables:
+        yield ladder_grid(found), []
     for table in found.tables:
         suffix = f" ({table.setting})" if table.setting else ""
         verdicts, costs = verdict_grid(table, found), cost_grid(table)

@@ -76,7 +76,7 @@ def find_pairs(labelled: pd.DataFrame, baseline: str) -> Pairs:
     paired = {*frame["a.run_id"], *frame["b.run_id"]}
     kind = labelled.loc[base, "attention"].iloc[0]
     left_out = []
-    for run in labelled.loc[~labelled["run_id"].isin(paired)].to_dict("records"):
+    for run in labelled.loc[~labelled["run_id"].isin(paired)].drop_duplicates("run_id").to_dict("records"):
         left_out.append((str(run["run_id"]), run["reason"] or _lonely(run, kind)))
     return Pairs(frame.sort_values(["setting", "length", "variant", "seed"], ignore_index=True), left_out)
 

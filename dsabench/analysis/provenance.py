@@ -83,6 +83,18 @@ def data_notes(runs: pd.DataFrame) -> list[str]:
     return list(found)
 
 
+def warnings(runs: pd.DataFrame) -> list[str]:
+    """What was done to the data that makes the runs' losses mean something else, and of how many of them."""
+    overlapping = runs["data.split"] == "overlapping" if "data.split" in runs else pd.Series(False, index=runs.index)
+    n = runs.loc[overlapping, "run_id"].nunique()
+    if not n:
+        return []
+    return [
+        f"{n} of {runs['run_id'].nunique()} runs have data.split = overlapping: their validation windows overlap "
+        "training windows, so their losses measure memory, not generalisation"
+    ]
+
+
 def newest(runs: pd.DataFrame) -> str:
     """The day on which the last of `runs` was written: 2026-01-31, in UTC; empty when none says."""
     updated = runs["updated"].dropna()

@@ -11,6 +11,7 @@ import pandas as pd
 from pydantic import ValidationError
 
 from dsabench.analysis.query import matching
+from dsabench.analysis.rungs import on_rungs
 from dsabench.errors import ScopeError as ScopeError
 from dsabench.errors import StoreError
 from dsabench.spec.verdict import VerdictSpec
@@ -25,7 +26,7 @@ class Scope:
     """The store they are in."""
 
     runs: pd.DataFrame
-    """One row a run, as the store loads them."""
+    """One row a run, as the store loads them; of a ladder, one for each rung that a run stands on (see rungs.py)."""
 
     title: str
     """Which runs these are, in words: `sweep seed-e0e10f3b`."""
@@ -97,7 +98,8 @@ def look_at(
         notes.append(f"--where keeps {len(kept)} of {len(runs)} runs")
         runs = kept
         title += f" where {where}"
-    return Scope(Path(store), runs.reset_index(drop=True), title, record, verdict, source, notes)
+    runs = on_rungs(runs.reset_index(drop=True), record)
+    return Scope(Path(store), runs, title, record, verdict, source, notes)
 
 
 class Choice(NamedTuple):

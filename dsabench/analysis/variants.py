@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from dsabench.analysis.rungs import RUNG, rungs_of
 from dsabench.spec.fields import RunSpec, keys_kept
 
 SPREAD = ("val_loss", "val_accuracy", "step_ms")
@@ -46,6 +47,7 @@ def label_variants(runs: pd.DataFrame, ignoring: Collection[str] = ()) -> pd.Dat
 
     variant   kind and differing fields; runs with the same length and variant differ in nothing but the seed
     setting   those of the fields that are not about attention: dense of the same setting is its partner
+              (on a ladder the rung stands in their place: `dsa 2 causal mask mended`)
     finished  whether it is averaged: done, with a finite validation loss, and the newest of its seed
     reason    why it is not averaged, else ""
 
@@ -64,7 +66,10 @@ def label_variants(runs: pd.DataFrame, ignoring: Collection[str] = ()) -> pd.Dat
         labelled[column] = numbers.where(numbers.abs() < math.inf)
     leak = labelled["leak"] if "leak" in labelled else pd.Series(False, index=labelled.index)
     labelled["leak"] = leak.astype("boolean").fillna(False).astype(bool)
-    _name(labelled, ignoring)
+    if rungs_of(labelled):
+        _name_on_rungs(labelled, ignoring)
+    else:
+        _name(labelled, ignoring)
     known = labelled[["status", "attention", "length", "seed", "val_loss"]]
     labelled["reason"] = [_reason(run) for run in known.to_dict("records")]
     _keep_newest(labelled, [field for field in ignoring if field in labelled])
@@ -82,7 +87,8 @@ def variant_order(variant: str) -> tuple[Any, ...]:
 def within(variant: str, setting: str) -> str:
     """A variant's name without the fields of its setting, which all variants of that setting share."""
     fields = set(setting.split(" "))
-    return " ".join(part for part in variant.split(" ") if part not in fields)
+    kind, *parts = variant.split(" ")
+    return " ".join([kind, *(part for part in parts if part not in fields)])
 
 
 def keys(runs: pd.DataFrame) -> pd.Series[float]:
@@ -148,6 +154,17 @@ def _name(labelled: pd.DataFrame, ignoring: Collection[str]) -> None:
             if "plugin" not in field:
                 labelled["setting"] = labelled["setting"] + extra
     labelled["setting"] = labelled["setting"].str.strip()
+
+
+def _name_on_rungs(labelled: pd.DataFrame, ignoring: Collection[str]) -> None:
+    """Add variant and setting: the rung says what tells it from others, fields what tells its own runs apart."""
+    for rung in rungs_of(labelled):
+        there = labelled[RUNG] == rung
+        mine = labelled[there].copy()
+        _name(mine, ignoring)
+        kind_and_rest = [variant.partition(" ") for variant in mine["variant"]]
+        labelled.loc[there, "variant"] = [" ".join(filter(None, (kind, rung, rest))) for kind, _, rest in kind_and_rest]
+        labelled.loc[there, "setting"] = [f"{rung} {setting}".strip() for setting in mine["setting"]]
 
 
 def _reason(run: dict[Any, Any]) -> str:

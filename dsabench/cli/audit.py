@@ -87,7 +87,8 @@ def audit(
 
 
 def _specs(sweep: Sweep) -> list[RunSpec]:
-    """The first value of every axis but the attention's kind."""
+    """The first value of every axis but the attention's kind, on the first rung of a ladder."""
+    sweep = sweep.lowest()
     for path in sweep.axes:
         if path != "attention.kind":
             sweep.axes[path] = sweep.axes[path][:1]

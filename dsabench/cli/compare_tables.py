@@ -24,10 +24,14 @@ _ERROR = 120
 _NAME = 14
 """Characters of the variant column; longer names are numbered and spelt out below."""
 
+_RUNG = 28
+"""The same of a ladder's rungs."""
+
 
 def comparison_lines(found: Comparison, console: Console) -> None:
-    """Print the comparison: of each setting the verdicts, in words, and the costs; then the notes."""
-    from dsabench.analysis.formats import best_rate_grid, cost_grid, notes, verdict_grid
+    """Print the comparison: of each setting the verdicts, in words, and the costs (of a ladder all rungs in one table);
+    then the notes."""
+    from dsabench.analysis.formats import best_rate_grid, cost_grid, ladder_grid, notes, verdict_grid
     from dsabench.analysis.variants import display_name
     from dsabench.analysis.wording import trend_lines
 
@@ -35,7 +39,16 @@ def comparison_lines(found: Comparison, console: Console) -> None:
         console.print(Text(line, style=style), soft_wrap=not console.is_terminal)
 
     say(f"{found.metric} of {found.scope}, against {display_name(found.baseline)}", "bold")
-    for table in found.tables:
+    if found.rungs and found.tables:
+        ladder, footnotes = _fitting(ladder_grid(found), "rung", _RUNG)
+        ladder, more = _fitting(ladder)
+        say()
+        say(ladder.title, "bold")
+        console.print(columns(ladder.headings, ladder.rows, console, ladder.left), crop=False)
+        for line in [*footnotes, *more]:
+            say(line)
+        say("(--markdown, --csv and --json have the p values, costs and sentences of each rung)")
+    for table in [] if found.rungs else found.tables:
         say()
         if table.setting:
             say(f"Setting: {table.setting}", "bold")
@@ -58,13 +71,13 @@ def comparison_lines(found: Comparison, console: Console) -> None:
         for line in footnotes:
             say(line)
     say()
-    for line in [*notes(found), *_left_out(found)]:
+    for line in [*notes(found, ladder_alone=bool(found.rungs)), *_left_out(found)]:
         say(line)
 
 
-def _fitting(grid: Grid) -> tuple[Grid, list[str]]:
-    place = grid.headings.index("variant")
-    names, footnotes = short_names([row[place] for row in grid.rows], _NAME)
+def _fitting(grid: Grid, column: str = "variant", width: int = _NAME) -> tuple[Grid, list[str]]:
+    place = grid.headings.index(column)
+    names, footnotes = short_names([row[place] for row in grid.rows], width)
     rows = [(*row[:place], name, *row[place + 1 :]) for row, name in zip(grid.rows, names, strict=True)]
     return grid._replace(rows=rows), footnotes
 

@@ -137,9 +137,11 @@ def print_plan(
     console.print(f"{runs} of {first.train.steps} steps on {execution.device} ({execution.precision}):")
     for path, values in sweep.axes.items():
         console.print(f"  {path:20} {', '.join(map(str, values))}")
-    for length, (batch, tokens) in {
-        run.spec.length: (run.spec.batch_size, run.spec.tokens_per_step) for run in planned
-    }.items():
+    if sweep.ladder:
+        console.print(f"  {'ladder':20} {', '.join(f'{i} {name}' for i, name in enumerate(sweep.ladder, 1))}")
+    for length, batch, tokens in dict.fromkeys(
+        (run.spec.length, run.spec.batch_size, run.spec.tokens_per_step) for run in planned
+    ):
         selected = {run.spec.attention.n_selected(length) for run in planned if run.spec.length == length} - {None}
         keeps = (
             f", selecting variants keep {', '.join(map(str, sorted(filter(None, selected))))} keys" if selected else ""
@@ -190,14 +192,19 @@ def check_out(out: Path) -> None:
 
 def report_sweep(sweep_id: str, planned: Sequence[PlannedRun], store: Path, out: Path, as_json: bool) -> None:
     """Write the experiment's files and picture under `out`, and print its table (or summary.json) on stdout."""
+    from dsabench.analysis.compare import compare
     from dsabench.analysis.experiment import experiment_table, not_averaged, write_results
+    from dsabench.analysis.provenance import warnings
+    from dsabench.analysis.rungs import on_rungs, rungs_of
+    from dsabench.analysis.scope import look_at
+    from dsabench.cli.compare_tables import comparison_lines
     from dsabench.cli.tables import experiment_lines
     from dsabench.plots.experiment import sequence_length_comparison
-    from dsabench.store import load_metrics, load_runs
+    from dsabench.store import load_metrics, load_runs, read_sweep
 
     ids = [run.run_id for run in planned]
     runs = load_runs(store)
-    runs = runs[runs["run_id"].isin(ids)]
+    runs = on_rungs(runs[runs["run_id"].isin(ids)], read_sweep(store, sweep_id))
     metrics = load_metrics(store, run_ids=ids)
     files = write_results(runs, metrics, out, sweep=sweep_id)
     files.append(sequence_length_comparison(runs, metrics, out / "sequence_length_comparison.png"))
@@ -205,7 +212,12 @@ def report_sweep(sweep_id: str, planned: Sequence[PlannedRun], store: Path, out:
         print((out / "summary.json").read_text(encoding="utf-8"))
         return
     console = stdout_console()
-    experiment_lines(experiment_table(runs), console, not_averaged(runs))
+    if rungs_of(runs):
+        comparison_lines(compare(look_at(store, sweep=sweep_id)), console)
+    else:
+        experiment_lines(experiment_table(runs), console, not_averaged(runs))
+        for line in warnings(runs):
+            console.print(f"WARNING: {line}.", soft_wrap=True)
     console.print(f"Written: {', '.join(str(path) for path in files if path.parent == out)}")
     console.print(f"Every run: {store} (pandas.read_parquet('{store / 'index.parquet'}'))")
 

@@ -97,7 +97,9 @@ def profile(
 
 
 def _specs(sweep: Sweep, all_lengths: bool) -> list[RunSpec]:
-    """The first value of every axis but the attention's kind, and the length's where they were asked for."""
+    """The first value of every axis but the attention's kind, and the length's where they were asked for; on the
+    first rung of a ladder."""
+    sweep = sweep.lowest()
     for path in sweep.axes:
         if path != "attention.kind" and not (path == "length" and all_lengths):
             sweep.axes[path] = sweep.axes[path][:1]

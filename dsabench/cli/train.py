@@ -55,6 +55,7 @@ def train(
 
     if dry_run:
         experiment.axes.clear()
+        experiment.ladder.clear()
         _plan(spec, experiment, store, json)
         return
     name = f"{spec.attention.kind} L={spec.length} seed={spec.seed}"

@@ -39,8 +39,9 @@ def encode(path: Path, key: str, data: DataSpec, split: Split, tokenizer: Tokeni
             documents, train_offsets, cut = _limited(train_writer, split, data.max_tokens)
             kept = np.searchsorted(train, documents)
             if cut is not None:
+                training = "training " if len(val) else ""  # of an overlapping split, all tokens are both
                 notes.append(
-                    f"{data.max_tokens:,} training tokens from {len(kept):,} of {len(train):,} training documents "
+                    f"{data.max_tokens:,} {training}tokens from {len(kept):,} of {len(train):,} {training}documents "
                     f"(data.max_tokens); {cut:,} tokens of the last one drawn were cut off"
                 )
         counts_V = _counts(folder / "train.bin", dtype, tokenizer.vocab_size)

@@ -16,6 +16,7 @@ from dsabench.data import stored, tasks
 from dsabench.data.cache import cache_folder, digest, locked, replace_file
 from dsabench.data.encoding import encode
 from dsabench.data.split import FORMAT, Split, draw
+from dsabench.data.stream import OVERLAP_NOTE, Overlapping, as_stream
 from dsabench.data.tokenizer import Bytes, Subwords, Tokenizer, load_file, tokenizer_digest, tokenizer_file, train_bpe
 from dsabench.data.tokens import Names, TaskData, TokenData, TokenSplit
 from dsabench.errors import DataError
@@ -56,9 +57,15 @@ def prepare_text(data: DataSpec, *, progress: Callable[[str], None] | None = Non
     tokenizer, notes = _tokenizer(data, split, tell)
     entry = _entry(data, split, tokenizer, tell)
     names = {name: Names(documents, split.name) for name, documents in entry.documents.items()}
+    train, val = (TokenSplit(entry.tokens[side], entry.offsets[side], names[side]) for side in ("train", "val"))
+    overlapping = None
+    if data.split == "overlapping":
+        overlapping = Overlapping(data.val_share, data.split_seed)
+        train = val = as_stream(train)
+        notes = [OVERLAP_NOTE, *notes]
     return TokenData(
-        train=TokenSplit(entry.tokens["train"], entry.offsets["train"], names["train"]),
-        val=TokenSplit(entry.tokens["val"], entry.offsets["val"], names["val"]),
+        train=train,
+        val=val,
         vocab_size=tokenizer.vocab_size,
         end_of_document=tokenizer.end_of_document,
         token_bytes_V=tokenizer.token_bytes_V,
@@ -66,6 +73,7 @@ def prepare_text(data: DataSpec, *, progress: Callable[[str], None] | None = Non
         fingerprint=_fingerprint(data, split),
         tokenizer=tokenizer,
         notes=[*split.notes, *notes, *entry.notes],
+        overlapping=overlapping,
     )
 
 

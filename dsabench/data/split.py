@@ -108,14 +108,15 @@ class Split:
 
 def draw(data: DataSpec, tell: Callable[[str], None]) -> Split:
     """Read the source and split it: empty documents and exact duplicates go, then max_documents are drawn, then
-    val_share of them are held out, at least one and not all. The same for every training seed.
+    val_share of them are held out, at least one and not all. The same for every training seed. With split = overlapping
+    none are: windows will be.
 
     A corpus of a single document is first cut into contiguous pieces. Raises DataError.
     """
     source = open_source(data, tell)
     scan = read(source, tell)
     kept, notes = _distinct(scan)
-    if len(kept) == 1:
+    if len(kept) == 1 and data.split == "documents":
         whole, size = int(kept[0]), int(scan.bytes_N[kept[0]])
         source = source.cut_up(int(scan.file_N[whole]), int(scan.record_N[whole]))
         scan = read(source, tell)
@@ -137,6 +138,8 @@ def draw(data: DataSpec, tell: Callable[[str], None]) -> Split:
         order = order[: data.max_documents]
         notes += (f"{len(order)} of {len(kept)} documents drawn (data.max_documents)",)
     n_val = min(max(1, round(data.val_share * len(order))), len(order) - 1)
+    if data.split == "overlapping":  # windows are held out, whose number depends on their length: see stream.py
+        n_val = 0
     corpus = digest("corpus", FORMAT, scan.digest_N[np.sort(order)].tobytes())
     return Split(source, scan, order[n_val:], order[:n_val], corpus, (*source.notes, *notes))
 

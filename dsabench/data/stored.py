@@ -61,12 +61,15 @@ def load(folder: Path, key: str, train: NDArray[np.int64], val: NDArray[np.int64
             offsets = {"train": arrays["train"], "val": arrays["val"]}
             documents = {"train": train[arrays["kept_train"]], "val": val}
             counts_V = arrays["counts_V"]
-        tokens: dict[str, NDArray[Any]] = {
-            name: np.memmap(folder / f"{name}.bin", dtype=dtype, mode="r") for name in ("train", "val")
-        }
+        tokens = {name: _mapped(folder / f"{name}.bin", dtype) for name in ("train", "val")}
         return Entry(tokens, offsets, documents, counts_V, list(meta["notes"]))
     except Exception:  # missing, or damaged in any way: it is made anew
         return None
+
+
+def _mapped(path: Path, dtype: np.dtype[Any]) -> NDArray[Any]:
+    # An empty file cannot be mapped: a split that holds out no document leaves one.
+    return np.memmap(path, dtype=dtype, mode="r") if path.stat().st_size else np.empty(0, dtype)
 
 
 def _described(path: Path) -> dict[str, int | str]:

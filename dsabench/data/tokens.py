@@ -7,13 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import overload
+from typing import TYPE_CHECKING, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dsabench.data.tokenizer import Tokenizer
 from dsabench.spec.task import TaskSettings
+
+if TYPE_CHECKING:
+    from dsabench.data.stream import Overlapping
 
 
 class Names(Sequence[str]):
@@ -77,6 +80,9 @@ class TokenData:
 
     notes: list[str]
     """One line on each thing that was done to the text and that its user should know."""
+
+    overlapping: Overlapping | None = None
+    """With split = overlapping: which windows are whose; `train` and `val` are then one stream, as one document."""
 
     def encode(self, text: str) -> NDArray[np.uint32]:
         """Ids of a text, without an end of document."""

@@ -1,5 +1,7 @@
 """Windows of L + 1 consecutive tokens of one document: L inputs, and L targets one place further.
 
+Of an overlapping split, windows of one stream of documents, drawn for either side: see stream.py.
+
 Legend: N windows, B batch, D documents of a split.
 """
 
@@ -26,15 +28,19 @@ class Windows:
         self.notes: list[str] = []
         """How many documents are too short for a window, and their share of the tokens, a line a split."""
         self._splits: dict[SplitName, TokenSplit] = {"train": data.train, "val": data.val}
-        for name, split in self._splits.items():
-            self._check(name, split)
+        self._drawn: dict[SplitName, NDArray[np.int64]] | None = None
+        if data.overlapping is not None:
+            self._drawn = data.overlapping.draw(len(data.train.tokens), length)
+        else:
+            for name, split in self._splits.items():
+                self._check(name, split)
         sizes_D = np.diff(data.train.offsets)
         self._cumulative_D = np.cumsum(np.maximum(sizes_D - length, 0))
 
     @property
     def n_starts(self) -> int:
         """Number of different training windows."""
-        return int(self._cumulative_D[-1])
+        return int(self._cumulative_D[-1]) if self._drawn is None else len(self._drawn["train"])
 
     def batch(self, seed: int, step: int, batch_size: int, steps: int) -> Batch:
         """The windows of a training step; how many steps there are makes no difference."""
@@ -51,6 +57,8 @@ class Windows:
 
     def _start(self, number_N: NDArray[np.int64]) -> NDArray[np.int64]:
         """The start of the window with each number in 0..n_starts-1: document by document, in order."""
+        if self._drawn is not None:
+            return self._drawn["train"][number_N]
         document_N = np.searchsorted(self._cumulative_D, number_N, side="right")
         before_N = np.where(document_N > 0, self._cumulative_D[document_N - 1], 0)
         start_N: NDArray[np.int64] = self._splits["train"].offsets[document_N] + number_N - before_N
@@ -67,7 +75,8 @@ class Windows:
 
         Laid end to end in each document from its first token, the next one's first input being the last one's last
         target, so that a target is scored at most once; the tail of a document that fills no window is left out.
-        At most ceil(max_tokens / L) of them, evenly spaced over the split.
+        At most ceil(max_tokens / L) of them, evenly spaced over the split. Of an overlapping split: every window that
+        was drawn for it, or evenly spaced ones of them.
         """
         starts_N = self.evaluation_starts(split)
         if max_tokens is not None:
@@ -84,6 +93,8 @@ class Windows:
 
     def evaluation_starts(self, split: SplitName) -> NDArray[np.int64]:
         """Where all evaluation windows of a split start, in order."""
+        if self._drawn is not None:
+            return self._drawn[split]
         offsets = self._splits[split].offsets
         count_D = np.maximum(np.diff(offsets) - 1, 0) // self.length
         document_N = np.repeat(np.arange(len(count_D)), count_D)

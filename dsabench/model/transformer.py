@@ -138,7 +138,7 @@ class Transformer(nn.Module):
         context = AttentionContext(positions_T, self.stage, document_ids_BT, capture, step)
         with part("attention"):
             self.layers()[0].attention.prepare(context)
-        x_BTD = F.dropout(embed(tokens_BT, self.embedding.weight, self.spec.model.d_model), dropout)
+        x_BTD = F.dropout(embed(tokens_BT, self.embedding.weight, self.spec.model.embedding_scale), dropout)
         pending_BTD: Tensor | None = None
         attention_losses, routers = [], []
         for block in self.layers():
@@ -207,7 +207,7 @@ def _initial_std(name: str, parameter: Tensor, spec: RunSpec) -> float:
         # Tied. The final norm makes |x| = sqrt(D) and at the start x points along its own token's embedding, so that
         # token's logit is D std. At std = 1/D it is 1 and the first loss is ln V for every V and D, where the usual
         # 0.02 gives exp(0.02 D) times a small vocabulary's average. `forward` multiplies by D on the way in.
-        return 1.0 / spec.model.d_model
+        return 1.0 / spec.model.embedding_scale
     fan_in = parameter.shape[-2] if name.endswith(("_EDF", "_EFD")) else parameter.shape[-1]
     # So that the variance of the residual stream does not grow with depth (GPT-2's rule).
     residual = (2 * spec.model.n_layers) ** -0.5 if name.endswith(("projections.out.weight", "down_EFD")) else 1.0

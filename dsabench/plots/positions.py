@@ -1,4 +1,7 @@
-"""Loss by position in the window, and the difference to the baseline: a look-ahead leak shows there first."""
+"""Loss by position in the window, and the difference to the baseline: a look-ahead leak shows there first.
+
+A panel a length; of a ladder, a panel a rung, so that one sees on which of them an advantage goes away.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +13,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from dsabench.analysis.variants import display_name
+from dsabench.analysis.rungs import RUNG, rungs_of
+from dsabench.analysis.variants import display_name, within
 from dsabench.plots.data import Drawn, FigureData
 from dsabench.plots.drawing import REFERENCE, at_least, line, panel_title, seeds_of
 from dsabench.plots.sheet import Page, empty_page, few_ticks, outer_labels, pages, too_many
-from dsabench.plots.style import Look, length_axis
+from dsabench.plots.style import Look, length_axis, looks
 
 GROUPS = 20
 """Points of a curve: single positions at the start of the window, wider and wider groups after it."""
@@ -33,8 +37,23 @@ def loss_by_position(data: FigureData) -> Drawn | str:
     notes = []
     if missing := len(data.done) - len(runs):
         notes.append(f"{missing} of {len(data.done)} runs recorded no loss by position, or other bins: not shown")
-    kept, more = too_many(pages(runs, data.pages))
-    return Drawn([_page(page, {run: losses[run] for run in runs["run_id"]}, data) for page in kept], notes + more)
+    if rungs_of(runs):
+        runs, pairs = _by_rung(runs), _by_rung(data.pairs)
+        kept, more = too_many(pages(runs, [looks(list(runs["variant"]))], facet=RUNG))
+    else:
+        pairs = data.pairs
+        kept, more = too_many(pages(runs, data.pages))
+    shown = {run: losses[run] for run in runs["run_id"]}
+    return Drawn([_page(page, shown, pairs, data.baseline) for page in kept], notes + more)
+
+
+def _by_rung(frame: pd.DataFrame) -> pd.DataFrame:
+    """Runs or pairs whose variants are called alike on every rung, as the panels' titles name it; a rung that has
+    several lengths is a panel for each."""
+    rung, several = frame["setting"], frame["length"].nunique() > 1
+    lengths = frame["length"].astype(int).astype(str)
+    short = [within(str(v), str(s)) for v, s in zip(frame["variant"], rung, strict=True)]
+    return frame.assign(variant=short, **{RUNG: rung + ", L = " + lengths if several else rung})
 
 
 def grouped(values: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
@@ -56,9 +75,10 @@ def grouped(values: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
     return np.sqrt((ends[starts] - sizes[starts] + 1.0) * last), mean
 
 
-def _page(page: Page, losses: dict[str, np.ndarray], data: FigureData) -> Figure:
-    pairs = data.pairs[data.pairs["a.run_id"].isin(page.runs["run_id"]) & data.pairs["b.run_id"].isin(list(losses))]
-    base = display_name(data.baseline) if data.baseline else ""
+def _page(page: Page, losses: dict[str, np.ndarray], pairs: pd.DataFrame, baseline: str | None) -> Figure:
+    pairs = pairs[pairs["a.run_id"].isin(page.runs["run_id"]) & pairs["b.run_id"].isin(list(losses))]
+    pairs = pairs[pairs[page.facet].isin(page.columns)]
+    base = display_name(baseline) if baseline else ""
     extra = [Line2D([], [], **REFERENCE, label=f"{base} (no difference)")] if len(pairs) else []
     several = seeds_of(page.runs) != "n = 1 seed"
     bars = "; bars: +-1 standard deviation" if several else ""
@@ -66,7 +86,7 @@ def _page(page: Page, losses: dict[str, np.ndarray], data: FigureData) -> Figure
         f"After training; {seeds_of(page.runs)}{', means' if several else ': the spread is not known'}.",
         "Points average a group of positions that widens to the right.",
         f"{page.parts[1].capitalize()}: difference to {base} of the same seed{bars}." if len(pairs) else "",
-        _largest(pairs, losses, base),
+        _largest(pairs, losses, page.facet),
         "A look-ahead leak is a large advantage, at positions up to k (marks at the foot) above all."
         if page.runs["k"].notna().any()
         else "",
@@ -75,16 +95,21 @@ def _page(page: Page, losses: dict[str, np.ndarray], data: FigureData) -> Figure
     figure, panels = empty_page(page, rows, extra, caption)
     units = ["loss (nats per token)", f"minus {base} (nats per token)"]
     for axes, row, column in outer_labels(panels, "position in the window (1 = first)", units):
-        mine = page.of(page.columns[column])
+        value = page.columns[column]
+        mine = page.of(value)
         length = int(mine["length"].iloc[0])
         if row == 0:
             _losses(axes, mine, losses, page.style)
         else:
-            _differences(axes, pairs[pairs["length"] == length], losses, page.style)
+            _differences(axes, pairs[pairs[page.facet] == value], losses, page.style)
         _mark_k(axes, mine, page.style)
         ticks = [2**i for i in range(0, int(np.log2(length)) + 1, 2)]
         length_axis(axes, [*ticks, length], 2.0, 0.1)
-        panel_title(axes, f"L = {length}" if row == 0 else "", "lower", mine)
+        if page.facet == RUNG:
+            leak = "LEAK; " if mine["leak"].any() else ""  # beside a rung's name there is no room
+            axes.set_title((f"{value}\n" if row == 0 else "") + f"{leak}lower is better", fontsize=8)
+        else:
+            panel_title(axes, f"L = {length}" if row == 0 else "", "lower", mine)
     at_least(panels[0][0], 0.2)
     if rows == 2:
         at_least(panels[1][0], 0.1)
@@ -92,19 +117,20 @@ def _page(page: Page, losses: dict[str, np.ndarray], data: FigureData) -> Figure
     return figure
 
 
-def _largest(pairs: pd.DataFrame, losses: dict[str, np.ndarray], base: str) -> str:
+def _largest(pairs: pd.DataFrame, losses: dict[str, np.ndarray], facet: str) -> str:
     """The lowest and the highest mean difference that is drawn: what a leak would show is the lowest."""
     found = []
-    for _, group in pairs.groupby(["variant", "length"]):
-        variant, length = str(group["variant"].iloc[0]), int(group["length"].iloc[0])
+    for _, group in pairs.groupby(["variant", facet]):
+        variant, panel = str(group["variant"].iloc[0]), group[facet].iloc[0]
+        where = f"rung {panel}" if facet == RUNG else f"L = {int(panel)}"
         x, ours, theirs = _sides(group, losses)
         mean = (ours - theirs).mean(axis=0)
         for i in (int(mean.argmin()), int(mean.argmax())):
-            found.append((float(mean[i]), f"{display_name(variant)}, L = {length}, position {x[i]:.0f}"))
+            found.append((float(mean[i]), f"{display_name(variant)}, {where}, position {x[i]:.0f}"))
     if not found:
         return ""
-    (low, where), (high, there) = min(found), max(found)
-    return f"It lies between {low:+.3f} ({where}) and {high:+.3f} nats ({there})."
+    (low, here), (high, there) = min(found), max(found)
+    return f"It lies between {low:+.3f} ({here}) and {high:+.3f} nats ({there})."
 
 
 def _losses(axes: Axes, runs: pd.DataFrame, losses: dict[str, np.ndarray], style: dict[str, Look]) -> None:
@@ -150,5 +176,8 @@ def _small(look: Look) -> dict[str, Any]:
 def _mark_k(axes: Axes, runs: pd.DataFrame, style: dict[str, Look]) -> None:
     foot = axes.get_xaxis_transform()
     for variant, look in style.items():
-        for k in sorted(runs.loc[(runs["variant"] == variant) & (runs["k"] < runs["length"]), "k"].unique()):
+        mine = runs[(runs["variant"] == variant) & (runs["k"] < runs["length"])]
+        for k in sorted(mine["k"].unique()):
+            if mine["leak"].any():  # where its advantage ends
+                axes.axvline(k, color=look.colour, lw=0.7, ls=(0, (2, 2)), zorder=1.5)
             axes.plot([k], [0.03], transform=foot, marker=look.marker, mfc="none", mec=look.colour, ms=5, ls="none")

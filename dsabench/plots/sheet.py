@@ -79,7 +79,7 @@ def pages(runs: pd.DataFrame, styles: Sequence[dict[str, Look]], facet: str = "l
             continue
         shown |= there
         present = {variant: look for variant, look in style.items() if variant in there}
-        values = sorted(of_page[facet].unique())
+        values = sorted(of_page[facet].unique(), key=lambda v: variant_order(f" {v}") if isinstance(v, str) else v)
         parts = np.array_split(np.arange(len(values)), math.ceil(len(values) / COLUMNS))
         found += [(present, of_page, [values[i] for i in part]) for part in parts]
     return [

@@ -88,8 +88,18 @@ class ModelSpec(Spec):
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Dropout on the embedding and on every residual branch, in training only."""
 
+    embedding_std: Annotated[float, Field(gt=0)] | None = None
+    """Standard deviation of the initial embedding, which is also the output layer; null is 1 / d_model, which starts
+    the loss near ln V. The way in divides by it, so that the residual stream starts at variance 1 whatever it is. 1.0
+    is PyTorch's own, with which a model starts far worse than uniform guessing."""
+
     rope_base: Annotated[float, Field(gt=1)] = 10_000.0
     """Base of the rotary position embedding's wavelengths."""
+
+    @property
+    def embedding_scale(self) -> float:
+        """What the embedding is multiplied by on the way in: 1 / embedding_std, its null resolved to d_model."""
+        return float(self.d_model) if self.embedding_std is None else 1.0 / self.embedding_std
 
     @property
     def head_dim(self) -> int:
@@ -144,13 +154,18 @@ class DataSpec(Spec):
     """Tokens of a `bpe` tokenizer: 256 bytes, one end-of-document token, merges. Other tokenizers bring their own."""
 
     val_share: Share = 0.1
-    """Share of the documents that is held out for validation; split before windows are cut."""
+    """Share of the documents that is held out for validation; split before windows are cut. (With split =
+    overlapping: of the windows.)"""
 
     split_seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Seed of the document split: the same for every training seed, so that all runs hold out the same documents."""
 
-    split: Literal["documents"] = "documents"
-    """How text is held out: whole documents."""
+    split: Literal["documents", "overlapping"] = "documents"
+    """How text is held out. `documents`: whole documents, before windows are cut. `overlapping`: all documents are laid
+    end to end, an end of document after each, max_tokens of them are kept, and every window of that stream (one starts
+    at each token) is drawn for training or, val_share of them, for validation. Validation windows then overlap training
+    windows in all but one token: this measures memory, NOT generalisation, and is there to reproduce published results
+    that were obtained so. A tokenizer trained on the training documents is then trained on all of them."""
 
     max_documents: Annotated[int, Field(ge=2)] | None = None
     """Use at most this many documents of the source, drawn with split_seed; null is all of them."""

@@ -43,6 +43,12 @@ def config_schema() -> dict[str, Any]:
                 "additionalProperties": {"type": "array", "minItems": 1, "uniqueItems": True},
             },
             "verdict": {"$ref": "#/$defs/VerdictSpec"},
+            "ladder": {
+                "type": "object",
+                "description": "Named rungs; each changes fields (an axis takes a list of values) and keeps what the "
+                "rungs before it changed.",
+                "additionalProperties": {"type": ["object", "null"], "propertyNames": {"enum": sorted(paths)}},
+            },
         },
         "$defs": defs,
     }

@@ -1,6 +1,7 @@
 """A sweep: a base RunSpec and axes over any of its fields; reading it, overriding it, and listing its runs.
 
 A config file is always a sweep. A single run is the first value of each axis unless an override chooses.
+A sweep may have a ladder (see ladder.py): its runs are then those of every rung, in order.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from dsabench.errors import SpecError
+from dsabench.spec import ladder as ladders
 from dsabench.spec import yaml_source
 from dsabench.spec.base import Spec
 from dsabench.spec.explain import explain, field_at, models_in, near_miss
@@ -23,7 +25,7 @@ from dsabench.spec.fields import AttentionSpec, RunSpec
 from dsabench.spec.verdict import VerdictSpec
 
 DEFAULT_CONFIG = "seed"
-_PARTS = ("base", "axes", "verdict")
+_PARTS = ("base", "axes", "verdict", "ladder")
 MAX_RUNS = 100_000
 
 
@@ -44,6 +46,9 @@ class Sweep:
     named_kinds: list[Any] = field(default_factory=list)
     """Every attention kind the file names: after `--attention dense`, base.attention may keep fields of another."""
 
+    ladder: ladders.Ladder = field(default_factory=dict)
+    """What each rung changes, by its name; see ladder.py."""
+
     def set(self, path: str, value: Any, origin: str) -> None:
         """Override one field. An axis over that field is dropped, and so is the field's alternative (batch_size for
         tokens_per_step). `attention` as a whole may be set to a mapping."""
@@ -52,6 +57,7 @@ class Sweep:
             _kind_is_text(value, origin)
         for axis in [axis for axis in self.axes if axis == path or axis.startswith(f"{path}.")]:
             del self.axes[axis]
+        self.ladder = ladders.overridden(self.ladder, path)
         if value is not None:
             self._clear_alternative(path, origin)
         _put(self.base, path, value)
@@ -74,6 +80,7 @@ class Sweep:
             if value in values[:i]:
                 raise SpecError(f"{origin}axes.{path} has {value!r} twice")
         self._clear_alternative(path, origin)
+        self.ladder = ladders.overridden(self.ladder, path)
         self.axes[path] = list(values)
         self.origins[path] = origin
 
@@ -92,6 +99,9 @@ class Sweep:
             total *= len(values)
         if total > MAX_RUNS:
             raise SpecError(f"{self.name} has {total} combinations of axis values; at most {MAX_RUNS} are accepted")
+        if self.ladder:
+            found = {spec.model_dump_json(): spec for runs in self.rungs().values() for spec in runs}
+            return list(found.values())
         self._load_plugins()
         self._attention_fields_have_an_owner()
         specs: dict[str, RunSpec] = {}
@@ -100,8 +110,18 @@ class Sweep:
             specs.setdefault(spec.model_dump_json(), spec)
         return list(specs.values())
 
+    def rungs(self) -> dict[str, list[RunSpec]]:
+        """The runs of each rung of the ladder, by its name, first to last; none without a ladder. Raises as `runs`."""
+        return {name: rung.runs() for name, rung in ladders.climb(self)}
+
+    def lowest(self) -> Sweep:
+        """The first rung of the ladder; itself without one."""
+        return next((rung for _, rung in ladders.climb(self)), self)
+
     def first(self) -> RunSpec:
-        """The run of the first value of each axis."""
+        """The run of the first value of each axis, on the first rung of a ladder."""
+        if self.ladder:
+            return self.lowest().first()
         self._load_plugins()
         self._attention_fields_have_an_owner()
         spec = self._run({path: values[0] for path, values in self.axes.items()})
@@ -122,6 +142,7 @@ class Sweep:
             "base": copy.deepcopy(self.base),
             "axes": copy.deepcopy(self.axes),
             "verdict": self.verdict.model_dump(mode="json"),
+            **({"ladder": copy.deepcopy(self.ladder)} if self.ladder else {}),
         }
 
     def _run(self, point: Mapping[str, Any]) -> RunSpec:
@@ -218,13 +239,14 @@ def load_sweep(name_or_path: str = DEFAULT_CONFIG) -> Sweep:
     for key in content:
         if key not in _PARTS:
             raise SpecError(f"{origins[key]}unknown field {key}{near_miss(key, list(_PARTS))}")
-    base, axes, verdict = (content.get(key) or {} for key in _PARTS)
-    for key, part in zip(_PARTS, (base, axes, verdict), strict=True):
+    base, axes, verdict, ladder = (content.get(key) or {} for key in _PARTS)
+    for key, part in zip(_PARTS, (base, axes, verdict, ladder), strict=True):
         if not isinstance(part, dict):
             raise SpecError(f"{origins[key]}{key} must be a mapping")
     sweep = Sweep(base, {}, path.stem, path=path)
     sweep.set_verdict(verdict, lambda field: origins.get(field, ""))
     sweep.origins = {key.partition(".")[2]: origin for key, origin in origins.items() if "." in key}
+    sweep.origins |= {key: origin for key, origin in origins.items() if key.startswith("ladder.")}
     if isinstance(base.get("plugins"), list):  # a plugin lies beside its config, or else where the user stands
         for i, plugin in enumerate(map(str, base["plugins"])):
             if (beside := path.parent / plugin).is_file():
@@ -243,6 +265,12 @@ def load_sweep(name_or_path: str = DEFAULT_CONFIG) -> Sweep:
     attention = base.get("attention", {})
     sweep.named_kinds = [attention.get("kind", "dsa")] if isinstance(attention, dict) else []
     sweep.named_kinds += sweep.axes.get("attention.kind", [])
+    sweep.ladder = ladders.read(ladder, origins)
+    for changes in sweep.ladder.values():
+        kinds = changes.get("attention.kind", [])
+        sweep.named_kinds += kinds if isinstance(kinds, list) else [kinds]
+    for _ in ladders.climb(sweep):  # every rung's fields are known
+        pass
     return sweep
 
 

@@ -209,6 +209,9 @@ class SweepRecord(Record):
     run_ids: list[str]
     """Its runs in the order of the plan."""
 
+    rungs: dict[str, list[str]] = {}
+    """Runs of each rung of its ladder, by the rung's name, first to last; a run may stand on several. Empty without."""
+
     command: list[str] | None = None
     """The command line that started it."""
 

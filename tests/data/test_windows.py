@@ -22,7 +22,7 @@ def split_of(sizes: list[int]) -> Any:
 
 
 def data_of(train: list[int], val: list[int] | None = None) -> TokenData:
-    return cast(TokenData, SimpleNamespace(train=split_of(train), val=split_of(val or train)))
+    return cast(TokenData, SimpleNamespace(train=split_of(train), val=split_of(val or train), overlapping=None))
 
 
 def inside_one_document(windows_NT: np.ndarray, offsets: np.ndarray) -> bool:

@@ -1,0 +1,66 @@
+"""The overlapping split: all documents as one stream, whose windows are drawn for training or validation.
+
+How published small-scale experiments often hold data out, and why their validation loss measures memory: a window
+starts at every token, so a validation window shares all but one of its tokens with its neighbours, nearly all of which
+are trained on.
+
+Legend: N windows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dsabench.data.tokens import TokenSplit
+from dsabench.errors import DataError
+
+if TYPE_CHECKING:
+    from dsabench.data.windows import SplitName
+
+OVERLAP_NOTE = (
+    "WARNING: data.split = overlapping: validation windows overlap training windows in all but one token, so the "
+    "validation loss measures memory, not generalisation; a tokenizer trained here has seen the validation text too"
+)
+
+_WINDOW_STREAM = 2**64 - 2
+"""Philox key beside split_seed; documents are split with 2**64 - 1, batches drawn with (seed, step)."""
+
+
+@dataclass(frozen=True)
+class Overlapping:
+    """Which windows of a stream are held out; the same for every training seed and attention."""
+
+    val_share: float
+    seed: int
+
+    def draw(self, n_tokens: int, length: int) -> dict[SplitName, NDArray[np.int64]]:
+        """Where the windows of `length` + 1 tokens of either side start, sorted: together every place where one fits.
+
+        val_share of them, at least one and not all, go to validation. Eight bytes a token. Raises DataError when the
+        stream has fewer than two windows.
+        """
+        n_windows = n_tokens - length
+        if n_windows < 2:
+            raise DataError(
+                f"length {length} with data.split = overlapping needs a text of at least {length + 2} tokens, and "
+                f"this one has {n_tokens:,}; a length of at most {max(0, n_tokens - 2):,} fits, or use more text"
+            )
+        # Sorting by raw Philox output: unlike Generator.permutation, that stream is promised never to change.
+        keys_N = np.random.Philox(key=np.array([self.seed, _WINDOW_STREAM], np.uint64)).random_raw(n_windows)
+        order_N = np.argsort(keys_N, kind="stable")
+        n_val = min(max(1, round(self.val_share * n_windows)), n_windows - 1)
+        sides: tuple[tuple[Literal["train", "val"], NDArray[np.int64]], ...] = (
+            ("train", order_N[n_val:]),
+            ("val", order_N[:n_val]),
+        )
+        return {side: np.sort(start_N) for side, start_N in sides}
+
+
+def as_stream(split: TokenSplit) -> TokenSplit:
+    """The same tokens as a single document, so that windows may cross from one document into the next."""
+    name = f"{len(split.names):,} documents as one stream, training and validation windows alike"
+    return replace(split, offsets=np.array([0, len(split.tokens)], np.int64), names=[name])

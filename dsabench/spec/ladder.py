@@ -1,0 +1,62 @@
+"""Ladders: named rungs of a sweep, each of which changes fields and keeps what the rungs before it changed.
+
+ladder:
+  as published: {}
+  causal mask mended: {attention.kind: [dense, dsa]}     # an axis takes a list of values
+  documents held out: {data.split: documents}            # any other field a value
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from dsabench.errors import SpecError
+
+if TYPE_CHECKING:
+    from dsabench.spec.sweep import Sweep
+
+Ladder = dict[str, dict[str, Any]]
+"""{rung: {field path: value}}."""
+
+
+def read(content: Mapping[str, Any], origins: Mapping[str, str]) -> Ladder:
+    """The ladder of a config file; `origins`: FILE:LINE of its paths. Raises SpecError for what is no ladder."""
+    ladder: Ladder = {}
+    for name, changes in content.items():
+        origin = origins.get(f"ladder.{name}", "")
+        if not isinstance(changes or {}, dict):
+            raise SpecError(f"{origin}ladder.{name} = {changes!r} is not accepted; accepted: field paths with values")
+        ladder[name] = dict(changes or {})
+        for path in ladder[name]:
+            if path.split(".")[0] in ("engine", "plugins"):
+                where = origins.get(f"ladder.{name}.{path}", "")
+                raise SpecError(f"{where}{path} is no part of what a run is, so a rung cannot change it")
+    return ladder
+
+
+def climb(sweep: Sweep) -> Iterator[tuple[str, Sweep]]:
+    """(name, the sweep as it is there, without a ladder) of each rung, first to last. Raises SpecError."""
+    at = replace(sweep, base=copy.deepcopy(sweep.base), axes=copy.deepcopy(sweep.axes), ladder={})
+    at.origins = dict(sweep.origins)
+    for name, changes in sweep.ladder.items():
+        for path, value in changes.items():
+            origin = sweep.origins.get(f"ladder.{name}.{path}", f"ladder, {name}: ")
+            change = at.set_axis if path in at.axes and isinstance(value, list) else at.set
+            change(path, value, origin)
+        yield name, replace(at, base=copy.deepcopy(at.base), axes=copy.deepcopy(at.axes), origins=dict(at.origins))
+
+
+def overridden(ladder: Ladder, path: str) -> Ladder:
+    """The ladder when `path` was overridden, which then holds on all rungs: none changes the field, a part of it or
+    what it is part of."""
+    return {
+        name: {
+            other: value
+            for other, value in changes.items()
+            if not (f"{other}.".startswith(f"{path}.") or f"{path}.".startswith(f"{other}."))
+        }
+        for name, changes in ladder.items()
+    }
