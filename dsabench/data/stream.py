@@ -19,7 +19,7 @@ from dsabench.data.tokens import TokenSplit
 from dsabench.errors import DataError
 
 if TYPE_CHECKING:
-    from dsabench.data.windows import SplitName
+    from dsabench.data.batch import SplitName
 
 OVERLAP_NOTE = (
     "WARNING: data.split = overlapping: validation windows overlap training windows in all but one token, so the "

@@ -77,8 +77,8 @@ def test_batches_hold_training_windows_alone(folder: Folder, texts: Texts, lengt
     assert len(drawn) > 0.8 * windows.n_starts
     assert not held_out & set(windows.evaluation_starts("train").tolist())
     assert len(held_out) == round(0.1 * (900 - length))
-    assert windows.evaluation("val").shape == (len(held_out), length + 1)
-    assert len(windows.evaluation("val", 20 * length)) == 20
+    assert windows.evaluation("val").tokens.shape == (len(held_out), length + 1)
+    assert len(windows.evaluation("val", 20 * length).tokens) == 20
 
 
 def test_held_out_windows_stand_in_the_training_text(folder: Folder, texts: Texts) -> None:
@@ -86,7 +86,7 @@ def test_held_out_windows_stand_in_the_training_text(folder: Folder, texts: Text
     found = {}
     for split in ("documents", "overlapping"):
         data = prepare(folder(files, split=split))
-        overlap = training_overlap(data.train, Windows(data, 64).evaluation("val"))
+        overlap = training_overlap(data.train, Windows(data, 64).evaluation("val").tokens)
         assert overlap is not None
         found[split] = overlap.window_share
     assert found["overlapping"] == 1.0
