@@ -86,7 +86,7 @@ def ladder_grid(found: Comparison) -> Grid:
                     number(row.baseline_mean, f".{digits}f"),
                     number(row.variant_mean, f".{digits}f"),
                     interval(row.difference, digits),
-                    _verdict(row),
+                    row.verdict,
                     recall(row.mass_recall, row.mass_recall_chance),
                 )
             )

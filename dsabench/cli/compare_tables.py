@@ -24,7 +24,7 @@ _ERROR = 120
 _NAME = 14
 """Characters of the variant column; longer names are numbered and spelt out below."""
 
-_RUNG = 28
+_RUNG = 25
 """The same of a ladder's rungs."""
 
 

@@ -5,6 +5,7 @@ A panel a length; of a ladder, a panel a rung, so that one sees on which of them
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -40,6 +41,10 @@ def loss_by_position(data: FigureData) -> Drawn | str:
     if rungs_of(runs):
         runs, pairs = _by_rung(runs), _by_rung(data.pairs)
         kept, more = too_many(pages(runs, [looks(list(runs["variant"]))], facet=RUNG))
+        kept = [
+            replace(page, style={v: page.style[v] for v in page.style if (page.runs["variant"] == v).any()})
+            for page in kept
+        ]
     else:
         pairs = data.pairs
         kept, more = too_many(pages(runs, data.pages))
@@ -87,7 +92,8 @@ def _page(page: Page, losses: dict[str, np.ndarray], pairs: pd.DataFrame, baseli
         "Points average a group of positions that widens to the right.",
         f"{page.parts[1].capitalize()}: difference to {base} of the same seed{bars}." if len(pairs) else "",
         _largest(pairs, losses, page.facet),
-        "A look-ahead leak is a large advantage, at positions up to k (marks at the foot) above all."
+        "A look-ahead leak is a large advantage, at positions up to k (marks at the foot"
+        f"{', of a leak a line' if page.runs['leak'].any() else ''}) above all."
         if page.runs["k"].notna().any()
         else "",
     ]

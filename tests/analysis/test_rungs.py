@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import synthetic
-from figure_tools import at, caption, pages
+from figure_tools import at, caption, legend, pages
 from shell import Shell
 
 from dsabench.analysis.compare import compare
@@ -105,6 +105,9 @@ def test_loss_by_position_has_a_panel_a_rung_and_marks_the_leak(store: Path) -> 
     assert [title[0] for title in titles if len(title) == 2] == NAMES
     assert [title[1] for title in titles if len(title) == 2] == ["LEAK; lower is better", *["lower is better"] * 9]
     assert "rung 1 as published" in caption(figures[0])
+    assert legend(figures[0])[:3] == ["dense", "DSA", "random [LEAK]"]
+    assert legend(figures[1])[:2] == ["dense", "DSA"]
+    assert "random" not in " ".join(legend(figures[1])), "it stands on none of these rungs"
     (upper, *_) = figures[0].axes
     random_line, dense_line = (
         next(line for line in upper.lines if line.get_color() == colour and len(line.get_xdata()) > 5)

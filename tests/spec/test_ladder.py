@@ -132,7 +132,7 @@ def test_the_ladder_of_the_published_claim_mends_one_thing_at_a_time() -> None:
         "documents held out": {"data.split", "allow_leak"},
         "sane first loss": {"model.embedding_std"},
         "indexer trained": {"attention.indexer.loss", "attention.indexer.warmup_share"},
-        "learning rate and decay": {
+        "rate, decay, dropout": {
             "train.learning_rate", "train.schedule", "train.warmup_steps", "train.weight_decay", "train.grad_clip",
             "model.dropout",
         },
