@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from dsabench.analysis.variants import scored_units
+
 
 @dataclass(frozen=True)
 class Metric:
@@ -19,8 +21,7 @@ class Metric:
     def per(self, scored: str) -> Metric:
         """The same with its unit counted over `scored` (`answer`, or `token or answer`) in place of tokens."""
         counted = self.unit.replace("per token", f"per {scored}")
-        plural = " or ".join(f"{word}s" for word in scored.split(" or "))
-        return replace(self, unit=counted.replace("of tokens", f"of {plural}"))
+        return replace(self, unit=counted.replace("of tokens", f"of {scored_units(scored)}"))
 
 
 METRICS = {

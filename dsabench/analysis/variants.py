@@ -107,6 +107,11 @@ def scored_unit(task_accuracy: Iterable[float]) -> str:
     return " or ".join(word for is_task, word in ((False, "token"), (True, "answer")) if is_task in tasks) or "token"
 
 
+def scored_units(scored: str) -> str:
+    """The plural of `scored_unit`: `tokens or answers`."""
+    return " or ".join(f"{word}s" for word in scored.split(" or "))
+
+
 def display_name(variant: str, setting: str = "") -> str:
     """A variant as tables and legends write it: `dsa top_k_ratio=0.25` is DSA k=0.25L.
 

@@ -15,14 +15,23 @@ from dsabench.analysis.compare import compare
 from dsabench.analysis.comparison import Comparison
 from dsabench.analysis.pairing import find_pairs, is_baseline, machines
 from dsabench.analysis.scope import Scope, ScopeError
-from dsabench.analysis.variants import RATIO, TOP_K, keys, label_variants, variant_order
+from dsabench.analysis.variants import RATIO, TASK_MEANS, TOP_K, keys, label_variants, variant_order
 from dsabench.plots.style import COLOURS, Look, looks
 from dsabench.store import Curves, load_curves
 
 PER_PAGE = len(COLOURS)
 """Variants on one page: more could not be told apart."""
 
-EVALUATED = ("seconds", "flops", "val_loss", "val_kl", "mass_recall", "mass_recall_chance", "loss_by_position")
+EVALUATED = (
+    "seconds",
+    "flops",
+    "val_loss",
+    "val_kl",
+    "mass_recall",
+    "mass_recall_chance",
+    "loss_by_position",
+    *TASK_MEANS,
+)
 
 _MEASURED = ("step_ms", "peak_memory_mb", "tokens_per_step", "mass_recall", "mass_recall_chance", "val_loss")
 

@@ -37,6 +37,7 @@ FIGURES = {
     "sparsity": Kind("loss and mass recall against k/L", "sparsity:quality_by_sparsity", "quality_by_sparsity"),
     "cost": Kind("step time and memory against length", "cost:cost_by_length", "cost_by_length"),
     "indexer": Kind("indexer KL and mass recall over training", "indexer:indexer_in_training", "indexer_in_training"),
+    "task": Kind("task accuracy and target recall over training", "task:task_in_training", "task_in_training"),
     "forest": Kind("paired differences with verdicts", "forest:forest", "forest"),
 }
 
