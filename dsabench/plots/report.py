@@ -27,7 +27,7 @@ from dsabench.analysis.variants import display_name, scored_unit
 from dsabench.analysis.wording import accuracy_lines, trend_lines
 from dsabench.data.pieces import visible
 from dsabench.plots.data import FigureData, figure_data
-from dsabench.plots.figures import FIGURES, draw
+from dsabench.plots.figures import FIGURES, draw, fitting
 from dsabench.plots.inline import inline_svg
 from dsabench.plots.report_selection import SelectionView, chosen_run, selection_view
 
@@ -187,7 +187,10 @@ def _filled(grid: Grid) -> Grid:
 def _drawings(data: FigureData) -> tuple[list[Drawing], list[str]]:
     """The figures with what must be known of each, and those that are not drawn and why."""
     drawings, not_drawn = [], []
+    there = fitting(data)
     for name in [*_ORDER, *(name for name in FIGURES if name not in _ORDER)]:
+        if name not in there:
+            continue
         what = FIGURES[name].what
         drawn = draw(name, data)
         if isinstance(drawn, str):
