@@ -13,6 +13,7 @@ import pytest
 from shell import Shell
 
 from dsabench import load_spec, train
+from dsabench.cli.output import describe, print_run
 from dsabench.data import TaskWindows
 from dsabench.spec.fields import RunSpec
 from dsabench.store import RunRecord, read_metrics
@@ -122,3 +123,20 @@ def test_tokens_of_another_kind_are_refused_and_other_windows_said(here: Path, s
     code, _, err = shell("visualize-selection")
     assert code == 2
     assert "the tokens of task:recall are others than when run" in err
+
+
+def test_a_run_says_its_accuracy_and_target_recall_beside_chance(
+    trained: tuple[Path, RunRecord, RunSpec], capsys: pytest.CaptureFixture[str]
+) -> None:
+    store, record, _ = trained
+    summary = record.summary
+    accuracy, best = summary["task_accuracy"], summary["target_recall_best"]
+    line = describe(record)
+    assert f"task accuracy {accuracy:.1%} (chance 25.0%)" in line
+    assert f"target recall {best:.2f} (chance {summary['target_recall_chance']:.2f})" in line
+    print_run(record, store)
+    out = capsys.readouterr().out
+    assert re.search(rf"task accuracy +{accuracy:.2%}  of answers, chance 25.00%", out)
+    assert re.search(rf"target recall +{best:.3f}  of the best layer, chance ", out)
+    assert re.search(r"guessing +1\.3863  nats per answer, without the targets", out)
+    assert "per token" not in out and "next tokens" not in out and "unigram" not in out
