@@ -97,6 +97,20 @@ def test_positions_are_those_that_are_asked_and_each_is_seen(n_asked: int, tmp_p
     assert "nats per answer" in figure.axes[0].get_ylabel()
 
 
+def test_a_curve_goes_on_where_between_answers_nothing_is_asked(tmp_path: Path) -> None:
+    synthetic.experiment(tmp_path, lengths=(64,), attentions=[DENSE, DSA], seeds=(1, 2), **synthetic.TASK)
+    data = at(tmp_path)
+    losses = np.where(np.arange(64) % 16 >= 11, 2.0, np.nan)  # five answers in each sixteen positions
+    for i in data.curves.frame.index:
+        data.curves.frame.at[i, "loss_by_position"] = losses
+    (figure,) = pages("positions", data)
+    for axes, look in zip(figure.axes, data.pages[0].values(), strict=False):
+        (line,) = means(axes, look.marker)
+        assert len(line.get_xdata()) > 5
+        assert np.isfinite(line.get_ydata()).all()
+    assert "nan" not in caption(figure)
+
+
 def test_the_units_of_every_figure_are_answers(of_tasks: FigureData) -> None:
     for name in ("experiment", "flops", "positions", "sparsity", "forest"):
         (figure,) = pages(name, of_tasks)
