@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dsabench.analysis.inspect_run import Inspection
+from dsabench.analysis.targets import Questions
 from dsabench.engine.inspection import LayerSelection, ranked
 from dsabench.spec.sweep import validate
 from dsabench.store import RunRecord
@@ -41,10 +42,24 @@ def oracle_layer(length: int, k: int, seed: int = 0) -> LayerSelection:
 
 
 def inspection(
-    layers: list[LayerSelection], pieces: list[str] | None = None, source: str = "a text", notes: tuple[str, ...] = ()
+    layers: list[LayerSelection],
+    pieces: list[str] | None = None,
+    source: str = "a text",
+    notes: tuple[str, ...] = (),
+    questions: Questions | None = None,
 ) -> Inspection:
     length = layers[0].length
     spec = validate({"length": max(2, length), "attention": {"kind": "dsa"}})
     record = RunRecord(run_id=f"dsa-L{length}-s1-00000000", status="done", spec=spec.model_dump(mode="json"))
-    words = pieces or [f" w{i}" for i in range(length)]
-    return Inspection(record, spec, 10, source, words, layers, list(notes))
+    separator = "" if questions is None else " "
+    words = pieces or [f"{' ' if questions is None else ''}w{i}" for i in range(length)]
+    return Inspection(record, spec, 10, source, words, layers, list(notes), separator, questions)
+
+
+def asking(length: int, targets: dict[int, list[int]], wrong: tuple[int, ...] = ()) -> Questions:
+    """Queries and their targets; answers are a<query>, and the model's the same but for the `wrong` ones."""
+    targets_TM = np.full((length, max(len(keys) for keys in targets.values())), -1, np.int32)
+    for query, keys in targets.items():
+        targets_TM[query, : len(keys)] = keys
+    answers = {query: f"a{query}" for query in sorted(targets)}
+    return Questions(targets_TM, answers, {query: "no" if query in wrong else a for query, a in answers.items()})

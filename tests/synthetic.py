@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from dsabench.analysis.variants import TASK_MEANS
 from dsabench.spec.fields import RunSpec
 from dsabench.spec.identity import run_id
 from dsabench.spec.sweep import validate
@@ -19,6 +20,10 @@ from dsabench.store.layout import make_store
 
 MACHINE = {"device": "cuda:0", "device_name": "NVIDIA H100 80GB HBM3", "precision": "bf16", "torch": "2.11.0"}
 START = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+TASK = {"task_accuracy": 0.9, "chance_accuracy": 0.05, "target_recall_best": 0.8, "target_recall_chance": 0.3}
+"""A summary's values that make a run one of a task."""
 
 
 def experiment(
@@ -86,6 +91,7 @@ def finished(
     indexer = 332_288 if k is not None else 0
     selects = k is not None and k < spec.length
     recall = {"mass_recall": 0.9, "mass_recall_chance": 0.6} if selects else {}
+    task = {name: summary[name] for name in TASK_MEANS if name in summary and (selects or "recall" not in name)}
     records: list[dict[str, Any]] = []
     for i in range(evaluations + 1):
         share = i / evaluations
@@ -94,7 +100,9 @@ def finished(
         common = {"step": round(share * steps), "stage": "sparse" if share > 0.2 else "dense", **spent}
         if i:
             records.append({"kind": "train", **common, "loss": now - 0.1, "kl": 0.3 - 0.2 * share if selects else None})
-        positions = [now + 1.0 / (1 + p) for p in range(min(spec.length, 256))]
+        bins = min(spec.length, 256)
+        asked = bins // 2 if task else 0  # a task asks in the second half of its windows
+        positions = [now + 1.0 / (1 + p) if p >= asked else None for p in range(bins)]
         records.append(
             {
                 "kind": "eval",
@@ -107,6 +115,7 @@ def finished(
                 "val_kl": 0.3 - 0.2 * share if selects else None,
                 **{name: value * (0.5 + 0.5 * share) for name, value in recall.items()},
                 "loss_by_position": positions,
+                **{name: value * (1 if "chance" in name else share) for name, value in task.items()},
             }
         )
     (folder / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records), encoding="ascii")
@@ -137,7 +146,9 @@ def finished(
         spec=spec.model_dump(mode="json"),
         fingerprint={"corpus": "c0", "tokenizer": "t0"},
         environment=MACHINE if environment is None else environment,
-        summary={**totals, **summary} if status == "done" else {},
+        summary={**totals, **{name: value for name, value in summary.items() if name not in TASK_MEANS}, **task}
+        if status == "done"
+        else {},
         error=error,
         sweep=sweep,
         created=time,

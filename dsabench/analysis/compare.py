@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -12,45 +11,18 @@ from dsabench.analysis import statistics
 from dsabench.analysis.budget import Cost, Curve, at_equal_cost, curves_by_run
 from dsabench.analysis.comparison import Comparison, Estimate, LeftOut, Row, Table, Trend
 from dsabench.analysis.memory import memory_spread
+from dsabench.analysis.metrics import GAP, METRICS, Metric
 from dsabench.analysis.pairing import find_pairs
 from dsabench.analysis.provenance import warnings
 from dsabench.analysis.rates import best_rates
 from dsabench.analysis.rungs import rungs_of
 from dsabench.analysis.scope import Scope, ScopeError
-from dsabench.analysis.variants import keys, label_variants, variant_order
+from dsabench.analysis.variants import keys, label_variants, scored_unit, variant_order
 from dsabench.analysis.wording import sentences
 from dsabench.store import load_curves
 
 Group = tuple[str, int, pd.DataFrame]
 """A variant at a length, and its pairs."""
-
-
-@dataclass(frozen=True)
-class Metric:
-    """What can be compared."""
-
-    unit: str
-    lower_is_better: bool = True
-    margin_in_nats: bool = False
-    """Whether the margin, in nats per token, applies to it."""
-    needs_one_machine: bool = False
-    """Whether values measured on different machines cannot be compared."""
-
-
-GAP = "generalisation_gap"
-"""Validation minus training loss, both of fixed windows: what a model has memorised rather than learnt."""
-
-METRICS = {
-    "val_loss": Metric("nats per token", margin_in_nats=True),
-    "val_bits_per_byte": Metric("bits per byte", margin_in_nats=True),
-    GAP: Metric("nats per token", margin_in_nats=True),
-    "val_accuracy": Metric("share of tokens", lower_is_better=False),
-    "task_accuracy": Metric("share of answers", lower_is_better=False),
-    "step_ms": Metric("ms", needs_one_machine=True),
-    "tokens_per_second": Metric("tokens/s", lower_is_better=False, needs_one_machine=True),
-    "peak_memory_mb": Metric("MB", needs_one_machine=True),
-}
-"""The metrics that `compare` accepts, by their columns."""
 
 
 def compare(
@@ -66,9 +38,10 @@ def compare(
     """
     if metric not in METRICS:
         raise ScopeError(f"--metric {metric}: not a metric that can be compared; accepted: {', '.join(METRICS)}")
-    about = METRICS[metric]
     labelled = label_variants(scope.runs)
     labelled[GAP] = labelled["val_loss"] - labelled["train_loss"]
+    scored = scored_unit(labelled.loc[labelled["finished"], "task_accuracy"])
+    about = METRICS[metric].per(scored)
     if metric not in labelled or not labelled.loc[labelled["finished"], metric].notna().any():
         if labelled["finished"].any():
             raise ScopeError(f"--metric {metric}: no finished run of {scope.title} has it")
@@ -91,7 +64,7 @@ def compare(
     lost = [*pairs.loc[~usable, "a.run_id"], *pairs.loc[~usable, "b.run_id"]]
     left_out += [(run_id, reason) for run_id in dict.fromkeys(lost) if run_id not in used]
     pairs = pairs[usable]
-    bound, unit, source = _margin(scope, about, margin)
+    bound, unit, source = _margin(scope, about, METRICS["val_loss"].per(scored).unit, margin)
     costs, damaged = _costs(scope, pairs)
     spread = memory_spread(labelled[labelled["finished"]])
     notes += [f"evaluations of {run_id} cannot be read: {why}" for run_id, why in damaged.items()]
@@ -129,8 +102,8 @@ def compare(
     )
 
 
-def _margin(scope: Scope, about: Metric, given: float | None) -> tuple[float | None, str, str]:
-    unit = "nats per token" if about.margin_in_nats else about.unit
+def _margin(scope: Scope, about: Metric, nats: str, given: float | None) -> tuple[float | None, str, str]:
+    unit = about.unit if not about.margin_in_nats else nats
     if given is not None:
         return given, unit, "given to compare, after the runs: exploratory"
     if not about.margin_in_nats:
@@ -238,6 +211,11 @@ def _row(
         gap=Estimate.of(gap.to_numpy(float)),
         mass_recall=float(group["a.mass_recall"].mean()),
         mass_recall_chance=float(group["a.mass_recall_chance"].mean()),
+        target_recall_best=float(group["a.target_recall_best"].mean()),
+        target_recall_chance=float(group["a.target_recall_chance"].mean()),
+        task_accuracy=float(group["a.task_accuracy"].mean()),
+        baseline_task_accuracy=float(group["b.task_accuracy"].mean()),
+        chance_accuracy=float(group["a.chance_accuracy"].mean()),
     )
 
 

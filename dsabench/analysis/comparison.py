@@ -139,6 +139,22 @@ class Row(Result):
     mass_recall_chance: Number
     """The same for a random selection of the same size."""
 
+    target_recall_best: Number = math.nan
+    """Share of a task's targets that the layer which selects most of them selects, mean of the variant's runs; null
+    with a text."""
+
+    target_recall_chance: Number = math.nan
+    """The same for a random selection of the same size."""
+
+    task_accuracy: Number = math.nan
+    """Share of a task's answers that are right, mean of the variant's runs; null with a text."""
+
+    baseline_task_accuracy: Number = math.nan
+    """The same of the baseline's runs."""
+
+    chance_accuracy: Number = math.nan
+    """The same for the best guess without the targets."""
+
 
 class Trend(Result):
     """How a variant's difference changes with length."""
@@ -247,7 +263,7 @@ class Comparison(Result):
     """A loss by less than this counts as not worse; in `margin_unit`. Null: there is no such verdict."""
 
     margin_unit: str
-    """`nats per token` for losses (converted for bits per byte), else the metric's unit."""
+    """`nats per token` for losses (converted for bits per byte), of tasks `nats per answer`; else the metric's unit."""
 
     margin_source: str
     """Who fixed the margin, and so whether it was fixed before the runs were seen."""

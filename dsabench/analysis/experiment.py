@@ -16,7 +16,7 @@ import pandas as pd
 
 from dsabench.analysis.pairing import find_pairs
 from dsabench.analysis.rungs import rungs_of
-from dsabench.analysis.variants import MEANS, SPREAD, label_variants, variant_order
+from dsabench.analysis.variants import MEANS, SPREAD, TASK_MEANS, label_variants, scored_unit, variant_order
 from dsabench.errors import DsabenchError, ScopeError
 
 PUBLISHED = {"dense": "classic", "dsa": "sparse"}
@@ -33,6 +33,8 @@ _MEANING = {
     "difference_to_classic": "final_val_loss minus classic's of the same seed: n pairs, mean and sd",
     "unigram_loss": "nats per token of a model that knows token frequencies only, on the same windows",
     "mass_recall": "share of full attention's mass on the selected tokens; mass_recall_chance: on random",
+    "task_accuracy": "share of a task's answers that are right; chance_accuracy: of the best guess without targets",
+    "target_recall_best": "share of the answers' targets that the best layer selects; target_recall_chance: on random",
     "files": "length -> variant -> file with the curves, relative to this one",
     "not_averaged": "runs that are in no mean, and why",
 }
@@ -113,7 +115,7 @@ def write_results(runs: pd.DataFrame, metrics: pd.DataFrame, out: Path, sweep: s
         "unigram_loss": baseline,
         "files": files,
         "not_averaged": not_averaged(runs).to_dict("records"),
-        "meaning": _MEANING,
+        "meaning": _meaning(table),
     }
     return [write_file(out / "summary.json", _json(summary)), *written]
 
@@ -186,7 +188,23 @@ def _entry(row: dict[str, Any], done: list[dict[Any, Any]]) -> dict[str, Any]:
     entry["difference_to_classic"] = (
         {"n": row["diff_n"], "mean": row["diff_mean"], "sd": row["diff_sd"]} if row["diff_n"] else None
     )
-    return entry | {name: row[name] for name in MEANS} | {"leak": row["leak"]}
+    known = {name: row[name] for name in MEANS if name not in TASK_MEANS or math.isfinite(row[name])}
+    return entry | known | {"leak": row["leak"]}
+
+
+def _meaning(table: pd.DataFrame) -> dict[str, str]:
+    """What the keys mean that stand in the summary; of tasks, losses are per answer."""
+    unknown = {name for name in TASK_MEANS if table[name].isna().all()}
+    known = {key: text for key, text in _MEANING.items() if key not in unknown}
+    scored = scored_unit(table.loc[table["n"] > 0, "task_accuracy"])
+    if scored == "token":
+        return known
+    guess = "of a task: nats per answer of the best guess without the targets"
+    return known | {
+        "final_val_loss": f"nats per {scored} on held-out windows, after the last step",
+        "final_val_accuracy": "share of answers that are right, of a text of tokens predicted exactly; 0 to 1",
+        "unigram_loss": guess if scored == "answer" else f"{_MEANING['unigram_loss']}; {guess}",
+    }
 
 
 def _curves(run_id: str, records: pd.DataFrame | None) -> dict[str, Any]:

@@ -11,7 +11,16 @@ import pandas as pd
 from dsabench.analysis.comparison import Comparison, Estimate, Row, Table
 from dsabench.analysis.statistics import MIN_PAIRS
 from dsabench.analysis.variants import display_name
-from dsabench.analysis.wording import half_width, interval, meaning, number, p_value, recall, trend_lines
+from dsabench.analysis.wording import (
+    accuracy_lines,
+    half_width,
+    interval,
+    meaning,
+    number,
+    p_value,
+    recall_of,
+    trend_lines,
+)
 
 _DIGITS = {"tokens_per_second": 0, "peak_memory_mb": 0, "step_ms": 2}
 """Digits after the point of a metric; 3 of the others."""
@@ -61,7 +70,7 @@ def cost_grid(table: Table) -> Grid:
             half_width(row.equal_flops),
             half_width(row.equal_seconds),
             half_width(row.gap),
-            recall(row.mass_recall, row.mass_recall_chance),
+            recall_of(row),
         )
         for length, row in _by_length(table.rows)
     ]
@@ -87,7 +96,7 @@ def ladder_grid(found: Comparison) -> Grid:
                     number(row.variant_mean, f".{digits}f"),
                     interval(row.difference, digits),
                     row.verdict,
-                    recall(row.mass_recall, row.mass_recall_chance),
+                    recall_of(row),
                 )
             )
     head = ("rung", *(("length",) if several else ()), "variant", display_name(found.baseline), "its\nmean")
@@ -197,7 +206,10 @@ def _grids(found: Comparison) -> Iterator[tuple[Grid, list[str]]]:
     for table in found.tables:
         suffix = f" ({table.setting})" if table.setting else ""
         verdicts, costs = verdict_grid(table, found), cost_grid(table)
-        yield verdicts._replace(title=verdicts.title + suffix), [*table.sentences, *trend_lines(table)]
+        yield (
+            verdicts._replace(title=verdicts.title + suffix),
+            [*table.sentences, *accuracy_lines(table, found.baseline), *trend_lines(table)],
+        )
         yield costs._replace(title=costs.title + suffix), []
     if found.best_rates:
         yield best_rate_grid(found), []

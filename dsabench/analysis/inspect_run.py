@@ -10,18 +10,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
-from dsabench import data as data_package
 from dsabench.analysis.experiment import write_file
+from dsabench.analysis.inspected_window import window_of
 from dsabench.analysis.selection import Numbers, selection_numbers
-from dsabench.errors import DataError, SpecError, StoreError
+from dsabench.analysis.targets import Questions, question_list, with_targets
+from dsabench.errors import SpecError, StoreError
 from dsabench.spec.fields import EngineSpec, RunSpec
 from dsabench.spec.sweep import validate
 from dsabench.store import RunRecord, find_checkpoint, find_run, load_runs, read_run
 
 if TYPE_CHECKING:
-    from dsabench.data.tokenizer import Tokenizer
     from dsabench.engine.inspection import LayerSelection
 
 _HINT = "train one with: dsabench train --attention dsa"
@@ -46,6 +45,12 @@ class Inspection:
     notes: list[str] = field(default_factory=list)
     """One line on each thing that a reader must know."""
 
+    separator: str = ""
+    """What stands between two pieces."""
+
+    questions: Questions | None = None
+    """What is asked in the window, when it is one of a task."""
+
     @property
     def run_id(self) -> str:
         """The run."""
@@ -65,11 +70,24 @@ class Inspection:
 
     @functools.cached_property
     def numbers(self) -> Numbers:
-        """analysis.selection.selection_numbers of the layers."""
-        return selection_numbers(self.layers)
+        """analysis.selection.selection_numbers of the layers; of a task analysis.targets.with_targets of them."""
+        numbers = selection_numbers(self.layers)
+        return numbers if self.questions is None else with_targets(numbers, self.layers, self.questions)
+
+    @property
+    def default_query(self) -> int:
+        """The query to show first: the last that is scored, and of a text the last."""
+        return self.length - 1 if self.questions is None else self.questions.queries[-1]
+
+    @property
+    def default_layer(self) -> LayerSelection:
+        """The layer to show first: the one that selects most targets, and of a text the last."""
+        best = self.numbers.get("target_recall_best_layer", self.layers[-1].layer)
+        return next(layer for layer in self.layers if layer.layer == best)
 
     def document(self) -> Numbers:
-        """All of it but the arrays, as one JSON document."""
+        """All of it but the arrays, as one JSON document; of a task with its queries, see targets.question_list."""
+        asked = {} if self.questions is None else {"queries": question_list(self.pieces, self.layers, self.questions)}
         return {
             "run_id": self.run_id,
             "status": self.record.status,
@@ -81,6 +99,7 @@ class Inspection:
             "tokens": self.length,
             "notes": self.notes,
             **self.numbers,
+            **asked,
         }
 
 
@@ -98,7 +117,8 @@ def inspect_selection(
 
     run: a unique prefix of a run's id; None is `newest_selecting_run`. The window: at most L tokens of `text`, or else
     L tokens of validation document `document` (None: the first long enough), from token `start` on; L is the length
-    that the run was trained at. layers: those to keep, None for all.
+    that the run was trained at. Of a run on a task it is validation window `document` (None: 0), whole. layers: those
+    to keep, None for all.
     Raises StoreError, SpecError, DataError or DeviceError when there is nothing to show, saying what would do.
     """
     notes: list[str] = []
@@ -112,17 +132,12 @@ def inspect_selection(
     from dsabench import runner  # torch from here on
     from dsabench.engine.checkpoint import steps_done
     from dsabench.engine.device import resolve
-    from dsabench.engine.inspection import inspect
+    from dsabench.engine.inspection import inspect, most_probable_T
 
     execution = resolve(EngineSpec(device=device, precision="fp32"))
-    if text is None:
-        tokenizer, tokens_T, source = _validation(spec, record, document, start, notes)
-    else:
-        if document is not None:
-            raise SpecError(f"a text of your own and validation document {document} replace each other; keep one")
-        tokenizer, tokens_T, source = _own_text(spec, record, text, start, notes)
+    window = window_of(spec, record, text, document, start, notes)
     model = runner.load_model(store, record.run_id).to(execution.device)
-    found = inspect(model, tokens_T, execution)
+    found = inspect(model, window.tokens_T, execution)
     if not found:
         raise SpecError(
             f"run {record.run_id}: attention {spec.attention.kind} captures no selection (it does not fill "
@@ -130,8 +145,11 @@ def inspect_selection(
         )
     step = steps_done(folder)
     notes += _notes(spec, record, step, found)
-    pieces = data_package.pieces(tokenizer.decode, tokens_T.tolist())
-    return Inspection(record, spec, step, source, pieces, _chosen(found, layers), notes)
+    questions = None
+    if window.questions is not None:
+        questions = window.questions(most_probable_T(model, window.tokens_T, execution))
+    kept = _chosen(found, layers)
+    return Inspection(record, spec, step, window.source, window.pieces, kept, notes, window.separator, questions)
 
 
 def newest_selecting_run(store: str | Path, notes: list[str] | None = None) -> RunRecord:
@@ -162,76 +180,34 @@ def newest_selecting_run(store: str | Path, notes: list[str] | None = None) -> R
     raise StoreError(f"{store}: none of its {len(runs)} runs is finished and selects (k < L); {_HINT}")
 
 
-def selection_frame(layers: Sequence[LayerSelection]) -> pd.DataFrame:
+def selection_frame(layers: Sequence[LayerSelection], questions: Questions | None = None) -> pd.DataFrame:
     """One row for each selected key: layer, query, rank (0: the highest score), key, score, attention_mass.
 
-    Sorted by layer, query and rank; score is missing for a variant without scores.
+    Sorted by layer, query and rank; score is missing for a variant without scores. With `questions` also target:
+    whether the key is one that the query must attend to for its answer.
     """
     frames = []
     for layer in layers:
         query, rank = np.nonzero(layer.selected_TK >= 0)
         key = layer.selected_TK[query, rank]
         score = None if layer.scores_TS is None else layer.scores_TS[query, key]
-        frames.append(
-            pd.DataFrame(
-                {
-                    "layer": np.full(len(key), layer.layer, np.int32),
-                    "query": query.astype(np.int32),
-                    "rank": rank.astype(np.int32),
-                    "key": key,
-                    "score": np.full(len(key), np.nan, np.float32) if score is None else score,
-                    "attention_mass": layer.mass_TS[query, key],
-                }
-            )
-        )
+        columns = {
+            "layer": np.full(len(key), layer.layer, np.int32),
+            "query": query.astype(np.int32),
+            "rank": rank.astype(np.int32),
+            "key": key,
+            "score": np.full(len(key), np.nan, np.float32) if score is None else score,
+            "attention_mass": layer.mass_TS[query, key],
+        }
+        if questions is not None:
+            columns["target"] = (questions.targets_TM[query] == key[:, None]).any(axis=1)
+        frames.append(pd.DataFrame(columns))
     return pd.concat(frames, ignore_index=True)
 
 
-def export_selection(layers: Sequence[LayerSelection], path: Path) -> Path:
+def export_selection(layers: Sequence[LayerSelection], path: Path, questions: Questions | None = None) -> Path:
     """Write selection_frame as Parquet; returns `path`. Raises ResultsError."""
-    return write_file(path, selection_frame(layers).to_parquet(None, index=False))
-
-
-def _validation(
-    spec: RunSpec, record: RunRecord, document: int | None, start: int, notes: list[str]
-) -> tuple[Tokenizer, NDArray[np.int32], str]:
-    try:
-        corpus = data_package.prepare(spec.data)
-    except DataError as error:
-        raise DataError(f"{error}; for a text of your own, --text needs only the run's tokenizer") from None
-    if corpus.fingerprint["tokenizer"] != record.fingerprint.get("tokenizer"):
-        raise DataError(
-            f"data.source = {spec.data.source} has changed since run {record.run_id} was trained on it, and gives "
-            "another tokenizer now; for a text of your own, --text needs only the run's tokenizer"
-        )
-    if corpus.fingerprint["corpus"] != record.fingerprint.get("corpus"):
-        notes.append("the corpus has changed since the run: this document may have been one that it trained on")
-    tokens_T, document = data_package.validation_window(corpus, spec.length, document, start)
-    name = data_package.visible(corpus.val.names[document])
-    return corpus.tokenizer, tokens_T, f"validation document {document} ({name}) from token {start}"
-
-
-def _own_text(
-    spec: RunSpec, record: RunRecord, text: str, start: int, notes: list[str]
-) -> tuple[Tokenizer, NDArray[np.int32], str]:
-    tokenizer = data_package.tokenizer_by_digest(spec.data, record.fingerprint.get("tokenizer", ""))
-    tokens_T = tokenizer.encode([text])[0].astype(np.int32)
-    n = len(tokens_T)
-    if not 0 <= start <= max(0, n - 2):
-        raise DataError(f"the text has {n} tokens, so its window cannot start at token {start}")
-    if n < 2:
-        raise DataError(
-            f"the text has {n} token{'s' * (n != 1)}; at least 2 are needed, and the model was trained at {spec.length}"
-        )
-    shown_T = tokens_T[start : start + spec.length]
-    if n > spec.length:
-        notes.append(
-            f"the text has {n} tokens and the model was trained at {spec.length}: shown are tokens {start} to "
-            f"{start + len(shown_T) - 1} (--start T chooses where they begin)"
-        )
-    elif len(shown_T) < spec.length:
-        notes.append(f"the window has {len(shown_T)} tokens; the model was trained at {spec.length}")
-    return tokenizer, shown_T, "a text of your own" + (f" from token {start}" if start else "")
+    return write_file(path, selection_frame(layers, questions).to_parquet(None, index=False))
 
 
 def _notes(spec: RunSpec, record: RunRecord, step: int, layers: Sequence[LayerSelection]) -> list[str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,9 @@ from dsabench.spec.fields import RunSpec, keys_kept
 SPREAD = ("val_loss", "val_accuracy", "step_ms")
 """Measures whose spread over seeds is reported."""
 
+TASK_MEANS = ("task_accuracy", "chance_accuracy", "target_recall_best", "target_recall_chance")
+"""Measures that runs on a task alone have."""
+
 MEANS = (
     "val_bits_per_byte",
     "train_loss",
@@ -29,6 +32,7 @@ MEANS = (
     "mass_recall_chance",
     "params",
     "indexer_params",
+    *TASK_MEANS,
 )
 """Measures of which the mean over seeds is reported."""
 
@@ -100,6 +104,18 @@ def keys(runs: pd.DataFrame) -> pd.Series[float]:
         known = length > 0 and (top_k is not None or ratio is not None)
         found.append(float(min(length, keys_kept(length, top_k, ratio))) if known else math.nan)
     return pd.Series(found, index=runs.index, dtype="float64")
+
+
+def scored_unit(task_accuracy: Iterable[float]) -> str:
+    """What the losses of runs are per: `token`, `answer` when all are of tasks, which alone have a task accuracy, and
+    `token or answer` of both kinds."""
+    tasks = {math.isfinite(value) for value in task_accuracy}
+    return " or ".join(word for is_task, word in ((False, "token"), (True, "answer")) if is_task in tasks) or "token"
+
+
+def scored_units(scored: str) -> str:
+    """The plural of `scored_unit`: `tokens or answers`."""
+    return " or ".join(f"{word}s" for word in scored.split(" or "))
 
 
 def display_name(variant: str, setting: str = "") -> str:

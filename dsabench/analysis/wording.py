@@ -70,6 +70,19 @@ def trend_lines(table: Table) -> Iterator[str]:
             )
 
 
+def accuracy_lines(table: Table, baseline: str) -> Iterator[str]:
+    """Of a table of runs on a task: the accuracy of each variant beside the baseline's and chance, a line a length."""
+    known = [row for row in table.rows if math.isfinite(row.task_accuracy)]
+    for length in sorted({row.length for row in known}):
+        mine = [row for row in known if row.length == length]
+        ours = ", ".join(f"{display_name(row.variant, table.setting)} {row.task_accuracy:.1%}" for row in mine)
+        first = mine[0]
+        yield (
+            f"Task accuracy at {length} tokens: {display_name(baseline)} {first.baseline_task_accuracy:.1%}, {ours} "
+            f"(chance {first.chance_accuracy:.1%})."
+        )
+
+
 def meaning(found: Comparison) -> Iterator[str]:
     """What the columns of the tables are, the margin and the corrections: to stand under every table."""
     better = "lower" if found.lower_is_better else "higher"
@@ -99,7 +112,9 @@ def meaning(found: Comparison) -> Iterator[str]:
     yield "gap: difference of (validation - training loss); negative: less overfitting."
     if any(estimate.n > 1 for row in rows for estimate in (row.equal_flops, row.equal_seconds, row.gap)):
         yield "+-: half of the 95 % interval of a mean over pairs (after a sweep it is a standard deviation)."
-    if any(math.isfinite(row.mass_recall) for row in rows):
+    if any(math.isfinite(row.target_recall_best) for row in rows):
+        yield TARGET_RECALL
+    if any(math.isfinite(row.mass_recall) and not math.isfinite(row.target_recall_best) for row in rows):
         yield "recall: share of full attention inside the selection (inside a random one)."
 
 
@@ -150,8 +165,19 @@ def half_width(estimate: Estimate) -> str:
 
 
 def recall(value: float, chance: float) -> str:
-    """`.95 (.69)`: mass recall and, in brackets, its chance."""
+    """`.95 (.69)`: a recall and, in brackets, its chance."""
     return f"{value:.2f} ({number(chance, '.2f')})".replace("0.", ".") if math.isfinite(value) else "-"
+
+
+TARGET_RECALL = "recall: share of targets in the best layer's selection (in as many random keys)."
+"""What the recall column of runs on a task is."""
+
+
+def recall_of(row: Row) -> str:
+    """The recall of a task's targets in the best layer, where it is known, else of attention mass."""
+    if math.isfinite(row.target_recall_best):
+        return recall(row.target_recall_best, row.target_recall_chance)
+    return recall(row.mass_recall, row.mass_recall_chance)
 
 
 def p_value(value: float) -> str:

@@ -46,9 +46,15 @@ def describe(record: RunRecord) -> str:
         return f"{record.status}: {record.error}" if record.error else record.status
     summary = record.summary
     parts = [f"done  val loss {_number(summary, 'val_loss', '.4f')}"]
+    if summary.get("task_accuracy") is not None:
+        chance = _number(summary, "chance_accuracy", ".1%")
+        parts.append(f"task accuracy {_number(summary, 'task_accuracy', '.1%')} (chance {chance})")
     if summary.get("step_ms") is not None:
         parts.append(f"{_number(summary, 'step_ms', '.2f')} ms/step")
-    if summary.get("mass_recall") is not None:
+    if summary.get("target_recall_best") is not None:
+        chance = _number(summary, "target_recall_chance", ".2f")
+        parts.append(f"target recall {_number(summary, 'target_recall_best', '.2f')} (chance {chance})")
+    elif summary.get("mass_recall") is not None:
         chance = _number(summary, "mass_recall_chance", ".2f")
         parts.append(f"mass recall {_number(summary, 'mass_recall', '.2f')} (chance {chance})")
     return "  ".join(parts)
@@ -57,12 +63,24 @@ def describe(record: RunRecord) -> str:
 def print_run(record: RunRecord, store: Path) -> None:
     """The result of `train` for a reader."""
     summary = record.summary
+    is_task = summary.get("task_accuracy") is not None
+    unit = "nats per answer" if is_task else "nats per token"
+    unigram, accuracy = _number(summary, "unigram_loss", ".4f"), _number(summary, "val_accuracy", ".2%")
     rows = [
-        ("validation loss", _number(summary, "val_loss", ".4f"), "nats per token"),
+        ("validation loss", _number(summary, "val_loss", ".4f"), unit),
         ("", _number(summary, "val_bits_per_byte", ".4f"), "bits per byte"),
-        ("  unigram baseline", _number(summary, "unigram_loss", ".4f"), "nats per token, the same windows"),
-        ("accuracy", _number(summary, "val_accuracy", ".2%"), "of next tokens"),
-        ("training loss", _number(summary, "train_loss", ".4f"), "nats per token, a fixed sample"),
+        ("  guessing", unigram, f"{unit}, without the targets")
+        if is_task
+        else ("  unigram baseline", unigram, f"{unit}, the same windows"),
+        ("task accuracy", accuracy, f"of answers, chance {_number(summary, 'chance_accuracy', '.2%')}")
+        if is_task
+        else ("accuracy", accuracy, "of next tokens"),
+        ("training loss", _number(summary, "train_loss", ".4f"), f"{unit}, a fixed sample"),
+        (
+            "target recall",
+            _number(summary, "target_recall_best", ".3f"),
+            f"of the best layer, chance {_number(summary, 'target_recall_chance', '.3f')}",
+        ),
         (
             "mass recall",
             _number(summary, "mass_recall", ".3f"),

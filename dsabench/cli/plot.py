@@ -27,7 +27,9 @@ def add_to(app: typer.Typer) -> None:
 def plot(
     figures: Annotated[
         list[str] | None,
-        typer.Argument(help="Names of figures, as below; all without any.", metavar="FIGURE", show_default=False),
+        typer.Argument(
+            help="Names of figures, as below; all that fit without any.", metavar="FIGURE", show_default=False
+        ),
     ] = None,
     sweep: Sweep = None,
     everything: All = False,
@@ -52,7 +54,7 @@ def plot(
 
     check_out(out)
     from dsabench.plots.data import figure_data
-    from dsabench.plots.figures import draw
+    from dsabench.plots.figures import draw, fitting
     from dsabench.plots.style import save
 
     data = figure_data(look_at(store, sweep=sweep, everything=everything, where=where), baseline)
@@ -62,7 +64,7 @@ def plot(
         log.print(f"figures of {data.scope.title}")
         for note in data.notes:
             log.print(f"note: {note}")
-    for name in wanted:
+    for name in wanted if figures else fitting(data):
         drawn = draw(name, data)
         if isinstance(drawn, str):
             document["skipped"].append({"name": name, "reason": drawn})

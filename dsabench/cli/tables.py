@@ -12,8 +12,8 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from dsabench.analysis.variants import display_name
-from dsabench.analysis.wording import number, recall
+from dsabench.analysis.variants import display_name, scored_unit
+from dsabench.analysis.wording import TARGET_RECALL, number, recall
 from dsabench.cli.text import first_line
 
 if TYPE_CHECKING:
@@ -91,7 +91,9 @@ def _cells(rows: list[dict[str, Any]], labels: list[str]) -> Iterator[tuple[str,
             _with_sd(row["diff_mean"], row["diff_sd"], "+.3f"),
             number(100 * row["val_accuracy_mean"], ".1f"),
             _three_digits(row["step_ms_mean"]),
-            recall(row["mass_recall"], row["mass_recall_chance"]),
+            recall(row["target_recall_best"], row["target_recall_chance"])
+            if math.isfinite(row["target_recall_best"])
+            else recall(row["mass_recall"], row["mass_recall_chance"]),
         )
         previous = row["length"]
 
@@ -100,17 +102,25 @@ def _notes(rows: list[dict[str, Any]]) -> Iterator[str]:
     if not rows:
         return
     several = any(row["n"] > 1 for row in rows)
-    yield f"val loss: nats per token, {'mean over seeds' if several else 'one seed'}; lower is better."
+    scored = scored_unit(row["task_accuracy"] for row in rows if row["n"])
+    yield f"val loss: nats per {scored}, {'mean over seeds' if several else 'one seed'}; lower is better."
     if several:
         yield "+-: standard deviation over seeds (in dsabench compare: half of an interval)."
     if any(row["diff_n"] for row in rows):
         yield "minus dense: difference to dense of the same seed; verdicts: dsabench compare."
-    if any(math.isfinite(row["mass_recall"]) for row in rows):
+    if any(math.isfinite(row["target_recall_best"]) for row in rows):
+        yield TARGET_RECALL
+    if any(math.isfinite(row["mass_recall"]) and not math.isfinite(row["target_recall_best"]) for row in rows):
         yield "recall: share of full attention on the selected tokens (on as many random ones)."
-    unigram = [row["unigram_loss"] for row in rows if math.isfinite(row["unigram_loss"])]
+    of_text = [row for row in rows if not math.isfinite(row["task_accuracy"])]
+    unigram = [row["unigram_loss"] for row in of_text if math.isfinite(row["unigram_loss"])]
     if unigram:
-        low, high = f"{min(unigram):.3f}", f"{max(unigram):.3f}"
-        yield f"Unigram baseline: {low if low == high else f'{low} to {high}'} nats per token."
+        yield f"Unigram baseline: {_span(unigram, '.3f')} nats per token."
+    tasks = [row for row in rows if math.isfinite(row["task_accuracy"])]
+    if tasks:
+        loss = _span([row["unigram_loss"] for row in tasks], ".3f")
+        right = _span([100 * row["chance_accuracy"] for row in tasks], ".1f")
+        yield f"Guessing without the targets: {loss} nats an answer, {right} % right."
     if any(row["n"] < row["n_runs"] for row in rows):
         yield "seeds n/m: n of m runs finished and are averaged."
     if any(row["leak"] for row in rows):
@@ -126,6 +136,12 @@ def _list(left_out: pd.DataFrame | None) -> Iterator[str]:
         yield f"  {run['run_id']} {run['reason']}" + (f": {error}" if error else "")
     if len(left_out) > _SHOWN:
         yield f"  and {len(left_out) - _SHOWN} more"
+
+
+def _span(values: Sequence[float], form: str) -> str:
+    """`3.466`, or `2.079 to 3.466`."""
+    low, high = format(min(values), form), format(max(values), form)
+    return low if low == high else f"{low} to {high}"
 
 
 def _with_sd(mean: float, sd: float, form: str) -> str:

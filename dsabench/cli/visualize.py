@@ -28,16 +28,21 @@ def visualize_selection(
         ),
     ] = None,
     document: Annotated[
-        int | None, typer.Option(help="Validation document, from 0; else the first long enough.", metavar="N")
+        int | None,
+        typer.Option(help="Validation document, from 0; else the first long enough. Of a task: window.", metavar="N"),
     ] = None,
     start: Annotated[int, typer.Option(help="Token of the document or text where the window starts.", metavar="T")] = 0,
     text: Annotated[str | None, typer.Option(help="A text of your own instead.", metavar="TEXT")] = None,
     text_file: Annotated[Path | None, typer.Option(help="The same, from a file (UTF-8).", metavar="FILE")] = None,
     query: Annotated[
-        int | None, typer.Option(help="Position whose keys the terminal marks; else the last.", metavar="T")
+        int | None,
+        typer.Option(help="Position whose keys the terminal marks; else the last, of a task that asks.", metavar="T"),
     ] = None,
     layer: Annotated[
-        int | None, typer.Option(help="Layer that the terminal shows; else the last.", metavar="N")
+        int | None,
+        typer.Option(
+            help="Layer that the terminal shows; else the last, of a task that selects most targets.", metavar="N"
+        ),
     ] = None,
     layers: Annotated[list[int] | None, integers("--layers", "Only these layers, everywhere.")] = None,
     export: Annotated[
@@ -65,7 +70,7 @@ def visualize_selection(
     inspection = inspect_selection(
         store, run, text=own_text, document=document, start=start, layers=layers, device=device or "cpu"
     )
-    query = inspection.length - 1 if query is None else query
+    query = inspection.default_query if query is None else query
     if not 0 <= query < inspection.length:
         raise SpecError(f"--query {query}: the window has {inspection.length} tokens, 0 to {inspection.length - 1}")
     shown = {one.layer: one for one in inspection.layers}
@@ -83,14 +88,14 @@ def visualize_selection(
         selection_page(inspection, out / f"selection_{inspection.run_id}.html"),
     ]
     if export is not None:
-        files.append(export_selection(inspection.layers, export))
+        files.append(export_selection(inspection.layers, export, inspection.questions))
     if json:
         print_json({**inspection.document(), "files": [str(path) for path in files]})
         return
     from dsabench.cli.selection_text import print_inspection
 
     console = stdout_console()
-    print_inspection(inspection, inspection.layers[-1] if layer is None else shown[layer], query, console)
+    print_inspection(inspection, inspection.default_layer if layer is None else shown[layer], query, console)
     for path in files:
         console.print(f"Written: {path}")
 

@@ -69,14 +69,34 @@ def inspect(model: Transformer, tokens_T: NDArray[Any], execution: Execution) ->
 
     The model must be on the execution's device, and is left as it was. Raises DeviceError when the memory does not do.
     """
+    captured: dict[int, Selection] = {}
+    _logits_TV(model, tokens_T, execution, captured)
+    return [_plain(layer, captured.pop(layer)) for layer in sorted(captured)]
+
+
+def most_probable_T(model: Transformer, tokens_T: NDArray[Any], execution: Execution) -> NDArray[np.int64]:
+    """The token that the model holds for most probable after each of `tokens_T`, in eval mode and the sparse stage.
+
+    The first of equals. Raises DeviceError, as `inspect`.
+    """
+    found_T: NDArray[np.int64] = _logits_TV(model, tokens_T, execution).argmax(-1).cpu().numpy()
+    return found_T
+
+
+def _logits_TV(
+    model: Transformer,
+    tokens_T: NDArray[Any],
+    execution: Execution,
+    capture: dict[int, Selection] | None = None,
+) -> torch.Tensor:
     was_training, stage = model.training, model.stage
     model.eval()
     model.stage = "sparse"
-    captured: dict[int, Selection] = {}
     tokens_BT = torch.from_numpy(np.asarray(tokens_T, np.int64))[None].to(execution.device)
     try:
         with torch.inference_mode(), execution.autocast():
-            model(tokens_BT, capture=captured)
+            logits_TV: torch.Tensor = model(tokens_BT, capture=capture).logits_BTV[0]
+            return logits_TV
     except torch.OutOfMemoryError:
         raise DeviceError(
             f"out of memory on {execution.device} with a window of {len(tokens_T)} tokens, whose attention is stored "
@@ -85,7 +105,6 @@ def inspect(model: Transformer, tokens_T: NDArray[Any], execution: Execution) ->
     finally:
         model.train(was_training)
         model.stage = stage
-    return [_plain(layer, captured.pop(layer)) for layer in sorted(captured)]
 
 
 def _plain(layer: int, selection: Selection) -> LayerSelection:

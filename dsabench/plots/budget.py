@@ -7,6 +7,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from dsabench.analysis.variants import scored_unit
 from dsabench.plots.data import Drawn, FigureData
 from dsabench.plots.drawing import at_least, by_step, draw_curves, panel_title, spread_of, wrapped
 from dsabench.plots.sheet import Page, empty_page, few_ticks, outer_labels, pages, too_many
@@ -66,7 +67,8 @@ def _page(page: Page, records: pd.DataFrame, cost: str) -> Figure:
         records = records.assign(flops=records[cost] / 10**power)
         label = f"training compute (1e{power} FLOPs)"
     figure, panels = empty_page(page, 2, [], caption)
-    for axes, row, column in outer_labels(panels, label, ["validation loss (nats per token)"] * 2):
+    unit = f"nats per {scored_unit(page.runs['task_accuracy'])}"
+    for axes, row, column in outer_labels(panels, label, [f"validation loss ({unit})"] * 2):
         mine = page.of(page.columns[column])
         drawn = _draw(axes, mine, records, cost, page)
         length, where = _column_of(page.columns[column])

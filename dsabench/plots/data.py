@@ -15,7 +15,7 @@ from dsabench.analysis.compare import compare
 from dsabench.analysis.comparison import Comparison
 from dsabench.analysis.pairing import find_pairs, is_baseline, machines
 from dsabench.analysis.scope import Scope, ScopeError
-from dsabench.analysis.variants import RATIO, TOP_K, keys, label_variants, variant_order
+from dsabench.analysis.variants import RATIO, TASK_MEANS, TOP_K, keys, label_variants, variant_order
 from dsabench.plots.style import COLOURS, Look, looks
 from dsabench.store import Curves, load_curves
 
@@ -25,6 +25,7 @@ PER_PAGE = len(COLOURS)
 EVALUATED = (
     *("seconds", "flops", "val_loss", "train_loss", "val_kl"),
     *("mass_recall", "mass_recall_chance", "loss_by_position"),
+    *TASK_MEANS,
 )
 
 _MEASURED = ("step_ms", "peak_memory_mb", "tokens_per_step", "mass_recall", "mass_recall_chance", "val_loss")

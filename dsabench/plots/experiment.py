@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
 from dsabench.analysis.pairing import machines
-from dsabench.analysis.variants import display_name, label_variants
+from dsabench.analysis.variants import display_name, label_variants, scored_unit, scored_units
 from dsabench.plots.data import Drawn, FigureData
 from dsabench.plots.drawing import (
     LEAK,
@@ -72,7 +72,9 @@ def _draw(
         every = looks(list(labelled.loc[labelled["attention"].notna(), "variant"]))
     style = {variant: look for variant, look in every.items() if variant in set(done["variant"])}
     handles = [handle(look, legend_name(variant, done)) for variant, look in style.items()]
-    handles.append(Line2D([], [], **REFERENCE, label="unigram baseline"))
+    scored = scored_unit(done["task_accuracy"])
+    baseline = "guessing without the targets" if scored == "answer" else "unigram baseline"
+    handles.append(Line2D([], [], **REFERENCE, label=baseline))
     rows, columns = legend_layout([str(entry.get_label()) for entry in handles], _LEGEND_CHARACTERS)
     figure = new_figure(_WIDTH, 6.6 + 0.2 * rows)
     (loss, accuracy), (time, curves) = figure.subplots(2, 2)
@@ -83,15 +85,15 @@ def _draw(
     at_least(loss, 0.06)
     at_least(accuracy, 0.5)
     _time_limits(time, timed["step_ms"].dropna())
-    off_scale = _baseline(loss, done)
+    off_scale = _baseline(loss, done, baseline, scored)
     longest = done[done["length"] == done["length"].max()]
     drawn = _training_curves(curves, longest, metrics, style)
     of_length = f", L = {int(longest['length'].iloc[0])}" if len(longest) else ""
     for axes, title, unit, better in (
-        (loss, "Final validation loss", "nats per token", "lower"),
-        (accuracy, "Final validation accuracy", "% of tokens", "higher"),
+        (loss, "Final validation loss", f"nats per {scored}", "lower"),
+        (accuracy, "Final validation accuracy", f"% of {scored_units(scored)}", "higher"),
         (time, "Time of a training step", "ms", "lower"),
-        (curves, f"Validation loss{of_length}", "nats per token", "lower"),
+        (curves, f"Validation loss{of_length}", f"nats per {scored}", "lower"),
     ):
         panel_title(axes, title, better, longest if axes is curves else done)
         axes.set_ylabel(unit)
@@ -127,8 +129,8 @@ def _time_limits(axes: Axes, times: pd.Series[float]) -> None:
         axes.set_ylim(0, 1.08 * axes.get_ylim()[1])
 
 
-def _baseline(axes: Axes, done: pd.DataFrame) -> str | None:
-    """Draw the unigram baseline and return None; say where it is instead, if it would flatten the losses."""
+def _baseline(axes: Axes, done: pd.DataFrame, name: str, scored: str) -> str | None:
+    """Draw the baseline and return None; say where it is instead, if it would flatten the losses."""
     baseline = done.groupby("length")["unigram_loss"].mean().dropna()
     if baseline.empty:
         return ""
@@ -141,7 +143,8 @@ def _baseline(axes: Axes, done: pd.DataFrame) -> str | None:
         return None
     first, last = f"{baseline.min():.2f}", f"{baseline.max():.2f}"
     value = first if first == last else f"{first} to {last}"
-    return f"The unigram baseline, {value} nats per token, lies above the first panel."
+    name = "Guessing without the targets" if scored == "answer" else f"The {name}"
+    return f"{name}, {value} nats per {scored}, lies above the first panel."
 
 
 def _training_curves(axes: Axes, done: pd.DataFrame, metrics: pd.DataFrame, style: dict[str, Look]) -> bool:

@@ -24,6 +24,9 @@ class Kind(NamedTuple):
     file: str
     """Name of its files, without page number and suffix."""
 
+    of_tasks: bool = False
+    """Whether only runs on a task have it."""
+
 
 FIGURES = {
     "experiment": Kind(
@@ -40,8 +43,17 @@ FIGURES = {
     "sparsity": Kind("loss and mass recall against k/L", "sparsity:quality_by_sparsity", "quality_by_sparsity"),
     "cost": Kind("step time and memory against length", "cost:cost_by_length", "cost_by_length"),
     "indexer": Kind("indexer KL and mass recall over training", "indexer:indexer_in_training", "indexer_in_training"),
+    "task": Kind(
+        "task accuracy and target recall over training", "task:task_in_training", "task_in_training", of_tasks=True
+    ),
     "forest": Kind("paired differences with verdicts", "forest:forest", "forest"),
 }
+
+
+def fitting(data: FigureData) -> list[str]:
+    """The figures to draw of these runs when none is named: those of tasks where a run is of one, and all others."""
+    tasks = bool(data.done["task_accuracy"].notna().any())
+    return [name for name, kind in FIGURES.items() if tasks or not kind.of_tasks]
 
 
 def draw(name: str, data: FigureData) -> Drawn | str:

@@ -13,16 +13,17 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
 from dsabench.analysis.rungs import RUNG, rungs_of
-from dsabench.analysis.variants import display_name, within
+from dsabench.analysis.variants import display_name, scored_unit, within
 from dsabench.plots.data import Drawn, FigureData
 from dsabench.plots.drawing import REFERENCE, at_least, line, panel_title, seeds_of
 from dsabench.plots.sheet import Page, empty_page, few_ticks, outer_labels, pages, too_many
 from dsabench.plots.style import Look, length_axis, looks
 
 GROUPS = 20
-"""Points of a curve: single positions at the start of the window, wider and wider groups after it."""
+"""Points of a curve: single positions at the start of what is scored, wider and wider groups after it."""
 
 
 def loss_by_position(data: FigureData) -> Drawn | str:
@@ -61,19 +62,19 @@ def _by_rung(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.assign(variant=short, **{RUNG: rung + ", L = " + lengths if several else rung})
 
 
-def grouped(values: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
-    """(position of each group, its mean loss) of the losses of equal bins of positions 1..length.
+def grouped(values: np.ndarray, length: int, first: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """(position of each group, its mean loss) of the losses of equal bins of positions 1..length, from bin `first` on.
 
     The position is the geometric mean of a group's first and last. Bins are those of numpy.array_split: the first
-    length % n hold a position more.
+    length % n hold a position more. A bin in which nothing is scored is NaN, and so is a group of such bins.
     """
     n = len(values)
     sizes = np.full(n, length // n) + (np.arange(n) < length % n)
     ends = np.cumsum(sizes)
-    starts = np.arange(n)
-    if n > GROUPS:
-        starts = np.unique(np.floor(np.geomspace(1, n + 1, GROUPS + 1) + 1e-9).astype(int) - 1)[:-1]
-    known = np.where(np.isnan(values), 0, sizes)  # where nothing is scored, there is no loss
+    starts = np.arange(first, n)
+    if n - first > GROUPS:
+        starts = first + np.unique(np.floor(np.geomspace(1, n - first + 1, GROUPS + 1) + 1e-9).astype(int) - 1)[:-1]
+    known = np.where(np.isnan(values), 0, sizes)
     total, weight = np.add.reduceat(np.nan_to_num(values) * known, starts), np.add.reduceat(known, starts)
     mean = np.where(weight > 0, total / np.maximum(weight, 1), np.nan)
     last = ends[np.append(starts[1:], n) - 1]
@@ -94,23 +95,31 @@ def _page(page: Page, losses: dict[str, np.ndarray], pairs: pd.DataFrame, baseli
         _largest(pairs, losses, page.facet),
         "A look-ahead leak is a large advantage, at positions up to k (marks at the foot"
         f"{', of a leak a line' if page.runs['leak'].any() else ''}) above all."
-        if page.runs["k"].notna().any()
+        if any(
+            (runs["k"] >= _first_position([losses[run] for run in runs["run_id"]], int(runs["length"].iloc[0]))).any()
+            for _, runs in page.runs.groupby("length")
+        )
         else "",
     ]
     rows = 2 if len(pairs) else 1
     figure, panels = empty_page(page, rows, extra, caption)
-    units = ["loss (nats per token)", f"minus {base} (nats per token)"]
+    unit = f"nats per {scored_unit(page.runs['task_accuracy'])}"
+    units = [f"loss ({unit})", f"minus {base} ({unit})"]
     for axes, row, column in outer_labels(panels, "position in the window (1 = first)", units):
         value = page.columns[column]
         mine = page.of(value)
         length = int(mine["length"].iloc[0])
+        first = _first_position([losses[run] for run in mine["run_id"]], length)
         if row == 0:
             _losses(axes, mine, losses, page.style)
         else:
             _differences(axes, pairs[pairs[page.facet] == value], losses, page.style)
-        _mark_k(axes, mine, page.style)
-        ticks = [2**i for i in range(0, int(np.log2(length)) + 1, 2)]
-        length_axis(axes, [*ticks, length], 2.0, 0.1)
+        _mark_k(axes, mine[mine["k"] >= first], page.style)
+        if _late(first, length):
+            axes.set_xlim(first - 1, length + 1)
+            axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        else:
+            length_axis(axes, [*(2**i for i in range(0, int(np.log2(length)) + 1, 2)), length], 2.0, 0.1)
         if page.facet == RUNG:
             leak = "LEAK; " if mine["leak"].any() else ""  # beside a rung's name there is no room
             axes.set_title((f"{value}\n" if row == 0 else "") + f"{leak}lower is better", fontsize=8)
@@ -144,7 +153,7 @@ def _losses(axes: Axes, runs: pd.DataFrame, losses: dict[str, np.ndarray], style
         mine = runs[runs["variant"] == variant]
         if len(mine):
             x, values = _stacked([losses[run] for run in mine["run_id"]], int(mine["length"].iloc[0]))
-            axes.plot(x, values.mean(axis=0), **_small(look), markevery=(i % 3, 3), zorder=4)
+            axes.plot(x, values.mean(axis=0), **_small(look), markevery=_some(i, len(x)), zorder=4)
 
 
 def _differences(axes: Axes, pairs: pd.DataFrame, losses: dict[str, np.ndarray], style: dict[str, Look]) -> None:
@@ -157,22 +166,48 @@ def _differences(axes: Axes, pairs: pd.DataFrame, losses: dict[str, np.ndarray],
         difference = ours - theirs
         if len(difference) > 1:
             spread = difference.std(axis=0, ddof=1)
-            x = at * 2 ** (0.03 * (i - len(style) / 2))
+            aside = i - len(style) / 2  # so that bars do not cover each other
+            late = _late(at[0], int(mine["length"].iloc[0]))
+            x = at + 0.01 * (at[-1] - at[0]) * aside if late else at * 2 ** (0.03 * aside)
             axes.errorbar(x, difference.mean(axis=0), spread, color=look.colour, ls="none", lw=0.8, alpha=0.7, zorder=3)
-        axes.plot(at, difference.mean(axis=0), **_small(look), markevery=(i % 3, 3), zorder=4)
+        axes.plot(at, difference.mean(axis=0), **_small(look), markevery=_some(i, len(at)), zorder=4)
 
 
 def _sides(pairs: pd.DataFrame, losses: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Positions, and of both sides of pairs of one length a row of losses for each."""
     length = int(pairs["length"].iloc[0])
-    (at, ours), (_, theirs) = (_stacked([losses[run] for run in pairs[f"{side}.run_id"]], length) for side in "ab")
-    return at, ours, theirs
+    at, both = _stacked([losses[run] for side in "ab" for run in pairs[f"{side}.run_id"]], length)
+    return at, both[: len(pairs)], both[len(pairs) :]
 
 
 def _stacked(several: list[np.ndarray], length: int) -> tuple[np.ndarray, np.ndarray]:
-    """Positions, and a row of losses for each run of one length."""
-    groups = [grouped(values, length) for values in several]
-    return groups[0][0], np.array([mean for _, mean in groups])
+    """Positions, and a row of losses for each run of one length; of the groups in which all of them are scored."""
+    first = min(_first_bin(values) for values in several)
+    groups = [grouped(values, length, first) for values in several]
+    rows = np.array([mean for _, mean in groups])
+    everywhere = np.isfinite(rows).all(axis=0)
+    return groups[0][0][everywhere], rows[:, everywhere]
+
+
+def _first_bin(values: np.ndarray) -> int:
+    """The first bin in which something is scored: 0 of a text; of a task often past the middle."""
+    return int(np.isfinite(values).argmax())
+
+
+def _first_position(several: list[np.ndarray], length: int) -> int:
+    """The first position, from 1 on, of the first bin in which any of the runs is scored."""
+    return 1 + min(_first_bin(values) * length // len(values) for values in several)
+
+
+def _late(first: float, length: int) -> bool:
+    """Whether what is scored begins so late in the window that a logarithmic axis would squeeze it."""
+    return first > length / 4
+
+
+def _some(i: int, n: int) -> tuple[int, int]:
+    """Every third of n points from i on, but all where they are few."""
+    step = 3 if n > 3 else 1
+    return i % step, step
 
 
 def _small(look: Look) -> dict[str, Any]:

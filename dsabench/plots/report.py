@@ -23,11 +23,11 @@ from dsabench.analysis.experiment import write_file
 from dsabench.analysis.formats import Grid, best_rate_grid, cost_grid, notes, verdict_grid
 from dsabench.analysis.scope import Scope
 from dsabench.analysis.statistics import MIN_PAIRS
-from dsabench.analysis.variants import display_name
-from dsabench.analysis.wording import trend_lines
+from dsabench.analysis.variants import display_name, scored_unit
+from dsabench.analysis.wording import accuracy_lines, trend_lines
 from dsabench.data.pieces import visible
 from dsabench.plots.data import FigureData, figure_data
-from dsabench.plots.figures import FIGURES, draw
+from dsabench.plots.figures import FIGURES, draw, fitting
 from dsabench.plots.inline import inline_svg
 from dsabench.plots.report_selection import SelectionView, chosen_run, selection_view
 
@@ -39,7 +39,7 @@ MOST_PAGES = 4
 MOST_LEFT_OUT = 400
 """Runs without a partner that are listed before the rest are only counted."""
 
-_ORDER = ("forest", "experiment", "sparsity", "positions", "learning", "indexer", "flops", "seconds", "cost")
+_ORDER = ("forest", "experiment", "task", "sparsity", "positions", "learning", "indexer", "flops", "seconds", "cost")
 """The figures in the order of the questions that a reader asks; others follow."""
 
 
@@ -128,6 +128,7 @@ def _page(
         .render(
             found=found,
             baseline=display_name(data.baseline or "dense"),
+            scored=scored_unit(labelled.loc[labelled["finished"], "task_accuracy"]),
             scope=scope,
             date=provenance.newest(scope.runs),
             n_runs=len(labelled),
@@ -157,16 +158,18 @@ def _page(
 
 def _tables(found: Comparison | None) -> list[dict[str, Any]]:
     """Of each setting: its name, sentences, trends and two grids; then the best rates as one more."""
+    if found is None:
+        return []
     tables: list[dict[str, Any]] = [
         {
             "setting": table.setting,
             "sentences": table.sentences,
-            "trends": list(trend_lines(table)),
-            "grids": [_filled(verdict_grid(table, found)), _filled(cost_grid(table))] if found else [],
+            "trends": [*accuracy_lines(table, found.baseline), *trend_lines(table)],
+            "grids": [_filled(verdict_grid(table, found)), _filled(cost_grid(table))],
         }
-        for table in (found.tables if found else [])
+        for table in found.tables
     ]
-    if found and found.best_rates:
+    if found.best_rates:
         grid = best_rate_grid(found)
         tables.append({"setting": grid.title, "sentences": [], "trends": [], "grids": [_filled(grid)]})
     return tables
@@ -184,7 +187,10 @@ def _filled(grid: Grid) -> Grid:
 def _drawings(data: FigureData) -> tuple[list[Drawing], list[str]]:
     """The figures with what must be known of each, and those that are not drawn and why."""
     drawings, not_drawn = [], []
+    there = fitting(data)
     for name in [*_ORDER, *(name for name in FIGURES if name not in _ORDER)]:
+        if name not in there:
+            continue
         what = FIGURES[name].what
         drawn = draw(name, data)
         if isinstance(drawn, str):

@@ -30,6 +30,9 @@ _COLUMNS = (
 )
 """Heading of a column and the number that it shows, beside its chance where that has one."""
 
+_TARGETS = (("of the\ntargets", "target_recall"),)
+"""The columns that a task has, too."""
+
 
 class SelectionView(NamedTuple):
     """What the report shows of one run's selection."""
@@ -95,8 +98,9 @@ def _view(inspection: Inspection, out: Path) -> SelectionView:
 def _grid(numbers: Numbers) -> Grid:
     layers = numbers["layers"]
     named = [(str(values["layer"]), values) for values in layers] + [("mean", numbers["mean"])] * (len(layers) > 1)
-    rows = [(name, *(_cell(values, column) for _, column in _COLUMNS), _never(values)) for name, values in named]
-    headings = ("layer", *(heading for heading, _ in _COLUMNS), "never\nselected")
+    columns = (*_COLUMNS, *(_TARGETS if "target_recall_best" in numbers else ()))
+    rows = [(name, *(_cell(values, column) for _, column in columns), _never(values)) for name, values in named]
+    headings = ("layer", *(heading for heading, _ in columns), "never\nselected")
     return Grid("Selection by layer", headings, rows, ())
 
 

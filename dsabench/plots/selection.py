@@ -24,6 +24,7 @@ from dsabench.plots.style import GREY, new_figure, save_png, styled
 if TYPE_CHECKING:
     from dsabench.analysis.inspect_run import Inspection
     from dsabench.analysis.selection import Numbers
+    from dsabench.analysis.targets import Questions
     from dsabench.engine.inspection import LayerSelection
 
 CELLS = 512
@@ -40,6 +41,9 @@ _FUTURE = "#D9D9D9"
 
 _BLUES = LinearSegmentedColormap.from_list("blues", ["#FFFFFF", "#9CC9E6", "#0072B2", "#00263D"])
 """White to nearly black through the blue of the other figures: even steps in grey, too."""
+
+_TARGET = "#D55E00"
+"""Vermilion: plain on white and on every blue."""
 
 _TWO = ListedColormap(["#FFFFFF", "#00263D"])
 
@@ -67,7 +71,12 @@ def draw(inspection: Inspection) -> Figure:
         ratio_TS = cells((layer.mass_TS / even_T1).astype(np.float32), causal_TS, side)
         _map(left, share_TS, share, _TWO if side == 1 else _BLUES, layer.length)
         _map(right, ratio_TS, scale, _BLUES, layer.length)
-        left.set_title(f"Layer {layer.layer}: selected keys\n{_recall(rows[layer.layer])}", fontsize=9)
+        if inspection.questions is not None:
+            for axes in (left, right):
+                _targets(axes, layer, inspection.questions)
+        left.set_title(
+            f"Layer {layer.layer}: selected keys\n{_recall(rows[layer.layer])}{_found(rows[layer.layer])}", fontsize=9
+        )
         right.set_title(f"Layer {layer.layer}: attention\n{_best(rows[layer.layer])}", fontsize=9)
         left.set_ylabel("query (token position)")
     for axes in grid[-1]:
@@ -116,6 +125,15 @@ def _map(axes: Axes, values: NDArray[np.float64], norm: Normalize, colours: Colo
         axis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 4, 5, 8, 10]))
 
 
+def _targets(axes: Axes, layer: LayerSelection, questions: Questions) -> None:
+    """A ring around each selected target of the scored queries, a cross on each that is not."""
+    query, slot = np.nonzero(questions.targets_TM >= 0)
+    key = questions.targets_TM[query, slot]
+    found = layer.member_TS[query, key]
+    axes.plot(key[found], query[found], ls="none", marker="o", mfc="none", mec=_TARGET, ms=6, mew=1.2)
+    axes.plot(key[~found], query[~found], ls="none", marker="x", color=_TARGET, ms=4.5, mew=1.2)
+
+
 def _bar(figure: Figure, axes: NDArray[Any], colours: ScalarMappable, label: str, ticks: dict[float, str]) -> None:
     """One colour bar for a column of maps, above them: as thick whatever the number of layers."""
     bar = figure.colorbar(colours, ax=list(axes), location="top", aspect=30, shrink=0.85, pad=0.03 / len(axes))
@@ -132,6 +150,12 @@ def _recall(numbers: Numbers) -> str:
     return f"mass recall {numbers['mass_recall']:.2f} (chance {numbers['mass_recall_chance']:.2f})"
 
 
+def _found(numbers: Numbers) -> str:
+    if "target_recall" not in numbers:
+        return ""
+    return f"; targets {numbers['target_recall']:.2f} ({numbers['target_recall_chance']:.2f})"
+
+
 def _best(numbers: Numbers) -> str:
     if numbers["mass_recall"] is None:
         return "all of it on selected keys"
@@ -144,6 +168,10 @@ def _caption(inspection: Inspection, layers: Sequence[LayerSelection], side: int
     ks = [layer.k for layer in layers if layer.k < layer.length]
     if ks:
         lines.append(f"Mass recall: share of the attention on the selected keys, mean over queries t >= k = {max(ks)}.")
+    if inspection.questions is not None:
+        lines.append(
+            "Rings: selected targets of queries that ask for an answer; crosses: others. Above: their share (chance)."
+        )
     if len(layers) < len(inspection.layers):
         lines.append(f"Drawn are {len(layers)} of {len(inspection.layers)} layers; --layers chooses others.")
     return "\n".join(lines)

@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 
 from dsabench.analysis.experiment import write_file
 from dsabench.analysis.selection import layer_recall_T, missed_TS
+from dsabench.analysis.targets import question_list
 from dsabench.data.pieces import visible
 from dsabench.engine.chance import selection_chance_T
 
@@ -39,6 +40,10 @@ if TYPE_CHECKING:
 
 LEAST_MASS = 1e-6
 """Attention below this is shown as less than it."""
+
+_MARK = r"(?://|/\*|<!--) task(?: \*/| -->)?$"
+_TASK_ONLY = {True: (f" +{_MARK}", ""), False: (f"^.*{_MARK}\n", "")}
+"""Lines of the template with this mark are for a task's window alone."""
 
 _SHOWN = ("layer", "k", "mass_recall", "mass_recall_chance", "mass_recall_best", "oracle_overlap")
 
@@ -62,23 +67,55 @@ def page(inspection: Inspection) -> str:
         "LAYERS": "\n".join(blocks),
     }
     template = (resources.files("dsabench.plots") / "selection_page.html").read_text(encoding="utf-8")
+    template = re.sub(*_TASK_ONLY[inspection.questions is not None], template, flags=re.MULTILINE)
     # One pass: a text that spells a placeholder is never expanded.
     return re.sub(r"\{\{([A-Z]+)\}\}", lambda match: parts[match[1]], template)
 
 
 def page_data(inspection: Inspection) -> dict[str, Any]:
-    """What the page knows beside the blocks of bytes."""
+    """What the page knows beside the blocks of bytes; of a task with its queries and where to begin."""
     layers = zip(inspection.layers, inspection.numbers["layers"], strict=True)
+    task: dict[str, Any] = {}
+    shown: tuple[str, ...] = _SHOWN
+    if inspection.questions is not None:
+        shown = (*_SHOWN, "target_recall", "target_recall_chance")
+        first = inspection.layers.index(inspection.default_layer)
+        task = {"separator": inspection.separator, "first": first, "asked": _asked(inspection)}
     return {
         "tokens": [_shown(piece) for piece in inspection.pieces],
         "layers": [
-            {**{name: numbers[name] for name in _SHOWN}, "scores": layer.scores_TS is not None}
+            {**{name: numbers[name] for name in shown}, "scores": layer.scores_TS is not None}
             for layer, numbers in layers
         ],
         "chance": [
             [round(float(share), 4) for share in selection_chance_T(layer.n_selected_T)] for layer in inspection.layers
         ],
+        **task,
     }
+
+
+def _asked(inspection: Inspection) -> list[dict[str, Any]]:
+    """Each scored query with its answers and targets; ranks of a target, one a layer: -1 not selected, 0 selected by a
+    layer without scores, else from 1 for the highest score on."""
+    assert inspection.questions is not None
+    return [
+        {
+            "query": one["query"],
+            "answer": visible(one["answer"]),
+            "model": visible(one["model_answer"]),
+            "targets": [
+                {
+                    "key": target["key"],
+                    "ranks": [
+                        (0 if at["rank"] is None else at["rank"] + 1) if at["selected"] else -1
+                        for at in target["layers"]
+                    ],
+                }
+                for target in one["targets"]
+            ],
+        }
+        for one in question_list(inspection.pieces, inspection.layers, inspection.questions)
+    ]
 
 
 def layer_bytes(layer: LayerSelection) -> bytes:

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from dsabench.analysis.variants import display_name
+from dsabench.analysis.variants import display_name, scored_unit
 from dsabench.plots.data import Drawn, FigureData, families, paginate
 from dsabench.plots.drawing import REFERENCE, at_least, line, panel_title, points_of, say
 from dsabench.plots.sheet import Page, empty_page, few_ticks, outer_labels, pages, too_many
@@ -67,7 +67,8 @@ def _page(page: Page, data: FigureData, paired: bool) -> Figure:
     rows = 2 if recall else 1
     figure, panels = empty_page(page, rows, extra, caption)
     label = "k / L (share of the window kept)"
-    unit = f"loss minus {base}\n(nats per token)" if paired else "validation loss\n(nats per token)"
+    per = f"nats per {scored_unit(page.runs['task_accuracy'])}"
+    unit = f"loss minus {base}\n({per})" if paired else f"validation loss\n({per})"
     for axes, row, column in outer_labels(panels, label, [unit, "mass recall\n(share of attention)"]):
         mine = page.of(page.columns[column])
         title = f"L = {page.columns[column]}" if row == 0 else ""

@@ -15,8 +15,9 @@ from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
 from dsabench.analysis import formats
-from dsabench.analysis.compare import METRICS, compare
+from dsabench.analysis.compare import compare
 from dsabench.analysis.comparison import Comparison, Row
+from dsabench.analysis.metrics import METRICS
 from dsabench.analysis.scope import ScopeError, look_at
 from dsabench.analysis.wording import trend_lines
 from dsabench.plots.data import figure_data

@@ -274,3 +274,20 @@ def test_a_file_in_the_way_is_named(tmp_path: Path) -> None:
 def test_variants_are_ordered_by_kind_and_then_by_value() -> None:
     ordered = ["dense", "dsa", "dsa top_k=4", "dsa top_k=16", "dsa top_k=100", "a_plugin", "random"]
     assert sorted(set(ordered), key=variant_order) == ordered
+
+
+def test_the_summary_has_what_a_task_measures_where_a_run_has_it(tmp_path: Path) -> None:
+    task = {"task_accuracy": 0.5, "chance_accuracy": 0.125}
+    recall = {"target_recall_best": 0.75, "target_recall_chance": 0.25}
+    runs = store(run("dense", seed=1, **task), run("dsa", seed=1, **task, **recall))
+    write_results(runs, curves(runs), tmp_path / "task")
+    summary = read(tmp_path / "task/summary.json")
+    found = summary["results"]["64"]
+    assert {name: found["sparse"][name] for name in {**task, **recall}} == {**task, **recall}
+    assert {name: found["classic"].get(name) for name in {**task, **recall}} == {**task, **dict.fromkeys(recall)}
+    assert "nats per answer" in summary["meaning"]["final_val_loss"]
+    assert {"task_accuracy", "target_recall_best"} <= summary["meaning"].keys()
+    runs = store(run("dense", seed=1), run("dsa", seed=1))
+    write_results(runs, curves(runs), tmp_path / "text")
+    text = (tmp_path / "text/summary.json").read_text()
+    assert "target" not in text and "answer" not in text and "task" not in text

@@ -158,10 +158,10 @@ def test_an_interrupt_exits_130_and_the_same_command_goes_on(
 ) -> None:
     honest = TrainStep.run
 
-    def interrupted(self: TrainStep, first: int, stage: Any, batches: torch.Tensor) -> torch.Tensor:
+    def interrupted(self: TrainStep, first: int, *rest: Any) -> torch.Tensor:
         if first >= 6 and self.spec.attention.kind == "dsa":
             raise KeyboardInterrupt
-        return honest(self, first, stage, batches)
+        return honest(self, first, *rest)
 
     monkeypatch.setattr(TrainStep, "run", interrupted)
     words = ["sweep", *SMALL, *source(corpus), "--lengths", "16", "--seeds", "1"]

@@ -7,18 +7,19 @@ import re
 
 import pytest
 from rich.console import Console
-from selections import inspection, random_layer
+from selections import asking, inspection, random_layer
 
+from dsabench.analysis.targets import Questions
 from dsabench.cli.selection_text import print_inspection, token_kinds, wrapped
 from dsabench.engine.inspection import LayerSelection
 
 
-def printed(coloured: bool, layer: LayerSelection, query: int) -> str:
+def printed(coloured: bool, layer: LayerSelection, query: int, questions: Questions | None = None) -> str:
     console = Console(
         file=io.StringIO(), width=200, force_terminal=coloured, color_system="truecolor" if coloured else None,
         highlight=False, markup=False, no_color=False,
     )  # fmt: skip
-    print_inspection(inspection([layer]), layer, query, console)
+    print_inspection(inspection([layer], questions=questions), layer, query, console)
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
 
@@ -58,3 +59,30 @@ def test_lines_fit_and_lose_nothing() -> None:
         assert lines[-1].plain.endswith("\\x1b}" if marks else "\\x1b")
         ends = [line.plain for line in lines if line.plain.endswith("\\n")]
         assert len(ends) == 1
+
+
+def test_targets_have_their_own_marks_whatever_else_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = random_layer(30, 9)
+    kept = [int(key) for key in layer.selected_TK[25] if key != 25]
+    rest = sorted(set(range(25)) - set(kept))
+    targets = [kept[0], kept[5], rest[0], rest[3]]
+    questions = asking(30, {25: targets, 10: [1]}, wrong=(25,))
+    kinds = token_kinds(layer, 25, questions)
+    assert [kinds[key] for key in targets] == ["found", "found", "lost", "lost"]
+    other = token_kinds(layer, 25)
+    assert [kinds[i] for i in range(30) if i not in targets] == [other[i] for i in range(30) if i not in targets]
+    plain, coloured = (printed(how, layer, 25, questions) for how in (False, True))
+    for key, mark in zip(targets, ["[*w{}*]", "[*w{}*]", "(*w{}*)", "(*w{}*)"], strict=True):
+        assert f" {mark.format(key)} " in plain.replace("\n", " ")
+    styles = {key: re.search(rf"(\x1b\[[0-9;]*m) ?w{key}\x1b", coloured) for key in targets}
+    assert all(styles.values())
+    found, lost = ({styles[key][1] for key in some} for some in (targets[:2], targets[2:]))  # type: ignore[index]
+    assert len(found) == len(lost) == 1 and found != lost
+    assert f"target 'w{kept[0]}' at {kept[0]}: selected, rank 1 of 9" in plain
+    assert f"target 'w{rest[0]}' at {rest[0]}: not selected" in plain
+    assert "asked is 'a25'; the model answers 'no', which is wrong" in plain
+    # Words stand apart, also where the past is cut; and the legend names the marks of a task alone.
+    monkeypatch.setattr("dsabench.cli.selection_text.BEFORE", 5)
+    assert re.search(r"^\S*w20\S* \S*w21\S* ", printed(False, layer, 25, questions), re.M)
+    assert "[*word*] target, selected" in plain
+    assert "target" not in printed(False, layer, 25) + printed(True, layer, 25)

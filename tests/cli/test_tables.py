@@ -138,3 +138,24 @@ def test_names_are_those_of_the_comparison() -> None:
     text = printed([{**row, "run_id": str(i)} for i, row in enumerate(rows)])
     assert re.findall(r"^\[\d\] (.*)$", text, re.M) == ["DSA k=0.25L", "DSA k=0.5L"]
     assert "dsa" not in text.replace("dsabench", "")
+
+
+def of_a_task(kind: str, seed: int, accuracy: float) -> dict[str, Any]:
+    found = {} if kind == "dense" else {"target_recall_best": 0.75, "target_recall_chance": 0.25}
+    task = {"task_accuracy": accuracy, "val_accuracy": accuracy, "chance_accuracy": 0.125, "unigram_loss": 2.079}
+    return run(kind, 64, seed, 1.5, **task, **found)
+
+
+def test_a_task_shows_target_recall_with_its_chance_and_says_what_is_counted() -> None:
+    text = printed([of_a_task(kind, seed, 0.5) for kind in ("dense", "dsa") for seed in (1, 2)])
+    lines = [line.split() for line in text.splitlines()]
+    assert ["DSA", "2", "1.500+-0.000", "+0.000+-0.000", "50.0", "4.57", ".75", "(.25)"] in lines
+    assert "val loss: nats per answer, mean over seeds" in text
+    assert "Guessing without the targets: 2.079 nats an answer, 12.5 % right." in text
+    assert "recall: share of targets in the best layer's selection" in text
+    for word in ("Unigram", "per token", "full attention"):
+        assert word not in text
+    assert max(map(len, text.splitlines())) <= 80
+    both = printed([of_a_task("dsa", 1, 0.5), *sweep(("dsa",), (128,))])
+    for words in ("nats per token or answer", "Unigram baseline: 6.400 nats per token", "full attention", "of targets"):
+        assert words in both.replace("share of targets", "of targets")

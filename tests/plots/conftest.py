@@ -22,3 +22,13 @@ def usual(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def shown(usual: Path) -> FigureData:
     return at(usual)
+
+
+@pytest.fixture(scope="session")
+def of_tasks(tmp_path_factory: pytest.TempPathFactory) -> FigureData:
+    """The same of runs on a task."""
+    store = tmp_path_factory.mktemp("tasks")
+    synthetic.experiment(
+        store, lengths=(64, 128), attentions=[DENSE, *SPARSE], seeds=(1, 2, 3), evaluations=10, **synthetic.TASK
+    )
+    return at(store)

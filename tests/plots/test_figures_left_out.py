@@ -17,7 +17,7 @@ from matplotlib.text import Annotation
 from dsabench.plots import data as data_module
 from dsabench.plots import sheet
 from dsabench.plots.data import PER_PAGE, Drawn, FigureData, paginate
-from dsabench.plots.figures import FIGURES, draw
+from dsabench.plots.figures import FIGURES, draw, fitting
 from dsabench.spec.sweep import validate
 
 
@@ -52,7 +52,7 @@ def test_a_leak_is_marked_in_every_legend_and_panel(tmp_path: Path) -> None:
         tmp_path, lengths=(64, 128), attentions=SPARSE, seeds=(1, 2, 3), sweep=None, effect=lambda s: -2.0, leak=True
     )
     data = at(tmp_path)
-    for name in FIGURES:
+    for name in fitting(data):
         for figure in pages(name, data):
             assert "sees later tokens" in caption(figure), name
             if name == "forest":

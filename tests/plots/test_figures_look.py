@@ -77,6 +77,8 @@ def of_shape(shape: str, root: Path) -> FigureData:
         synthetic.experiment(store, lengths=(128,), seeds=(1,))
     elif shape == "two runs of two lengths":
         synthetic.experiment(store, lengths=(64, 128), seeds=(1,), attentions=[DSA])
+    elif shape == "a task":
+        synthetic.experiment(store, lengths=(64, 128), seeds=(1, 2), attentions=[DENSE, *SPARSE], **synthetic.TASK)
     elif shape == "several machines":
         synthetic.experiment(store, lengths=(64, 128), attentions=[DENSE, *SPARSE], seeds=(1, 2), sweep=None)
         for length, seed, attention in itertools.product((64, 128), (3, 4), (DENSE, *SPARSE)):
@@ -93,7 +95,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     of_shape.cache_clear()
 
 
-@pytest.mark.parametrize("shape", ["two runs", "two runs of two lengths", "several machines", "40 variants"])
+@pytest.mark.parametrize("shape", ["two runs", "two runs of two lengths", "a task", "several machines", "40 variants"])
 def test_no_text_lies_on_another_or_leaves_the_page(shape: str, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sheet, "MOST_PAGES", 1)
     monkeypatch.setattr(forest, "MOST_PAGES", 1)
@@ -115,11 +117,11 @@ def test_no_text_lies_on_another_or_leaves_the_page(shape: str, root: Path, monk
 
 
 @pytest.mark.parametrize("name", FIGURES)
-def test_a_figure_says_units_direction_and_seeds(name: str, shown: FigureData) -> None:
-    figure = pages(name, shown)[0]
+def test_a_figure_says_units_direction_and_seeds(name: str, shown: FigureData, of_tasks: FigureData) -> None:
+    figure = pages(name, of_tasks if FIGURES[name].of_tasks else shown)[0]
     words = " ".join(" ".join(text for text, _ in boxes(figure)).split())
     assert "is better" in words
-    assert "nats" in words or "ms" in words
+    assert "nats" in words or "ms" in words or "share of" in words
     assert re.search(r"n = 3 seeds|pairs", words)
     assert re.search(r"standard deviation|single seeds|lowest to highest|95 % interval", words)
     for axes in figure.axes:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
-from selections import inspection, random_layer
+from selections import asking, inspection, random_layer
 
 from dsabench.analysis.experiment import ResultsError
 from dsabench.plots import selection
@@ -108,3 +108,18 @@ def test_an_unwritable_place_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ResultsError, match="file"):
         selection_map(inspection([random_layer(4, 2)]), tmp_path / "file" / "x.png")
+
+
+def test_targets_are_ringed_where_selected_and_crossed_where_not() -> None:
+    layer = random_layer(30, 9)
+    questions = asking(30, {12: [3, 5], 25: [2, 8, 9]})
+    with styled():
+        figure, plain = draw(inspection([layer], questions=questions)), draw(inspection([layer]))
+    for axes in figure.axes[:2]:
+        marks = {line.get_marker(): set(zip(*line.get_data(), strict=True)) for line in axes.lines}
+        listed = {(key, query) for query in (12, 25) for key in questions.targets(query)}
+        assert marks["o"] | marks["x"] == listed
+        assert marks["o"] == {(key, query) for key, query in listed if layer.member_TS[query, key]}
+    assert "targets" in figure.axes[0].get_title("left") and "Rings" in figure.get_supxlabel()
+    assert not any(axes.lines for axes in plain.axes[:2])
+    assert "argets" not in plain.axes[0].get_title("left") + plain.get_supxlabel()

@@ -7,6 +7,7 @@ import colorsys
 import html
 import json
 import re
+import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -17,7 +18,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from selections import inspection, random_layer
+from selections import asking, attention, inspection, random_layer
 
 from dsabench.analysis.selection import layer_recall_T, missed_TS
 from dsabench.engine.inspection import LayerSelection
@@ -203,3 +204,63 @@ def test_the_page_and_the_numbers_need_no_torch() -> None:
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == ""
+
+
+def test_the_page_of_a_task_knows_its_queries_and_that_of_a_text_nothing_of_them() -> None:
+    layers = [random_layer(30, 9, layer=0), LayerSelection(1, random_layer(30, 9, 4).selected_TK, attention(30), None)]
+    questions = asking(30, {12: [3], 25: [2, 8]}, wrong=(12,))
+    seen = inspection(layers, questions=questions)
+    text = page(seen)
+    data = json.loads(Elements(text).scripts["data"])
+    assert data["separator"] == " "
+    assert data["layers"][data["first"]]["layer"] == seen.default_layer.layer
+    assert [(one["query"], one["answer"], one["model"]) for one in data["asked"]] == [
+        (12, "a12", "no"),
+        (25, "a25", "a25"),
+    ]
+    for one in data["asked"]:
+        assert [target["key"] for target in one["targets"]] == questions.targets(one["query"])
+        for target in one["targets"]:
+            for layer, rank in zip(layers, target["ranks"], strict=True):
+                kept = layer.selected_TK[one["query"]].tolist()
+                selected = target["key"] in kept
+                first = kept.index(target["key"]) + 1 if selected and layer.scores_TS is not None else 0
+                assert rank == (first if selected else -1)
+    plain = page(inspection(layers))
+    assert {"separator", "first", "asked"}.isdisjoint(json.loads(Elements(plain).scripts["data"]))
+    for word in ("asked", "outlined", "--target", 'id="targets"'):
+        assert word in text
+        assert word not in plain
+    for one in (text, plain):
+        assert not re.search(r"(//|/\*|<!--) task", one)
+    # What a text's page has, a task's has too, in the same order.
+    lines = iter(text.split("\n"))
+    own = [line for line in plain.split("\n") if "<script" not in line]
+    assert all(line in lines for line in own)
+    for scheme in re.findall(r":root \{(.*?)\}", text, re.DOTALL):
+        colours = dict(re.findall(r"--([a-z0-9-]+): (#[0-9a-f]{6});", scheme))
+        assert contrast(colours["target"], colours["back"]) >= 4.5
+
+
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium to show the page in")
+def test_a_browser_outlines_the_targets_of_the_query(tmp_path: Path) -> None:
+    layer = random_layer(30, 9)
+    kept, lost = int(layer.selected_TK[25, 0]), min(set(range(25)) - set(layer.selected_TK[25].tolist()))
+    seen = inspection([layer], questions=asking(30, {12: [3], 25: [kept, lost]}))
+    command = [
+        str(BROWSER), "--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}",
+        "--host-resolver-rules=MAP * ~NOTFOUND", "--enable-logging=stderr", "--virtual-time-budget=2000", "--dump-dom",
+        selection_page(seen, tmp_path / "page.html").as_uri(),
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "CONSOLE" not in done.stderr
+    classes = dict(re.findall(r'<span data-i="(\d+)"[^>]*? class="([^"]*)"', done.stdout))
+    outlined = {int(i): set(names.split()) & {"x", "y"} for i, names in classes.items()}
+    assert {i: names for i, names in outlined.items() if names} == {kept: {"x", "y"}, lost: {"x"}}
+    assert f"w{kept}\u201d at {kept}: selected, rank 1 of 9." in done.stdout
+    assert f"w{lost}\u201d at {lost}: not selected." in done.stdout
+    assert re.findall(r'data-i="(\d+)" data-asks', done.stdout) == ["12", "25"]
