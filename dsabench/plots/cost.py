@@ -10,11 +10,10 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import LogLocator, NullFormatter, NullLocator, ScalarFormatter
 
 from dsabench.analysis.memory import DOUBT, MOST_SPREAD, memory_spread
 from dsabench.plots.data import Drawn, FigureData
-from dsabench.plots.drawing import against_length, panel_title, points_of, wrapped
+from dsabench.plots.drawing import against_length, panel_title, plain_log_ticks, points_of, wrapped
 from dsabench.plots.sheet import Page, empty_page, outer_labels, pages, panel_width, too_many
 from dsabench.plots.style import GREY
 
@@ -98,14 +97,7 @@ def _logarithmic(axes: Axes, values: pd.Series[float]) -> None:
     widen = max(math.sqrt(_LEAST * low / high), 1.2)
     low, high = low / widen, high * widen
     axes.set_ylim(low, high)
-    axes.yaxis.set_major_locator(
-        LogLocator(base=10, subs=(1, 2, 3, 4, 6, 8) if high < 10 * low else (1, 2, 5) if high < 50 * low else (1,))
-    )
-    axes.yaxis.set_minor_locator(NullLocator())
-    formatter = ScalarFormatter(useOffset=False)
-    formatter.set_scientific(False)
-    axes.yaxis.set_major_formatter(formatter)
-    axes.yaxis.set_minor_formatter(NullFormatter())
+    plain_log_ticks(axes, low, high)
 
 
 def _guides(axes: Axes, runs: pd.DataFrame, column: str) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator, NullFormatter, NullLocator, ScalarFormatter
 
 from dsabench.analysis.variants import display_name
 from dsabench.plots.style import GREY, INK, PAPER, Look, length_axis
@@ -186,6 +187,17 @@ def at_least(axes: Axes, span: float) -> None:
     low, high = axes.get_ylim()
     if high - low < span:
         axes.set_ylim((low + high - span) / 2, (low + high + span) / 2)
+
+
+def plain_log_ticks(axes: Axes, low: float, high: float) -> None:
+    """Ticks of a logarithmic y axis from `low` to `high` as plain numbers: the style sets no mathematics."""
+    subs = (1, 2, 3, 4, 6, 8) if high < 10 * low else (1, 2, 5) if high < 50 * low else (1,)
+    axes.yaxis.set_major_locator(LogLocator(base=10, subs=subs))
+    axes.yaxis.set_minor_locator(NullLocator())
+    formatter = ScalarFormatter(useOffset=False)
+    formatter.set_scientific(False)
+    axes.yaxis.set_major_formatter(formatter)
+    axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def say(axes: Axes, text: str) -> None:

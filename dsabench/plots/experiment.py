@@ -27,6 +27,7 @@ from dsabench.plots.drawing import (
     legend_layout,
     legend_name,
     panel_title,
+    plain_log_ticks,
     say,
     seeds_of,
 )
@@ -125,6 +126,7 @@ def _time_limits(axes: Axes, times: pd.Series[float]) -> None:
     """From zero, so that heights compare as the times do; logarithmic where small times would vanish."""
     if len(times) and times.min() > 0 and times.max() / times.min() > 20:
         axes.set_yscale("log")
+        plain_log_ticks(axes, times.min(), times.max())
     elif len(times):
         axes.set_ylim(0, 1.08 * axes.get_ylim()[1])
 

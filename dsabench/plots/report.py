@@ -94,7 +94,8 @@ def write_report(
         found = compare(scope, baseline=baseline, margin=margin)
         found = found.model_copy(update={"notes": _placeless(found.notes, scope.store)})
         vars(data)["comparison"] = found  # figures show this comparison and its margin, and it is made once
-    checks = audit(data.runs, data.pairs, data.curves.frame, audited=int(scope.runs["leak"].notna().sum()))
+    # A run that stands on several rungs of a ladder is one run.
+    checks = audit(data.runs.drop_duplicates("run_id"), data.pairs, data.curves.frame, audited=_audited(scope.runs))
     drawings, not_drawn = _drawings(data)
     view = selection_view(data, chosen, out) if selection else "It was left out (--no-selection)."
     if isinstance(view, str):
@@ -110,6 +111,11 @@ def write_report(
     return Report(files, scope.title, said, checks, found, view.run_id)
 
 
+def _audited(runs: pd.DataFrame) -> int:
+    """How many runs' records say whether the run leaks."""
+    return int(runs.drop_duplicates("run_id")["leak"].notna().sum())
+
+
 def _page(
     scope: Scope,
     data: FigureData,
@@ -119,8 +125,8 @@ def _page(
     not_drawn: list[str],
     view: SelectionView | str,
 ) -> str:
-    labelled = data.runs
-    environments = provenance.environments(scope.runs)
+    labelled = data.runs.drop_duplicates("run_id")
+    environments = provenance.environments(scope.runs.drop_duplicates("run_id"))
     fields = list(dict.fromkeys(name for environment in environments for name in environment.fields))
     return (
         _templates()

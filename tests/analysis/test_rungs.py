@@ -14,6 +14,7 @@ from dsabench.analysis.compare import compare
 from dsabench.analysis.experiment import experiment_table
 from dsabench.analysis.scope import look_at
 from dsabench.analysis.variants import display_name, within
+from dsabench.plots.report import write_report
 from dsabench.spec.sweep import validate
 from dsabench.store import SweepRecord, write_sweep
 
@@ -21,10 +22,7 @@ RUNGS = [
     ("as published", {"data": {"split": "overlapping"}}, ("dense", "random"), -1.5),
     ("causal mask mended", {"data": {"split": "overlapping"}}, ("dense", "dsa"), 0.1),
     ("documents held out", {}, ("dense", "dsa"), 0.2),
-    *(
-        (f"step {i} of a long ladder", {"model": {"dropout": i / 100}}, ("dense", "dsa"), 0.01 * i)
-        for i in range(4, 11)
-    ),
+    *((f"step {i} of a ladder", {"model": {"dropout": i / 100}}, ("dense", "dsa"), 0.01 * i) for i in range(4, 11)),
 ]
 """The random selection stands for a leak: it needs no plugin."""
 
@@ -135,3 +133,20 @@ def test_the_other_figures_take_a_ladder(store: Path, figure: str) -> None:
 def test_a_kind_named_like_a_word_of_its_rung_stays() -> None:
     assert within("dsa 3 dsa taught", "3 dsa taught") == "dsa"
     assert within("dsa d_model=64 top_k=3", "d_model=64") == "dsa top_k=3"
+
+
+def test_a_run_of_two_rungs_is_counted_once(tmp_path: Path) -> None:
+    spec = [
+        validate({"length": 64, "seed": seed, "attention": {"kind": kind}})
+        for kind in ("dense", "dsa", "random")
+        for seed in (1, 2, 3)
+    ]
+    ids = [synthetic.finished(tmp_path / "runs", one, 4.4, sweep="ladder-00000000") for one in spec]
+    rungs = {"first": ids[:6], "second": [*ids[:3], *ids[6:]]}
+    write_sweep(tmp_path / "runs", SweepRecord(id="ladder-00000000", spec={}, run_ids=ids, rungs=rungs))
+    found = compare(look_at(tmp_path / "runs"))
+    assert [[row.variant for row in table.rows] for table in found.tables] == [["dsa 1 first"], ["random 2 second"]]
+    checks = write_report(look_at(tmp_path / "runs"), tmp_path / "out", selection=False).checks
+    said = " ".join(check.text for check in checks)
+    assert "9 of 9 runs" in said or "all 9 runs" in said.lower(), said
+    assert "12" not in said
