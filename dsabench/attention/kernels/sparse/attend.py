@@ -140,7 +140,7 @@ def _backward(
 def attend(
     q_BTHD: Tensor, k_BSGD: Tensor, v_BSGD: Tensor, selected_BTK: Tensor, deterministic: bool | None = None
 ) -> tuple[Tensor, Tensor]:
-    """out (B, T, H, D) in the inputs' dtype, and the scaled scores' logsumexp over the kept slots (B, T, H), fp32, nats.
+    """out (B, T, H, D) in the inputs' dtype; logsumexp of the scaled scores over the kept slots, (B, T, H), fp32, nats.
 
     selected: int32 or int64, -1 where a slot is empty; indices must differ within a row. A query without any key gives
     0, and -inf. `deterministic` asks for gradients whose bits repeat; None asks PyTorch's setting. The logsumexp has no

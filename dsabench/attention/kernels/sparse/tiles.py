@@ -2,7 +2,7 @@
 
     I[t,s] = sum_j w[t,j] relu(q[t,j] . k[s])
 
-Legend: T block of queries, S block of keys, J indexer heads, I indexer width.
+Legend: T block of queries, S block of keys, J indexer heads, I (DI in code) indexer width.
 """
 
 from __future__ import annotations
@@ -20,30 +20,32 @@ HELD = 4
 
 
 @triton.jit
-def load_heads(q, w, t, L, J: tl.constexpr, I: tl.constexpr, WIDE: tl.constexpr, N: tl.constexpr):
+def load_heads(q, w, t, L, J: tl.constexpr, DI: tl.constexpr, WIDE: tl.constexpr, N: tl.constexpr):
     """The first N heads' queries, [T, WIDE] each, and weights, [T] each, of one batch row's queries t."""
     i = tl.arange(0, WIDE)
     rows = t < L
     qs = ()
     ws = ()
     for j in tl.static_range(N):
-        at = (t.to(tl.int64) * J + j) * I
-        qs = qs + (tl.load(q + at[:, None] + i[None, :], mask=rows[:, None] & (i < I)[None, :], other=0.0),)
-        ws = ws + (tl.load(w + t.to(tl.int64) * J + j, mask=rows, other=0.0).to(tl.float32),)
+        at = (t.to(tl.int64) * J + j) * DI
+        query = tl.load(q + at[:, None] + i[None, :], mask=rows[:, None] & (i < DI)[None, :], other=0.0)
+        weight = tl.load(w + t.to(tl.int64) * J + j, mask=rows, other=0.0).to(tl.float32)
+        qs = qs + (query,)  # type: ignore[assignment]  # noqa: RUF005, Triton adds tuples but does not unpack them
+        ws = ws + (weight,)  # type: ignore[assignment]  # noqa: RUF005
     return qs, ws
 
 
 @triton.jit
-def load_keys(k, s, L, I: tl.constexpr, WIDE: tl.constexpr):
+def load_keys(k, s, L, DI: tl.constexpr, WIDE: tl.constexpr):
     """Keys s of one batch row as columns: [WIDE, S]."""
     i = tl.arange(0, WIDE)
-    at = s.to(tl.int64)[None, :] * I + i[:, None]
-    return tl.load(k + at, mask=(s < L)[None, :] & (i < I)[:, None], other=0.0)
+    at = s.to(tl.int64)[None, :] * DI + i[:, None]
+    return tl.load(k + at, mask=(s < L)[None, :] & (i < DI)[:, None], other=0.0)
 
 
 @triton.jit
 def score_tile(
-    qs, ws, q, w, t, k_IS, L, J: tl.constexpr, I: tl.constexpr, WIDE: tl.constexpr, N: tl.constexpr, T: tl.constexpr,
+    qs, ws, q, w, t, k_IS, L, J: tl.constexpr, DI: tl.constexpr, WIDE: tl.constexpr, N: tl.constexpr, T: tl.constexpr,
     S: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """[T, S] scores in fp32, never NaN, never -0.0, never below LOWEST. N = J heads are held, or none is (N = 0)."""
@@ -54,11 +56,11 @@ def score_tile(
             total += tl.maximum(dots, 0.0) * ws[j][:, None]
     else:
         i = tl.arange(0, WIDE)
-        mask = (t < L)[:, None] & (i < I)[None, :]
+        mask = (t < L)[:, None] & (i < DI)[None, :]
         for j in range(0, J):
             at = t.to(tl.int64) * J + j
             dots = tl.dot(
-                tl.load(q + (at * I)[:, None] + i[None, :], mask=mask, other=0.0), k_IS, input_precision=PRECISION
+                tl.load(q + (at * DI)[:, None] + i[None, :], mask=mask, other=0.0), k_IS, input_precision=PRECISION
             )
             total += tl.maximum(dots, 0.0) * tl.load(w + at, mask=t < L, other=0.0).to(tl.float32)[:, None]
     return tl.maximum(total, LOWEST)  # a sum that starts at +0.0 is never -0.0; the maximum with NaN is the number

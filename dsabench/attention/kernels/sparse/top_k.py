@@ -13,12 +13,13 @@ so that instead of about k (1 + ln(n/k)) entries hardly more than k are written.
 with fewer than k entries, the block is done again with a bound of -inf. Never trusted, only usually right.
 
 Time on the H100, L = 65,536, J = 4, I = 64, k = 2048 (predicted, in ms): products 2.2e9 pairs x (512 + 256 for the
-prefix sums) FLOP at 420 TFLOP/s 3.9; about 12 further operations a pair on the 132 x 128 lanes 0.9; sampling 0.2; lists,
-65,536 x 1.4 k x 16 bytes, 1.0 at 3 TB/s (overlapped); two searches for a threshold a row, 20 counts of 4096 each, 1.5.
-Sum 6 to 8. Of the ways not taken: radix passes over stored scores move 8.6 GB a pass (2.9 each, and 4 to 8 passes);
-16 thresholds counted at once cost 30 operations a pair and pass (2.2 each, 8 passes).
+prefix sums) FLOP at 420 TFLOP/s 3.9; 30 instructions a pair on 132 x 128 lanes 2.2, partly beside it; sampling 0.2;
+lists, 65,536 x 1.4 k x 16 bytes, 1.0 at 3 TB/s, beside it; two searches for a threshold a row, of 20 counts of 4096
+entries each, 1.5. Sum 6 to 8. Of the ways not taken: radix passes over stored scores move 8.6 GB a pass (2.9 each, and
+4 to 8 passes); 16 thresholds counted at once cost 30 operations a pair and pass (2.2 each, 8 passes).
 
-Legend: B batch, L length, J indexer heads, I indexer width, K selected slots, T block of queries, S block of keys.
+Legend: B batch, L length, J indexer heads, I (DI in code) indexer width, K selected slots, T block of queries, S block
+of keys, C entries of a list.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from dsabench.attention.kernels.sparse.lists import get, prune, put
 from dsabench.attention.kernels.sparse.threshold import as_float, keep_best, ordered, threshold
 from dsabench.attention.kernels.sparse.tiles import (
     check,
@@ -49,43 +51,8 @@ SCRATCH_BYTES = 1 << 30
 
 
 @triton.jit
-def _put(entries, at, score, s, PLAIN: tl.constexpr):
-    """entries[at] = (score, s) where at >= 0.
-
-    By inline PTX, for the layout that the scores have already: tl.store wants one in which rows are contiguous, and
-    would send scores, positions and 64-bit addresses through shared memory to get it, five times the products' time.
-    """
-    if PLAIN:
-        word = (score.to(tl.int32, bitcast=True).to(tl.int64) << 32) | s.to(tl.int64)
-        tl.store(entries + tl.maximum(at, 0), word, mask=at >= 0)
-    else:
-        tl.inline_asm_elementwise(
-            """{
-            .reg .pred p;
-            .reg .b64 a;
-            setp.ge.s32 p, $2, 0;
-            mad.wide.s32 a, $2, 8, $1;
-            @p st.global.v2.b32 [a], {$4, $3};
-            mov.b32 $0, 0;
-            }""",
-            "=r,l,r,r,r",
-            [entries.to(tl.int64), at, score.to(tl.int32, bitcast=True), s],
-            dtype=tl.int32,
-            is_pure=False,
-            pack=1,
-        )
-
-
-@triton.jit
-def _get(entries, c, have):
-    """The scores and positions of the first `have` entries; 0 beyond."""
-    word = tl.load(entries + c, mask=c < have, other=0)
-    return (word >> 32).to(tl.int32).to(tl.float32, bitcast=True), word.to(tl.int32), word
-
-
-@triton.jit
 def _guess(
-    entries, qs, ws, q, w, k, t, first, lowest, end, stride, rank, L, J: tl.constexpr, I: tl.constexpr,
+    entries, qs, ws, q, w, k, t, first, lowest, end, stride, rank, L, J: tl.constexpr, DI: tl.constexpr,
     WIDE: tl.constexpr, N: tl.constexpr, T: tl.constexpr, S: tl.constexpr, C: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """A bound for each row from every stride-th key: about `rank` of those are above it. -inf for rows of few keys."""
@@ -95,7 +62,7 @@ def _guess(
     for i in range(0, tl.cdiv(samples, S)):
         c = i * S + tl.arange(0, S)
         s = lowest + c * stride
-        score = score_tile(qs, ws, q, w, t, load_keys(k, s, L, I, WIDE), L, J, I, WIDE, N, T, S, PRECISION)
+        score = score_tile(qs, ws, q, w, t, load_keys(k, s, L, DI, WIDE), L, J, DI, WIDE, N, T, S, PRECISION)
         allowed = (s[None, :] <= t[:, None]) & (s[None, :] >= first[:, None])
         tl.store(values + row[:, None] * (2 * C) + c[None, :], tl.where(allowed, score, -float("inf")))
     tl.debug_barrier()
@@ -114,28 +81,9 @@ def _guess(
 
 
 @triton.jit
-def _prune(entries, count, bound, K, slack, T: tl.constexpr, C: tl.constexpr):
-    """Cut every list of more than K + slack entries to its K best (up to slack more), and raise its bound."""
-    row = tl.arange(0, T)
-    c = tl.arange(0, C)
-    tl.debug_barrier()
-    for r in range(0, T):
-        have = tl.sum(tl.where(row == r, count, 0), axis=0)
-        if have > K + slack:
-            value, _, word = _get(entries + r * C, c, have)
-            tl.debug_barrier()  # all is read before any of it is overwritten
-            keep, limit, kept = keep_best(value, c < have, K, slack)
-            tl.store(entries + r * C + tl.cumsum(keep.to(tl.int32), axis=0) - 1, word, mask=keep)
-            count = tl.where(row == r, kept, count)
-            bound = tl.where(row == r, as_float(limit), bound)
-    tl.debug_barrier()
-    return count, bound
-
-
-@triton.jit
 def _append(
     entries, qs, ws, q, w, k, t, first, lowest, end, bound, before, K, slack, L, J: tl.constexpr,
-    I: tl.constexpr, WIDE: tl.constexpr, N: tl.constexpr, T: tl.constexpr, S: tl.constexpr, C: tl.constexpr,
+    DI: tl.constexpr, WIDE: tl.constexpr, N: tl.constexpr, T: tl.constexpr, S: tl.constexpr, C: tl.constexpr,
     PRECISION: tl.constexpr, PLAIN: tl.constexpr,
 ):  # fmt: skip
     """Pass over the keys from `lowest` to `end`; the number of entries of each list. before[i, j] = (i < j)."""
@@ -145,12 +93,12 @@ def _append(
     s0 = lowest
     while s0 < end:
         if C - tl.max(count, axis=0) < 4 * S:
-            count, bound = _prune(entries, count, bound, K, slack, T, C)
+            count, bound = prune(entries, count, bound, K, slack, T, C)
         # So many tiles fit the fullest list whatever they hold: the loop over them tests for nothing.
         tiles = tl.minimum((C - tl.max(count, axis=0)) // S, tl.cdiv(end - s0, S))
         for i in range(0, tiles):
             s = s0 + i * S + tl.arange(0, S)
-            score = score_tile(qs, ws, q, w, t, load_keys(k, s, L, I, WIDE), L, J, I, WIDE, N, T, S, PRECISION)
+            score = score_tile(qs, ws, q, w, t, load_keys(k, s, L, DI, WIDE), L, J, DI, WIDE, N, T, S, PRECISION)
             if (s0 + i * S < inner) | (s0 + (i + 1) * S > outer):  # few tiles; the others need no mask
                 allowed = (s[None, :] <= t[:, None]) & (s[None, :] >= first[:, None])
                 score = tl.where(allowed, score, -float("inf"))
@@ -160,7 +108,7 @@ def _append(
             prefix = tl.dot(tl.where(take, 1.0, 0.0).to(tl.float16), before) + 8388608.0
             base = row * C + count - 0x4B000000
             at = prefix.to(tl.int32, bitcast=True) + base[:, None]
-            _put(entries, tl.where(take, at, -1), score, tl.broadcast_to(s[None, :], (T, S)), PLAIN)
+            put(entries, tl.where(take, at, -1), score, tl.broadcast_to(s[None, :], (T, S)), PLAIN)
             count += tl.sum(take.to(tl.int32), axis=1)
         s0 += tiles * S
     return count
@@ -169,7 +117,7 @@ def _append(
 @triton.jit
 def _select(
     q, k, w, start, entries, selected, lse, L, n_batch, n_blocks, K, slots, slack, stride, rank, PROGRAMS,
-    J: tl.constexpr, I: tl.constexpr, WIDE: tl.constexpr, N: tl.constexpr, T: tl.constexpr, S: tl.constexpr,
+    J: tl.constexpr, DI: tl.constexpr, WIDE: tl.constexpr, N: tl.constexpr, T: tl.constexpr, S: tl.constexpr,
     C: tl.constexpr, PRECISION: tl.constexpr, PLAIN: tl.constexpr,
 ):  # fmt: skip
     """A program takes every PROGRAMS-th block of queries, the longest first. stride = 0 does without sampling."""
@@ -185,19 +133,19 @@ def _select(
         first = tl.load(start + batch + t, mask=t < L, other=L)
         lowest = tl.min(first, axis=0) // S * S
         end = tl.minimum(block * T + T, L)
-        q_, k_, w_ = q + batch * J * I, k + batch * I, w + batch * J
-        qs, ws = load_heads(q_, w_, t, L, J, I, WIDE, N)
+        q_, k_, w_ = q + batch * J * DI, k + batch * DI, w + batch * J
+        qs, ws = load_heads(q_, w_, t, L, J, DI, WIDE, N)
         bound = tl.full((T,), -float("inf"), dtype=tl.float32)
         guessed = (stride > 0) & (end - lowest > C)
         if guessed:
             bound = _guess(
-                entries, qs, ws, q_, w_, k_, t, first, lowest, end, stride, rank, L, J, I, WIDE, N, T, S, C, PRECISION
+                entries, qs, ws, q_, w_, k_, t, first, lowest, end, stride, rank, L, J, DI, WIDE, N, T, S, C, PRECISION
             )  # fmt: skip
         count = tl.zeros((T,), dtype=tl.int32)
         tries = 2
         while tries > 0:
             count = _append(
-                entries, qs, ws, q_, w_, k_, t, first, lowest, end, bound, before, K, slack, L, J, I, WIDE, N, T, S, C,
+                entries, qs, ws, q_, w_, k_, t, first, lowest, end, bound, before, K, slack, L, J, DI, WIDE, N, T, S, C,
                 PRECISION, PLAIN,
             )  # fmt: skip
             short = tl.max(((t < L) & (count < tl.minimum(K, t + 1 - first))).to(tl.int32), axis=0)
@@ -206,7 +154,7 @@ def _select(
             tl.debug_barrier()
         for r in range(0, tl.minimum(T, L - block * T)):
             have = tl.sum(tl.where(row == r, count, 0), axis=0)
-            value, place, _ = _get(entries + r * C, c, have)
+            value, place, _ = get(entries + r * C, c, have)
             keep, _, kept = keep_best(value, c < have, K, 0)
             out = selected + (batch + block * T + r) * slots
             tl.store(out + tl.cumsum(keep.to(tl.int32), axis=0) - 1, place, mask=keep)
@@ -289,14 +237,14 @@ def launch(
     stride = max(tiling.stride, power_of_two(triton.cdiv(length + tiling.keys, capacity), 1)) if tiling.stride else 0
     share = k / stride if stride else 0.0
     rank = int(share + 4 * share**0.5) + 2
-    like = {"device": q_BTJI.device}
-    entries = torch.empty(programs * tiling.queries * capacity, dtype=torch.int64, **like)
-    selected_BTK = torch.empty(n_batch, length, k, dtype=torch.int32, **like)
-    lse_BT = torch.empty(n_batch, length, dtype=torch.float32, **like)
+    device = q_BTJI.device
+    entries = torch.empty(programs * tiling.queries * capacity, dtype=torch.int64, device=device)
+    selected_BTK = torch.empty(n_batch, length, k, dtype=torch.int32, device=device)
+    lse_BT = torch.empty(n_batch, length, dtype=torch.float32, device=device)
     _select[(programs,)](
         q_BTJI, k_BSI, w_BTJ, start_BT.contiguous(), entries, selected_BTK, lse_BT, length, n_batch, n_blocks, k, k,
-        slack, stride, rank, programs, J=n_heads, I=width, WIDE=power_of_two(width), N=held(n_heads),
-        T=tiling.queries, S=tiling.keys, C=capacity, PRECISION=precision(q_BTJI), PLAIN=not q_BTJI.is_cuda, num_warps=tiling.warps,
-        num_stages=tiling.stages,
+        slack, stride, rank, programs, J=n_heads, DI=width, WIDE=power_of_two(width), N=held(n_heads),
+        T=tiling.queries, S=tiling.keys, C=capacity, PRECISION=precision(q_BTJI), PLAIN=not q_BTJI.is_cuda,
+        num_warps=tiling.warps, num_stages=tiling.stages,
     )  # fmt: skip
     return selected_BTK, lse_BT
