@@ -94,7 +94,8 @@ def _forward(
         total = total * shrink[:, None] + tl.dot(p.to(v_ND.dtype), v_ND, input_precision=PRECISION)
         top = above
     some = mass > 0
-    total = total / tl.where(some, mass, 1.0)[:, None]
+    mass = tl.where(some, mass, 1.0)
+    total = total / mass[:, None]
     tl.store(out + at, total.to(out.dtype.element_ty), mask=mask)
     value = tl.where(some, (top + tl.log2(mass)) / _LOG2E, -float("inf"))
     tl.store(lse + row.to(tl.int64) * H + h, value, mask=heads)

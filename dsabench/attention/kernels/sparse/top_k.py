@@ -160,7 +160,7 @@ def _select(
             tl.store(out + tl.cumsum(keep.to(tl.int32), axis=0) - 1, place, mask=keep)
             tl.store(out + c, -1, mask=(c >= kept) & (c < slots))
             top = tl.max(tl.where(keep, value, -float("inf")), axis=0)
-            total = tl.sum(tl.where(keep, tl.exp(value - top), 0.0), axis=0)
+            total = tl.sum(tl.exp(tl.where(keep, value - top, -float("inf"))), axis=0)
             tl.store(lse + batch + block * T + r, top + tl.log(total))
         tl.debug_barrier()
 
