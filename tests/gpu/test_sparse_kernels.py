@@ -40,7 +40,7 @@ SIZES = [
     Sizes(batch=2, length=333, heads=16, width=64, index_heads=4, index_width=64, k=40, documents=0.01),
     Sizes(length=1111, heads=8, groups=2, width=128, index_heads=5, index_width=32, k=100),
     Sizes(length=513, heads=128, width=32, index_heads=1, k=1),
-    Sizes(length=700, heads=64, width=256, index_heads=64, index_width=128, k=65),
+    Sizes(length=170, heads=64, width=256, index_heads=64, index_width=128, k=65),
 ]
 NAMES = ("out", "loss", "d q", "d k", "d v", "d q_index", "d k_index", "d w_index")
 

@@ -26,7 +26,7 @@ import triton.language as tl
 from torch import Tensor
 
 from dsabench.attention.kernels.sparse import adding
-from dsabench.attention.kernels.sparse.tiles import check, power_of_two, precision
+from dsabench.attention.kernels.sparse.tiles import check, fitting, power_of_two, precision
 
 _LOG2E = tl.constexpr(1.4426950408889634)
 
@@ -37,6 +37,11 @@ class Tiling(NamedTuple):
     slots: int = 64
     warps: int = 4
     stages: int = 2
+
+    @classmethod
+    def of(cls, limit: int, x: Tensor, *widths: int) -> Tiling:
+        """As many slots as fit `limit` bytes at these widths and x's dtype."""
+        return cls(fitting(64, limit, *widths, size=x.element_size()))
 
 
 @triton.jit
@@ -159,7 +164,7 @@ def attend(
 def _attend(
     q_BTHD: Tensor, k_BSGD: Tensor, v_BSGD: Tensor, selected_BTK: Tensor, deterministic: bool
 ) -> tuple[Tensor, Tensor]:
-    return forward(q_BTHD, k_BSGD, v_BSGD, selected_BTK, Tiling())
+    return forward(q_BTHD, k_BSGD, v_BSGD, selected_BTK, Tiling.of(1 << 14, k_BSGD, k_BSGD.shape[-1]))
 
 
 @_attend.register_fake
@@ -175,7 +180,7 @@ def _attend_backward(
     q_BTHD: Tensor, k_BSGD: Tensor, v_BSGD: Tensor, selected_BTK: Tensor, out_BTHD: Tensor, lse_BTH: Tensor,
     d_out_BTHD: Tensor, deterministic: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    tiling = Tiling(slots=32) if q_BTHD.shape[-1] > 64 else Tiling()
+    tiling = Tiling.of(1 << 13, k_BSGD, k_BSGD.shape[-1])
     return backward(q_BTHD, k_BSGD, v_BSGD, selected_BTK, out_BTHD, lse_BTH, d_out_BTHD, deterministic, tiling)
 
 
@@ -203,10 +208,15 @@ def _gradients(ctx: Any, d_out_BTHD: Tensor | None, _: Tensor | None) -> tuple[T
 _attend.register_autograd(_gradients, setup_context=_setup)
 
 
+def together_at_most(q_BTHD: Tensor, heads: int) -> int:
+    """Heads of one program, of so many that share a KV head: bounded by what fits on chip."""
+    return min(power_of_two(heads), 64 if q_BTHD.dtype == torch.bfloat16 else 16)
+
+
 def _shape(q_BTHD: Tensor, k_BSGD: Tensor) -> tuple[int, dict[str, Any]]:
     """Programs a query and KV head, and the kernels' compile-time arguments."""
     together = q_BTHD.shape[2] // k_BSGD.shape[2]
-    heads = min(power_of_two(together), 64)
+    heads = together_at_most(q_BTHD, together)
     width = q_BTHD.shape[3]
     return triton.cdiv(together, heads), {
         "D": width, "WIDE": power_of_two(width), "M": heads, "PRECISION": precision(q_BTHD),

@@ -25,7 +25,7 @@ import triton.language as tl
 from torch import Tensor
 
 from dsabench.attention.kernels.sparse import adding
-from dsabench.attention.kernels.sparse.attend import Tiling, gather, load_slots
+from dsabench.attention.kernels.sparse.attend import Tiling, gather, load_slots, together_at_most
 from dsabench.attention.kernels.sparse.lse import load_indexer, selected_lse
 from dsabench.attention.kernels.sparse.tiles import check, power_of_two, precision
 
@@ -138,8 +138,9 @@ def _sparse_kl(
     q_BTHD: Tensor, k_BSGD: Tensor, lse_BTH: Tensor, q_BTJI: Tensor, k_BSI: Tensor, w_BTJ: Tensor,
     selected_BTK: Tensor, index_lse_BT: Tensor, grads: bool, deterministic: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    tiling = Tiling.of(1 << 14, k_BSI, k_BSGD.shape[-1], k_BSI.shape[-1])
     return launch(
-        q_BTHD, k_BSGD, lse_BTH, q_BTJI, k_BSI, w_BTJ, selected_BTK, index_lse_BT, grads, deterministic, Tiling()
+        q_BTHD, k_BSGD, lse_BTH, q_BTJI, k_BSI, w_BTJ, selected_BTK, index_lse_BT, grads, deterministic, tiling
     )
 
 
@@ -194,7 +195,7 @@ def launch(
     if deterministic and grads:
         most = q_BTJI.abs().amax().double() * w_BTJ.abs().amax() * n_index  # |softmax - p| <= 1
         scale_k = adding.scale_for(most, length)
-    heads = min(power_of_two(n_heads // groups), 64)
+    heads = together_at_most(q_BTHD, n_heads // groups)
     blocks = triton.cdiv(n_heads // groups, heads)
     _kl[(rows,)](
         q_BTHD, k_BSGD, lse_BTH.contiguous(), q_BTJI, k_BSI, w_BTJ, selected_BTK.contiguous(),

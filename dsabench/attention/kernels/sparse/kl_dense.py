@@ -24,7 +24,7 @@ from torch import Tensor
 
 from dsabench.attention.kernels.sparse import adding
 from dsabench.attention.kernels.sparse.kl import gradients, loss_gradients, setup_loss
-from dsabench.attention.kernels.sparse.lse import ROWS, attention_lse, index_lse
+from dsabench.attention.kernels.sparse.lse import attention_lse, index_lse, rows_of
 from dsabench.attention.kernels.sparse.tiles import check, load_keys, power_of_two, precision, score_tile
 from dsabench.attention.kernels.sparse.top_k import document_starts
 
@@ -54,8 +54,8 @@ def _kl(
         for h in range(0, H):
             at = ((batch + t) * H + h)[:, None] * D + d[None, :]
             q_TD = tl.load(q + at, mask=rows[:, None] & (d < D)[None, :], other=0.0)
-            at = ((batch + s) * G + h // (H // G))[None, :] * D + d[:, None]
-            k_DS = tl.load(k + at, mask=(s < L)[None, :] & (d < D)[:, None], other=0.0)
+            key = ((batch + s) * G + h // (H // G))[None, :] * D + d[:, None]
+            k_DS = tl.load(k + key, mask=(s < L)[None, :] & (d < D)[:, None], other=0.0)
             base = tl.load(lse + (batch + t) * H + h, mask=rows, other=float("inf")) * _LOG2E
             score = tl.dot(q_TD, k_DS, input_precision=PRECISION) * (scale * _LOG2E)
             p += tl.exp2(tl.where(allowed, score - base[:, None], -float("inf")))
@@ -133,11 +133,12 @@ def _dense_kl(
         total = adding.zeros(tuple(k_BSI.shape), k_BSI, True)
         most = q_BTJI.abs().amax().double() * w_BTJ.abs().amax() * n_index
         scale_k = adding.scale_for(most, length)
-    _kl[(triton.cdiv(length, ROWS), n_batch)](
+    block = rows_of(q_BTHD, k_BSI)
+    _kl[(triton.cdiv(length, block), n_batch)](
         q_BTHD, k_BSGD, lse_BTH.contiguous(), q_BTJI, k_BSI, w_BTJ, start_BT,
         index_lse(q_BTJI, k_BSI, w_BTJ, start_BT), loss_BT, d_q, total, d_w, scale_k, length, n_heads,
         k_BSGD.shape[2], width**-0.5, D=width, WIDE=power_of_two(width), J=n_index, DI=width_i,
-        WIDE_I=power_of_two(width_i), T=ROWS, PRECISION=precision(q_BTHD), GRADS=grads,
+        WIDE_I=power_of_two(width_i), T=block, PRECISION=precision(q_BTHD), GRADS=grads,
         FIXED=deterministic and grads, num_warps=4, num_stages=2,
     )  # fmt: skip
     rows = n_batch * length

@@ -16,10 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from dsabench.attention.kernels.sparse.attend import gather, load_slots
-from dsabench.attention.kernels.sparse.tiles import load_keys, power_of_two, precision, score_tile
-
-ROWS = 64
-"""Queries, and keys, of a tile of the streaming kernels."""
+from dsabench.attention.kernels.sparse.tiles import fitting, load_keys, power_of_two, precision, score_tile
 
 
 @triton.jit
@@ -45,8 +42,8 @@ def _attention(
     mass = tl.zeros((T,), dtype=tl.float32)
     for s0 in range(tl.min(first, axis=0) // T * T, tl.minimum(tl.max(t, axis=0) + 1, L), T):
         s = s0 + tl.arange(0, T)
-        at = ((batch + s) * G + h // (H // G))[None, :] * D + d[:, None]
-        k_DS = tl.load(k + at, mask=(s < L)[None, :] & (d < D)[:, None], other=0.0)
+        key = ((batch + s) * G + h // (H // G))[None, :] * D + d[:, None]
+        k_DS = tl.load(k + key, mask=(s < L)[None, :] & (d < D)[:, None], other=0.0)
         score = tl.dot(q_TD, k_DS, input_precision=PRECISION) * scale
         allowed = (s[None, :] <= t[:, None]) & (s[None, :] >= first[:, None])
         top, mass = _online(top, mass, tl.where(allowed, score, -float("inf")))
@@ -99,14 +96,22 @@ def load_indexer(q, w, row, J: tl.constexpr, DI: tl.constexpr, WIDE: tl.constexp
     return q_MI, tl.load(w + row * J + m, mask=m < J, other=0.0).to(tl.float32)
 
 
+def rows_of(*tensors: Tensor) -> int:
+    """Queries, and keys, of a tile of the streaming kernels."""
+    # Products in fp32 are unrolled multiplications: a larger tile takes minutes to compile and does not fit registers.
+    most = 64 if tensors[0].dtype == torch.bfloat16 else 32
+    return fitting(most, 1 << 15, *(x.shape[-1] for x in tensors), size=tensors[0].element_size())
+
+
 def attention_lse(q_BTHD: Tensor, k_BSGD: Tensor, start_BT: Tensor) -> Tensor:
     """(B, T, H) over the keys from start[t] to t."""
     q_BTHD, k_BSGD = q_BTHD.contiguous(), k_BSGD.contiguous()
     n_batch, length, n_heads, width = q_BTHD.shape
     lse_BTH = torch.empty(n_batch, length, n_heads, dtype=torch.float32, device=q_BTHD.device)
-    _attention[(triton.cdiv(length, ROWS), n_batch * n_heads)](
+    block = rows_of(q_BTHD)
+    _attention[(triton.cdiv(length, block), n_batch * n_heads)](
         q_BTHD, k_BSGD, start_BT, lse_BTH, length, n_heads, k_BSGD.shape[2], width**-0.5, D=width,
-        WIDE=power_of_two(width), T=ROWS, PRECISION=precision(q_BTHD),
+        WIDE=power_of_two(width), T=block, PRECISION=precision(q_BTHD),
     )  # fmt: skip
     return lse_BTH
 
@@ -116,8 +121,9 @@ def index_lse(q_BTJI: Tensor, k_BSI: Tensor, w_BTJ: Tensor, start_BT: Tensor) ->
     q_BTJI, k_BSI, w_BTJ = q_BTJI.contiguous(), k_BSI.contiguous(), w_BTJ.contiguous()
     n_batch, length, n_heads, width = q_BTJI.shape
     lse_BT = torch.empty(n_batch, length, dtype=torch.float32, device=q_BTJI.device)
-    _index[(triton.cdiv(length, ROWS), n_batch)](
-        q_BTJI, k_BSI, w_BTJ, start_BT, lse_BT, length, J=n_heads, DI=width, WIDE=power_of_two(width), T=ROWS,
+    block = rows_of(k_BSI)
+    _index[(triton.cdiv(length, block), n_batch)](
+        q_BTJI, k_BSI, w_BTJ, start_BT, lse_BT, length, J=n_heads, DI=width, WIDE=power_of_two(width), T=block,
         PRECISION=precision(q_BTJI),
     )  # fmt: skip
     return lse_BT
@@ -128,8 +134,9 @@ def selected_lse(q_BTJI: Tensor, k_BSI: Tensor, w_BTJ: Tensor, selected_BTK: Ten
     q_BTJI, k_BSI, w_BTJ = q_BTJI.contiguous(), k_BSI.contiguous(), w_BTJ.contiguous()
     n_batch, length, n_heads, width = q_BTJI.shape
     lse_BT = torch.empty(n_batch, length, dtype=torch.float32, device=q_BTJI.device)
+    block = fitting(64, 1 << 14, width, size=k_BSI.element_size())
     _selected[(n_batch * length,)](
         q_BTJI, k_BSI, w_BTJ, selected_BTK.contiguous(), lse_BT, length, selected_BTK.shape[2], J=n_heads, DI=width,
-        WIDE=power_of_two(width), M=power_of_two(n_heads), N=64, PRECISION=precision(q_BTJI),
+        WIDE=power_of_two(width), M=power_of_two(n_heads), N=block, PRECISION=precision(q_BTJI),
     )  # fmt: skip
     return lse_BT

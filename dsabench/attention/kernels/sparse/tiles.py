@@ -15,8 +15,8 @@ from torch import Tensor
 LOWEST = tl.constexpr(-3.0e38)
 """Scores are clamped to it from below (NaN too): every key that is allowed scores above -inf, which means absent."""
 
-HELD = 4
-"""Up to so many indexer heads, their queries stay on chip through the loop over keys; beyond, they are loaded anew."""
+HELD_BYTES = 1 << 16
+"""Up to so many bytes of a block's indexer queries stay on chip through the loop over keys; more are loaded anew."""
 
 
 @triton.jit
@@ -76,9 +76,18 @@ def precision(x: Tensor) -> str:
     return "ieee" if x.dtype == torch.float32 else "tf32"
 
 
-def held(n_heads: int) -> int:
-    """How many heads' queries a program of n_heads holds: all or none."""
-    return n_heads if n_heads <= HELD else 0
+def held(queries: int, q_BTJI: Tensor) -> int:
+    """How many heads' queries a program of so many queries holds: all or none."""
+    n_heads, width = q_BTJI.shape[2:]
+    taken = queries * n_heads * power_of_two(width) * q_BTJI.element_size()
+    return n_heads if n_heads <= 8 and taken <= HELD_BYTES else 0
+
+
+def fitting(rows: int, limit: int, *widths: int, size: int) -> int:
+    """As many rows of a tile, a power of two from 16 up to `rows`, as fit the limit in bytes at these widths."""
+    while rows > 16 and rows * sum(map(power_of_two, widths)) * size > limit:
+        rows //= 2
+    return rows
 
 
 def check(*tensors: Tensor) -> None:

@@ -35,6 +35,7 @@ from dsabench.attention.kernels.sparse.lists import get, prune, put
 from dsabench.attention.kernels.sparse.threshold import as_float, keep_best, ordered, threshold
 from dsabench.attention.kernels.sparse.tiles import (
     check,
+    fitting,
     held,
     load_heads,
     load_keys,
@@ -114,7 +115,11 @@ def _append(
     return count
 
 
-@triton.jit
+# Compiled once for all lengths and k: no value of these makes the code better.
+_PLAIN_NUMBERS = ["L", "n_batch", "n_blocks", "K", "slots", "slack", "stride", "rank", "PROGRAMS"]
+
+
+@triton.jit(do_not_specialize=_PLAIN_NUMBERS)
 def _select(
     q, k, w, start, entries, selected, lse, L, n_batch, n_blocks, K, slots, slack, stride, rank, PROGRAMS,
     J: tl.constexpr, DI: tl.constexpr, WIDE: tl.constexpr, N: tl.constexpr, T: tl.constexpr, S: tl.constexpr,
@@ -211,7 +216,9 @@ def top_k(
 def _top_k(
     q_BTJI: Tensor, k_BSI: Tensor, w_BTJ: Tensor, start_BT: Tensor, k: int
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    return launch(q_BTJI, k_BSI, w_BTJ, start_BT, k, Tiling())
+    # Products in fp32 are unrolled multiplications: a larger tile takes minutes to compile.
+    tiling = Tiling() if q_BTJI.dtype == torch.bfloat16 else Tiling(queries=32, keys=32)
+    return launch(q_BTJI, k_BSI, w_BTJ, start_BT, k, tiling)
 
 
 @_top_k.register_fake
@@ -227,6 +234,7 @@ def launch(
     """`top_k` by a tiling of choice; start: the first key that each query may see, (B, T) int32."""
     q_BTJI, k_BSI, w_BTJ = q_BTJI.contiguous(), k_BSI.contiguous(), w_BTJ.contiguous()
     n_batch, length, n_heads, width = q_BTJI.shape
+    tiling = tiling._replace(keys=fitting(tiling.keys, 1 << 15, width, size=q_BTJI.element_size()))
     k = min(k, length)
     slack = k // 8
     capacity = power_of_two(max(2 * k, k + slack + 4 * tiling.keys))
@@ -243,7 +251,7 @@ def launch(
     lse_BT = torch.empty(n_batch, length, dtype=torch.float32, device=device)
     _select[(programs,)](
         q_BTJI, k_BSI, w_BTJ, start_BT.contiguous(), entries, selected_BTK, lse_BT, length, n_batch, n_blocks, k, k,
-        slack, stride, rank, programs, J=n_heads, DI=width, WIDE=power_of_two(width), N=held(n_heads),
+        slack, stride, rank, programs, J=n_heads, DI=width, WIDE=power_of_two(width), N=held(tiling.queries, q_BTJI),
         T=tiling.queries, S=tiling.keys, C=capacity, PRECISION=precision(q_BTJI), PLAIN=not q_BTJI.is_cuda,
         num_warps=tiling.warps, num_stages=tiling.stages,
     )  # fmt: skip
