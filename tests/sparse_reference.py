@@ -132,6 +132,6 @@ def expected_selection(x: Inputs, k: int) -> Tensor:
 
 
 def error(found: Tensor, expected: Tensor) -> float:
-    """|found - expected| / |expected|; of a zero the absolute one. NaN stays NaN."""
-    norm = float(expected.norm())
-    return float((found.double() - expected).norm()) / (norm if norm > 1e-12 else 1.0)
+    """|found - expected| / |expected|; the root mean square error where zeros are expected. NaN stays NaN."""
+    size, norm = expected.numel() ** 0.5, float(expected.norm())
+    return float((found.double() - expected).norm()) / (norm if norm > 1e-9 * size else size)

@@ -180,7 +180,7 @@ def _attend_backward(
     q_BTHD: Tensor, k_BSGD: Tensor, v_BSGD: Tensor, selected_BTK: Tensor, out_BTHD: Tensor, lse_BTH: Tensor,
     d_out_BTHD: Tensor, deterministic: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    tiling = Tiling.of(1 << 13, k_BSGD, k_BSGD.shape[-1])
+    tiling = Tiling.of(1 << (12 if deterministic else 13), k_BSGD, k_BSGD.shape[-1])
     return backward(q_BTHD, k_BSGD, v_BSGD, selected_BTK, out_BTHD, lse_BTH, d_out_BTHD, deterministic, tiling)
 
 

@@ -181,6 +181,8 @@ class Tiling(NamedTuple):
     """Programs a multiprocessor."""
     stride: int = 16
     """Every stride-th key is sampled; 0 samples none."""
+    registers: int | None = None
+    """Most registers a thread, to fit more programs on a multiprocessor; None leaves it to the compiler."""
 
 
 def document_starts(document_ids_BT: Tensor) -> Tensor:
@@ -254,5 +256,6 @@ def launch(
         slack, stride, rank, programs, J=n_heads, DI=width, WIDE=power_of_two(width), N=held(tiling.queries, q_BTJI),
         T=tiling.queries, S=tiling.keys, C=capacity, PRECISION=precision(q_BTJI), PLAIN=not q_BTJI.is_cuda,
         num_warps=tiling.warps, num_stages=tiling.stages,
+        **({} if tiling.registers is None else {"maxnreg": tiling.registers}),
     )  # fmt: skip
     return selected_BTK, lse_BT
