@@ -98,7 +98,7 @@ def expected_sparse(x: Inputs, selected_BTK: Tensor) -> list[Tensor]:
 
 def found_sparse(x: Inputs, selected_BTK: Tensor, index_lse: Tensor | None, deterministic: bool) -> list[Tensor]:
     """The same by the kernels, on the leaves of x."""
-    out, lse = attend(x.q, x.k, x.v, selected_BTK, deterministic)
+    out, lse = attend(x.q, x.k, x.v, selected_BTK, deterministic, ascending=True)
     loss = sparse_kl(x.q, x.k, lse, x.q_index, x.k_index, x.w_index, selected_BTK, index_lse, deterministic)
     ((out * x.d_out).float().sum() + 3 * loss).backward()
     return [out.detach(), loss.detach(), *(leaf.grad for leaf in x[:6])]

@@ -161,6 +161,19 @@ def test_the_layer_end_to_end_on_its_own_selection() -> None:
         assert error(mine, theirs) < TOLERANCE
 
 
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_keys_taken_range_by_range(deterministic: bool) -> None:
+    """Ranges of 7 keys, the last one shorter; some rows have no key in some ranges."""
+    x = draw(Sizes(length=25, batch=2, heads=4, groups=2, k=4, documents=0.1), 12)
+    selected = expected_selection(x, 4)
+    x32 = x.to(torch.float32)
+    out, lse_BTH = attend.forward(x32.q, x32.k, x32.v, selected, attend.Tiling(16))
+    tiling = attend.Tiling(slots=16, range_bytes=7 * 2 * 16 * 2 * 8)
+    found = attend.backward(x32.q, x32.k, x32.v, selected, out, lse_BTH, x32.d_out, deterministic, tiling)
+    for mine, theirs in zip(found, expected_sparse(x, selected)[2:5], strict=True):
+        assert error(mine.detach(), theirs) < TOLERANCE
+
+
 def test_empty_and_future_slots_take_part_in_nothing() -> None:
     x = draw(Sizes(length=6, heads=2, k=3), 8).to(torch.float32)
     selected = torch.tensor([[[0, -1, -1], [1, 0, 5], [-1, -1, -1], [-1, 3, 1], [4, 5, 2], [5, 4, 3]]])
@@ -207,12 +220,12 @@ def test_fake_kernels_and_gradients_are_registered_right() -> None:
     plain = [tensor.detach() for tensor in index]
     checks = ("test_schema", "test_autograd_registration", "test_faketensor")
     selected, index_lse = top_k._top_k(*plain, start, 2)
-    _, lse_BTH = attend._attend(x.q, x.k, x.v, selected, False)
+    _, lse_BTH = attend._attend(x.q, x.k, x.v, selected, False, False)
     q, k = x.q.detach(), x.k.detach()
     lse_BTH = lse_BTH.detach()
     for op, args in (
         (top_k._top_k, (*plain, start, 2)),
-        (attend._attend, (x.q, x.k, x.v, selected, False)),
+        (attend._attend, (x.q, x.k, x.v, selected, False, True)),
         (kl._selected_lse, (*plain, selected)),
         (kl._sparse_kl, (q, k, lse_BTH, *index, selected, index_lse, True, False)),
         (kl._sparse_kl, (q, k, lse_BTH, *plain, selected, index_lse, False, True)),

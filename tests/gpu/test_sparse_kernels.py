@@ -24,7 +24,7 @@ from sparse_reference import (
 )
 
 from dsabench.attention.kernels import reference
-from dsabench.attention.kernels.sparse.attend import attend
+from dsabench.attention.kernels.sparse.attend import Tiling, attend, backward, forward
 from dsabench.attention.kernels.sparse.kl import sparse_kl
 from dsabench.attention.kernels.sparse.kl_dense import dense_kl
 from dsabench.attention.kernels.sparse.top_k import top_k
@@ -104,6 +104,19 @@ def test_outputs_and_all_gradients(sizes: Sizes, dtype: torch.dtype, tolerance: 
 
 
 @pytest.mark.parametrize("deterministic", [False, True])
+def test_keys_taken_range_by_range(deterministic: bool) -> None:
+    """Seven ranges give what one does."""
+    x = draw(Sizes(batch=2, length=700, heads=16, width=64, k=90, documents=0.005), 8, "cuda", grid=False)
+    x = x.to(torch.bfloat16)
+    selected = selection(x, 90)[0]
+    out, lse = forward(x.q, x.k, x.v, selected, Tiling())
+    inputs = (x.q, x.k, x.v, selected, out, lse, x.d_out, deterministic)
+    whole, cut = (backward(*inputs, Tiling(range_bytes=r)) for r in (0, 100 * 64 * 2 * 6))
+    for a, b in zip(cut, whole, strict=True):
+        assert error(a.double(), b.double()) < 4e-3
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
 @pytest.mark.parametrize("sizes", SIZES[:5])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 1e-2)])
 def test_the_kl_loss_over_all_keys(sizes: Sizes, dtype: torch.dtype, tolerance: float, deterministic: bool) -> None:
@@ -112,7 +125,7 @@ def test_the_kl_loss_over_all_keys(sizes: Sizes, dtype: torch.dtype, tolerance: 
         assert error(mine, theirs) < tolerance
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(6))
 def test_random_sizes(seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
 

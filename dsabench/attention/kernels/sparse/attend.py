@@ -11,6 +11,8 @@ gathers of 256 bytes a slot, 34 GB, mostly from the 50 MB L2 at 5.5 TB/s: 6.1; 0
 200 TFLOP/s: 2.7, beside it. Backward: the same gathers 6.1, and fp32 atomics of 512 bytes a slot, 68 GB: 17; together
 20 to 23. D = 128 doubles the bytes: K and V (33 MB) still fit the L2, their gradients in fp32 (67 MB) no longer.
 Uniformly random selections leave nothing to share between neighbouring queries: these gathers are the floor.
+Where K, V, dK and dV outgrow the L2 (D = 128 at L = 131,072: 200 MB, 169 measured without this, 92 were the bytes all
+that counts), rows of ascending indices let the backward pass take the keys range by range: 100 predicted.
 
 Legend: B batch, T query, S key, H query heads, G key/value heads, D head width, K selected slots, M heads of a program,
 N slots of a block.
@@ -22,13 +24,14 @@ from typing import Any, NamedTuple
 
 import torch
 import triton
-import triton.language as tl
 from torch import Tensor
 
 from dsabench.attention.kernels.sparse import adding
+from dsabench.attention.kernels.sparse.attend_kernels import attend_backward, attend_forward
 from dsabench.attention.kernels.sparse.tiles import check, fitting, power_of_two, precision
 
-_LOG2E = tl.constexpr(1.4426950408889634)
+RANGE_BYTES = 32 << 20
+"""Of 50 MB of L2: a range's K, V, dK and dV."""
 
 
 class Tiling(NamedTuple):
@@ -37,6 +40,8 @@ class Tiling(NamedTuple):
     slots: int = 64
     warps: int = 4
     stages: int = 2
+    range_bytes: int = 0
+    """Backward takes the keys in ranges whose K, V, dK and dV take so many bytes; 0: all at once."""
 
     @classmethod
     def of(cls, limit: int, x: Tensor, *widths: int) -> Tiling:
@@ -44,132 +49,37 @@ class Tiling(NamedTuple):
         return cls(fitting(64, limit, *widths, size=x.element_size()))
 
 
-@triton.jit
-def load_slots(selected, n, t, K):
-    """The keys of slots n, and whether they count."""
-    s = tl.load(selected + n, mask=n < K, other=-1)
-    keep = (s >= 0) & (s <= t)
-    return tl.where(keep, s, 0), keep
-
-
-@triton.jit
-def gather(x, s, keep, stride, D: tl.constexpr, WIDE: tl.constexpr):
-    """Rows s of x, [N, WIDE]; 0 where not kept."""
-    d = tl.arange(0, WIDE)
-    at = s.to(tl.int64)[:, None] * stride + d[None, :]
-    return tl.load(x + at, mask=keep[:, None] & (d < D)[None, :], other=0.0)
-
-
-@triton.jit
-def _place(T, H, G, BLOCKS, M: tl.constexpr):
-    """This program's query, KV head, heads and which of them there are. Neighbouring programs share a query."""
-    row = tl.program_id(0) // (G * BLOCKS)
-    g = (tl.program_id(0) // BLOCKS) % G
-    m = (tl.program_id(0) % BLOCKS) * M + tl.arange(0, M)
-    return row, (row // T).to(tl.int64), row % T, g, g * (H // G) + m, m < H // G
-
-
-@triton.jit
-def _forward(
-    q, k, v, selected, out, lse, T, H, G, K, BLOCKS, scale, D: tl.constexpr, WIDE: tl.constexpr, M: tl.constexpr,
-    N: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    row, batch, t, g, h, heads = _place(T, H, G, BLOCKS, M)
-    d = tl.arange(0, WIDE)
-    at = (row.to(tl.int64) * H + h)[:, None] * D + d[None, :]
-    mask = heads[:, None] & (d < D)[None, :]
-    q_MD = tl.load(q + at, mask=mask, other=0.0)
-    k += (batch * T * G + g) * D
-    v += (batch * T * G + g) * D
-    selected += row.to(tl.int64) * K
-    top = tl.full((M,), -float("inf"), dtype=tl.float32)
-    mass = tl.zeros((M,), dtype=tl.float32)
-    total = tl.zeros((M, WIDE), dtype=tl.float32)
-    for n0 in range(0, K, N):
-        s, keep = load_slots(selected, n0 + tl.arange(0, N), t, K)
-        k_ND = gather(k, s, keep, G * D, D, WIDE)
-        v_ND = gather(v, s, keep, G * D, D, WIDE)
-        score = tl.dot(q_MD, tl.trans(k_ND), input_precision=PRECISION) * (scale * _LOG2E)
-        score = tl.where(keep[None, :], score, -float("inf"))
-        above = tl.maximum(top, tl.max(score, axis=1))
-        finite = tl.where(above == -float("inf"), 0.0, above)  # a block of empty slots first
-        p = tl.exp2(score - finite[:, None])
-        shrink = tl.exp2(top - finite)
-        mass = mass * shrink + tl.sum(p, axis=1)
-        total = total * shrink[:, None] + tl.dot(p.to(v_ND.dtype), v_ND, input_precision=PRECISION)
-        top = above
-    some = mass > 0
-    mass = tl.where(some, mass, 1.0)
-    total = total / mass[:, None]
-    tl.store(out + at, total.to(out.dtype.element_ty), mask=mask)
-    value = tl.where(some, (top + tl.log2(mass)) / _LOG2E, -float("inf"))
-    tl.store(lse + row.to(tl.int64) * H + h, value, mask=heads)
-
-
-@triton.jit
-def _backward(
-    q, k, v, selected, out, lse, d_out, d_q, d_k, d_v, scale_k, scale_v, T, H, G, K, BLOCKS, scale, D: tl.constexpr,
-    WIDE: tl.constexpr, M: tl.constexpr, N: tl.constexpr, PRECISION: tl.constexpr, FIXED: tl.constexpr,
-):  # fmt: skip
-    row, batch, t, g, h, heads = _place(T, H, G, BLOCKS, M)
-    d = tl.arange(0, WIDE)
-    at = (row.to(tl.int64) * H + h)[:, None] * D + d[None, :]
-    mask = heads[:, None] & (d < D)[None, :]
-    q_MD = tl.load(q + at, mask=mask, other=0.0)
-    d_out_MD = tl.load(d_out + at, mask=mask, other=0.0)
-    delta = tl.sum(d_out_MD.to(tl.float32) * tl.load(out + at, mask=mask, other=0.0).to(tl.float32), axis=1)
-    base = tl.load(lse + row.to(tl.int64) * H + h, mask=heads, other=float("inf")) * _LOG2E
-    base = tl.where(base == -float("inf"), float("inf"), base)  # no key at all: P is 0
-    start = (batch * T * G + g) * D
-    k += start
-    v += start
-    selected += row.to(tl.int64) * K
-    d_q_MD = tl.zeros((M, WIDE), dtype=tl.float32)
-    for n0 in range(0, K, N):
-        s, keep = load_slots(selected, n0 + tl.arange(0, N), t, K)
-        k_ND = gather(k, s, keep, G * D, D, WIDE)
-        v_ND = gather(v, s, keep, G * D, D, WIDE)
-        score = tl.dot(q_MD, tl.trans(k_ND), input_precision=PRECISION) * (scale * _LOG2E)
-        p = tl.where(keep[None, :], tl.exp2(score - base[:, None]), 0.0)
-        d_p = tl.dot(d_out_MD, tl.trans(v_ND), input_precision=PRECISION)
-        d_score = (p * (d_p - delta[:, None]) * scale).to(q_MD.dtype)
-        d_q_MD += tl.dot(d_score, k_ND, input_precision=PRECISION)
-        to = start + s.to(tl.int64)[:, None] * (G * D) + d[None, :]
-        kept = keep[:, None] & (d < D)[None, :]
-        d_v_ND = tl.dot(tl.trans(p.to(q_MD.dtype)), d_out_MD, input_precision=PRECISION)
-        adding.add(d_v, to, d_v_ND, kept, scale_v, FIXED)
-        d_k_ND = tl.dot(tl.trans(d_score), q_MD, input_precision=PRECISION)
-        adding.add(d_k, to, d_k_ND, kept, scale_k, FIXED)
-    tl.store(d_q + at, d_q_MD.to(d_q.dtype.element_ty), mask=mask)
-
-
 def attend(
-    q_BTHD: Tensor, k_BSGD: Tensor, v_BSGD: Tensor, selected_BTK: Tensor, deterministic: bool | None = None
-) -> tuple[Tensor, Tensor]:
+    q_BTHD: Tensor, k_BSGD: Tensor, v_BSGD: Tensor, selected_BTK: Tensor, deterministic: bool | None = None,
+    ascending: bool = False,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """out (B, T, H, D) in the inputs' dtype; logsumexp of the scaled scores over the kept slots, (B, T, H), fp32, nats.
 
     selected: int32 or int64, -1 where a slot is empty; indices must differ within a row. A query without any key gives
-    0, and -inf. `deterministic` asks for gradients whose bits repeat; None asks PyTorch's setting. The logsumexp has no
-    gradient. D from 1 to 256, H a multiple of G; fp32 (multiplied exactly) or bf16 with fp32 sums.
+    0, and -inf. `ascending` promises that each row's indices ascend and its empty slots come last, as top_k gives them:
+    the backward pass may then go through the keys in ranges that fit the cache. `deterministic` asks for gradients
+    whose bits repeat; None asks PyTorch's setting. The logsumexp has no gradient. D from 1 to 256, H a multiple of G;
+    fp32 (multiplied exactly) or bf16 with fp32 sums.
     """
     check(q_BTHD, k_BSGD, v_BSGD)
     if q_BTHD.shape[2] % k_BSGD.shape[2] or q_BTHD.shape[3] > 256 or q_BTHD.shape[1] != k_BSGD.shape[1]:
         shapes = f"q {tuple(q_BTHD.shape)}, k {tuple(k_BSGD.shape)}"
         raise ValueError(f"attend takes as many keys as queries, H a multiple of G, D up to 256, not {shapes}")
-    out_BTHD, lse_BTH = _attend(q_BTHD, k_BSGD, v_BSGD, selected_BTK.int(), adding.deterministic(deterministic))
+    fixed = adding.deterministic(deterministic)
+    out_BTHD, lse_BTH = _attend(q_BTHD, k_BSGD, v_BSGD, selected_BTK.int(), fixed, ascending)
     return out_BTHD, lse_BTH
 
 
 @torch.library.custom_op("dsabench::sparse_attend", mutates_args=())
 def _attend(
-    q_BTHD: Tensor, k_BSGD: Tensor, v_BSGD: Tensor, selected_BTK: Tensor, deterministic: bool
+    q_BTHD: Tensor, k_BSGD: Tensor, v_BSGD: Tensor, selected_BTK: Tensor, deterministic: bool, ascending: bool
 ) -> tuple[Tensor, Tensor]:
     return forward(q_BTHD, k_BSGD, v_BSGD, selected_BTK, Tiling.of(1 << 14, k_BSGD, k_BSGD.shape[-1]))
 
 
 @_attend.register_fake
 def _(
-    q_BTHD: Tensor, k_BSGD: Tensor, v_BSGD: Tensor, selected_BTK: Tensor, deterministic: bool
+    q_BTHD: Tensor, k_BSGD: Tensor, v_BSGD: Tensor, selected_BTK: Tensor, deterministic: bool, ascending: bool
 ) -> tuple[Tensor, Tensor]:
     out_BTHD = q_BTHD.new_empty(q_BTHD.shape)
     return out_BTHD, q_BTHD.new_empty(q_BTHD.shape[:3], dtype=torch.float32)
@@ -178,22 +88,24 @@ def _(
 @torch.library.custom_op("dsabench::sparse_attend_backward", mutates_args=())
 def _attend_backward(
     q_BTHD: Tensor, k_BSGD: Tensor, v_BSGD: Tensor, selected_BTK: Tensor, out_BTHD: Tensor, lse_BTH: Tensor,
-    d_out_BTHD: Tensor, deterministic: bool,
+    d_out_BTHD: Tensor, deterministic: bool, ascending: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     tiling = Tiling.of(1 << (12 if deterministic else 13), k_BSGD, k_BSGD.shape[-1])
+    if ascending:
+        tiling = tiling._replace(range_bytes=RANGE_BYTES)
     return backward(q_BTHD, k_BSGD, v_BSGD, selected_BTK, out_BTHD, lse_BTH, d_out_BTHD, deterministic, tiling)
 
 
 @_attend_backward.register_fake
 def _(
     q_BTHD: Tensor, k_BSGD: Tensor, v_BSGD: Tensor, selected_BTK: Tensor, out_BTHD: Tensor, lse_BTH: Tensor,
-    d_out_BTHD: Tensor, deterministic: bool,
+    d_out_BTHD: Tensor, deterministic: bool, ascending: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     return q_BTHD.new_empty(q_BTHD.shape), k_BSGD.new_empty(k_BSGD.shape), v_BSGD.new_empty(v_BSGD.shape)
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    *tensors, ctx.deterministic = inputs
+    *tensors, ctx.deterministic, ctx.ascending = inputs
     ctx.save_for_backward(*tensors, *output)
     ctx.mark_non_differentiable(output[1])
     ctx.set_materialize_grads(False)
@@ -201,8 +113,8 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> 
 
 def _gradients(ctx: Any, d_out_BTHD: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
     if d_out_BTHD is None:
-        return (None,) * 5
-    return (*_attend_backward(*ctx.saved_tensors, d_out_BTHD, ctx.deterministic), None, None)
+        return (None,) * 6
+    return (*_attend_backward(*ctx.saved_tensors, d_out_BTHD, ctx.deterministic, ctx.ascending), None, None, None)
 
 
 _attend.register_autograd(_gradients, setup_context=_setup)
@@ -233,7 +145,7 @@ def forward(
     out_BTHD = torch.empty_like(q_BTHD)
     lse_BTH = torch.empty(n_batch, length, n_heads, dtype=torch.float32, device=q_BTHD.device)
     blocks, shape = _shape(q_BTHD, k_BSGD)
-    _forward[(n_batch * length * groups * blocks,)](
+    attend_forward[(n_batch * length * groups * blocks,)](
         q_BTHD, k_BSGD, v_BSGD, selected_BTK.contiguous(), out_BTHD, lse_BTH, length, n_heads, groups, slots, blocks,
         width**-0.5, N=tiling.slots, num_warps=tiling.warps, num_stages=tiling.stages, **shape,
     )  # fmt: skip
@@ -248,7 +160,10 @@ def backward(
     q_BTHD, k_BSGD, v_BSGD, d_out_BTHD = (x.contiguous() for x in (q_BTHD, k_BSGD, v_BSGD, d_out_BTHD))
     n_batch, length, n_heads, width = q_BTHD.shape
     groups, slots = k_BSGD.shape[2], selected_BTK.shape[2]
-    d_q_BTHD = torch.empty_like(q_BTHD)
+    bytes_a_key = k_BSGD.shape[2] * width * 2 * (4 + k_BSGD.element_size())
+    ranges = triton.cdiv(length * bytes_a_key, tiling.range_bytes) if tiling.range_bytes else 1
+    # Of several ranges each adds to dQ, in fp32; one writes it once.
+    d_q_BTHD = torch.zeros_like(q_BTHD, dtype=torch.float32) if ranges > 1 else torch.empty_like(q_BTHD)
     d_k = adding.zeros(tuple(k_BSGD.shape), k_BSGD, deterministic)
     d_v = adding.zeros(tuple(k_BSGD.shape), k_BSGD, deterministic)
     scale_k = scale_v = None
@@ -259,9 +174,13 @@ def backward(
         d_score = 2 * most * v_BSGD.abs().amax() * width**0.5
         scale_k = adding.scale_for(d_score * q_BTHD.abs().amax(), together)
     blocks, shape = _shape(q_BTHD, k_BSGD)
-    _backward[(n_batch * length * groups * blocks,)](
-        q_BTHD, k_BSGD, v_BSGD, selected_BTK.contiguous(), out_BTHD.contiguous(), lse_BTH, d_out_BTHD, d_q_BTHD, d_k,
-        d_v, scale_k, scale_v, length, n_heads, groups, slots, blocks, width**-0.5, N=tiling.slots,
-        FIXED=deterministic, num_warps=tiling.warps, num_stages=tiling.stages, **shape,
-    )  # fmt: skip
-    return d_q_BTHD, adding.finish(d_k, scale_k, k_BSGD.dtype), adding.finish(d_v, scale_v, v_BSGD.dtype)
+    keys = triton.cdiv(length, ranges)
+    for first in range(0, length, keys):
+        attend_backward[(n_batch * length * groups * blocks,)](
+            q_BTHD, k_BSGD, v_BSGD, selected_BTK.contiguous(), out_BTHD.contiguous(), lse_BTH, d_out_BTHD, d_q_BTHD,
+            d_k, d_v, scale_k, scale_v, length, n_heads, groups, slots, blocks, width**-0.5, first, first + keys,
+            N=tiling.slots, FIXED=deterministic, RANGED=ranges > 1, num_warps=tiling.warps, num_stages=tiling.stages,
+            **shape,
+        )  # fmt: skip
+    d_k, d_v = adding.finish(d_k, scale_k, k_BSGD.dtype), adding.finish(d_v, scale_v, v_BSGD.dtype)
+    return d_q_BTHD.to(q_BTHD.dtype), d_k, d_v

@@ -25,11 +25,10 @@ import triton.language as tl
 from torch import Tensor
 
 from dsabench.attention.kernels.sparse import adding
-from dsabench.attention.kernels.sparse.attend import Tiling, gather, load_slots, together_at_most
+from dsabench.attention.kernels.sparse.attend import Tiling, together_at_most
+from dsabench.attention.kernels.sparse.attend_kernels import LOG2E, gather, load_slots
 from dsabench.attention.kernels.sparse.lse import load_indexer, selected_lse
 from dsabench.attention.kernels.sparse.tiles import check, power_of_two, precision
-
-_LOG2E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
@@ -41,7 +40,7 @@ def _load_attention(
     heads = m < H // G
     h = row * H + part // BLOCKS * (H // G) + m
     q_MD = tl.load(q + h[:, None] * D + d[None, :], mask=heads[:, None] & (d < D)[None, :], other=0.0)
-    base = tl.load(lse + h, mask=heads, other=float("inf")) * _LOG2E
+    base = tl.load(lse + h, mask=heads, other=float("inf")) * LOG2E
     return q_MD, tl.where(base == -float("inf"), float("inf"), base)
 
 
@@ -70,14 +69,14 @@ def _kl(
         k_NI = gather(k_index, s, keep, DI, DI, WIDE_I)
         if ONE:
             k_ND = gather(k, s, keep, D, D, WIDE)
-            score = tl.dot(q_MD, tl.trans(k_ND), input_precision=PRECISION) * (scale * _LOG2E)
+            score = tl.dot(q_MD, tl.trans(k_ND), input_precision=PRECISION) * (scale * LOG2E)
             p = tl.sum(tl.exp2(score - base[:, None]), axis=0)
         else:
             p = tl.zeros((N,), dtype=tl.float32)
             for part in range(0, G * BLOCKS):
                 q_MD, base = _load_attention(q, lse, row, part, H, G, BLOCKS, D, WIDE, M)
                 k_ND = gather(k + part // BLOCKS * D, s, keep, G * D, D, WIDE)
-                score = tl.dot(q_MD, tl.trans(k_ND), input_precision=PRECISION) * (scale * _LOG2E)
+                score = tl.dot(q_MD, tl.trans(k_ND), input_precision=PRECISION) * (scale * LOG2E)
                 p += tl.sum(tl.exp2(score - base[:, None]), axis=0)
         p = tl.where(keep, p / H, 0.0)
         dots = tl.dot(q_MI, tl.trans(k_NI), input_precision=PRECISION)

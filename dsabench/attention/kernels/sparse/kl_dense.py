@@ -23,12 +23,11 @@ import triton.language as tl
 from torch import Tensor
 
 from dsabench.attention.kernels.sparse import adding
+from dsabench.attention.kernels.sparse.attend_kernels import LOG2E
 from dsabench.attention.kernels.sparse.kl import gradients, loss_gradients, setup_loss
 from dsabench.attention.kernels.sparse.lse import attention_lse, index_lse, rows_of
 from dsabench.attention.kernels.sparse.tiles import check, load_keys, power_of_two, precision, score_tile
 from dsabench.attention.kernels.sparse.top_k import document_starts
-
-_LOG2E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
@@ -56,8 +55,8 @@ def _kl(
             q_TD = tl.load(q + at, mask=rows[:, None] & (d < D)[None, :], other=0.0)
             key = ((batch + s) * G + h // (H // G))[None, :] * D + d[:, None]
             k_DS = tl.load(k + key, mask=(s < L)[None, :] & (d < D)[:, None], other=0.0)
-            base = tl.load(lse + (batch + t) * H + h, mask=rows, other=float("inf")) * _LOG2E
-            score = tl.dot(q_TD, k_DS, input_precision=PRECISION) * (scale * _LOG2E)
+            base = tl.load(lse + (batch + t) * H + h, mask=rows, other=float("inf")) * LOG2E
+            score = tl.dot(q_TD, k_DS, input_precision=PRECISION) * (scale * LOG2E)
             p += tl.exp2(tl.where(allowed, score - base[:, None], -float("inf")))
         p = p / H
         k_IS = load_keys(k_index, s, L, DI, WIDE_I)

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dsabench.attention.kernels.sparse.attend import gather, load_slots
+from dsabench.attention.kernels.sparse.attend_kernels import gather, load_slots
 from dsabench.attention.kernels.sparse.tiles import fitting, load_keys, power_of_two, precision, score_tile
 
 
