@@ -8,7 +8,7 @@ lowest of those. A key seen later that only equals the bound loses to k earlier 
 more, and lists stay in ascending order. So the pass is exact for every input, and each score is computed once: no two
 passes need agree in their bits.
 
-Sampling makes it fast: the bound starts at the r-th best of every stride-th key, r a little (4 sigma) above k/stride,
+Sampling makes it fast: the bound starts at the r-th best of every stride-th key, r a little (3.5 sigma) above k/stride,
 so that instead of about k (1 + ln(n/k)) entries hardly more than k are written. It is a guess: where a block's row ends
 with fewer than k entries, the block is done again with a bound of -inf. Never trusted, only usually right.
 
@@ -93,7 +93,7 @@ def _append(
     inner, outer = tl.max(first, axis=0), tl.min(t, axis=0) + 1  # every row may see these keys
     s0 = lowest
     while s0 < end:
-        if C - tl.max(count, axis=0) < 4 * S:
+        if C - tl.max(count, axis=0) < 2 * S:
             count, bound = prune(entries, count, bound, K, slack, T, C)
         # So many tiles fit the fullest list whatever they hold: the loop over them tests for nothing.
         tiles = tl.minimum((C - tl.max(count, axis=0)) // S, tl.cdiv(end - s0, S))
@@ -174,13 +174,15 @@ class Tiling(NamedTuple):
     """How the work is cut: results do not depend on it."""
 
     queries: int = 64
-    keys: int = 128
+    keys: int = 64
     warps: int = 4
     stages: int = 2
     programs: int = 2
     """Programs a multiprocessor."""
     stride: int = 16
     """Every stride-th key is sampled; 0 samples none."""
+    entries: int = 2048
+    """Least entries of a list: too few for a small k, and what the samples let pass overflows it."""
     registers: int | None = None
     """Most registers a thread, to fit more programs on a multiprocessor; None leaves it to the compiler."""
 
@@ -239,14 +241,14 @@ def launch(
     tiling = tiling._replace(keys=fitting(tiling.keys, 1 << 15, width, size=q_BTJI.element_size()))
     k = min(k, length)
     slack = k // 8
-    capacity = power_of_two(max(2 * k, k + slack + 4 * tiling.keys))
+    capacity = power_of_two(max(2 * k, k + slack + 4 * tiling.keys, tiling.entries))
     n_blocks = triton.cdiv(length, tiling.queries)
     processors = torch.cuda.get_device_properties(q_BTJI.device).multi_processor_count if q_BTJI.is_cuda else 2
     fit = SCRATCH_BYTES // (tiling.queries * capacity * 8)
     programs = max(1, min(processors * tiling.programs, n_batch * n_blocks, fit))
-    stride = max(tiling.stride, power_of_two(triton.cdiv(length + tiling.keys, capacity), 1)) if tiling.stride else 0
+    stride = max(tiling.stride, power_of_two(triton.cdiv(length, capacity), 1)) if tiling.stride else 0
     share = k / stride if stride else 0.0
-    rank = int(share + 4 * share**0.5) + 2
+    rank = int(share + 3.5 * share**0.5) + 2
     device = q_BTJI.device
     entries = torch.empty(programs * tiling.queries * capacity, dtype=torch.int64, device=device)
     selected_BTK = torch.empty(n_batch, length, k, dtype=torch.int32, device=device)
