@@ -115,6 +115,22 @@ def _append(
     return count
 
 
+@triton.jit
+def _emit(entries, selected, lse, batch, block, count, L, K, slots, T: tl.constexpr, C: tl.constexpr):
+    """The K best of each list, and their logsumexp."""
+    row, c = tl.arange(0, T), tl.arange(0, C)
+    for r in range(0, tl.minimum(T, L - block * T)):
+        have = tl.sum(tl.where(row == r, count, 0), axis=0)
+        value, place, _ = get(entries + r * C, c, have)
+        keep, _, kept = keep_best(value, c < have, K, 0)
+        out = selected + (batch + block * T + r) * slots
+        tl.store(out + tl.cumsum(keep.to(tl.int32), axis=0) - 1, place, mask=keep)
+        tl.store(out + c, -1, mask=(c >= kept) & (c < slots))
+        top = tl.max(tl.where(keep, value, -float("inf")), axis=0)
+        total = tl.sum(tl.exp(tl.where(keep, value - top, -float("inf"))), axis=0)
+        tl.store(lse + batch + block * T + r, top + tl.log(total))
+
+
 # Compiled once for all lengths and k: no value of these makes the code better.
 _PLAIN_NUMBERS = ["L", "n_batch", "n_blocks", "K", "slots", "slack", "stride", "rank", "PROGRAMS"]
 
@@ -125,49 +141,45 @@ def _select(
     J: tl.constexpr, DI: tl.constexpr, WIDE: tl.constexpr, N: tl.constexpr, T: tl.constexpr, S: tl.constexpr,
     C: tl.constexpr, PRECISION: tl.constexpr, PLAIN: tl.constexpr,
 ):  # fmt: skip
-    """A program takes every PROGRAMS-th block of queries, the longest first. stride = 0 does without sampling."""
+    """Programs take blocks of queries in turn, the longest first, back and forth so that each has the same share.
+
+    stride = 0 does without sampling.
+    """
     entries += tl.program_id(0).to(tl.int64) * T * C
-    row = tl.arange(0, T)
-    c = tl.arange(0, C)
-    i = tl.arange(0, S)
+    row, i = tl.arange(0, T), tl.arange(0, S)
     before = (i[:, None] < i[None, :]).to(tl.float16)
-    for unit in range(tl.program_id(0), n_batch * n_blocks, PROGRAMS):
-        batch = (unit % n_batch).to(tl.int64) * L
-        block = n_blocks - 1 - unit // n_batch
-        t = block * T + row
-        first = tl.load(start + batch + t, mask=t < L, other=L)
-        lowest = tl.min(first, axis=0) // S * S
-        end = tl.minimum(block * T + T, L)
-        q_, k_, w_ = q + batch * J * DI, k + batch * DI, w + batch * J
-        qs, ws = load_heads(q_, w_, t, L, J, DI, WIDE, N)
-        bound = tl.full((T,), -float("inf"), dtype=tl.float32)
-        guessed = (stride > 0) & (end - lowest > C)
-        if guessed:
-            bound = _guess(
-                entries, qs, ws, q_, w_, k_, t, first, lowest, end, stride, rank, L, J, DI, WIDE, N, T, S, C, PRECISION
-            )  # fmt: skip
-        count = tl.zeros((T,), dtype=tl.int32)
-        tries = 2
-        while tries > 0:
-            count = _append(
-                entries, qs, ws, q_, w_, k_, t, first, lowest, end, bound, before, K, slack, L, J, DI, WIDE, N, T, S, C,
-                PRECISION, PLAIN,
-            )  # fmt: skip
-            short = tl.max(((t < L) & (count < tl.minimum(K, t + 1 - first))).to(tl.int32), axis=0)
-            tries = tl.where(guessed & (tries == 2) & (short > 0), 1, 0)
+    for turn in range(0, tl.cdiv(n_batch * n_blocks, PROGRAMS)):
+        place = tl.program_id(0)
+        unit = turn * PROGRAMS + tl.where(turn % 2 == 0, place, PROGRAMS - 1 - place)
+        if unit < n_batch * n_blocks:
+            batch = (unit % n_batch).to(tl.int64) * L
+            block = n_blocks - 1 - unit // n_batch
+            t = block * T + row
+            first = tl.load(start + batch + t, mask=t < L, other=L)
+            lowest = tl.min(first, axis=0) // S * S
+            end = tl.minimum(block * T + T, L)
+            q_, k_, w_ = q + batch * J * DI, k + batch * DI, w + batch * J
+            qs, ws = load_heads(q_, w_, t, L, J, DI, WIDE, N)
             bound = tl.full((T,), -float("inf"), dtype=tl.float32)
+            guessed = (stride > 0) & (end - lowest > C)
+            if guessed:
+                bound = _guess(
+                    entries, qs, ws, q_, w_, k_, t, first, lowest, end, stride, rank, L, J, DI, WIDE, N, T, S, C,
+                    PRECISION,
+                )  # fmt: skip
+            count = tl.zeros((T,), dtype=tl.int32)
+            tries = 2
+            while tries > 0:
+                count = _append(
+                    entries, qs, ws, q_, w_, k_, t, first, lowest, end, bound, before, K, slack, L, J, DI, WIDE, N, T, S,
+                    C, PRECISION, PLAIN,
+                )  # fmt: skip
+                short = tl.max(((t < L) & (count < tl.minimum(K, t + 1 - first))).to(tl.int32), axis=0)
+                tries = tl.where(guessed & (tries == 2) & (short > 0), 1, 0)
+                bound = tl.full((T,), -float("inf"), dtype=tl.float32)
+                tl.debug_barrier()
+            _emit(entries, selected, lse, batch, block, count, L, K, slots, T, C)
             tl.debug_barrier()
-        for r in range(0, tl.minimum(T, L - block * T)):
-            have = tl.sum(tl.where(row == r, count, 0), axis=0)
-            value, place, _ = get(entries + r * C, c, have)
-            keep, _, kept = keep_best(value, c < have, K, 0)
-            out = selected + (batch + block * T + r) * slots
-            tl.store(out + tl.cumsum(keep.to(tl.int32), axis=0) - 1, place, mask=keep)
-            tl.store(out + c, -1, mask=(c >= kept) & (c < slots))
-            top = tl.max(tl.where(keep, value, -float("inf")), axis=0)
-            total = tl.sum(tl.exp(tl.where(keep, value - top, -float("inf"))), axis=0)
-            tl.store(lse + batch + block * T + r, top + tl.log(total))
-        tl.debug_barrier()
 
 
 class Tiling(NamedTuple):
