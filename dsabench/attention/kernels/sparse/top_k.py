@@ -171,8 +171,8 @@ def _select(
             tries = 2
             while tries > 0:
                 count = _append(
-                    entries, qs, ws, q_, w_, k_, t, first, lowest, end, bound, before, K, slack, L, J, DI, WIDE, N, T, S,
-                    C, PRECISION, PLAIN,
+                    entries, qs, ws, q_, w_, k_, t, first, lowest, end, bound, before, K, slack, L, J, DI, WIDE, N, T,
+                    S, C, PRECISION, PLAIN,
                 )  # fmt: skip
                 short = tl.max(((t < L) & (count < tl.minimum(K, t + 1 - first))).to(tl.int32), axis=0)
                 tries = tl.where(guessed & (tries == 2) & (short > 0), 1, 0)
