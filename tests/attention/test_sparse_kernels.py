@@ -1,0 +1,236 @@
+"""The sparse kernels through Triton's interpreter, on small sizes, against the reference in fp64."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="needs triton, which CPU builds of PyTorch do not bring")
+if torch.cuda.is_available():
+    pytest.skip("the interpreter is off where there is a GPU; tests/gpu compares there", allow_module_level=True)
+
+from sparse_reference import (
+    Inputs,
+    Sizes,
+    ascending,
+    draw,
+    error,
+    expected_dense_kl,
+    expected_selection,
+    expected_sparse,
+    found_dense_kl,
+    found_sparse,
+    scores_of,
+    selection,
+)
+
+from dsabench.attention.kernels import reference
+from dsabench.attention.kernels.sparse import attend, kl, kl_dense, lse, top_k
+
+TOLERANCE = 1e-5
+
+
+@pytest.fixture(autouse=True)
+def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory that is not written shows: what torch.empty gives is NaN, or an index beyond all."""
+
+    def poison(make: Any) -> Any:
+        def made(*args: Any, **kwargs: Any) -> torch.Tensor:
+            x = make(*args, **kwargs)
+            return x.fill_(float("nan") if x.is_floating_point() else 1 << 29)
+
+        return made
+
+    for name in ("empty", "empty_like"):
+        monkeypatch.setattr(torch, name, poison(getattr(torch, name)))
+    made = torch.Tensor.new_empty
+    monkeypatch.setattr(torch.Tensor, "new_empty", poison(made))
+
+
+SMALL = top_k.Tiling(queries=16, keys=16, programs=1, stride=4, entries=16)
+"""Lists of 128 entries: 140 keys overflow them."""
+
+
+def lists(x: Inputs, k: int, tiling: top_k.Tiling) -> tuple[torch.Tensor, torch.Tensor]:
+    """top_k by this tiling, in fp32."""
+    x = x.to(torch.float32)
+    if x.ids is None:
+        start = torch.zeros(x.q.shape[:2], dtype=torch.int32)
+    else:
+        start = top_k.document_starts(x.ids)
+    return top_k.launch(x.q_index.detach(), x.k_index.detach(), x.w_index.detach(), start, k, tiling)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "seed"),
+    [
+        (Sizes(length=1, index_heads=1, k=1), 0),
+        (Sizes(length=5, batch=2, index_heads=1, k=9), 1),
+        (Sizes(length=17, batch=2, index_heads=3, k=1), 2),
+        (Sizes(length=37, index_heads=8, index_width=12, k=7, documents=0.2), 3),
+        (Sizes(length=64, batch=2, index_heads=4, k=64, documents=0.1), 4),
+    ],
+)
+def test_the_selection_is_the_references(sizes: Sizes, seed: int) -> None:
+    x = draw(sizes, seed)
+    selected, index_lse = lists(x, sizes.k, top_k.Tiling(queries=16, keys=32, programs=1, entries=16))
+    expected = expected_selection(x, sizes.k)
+    assert torch.equal(selected, expected)
+    kept = scores_of(x).detach().gather(-1, expected.clamp(min=0).long()).masked_fill(expected < 0, -torch.inf)
+    torch.testing.assert_close(index_lse.double(), kept.logsumexp(-1), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "stride"), [("ties", 4), ("all equal", 0), ("all equal", 4), ("rising", 0), ("at the samples", 4)]
+)
+def test_lists_that_overflow_and_bounds_that_mislead(kind: str, stride: int) -> None:
+    """Rising scores overflow a list again and again; high scores at the sampled keys alone make the guess too high."""
+    x = draw(Sizes(length=140, index_heads=1, k=3), 5)
+    s = torch.arange(140.0, dtype=torch.float64)
+    with torch.no_grad():
+        if kind == "all equal":
+            x.w_index.zero_()
+        elif kind != "ties":
+            x.q_index.fill_(1.0)
+            x.w_index.fill_(1.0)
+            x.k_index.copy_((s if kind == "rising" else 8.0 * (s % 4 == 0) - s / 256)[None, :, None] / 16)
+    k = 60 if kind == "at the samples" else 3
+    tiling = SMALL._replace(stride=stride)
+    selected, _ = lists(x, k, tiling)
+    assert torch.equal(selected, expected_selection(x, k))
+
+
+def test_scores_that_are_no_numbers_leave_valid_indices() -> None:
+    x = draw(Sizes(length=20, k=4), 6)
+    with torch.no_grad():
+        x.k_index[0, 3] = float("nan")
+        x.w_index[0, 9] = float("nan")
+    selected, _ = lists(x, 4, SMALL)
+    for t in range(20):
+        row = [s for s in selected[0, t].tolist() if s >= 0]
+        assert len(row) == len(set(row)) == min(4, t + 1)
+        assert max(row) <= t
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+@pytest.mark.parametrize(
+    ("sizes", "seed"),
+    [
+        (Sizes(length=1, heads=1, k=1), 0),
+        (Sizes(length=5, batch=2, heads=1, index_heads=1, k=9), 1),
+        (Sizes(length=17, heads=8, groups=2, width=32, index_heads=3, k=1), 2),
+        (Sizes(length=19, heads=3, groups=3, width=24, index_width=12, k=7, documents=0.2), 3),
+        (Sizes(length=9, batch=2, heads=66, groups=1, index_heads=5, k=40), 4),
+    ],
+)
+def test_outputs_and_all_gradients(sizes: Sizes, seed: int, deterministic: bool) -> None:
+    x = draw(sizes, seed)
+    selected = expected_selection(x, sizes.k)
+    x32 = x.to(torch.float32)
+    found = found_sparse(x32, selected, None, deterministic)
+    names = ("out", "loss", "d q", "d k", "d v", "d q_index", "d k_index", "d w_index")
+    for name, mine, theirs in zip(names, found, expected_sparse(x, selected), strict=True):
+        assert error(mine, theirs) < TOLERANCE, name
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+@pytest.mark.parametrize(
+    ("sizes", "seed"),
+    [
+        (Sizes(length=1, heads=1, index_heads=1), 0),
+        (Sizes(length=70, batch=2, heads=4, groups=2, width=24, index_heads=3, index_width=12), 1),
+        (Sizes(length=64, heads=3, groups=3, documents=0.1), 2),
+    ],
+)
+def test_the_kl_loss_over_all_keys(sizes: Sizes, seed: int, deterministic: bool) -> None:
+    x = draw(sizes, seed, grid=False)
+    found = found_dense_kl(x.to(torch.float32), deterministic)
+    for mine, theirs in zip(found, expected_dense_kl(x), strict=True):
+        assert error(mine, theirs) < TOLERANCE
+
+
+def test_the_layer_end_to_end_on_its_own_selection() -> None:
+    """The public functions with their default tilings, top_k's logsumexp handed on."""
+    x = draw(Sizes(length=37, heads=4, k=6, documents=0.1), 7)
+    x32 = x.to(torch.float32)
+    selected, index_lse = selection(x32, 6)
+    assert torch.equal(selected, expected_selection(x, 6))
+    for mine, theirs in zip(found_sparse(x32, selected, index_lse, False), expected_sparse(x, selected), strict=True):
+        assert error(mine, theirs) < TOLERANCE
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_keys_taken_range_by_range(deterministic: bool) -> None:
+    """Ranges of 7 keys, the last one shorter; some rows have no key in some ranges."""
+    x = draw(Sizes(length=25, batch=2, heads=4, groups=2, k=4, documents=0.1), 12)
+    selected = expected_selection(x, 4)
+    x32 = x.to(torch.float32)
+    out, lse_BTH = attend.forward(x32.q, x32.k, x32.v, selected, attend.Tiling(16))
+    tiling = attend.Tiling(slots=16, range_bytes=7 * 2 * 16 * 2 * 8)
+    found = attend.backward(x32.q, x32.k, x32.v, selected, out, lse_BTH, x32.d_out, deterministic, tiling)
+    for mine, theirs in zip(found, expected_sparse(x, selected)[2:5], strict=True):
+        assert error(mine.detach(), theirs) < TOLERANCE
+
+
+def test_empty_and_future_slots_take_part_in_nothing() -> None:
+    x = draw(Sizes(length=6, heads=2, k=3), 8).to(torch.float32)
+    selected = torch.tensor([[[0, -1, -1], [1, 0, 5], [-1, -1, -1], [-1, 3, 1], [4, 5, 2], [5, 4, 3]]])
+    out, lse_BTH = attend.attend(x.q, x.k, x.v, selected)
+    kept = ascending(torch.where(selected > torch.arange(6)[:, None], -1, selected))
+    expected, _ = reference.attention(x.q.double(), x.k.double(), x.v.double(), kept)
+    expected[0, 2] = 0.0  # no key: the reference has no number there
+    torch.testing.assert_close(out.double(), expected, rtol=1e-5, atol=1e-6)
+    assert bool((lse_BTH[0, 2] == -torch.inf).all())
+    out.sum().backward()
+    assert x.q.grad is not None
+    assert bool(torch.isfinite(x.q.grad).all())
+
+
+def test_the_indexers_loss_moves_nothing_else_and_needs_no_gradient() -> None:
+    x = draw(Sizes(), 9).to(torch.float32)
+    selected = expected_selection(x.to(torch.float64), 5)
+    lse_BTH = attend.attend(x.q, x.k, x.v, selected)[1]
+    tensors = (x.q, x.k, lse_BTH, x.q_index, x.k_index, x.w_index)
+    loss = kl.sparse_kl(*tensors, selected)
+    loss.backward()
+    assert x.q.grad is None
+    assert x.k.grad is None
+    with torch.no_grad():
+        assert torch.equal(kl.sparse_kl(*tensors, selected), loss.detach())
+
+
+def test_what_the_kernels_do_not_take_is_refused() -> None:
+    x = draw(Sizes(), 10)
+    with pytest.raises(TypeError, match="float32 or bfloat16"):
+        selection(x, 3)
+    x = x.to(torch.float32)
+    with pytest.raises(ValueError, match="from 1 to 4096"):
+        selection(x, 4097)
+    with pytest.raises(ValueError, match="H a multiple of G"):
+        attend.attend(x.q[:, :, :1], torch.cat([x.k, x.k], 2), torch.cat([x.v, x.v], 2), torch.zeros(1, 17, 1).int())
+
+
+def test_fake_kernels_and_gradients_are_registered_right() -> None:
+    """What torch.compile and export rely on, by PyTorch's own checker."""
+    x = draw(Sizes(length=5, k=2), 11).to(torch.float32)
+    start = torch.zeros(1, 5, dtype=torch.int32)
+    index = (x.q_index, x.k_index, x.w_index)
+    plain = [tensor.detach() for tensor in index]
+    checks = ("test_schema", "test_autograd_registration", "test_faketensor")
+    selected, index_lse = top_k._top_k(*plain, start, 2)
+    _, lse_BTH = attend._attend(x.q, x.k, x.v, selected, False, False)
+    q, k = x.q.detach(), x.k.detach()
+    lse_BTH = lse_BTH.detach()
+    for op, args in (
+        (top_k._top_k, (*plain, start, 2)),
+        (attend._attend, (x.q, x.k, x.v, selected, False, True)),
+        (kl._selected_lse, (*plain, selected)),
+        (kl._sparse_kl, (q, k, lse_BTH, *index, selected, index_lse, True, False)),
+        (kl._sparse_kl, (q, k, lse_BTH, *plain, selected, index_lse, False, True)),
+        (kl_dense._attention_lse, (q, k, start)),
+        (kl_dense._dense_kl, (q, k, lse_BTH, *index, start, True, False)),
+    ):
+        torch.library.opcheck(op, args, test_utils=checks)
+    assert torch.equal(lse.selected_lse(*plain, selected), kl._selected_lse(*plain, selected))

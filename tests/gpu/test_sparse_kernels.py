@@ -1,0 +1,217 @@
+"""The sparse kernels as compiled for a GPU: bf16 and fp32 against fp64, selections, memory, repeated bits, graphs."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="needs triton")
+
+from sparse_reference import (
+    Inputs,
+    Sizes,
+    allowed_by,
+    ascending,
+    draw,
+    error,
+    expected_dense_kl,
+    expected_selection,
+    expected_sparse,
+    found_dense_kl,
+    found_sparse,
+    scores_of,
+    selection,
+)
+
+from dsabench.attention.kernels import reference
+from dsabench.attention.kernels.sparse.attend import Tiling, attend, backward, forward
+from dsabench.attention.kernels.sparse.kl import sparse_kl
+from dsabench.attention.kernels.sparse.kl_dense import dense_kl
+from dsabench.attention.kernels.sparse.top_k import top_k
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU, and torch sees none here"),
+]
+
+SIZES = [
+    Sizes(length=1, heads=1, index_heads=1, k=1),
+    Sizes(batch=2, length=37, heads=3, groups=3, width=24, index_heads=3, index_width=12, k=50),
+    Sizes(batch=2, length=333, heads=16, width=64, index_heads=4, index_width=64, k=40, documents=0.01),
+    Sizes(length=1111, heads=8, groups=2, width=128, index_heads=5, index_width=32, k=100),
+    Sizes(length=513, heads=128, width=32, index_heads=1, k=1),
+    Sizes(length=170, heads=64, width=256, index_heads=64, index_width=128, k=65),
+]
+NAMES = ("out", "loss", "d q", "d k", "d v", "d q_index", "d k_index", "d w_index")
+
+
+@pytest.mark.parametrize("sizes", SIZES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_selected_sets_are_the_references(sizes: Sizes, dtype: torch.dtype) -> None:
+    """On a coarse grid, where scores are exact and ties are everywhere."""
+    if sizes.index_heads * sizes.index_width > 1000:
+        pytest.skip("sums of so many grid numbers are not exact")
+    x = draw(sizes, 0, "cuda")
+    selected, _ = selection(x.to(dtype), sizes.k)
+    assert torch.equal(selected, expected_selection(x, sizes.k))
+
+
+@pytest.mark.parametrize("length", [3000, 9001])
+@pytest.mark.parametrize("k", [1, 7, 256, 2048, 4096])
+def test_long_rows_hold_the_k_highest_scores(length: int, k: int) -> None:
+    """Samples, pruned lists and all, off the grid: nothing left out scores above anything taken, beyond rounding."""
+    x = draw(Sizes(length=length, index_heads=4, index_width=64), k, "cuda", grid=False)
+    selected, index_lse = selection(x.to(torch.bfloat16), k)
+    scores = scores_of(x).detach()[0]
+    allowed = allowed_by(x)
+    kept = selected[0] >= 0
+    count = torch.arange(1, length + 1, device="cuda").clamp(max=k)
+    assert torch.equal(kept.sum(-1), count)
+    taken = torch.zeros_like(allowed).scatter_(1, selected[0].clamp(min=0).long(), True)
+    # An empty slot marks position 0 above: count it only where it was chosen.
+    taken[:, 0] = (selected[0] == 0).any(-1)
+    assert torch.equal(taken.sum(-1), count)
+    assert not bool((taken & ~allowed).any())
+    lowest = scores.masked_fill(~taken, torch.inf).amin(-1)
+    highest = scores.masked_fill(taken | ~allowed, -torch.inf).amax(-1)
+    assert float((highest - lowest).max()) < 1e-5 * float(scores.abs().max())
+    expected = scores.masked_fill(~taken, -torch.inf).logsumexp(-1)
+    torch.testing.assert_close(index_lse[0].double(), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["all equal", "rising", "at the samples", "negative"])
+def test_long_rows_of_awkward_scores(kind: str) -> None:
+    length, k = 9001, 300
+    x = draw(Sizes(length=length, index_heads=1, index_width=16), 0, "cuda")
+    s = torch.arange(length, device="cuda").double()
+    with torch.no_grad():
+        x.q_index.fill_(1.0)
+        x.w_index.fill_(0.0 if kind == "all equal" else -1.0 if kind == "negative" else 1.0)
+        x.k_index.copy_((8192.0 * (s % 16 == 0) if kind == "at the samples" else s)[None, :, None] / 16)
+    selected, _ = selection(x.to(torch.float32), k)
+    assert torch.equal(selected, expected_selection(x, k))
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+@pytest.mark.parametrize("sizes", SIZES)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 1e-2)])
+def test_outputs_and_all_gradients(sizes: Sizes, dtype: torch.dtype, tolerance: float, deterministic: bool) -> None:
+    x = draw(sizes, 1, "cuda", grid=False)
+    selected = ascending(reference.select_top_k(scores_of(x).detach(), allowed_by(x), sizes.k))
+    found = found_sparse(x.to(dtype), selected, None, deterministic)
+    for name, mine, theirs in zip(NAMES, found, expected_sparse(x, selected), strict=True):
+        assert error(mine, theirs) < tolerance, name
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_keys_taken_range_by_range(deterministic: bool) -> None:
+    """Seven ranges give what one does."""
+    x = draw(Sizes(batch=2, length=700, heads=16, width=64, k=90, documents=0.005), 8, "cuda", grid=False)
+    x = x.to(torch.bfloat16)
+    selected = selection(x, 90)[0]
+    out, lse = forward(x.q, x.k, x.v, selected, Tiling())
+    inputs = (x.q, x.k, x.v, selected, out, lse, x.d_out, deterministic)
+    whole, cut = (backward(*inputs, Tiling(range_bytes=r)) for r in (0, 100 * 64 * 2 * 6))
+    for a, b in zip(cut, whole, strict=True):
+        assert error(a.double(), b.double()) < 4e-3
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+@pytest.mark.parametrize("sizes", SIZES[:5])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 1e-2)])
+def test_the_kl_loss_over_all_keys(sizes: Sizes, dtype: torch.dtype, tolerance: float, deterministic: bool) -> None:
+    x = draw(sizes, 2, "cuda", grid=False)
+    for mine, theirs in zip(found_dense_kl(x.to(dtype), deterministic), expected_dense_kl(x), strict=True):
+        assert error(mine, theirs) < tolerance
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_random_sizes(seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+
+    def pick(low: int, high: int) -> int:
+        return int(torch.randint(low, high + 1, (), generator=generator))
+
+    groups = pick(1, 3)
+    sizes = Sizes(
+        pick(1, 3), pick(1, 400), groups * pick(1, 20), groups, 8 * pick(1, 20), pick(1, 9), 4 * pick(1, 20),
+        pick(1, 120), 0.02 * (seed % 2),
+    )  # fmt: skip
+    x = draw(sizes, seed, "cuda", grid=False)
+    mine = x.to(torch.bfloat16)
+    selected, index_lse = selection(mine, sizes.k)
+    found = found_sparse(mine, selected, index_lse, False)
+    for name, a, b in zip(NAMES, found, expected_sparse(x, selected), strict=True):
+        assert error(a, b) < 1e-2, (name, sizes)
+
+
+def layer(x: Inputs, k: int, deterministic: bool = False) -> list[torch.Tensor]:
+    """Everything that a step of the sparse stage does."""
+    for leaf in x[:6]:
+        leaf.grad = None
+    selected, index_lse = selection(x, k)
+    return [selected, *found_sparse(x, selected, index_lse, deterministic)]
+
+
+def test_deterministic_gradients_have_the_same_bits() -> None:
+    x = draw(Sizes(length=2000, heads=16, width=64, index_heads=4, index_width=64), 3, "cuda", grid=False)
+    x = x.to(torch.bfloat16)
+    runs = [[*layer(x, 128, True), *found_dense_kl(x.to(torch.bfloat16), True)] for _ in range(5)]
+    for run in runs[1:]:
+        for a, b in zip(runs[0], run, strict=True):
+            assert torch.equal(a, b)
+
+
+def test_a_step_replays_from_a_graph() -> None:
+    x = draw(Sizes(length=1000, heads=16, width=64, index_heads=4, index_width=64), 4, "cuda", grid=False)
+    x = x.to(torch.bfloat16)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(2):
+            layer(x, 64)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        outputs = layer(x, 64)
+    other = draw(Sizes(length=1000, heads=16, width=64, index_heads=4, index_width=64), 5, "cuda", grid=False)
+    with torch.no_grad():
+        for leaf, fresh in zip(x[:6], other[:6], strict=True):
+            leaf.copy_(fresh)
+        x.d_out.copy_(other.d_out)
+    graph.replay()
+    replayed = [output.clone() for output in outputs]
+    for a, b in zip(replayed, layer(other.to(torch.bfloat16), 64), strict=True):
+        assert error(a.double(), b.double()) < 1e-3
+
+
+def test_no_tensor_of_l_by_l_elements_exists() -> None:
+    """Either stage's peak stays far below the bytes of one bool for every pair of positions."""
+    sizes = Sizes(length=65_536, heads=4, width=32, index_heads=2, index_width=32, k=64)
+    x = draw(sizes, 6, "cuda", grid=False).to(torch.bfloat16)
+    torch.cuda.synchronize()
+    for step in (lambda: layer(x, sizes.k), lambda: found_dense_kl(x, False)):
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        step()
+        assert torch.cuda.max_memory_allocated() - before < sizes.length**2 // 2
+
+
+def test_torch_compile_takes_the_kernels_whole() -> None:
+    x = draw(Sizes(length=130, heads=4, width=32, index_heads=2, index_width=32, k=16), 7, "cuda", grid=False)
+    x = x.to(torch.bfloat16)
+
+    def loss(q, k, v, q_index, k_index, w_index):  # type: ignore[no-untyped-def]
+        selected, index_lse = top_k(q_index.detach(), k_index.detach(), w_index.detach(), 16)
+        out, lse = attend(q, k, v, selected, False)
+        sparse = sparse_kl(q, k, lse, q_index, k_index, w_index, selected, index_lse, False)
+        return out.float().square().sum() + sparse + dense_kl(q, k, q_index, k_index, w_index, deterministic=False)
+
+    found = []
+    for call in (loss, torch.compile(loss, fullgraph=True, backend="aot_eager")):
+        leaves = [leaf.detach().clone().requires_grad_() for leaf in x[:6]]
+        value = call(*leaves)
+        value.backward()
+        found.append([value.detach(), *(leaf.grad for leaf in leaves)])
+    for a, b in zip(*found, strict=True):
+        assert error(a.double(), b.double()) < 1e-3
