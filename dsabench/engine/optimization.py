@@ -29,7 +29,7 @@ def stage_at(spec: RunSpec, step: int) -> Stage:
 
 
 class Optimizer:
-    """AdamW (betas 0.9 and 0.95) over the backbone and the attention's own parameters, clipped apart.
+    """AdamW (beta1 0.9) over the backbone and the attention's own parameters, clipped apart.
 
     A common clip would couple the language-model loss and the indexer's loss again, which the detached input keeps
     apart. Matrices decay; gains, biases and the tied embedding do not.
@@ -54,7 +54,7 @@ class Optimizer:
         self.adamw = torch.optim.AdamW(
             groups,
             lr=torch.zeros((), device=device) if self._on_device else 0.0,
-            betas=(0.9, 0.95),
+            betas=(0.9, spec.train.beta2),
             fused=device.type in ("cuda", "cpu"),
             capturable=self._on_device,
         )

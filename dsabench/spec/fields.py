@@ -223,6 +223,9 @@ class TrainSpec(Spec):
     warmup_steps: Annotated[int, Field(ge=0)] = 100
     """Steps over which the learning rate rises linearly from zero (not the dense warm-up stage of DSA)."""
 
+    beta2: Annotated[float, Field(gt=0, lt=1)] = 0.95
+    """AdamW's decay of the mean squared gradient, which it remembers for about 1 / (1 - beta2) steps (beta1 is 0.9)."""
+
     weight_decay: Annotated[float, Field(ge=0)] = 0.1
     """Decoupled weight decay on matrices; gains, biases and the embedding have none."""
 

@@ -133,8 +133,8 @@ def test_the_ladder_of_the_published_claim_mends_one_thing_at_a_time() -> None:
         "sane first loss": {"model.embedding_std"},
         "indexer trained": {"attention.indexer.loss", "attention.indexer.warmup_share"},
         "rate, decay, dropout": {
-            "train.learning_rate", "train.schedule", "train.warmup_steps", "train.weight_decay", "train.grad_clip",
-            "model.dropout",
+            "train.learning_rate", "train.schedule", "train.warmup_steps", "train.beta2", "train.weight_decay",
+            "train.grad_clip", "model.dropout",
         },
         "all training text": {"data.max_tokens"},
         "vocabulary and batch": {"data.vocab_size", "train.batch_size", "train.tokens_per_step"},
