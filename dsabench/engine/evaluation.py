@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dsabench import kernels
-from dsabench.attention.base import Selection, Stage
+from dsabench.attention.base import Selection, Stage, recall_queries
 from dsabench.data import Batch
 from dsabench.engine.chance import selection_chance_T
 from dsabench.engine.device import Execution, first_line
@@ -159,7 +159,7 @@ def selection_recall(model: Transformer, windows: Batch, execution: Execution) -
     """Recall of a selecting variant on evenly spaced windows, beside its chance; None where nothing is to be judged.
 
         mass_recall              share of full softmax attention mass (mean of heads) inside S[t], mean over layers and
-                                 rows t >= k
+                                 rows t >= k; of windows above RECALL_QUERIES tokens, of so many rows evenly spaced
         mass_recall_chance       the same for a random causal set of k keys: mean over those rows of k / (t + 1)
 
     and of windows with known targets also
@@ -182,28 +182,29 @@ def selection_recall(model: Transformer, windows: Batch, execution: Execution) -
     tokens_NT = tokens_NT[chosen_N]
     targets_NTM = None if windows.targets is None else windows.targets[chosen_N]
     batch = max(1, BATCH_TOKENS // length)
+    query_Q = recall_queries(length, execution.device)
     mass: list[Tensor] = []
     found: list[Tensor] = []
     with torch.inference_mode(), execution.autocast(), _evaluating(model):
         for first in range(0, n_windows, batch):
             tokens_BT = torch.from_numpy(tokens_NT[first : first + batch].astype(np.int64)).to(execution.device)
             captured: dict[int, Selection] = {}
-            model(tokens_BT[:, :-1], capture=captured)
+            model(tokens_BT[:, :-1], capture=captured, whole_mass=False)
             if not captured:
                 return None
-            recalls = [recall_BT(selection)[:, k:].mean() for selection in captured.values()]
+            recalls = [recall_BQ(selection, query_Q)[:, query_Q >= k].mean() for selection in captured.values()]
             mass.append(torch.stack(recalls).mean() * len(tokens_BT))
             if targets_NTM is not None:
                 targets_BTM = torch.from_numpy(targets_NTM[first : first + batch]).to(execution.device)
                 found.append(torch.stack([found_targets(selection, targets_BTM) for selection in captured.values()]))
+    chance_T = np.minimum(1.0, selection_chance_T(np.full(length, k)))
     result: dict[str, Any] = {
         "mass_recall": float(torch.stack(mass).sum()) / n_windows,
-        "mass_recall_chance": float(selection_chance_T(np.full(length, k))[k:].mean()),
+        "mass_recall_chance": float(chance_T[query_Q[query_Q >= k].cpu().numpy()].mean()),
     }
     if targets_NTM is not None:
         listed_T = (targets_NTM >= 0).sum((0, 2))
         by_layer = (torch.stack(found).sum(0) / int(listed_T.sum())).tolist()
-        chance_T = np.minimum(1.0, k / np.arange(1, length + 1))
         result["target_recall"] = sum(by_layer) / len(by_layer)
         result["target_recall_by_layer"] = by_layer
         result["target_recall_best"] = max(by_layer)
@@ -211,9 +212,15 @@ def selection_recall(model: Transformer, windows: Batch, execution: Execution) -
     return result
 
 
+def recall_BQ(selection: Selection, query_Q: Tensor) -> Tensor:
+    """recall_BT of these queries: as the layer gave it, or of the whole mass of a variant that gave that."""
+    return recall_BT(selection)[:, query_Q] if selection.mass_inside_BQ is None else selection.mass_inside_BQ
+
+
 def recall_BT(selection: Selection) -> Tensor:
     """Attention mass inside each query's selection, (B, T), in [0, 1]."""
     filled_BTK = selection.selected_BTK >= 0
+    assert selection.mass_BTS is not None
     mass_BTK = selection.mass_BTS.gather(-1, selection.selected_BTK.clamp(min=0))
     return (mass_BTK * filled_BTK).sum(-1)
 

@@ -18,6 +18,7 @@ import torch
 from dsabench.attention.base import Stage
 from dsabench.data import TaskData, TokenData, cut
 from dsabench.engine import checkpoint
+from dsabench.engine.backend import backend
 from dsabench.engine.device import Execution, matmul_rate
 from dsabench.engine.evaluation import bits_per_byte, selection_recall
 from dsabench.engine.optimization import learning_rate_factor, stage_at
@@ -342,6 +343,7 @@ class TrainingRun:
             "matmul_flops_per_second": rate,
             "peak_memory_mb": self.progress.peak_memory_mb,
             "compile": self.slot.running.compile,
+            "attention_backend": backend(spec, self.execution),
             "micro_batch": self.step.micro_batch,
             "recompute": self.step.recompute,
         }
