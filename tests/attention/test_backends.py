@@ -55,7 +55,15 @@ def spec_of(backend: str, length: int = 12, n_kv_heads: int | None = None, **att
         {
             "length": length,
             "attention": {"kind": "dsa", "top_k": 4, "backend": backend, "indexer": indexer, **attention},
-            "model": {"d_model": 32, "n_layers": 1, "n_heads": 4, "d_ff": 16, "n_experts": 2, "n_kv_heads": n_kv_heads},
+            "model": {
+                "d_model": 32,
+                "n_layers": 1,
+                "n_heads": 4,
+                "d_ff": 16,
+                "n_experts": 2,
+                "experts_per_token": 1,
+                "n_kv_heads": n_kv_heads,
+            },
             "train": {"steps": 20, "batch_size": 1, "eval_every": 10},
         }
     )
