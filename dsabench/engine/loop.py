@@ -203,12 +203,12 @@ class TrainingRun:
         spec, alone = self.spec, self.times.wants_alone(stage)
         size, steps = spec.batch_size, spec.train.steps
         batches = [self.windows.batch(spec.seed, step, size, steps) for step in range(first, end)]
-        tokens_SBT, scored_SBT = staged(batches, self.execution.device)
+        given = staged(batches, self.execution.device)
         if alone:
             self.execution.synchronize()  # the other runs' work too
         memory = Memory(self.slot)
         start = time.perf_counter()
-        history_SM = self.step.run(first, stage, tokens_SBT, scored_SBT)
+        history_SM = self.step.run(first, stage, *given)
         # Memory is taken when work is launched, so this is the segment's own peak whatever other runs do meanwhile.
         peaks = [peak for peak in (self.progress.peak_memory_mb, memory.peak_mb()) if peak is not None]
         self.progress.peak_memory_mb = max(peaks, default=None)
@@ -272,7 +272,7 @@ class TrainingRun:
         self.model.stage = stage
         start = time.perf_counter()
         val, train = (self.slot.evaluator.evaluate(batch) for batch in (self.held_out, self.seen))
-        is_task, bytes_per_token = self.held_out.scored is not None, self.baseline.bytes_per_token
+        is_task, bytes_per_token = self.spec.data.task is not None, self.baseline.bytes_per_token
         recall = selection_recall(self.model, self.held_out, self.execution) or {}
         lists = {name: recall.pop(name) for name in [*recall] if isinstance(recall[name], list)}
         self.last_eval = {
