@@ -205,9 +205,10 @@ class DataSpec(Spec):
 
     @model_validator(mode="after")
     def _packing_needs_documents(self) -> Self:
-        if self.packing == "documents" and (self.task is not None or self.split == "overlapping"):
-            other = "a task's windows are made" if self.task is not None else "split = overlapping knows no documents"
-            raise ValueError(f"packing = documents packs the documents of a text, and {other}; make packing none")
+        if self.packing == "documents" and self.split == "overlapping":
+            raise ValueError(
+                "packing = documents needs documents, and split = overlapping knows none; keep one of them"
+            )
         return self
 
 
