@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,11 +15,12 @@ pytest.importorskip("triton", reason="needs triton, which CPU builds of PyTorch 
 if torch.cuda.is_available():
     pytest.skip("the interpreter is off where there is a GPU; tests/gpu compares there", allow_module_level=True)
 
+from dsabench import runner
 from dsabench.attention import base, dsa
 from dsabench.attention.kernels import dense, dispatch, reference
 from dsabench.attention.kernels.sparse import top_k
 from dsabench.data import Batch
-from dsabench.engine import memory
+from dsabench.engine import gate, memory
 from dsabench.engine.backend import backend, resolved
 from dsabench.engine.device import Execution
 from dsabench.engine.evaluation import Evaluator, selection_recall
@@ -195,6 +197,22 @@ def test_no_tensor_of_l_by_l_elements(interpreted: None, monkeypatch: pytest.Mon
         watched(spec_of("masked", length, n_kv_heads=1), length**2, documents)
 
 
+def test_slabs_keep_no_masks_for_the_backward_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    length = 64
+    kept: dict[int, int] = {}
+    monkeypatch.setattr(dense, "SLAB_PAIRS", length * 8)
+    q, k, v = (torch.randn(1, length, 1, 4, requires_grad=True) for _ in range(3))
+
+    def pack(x: Tensor) -> Tensor:
+        kept[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        out = dense.attention(q, k, v, (torch.arange(length) // 20)[None])
+    out.sum().backward()
+    assert sum(kept.values()) < length**2
+
+
 def test_recall_by_slabs_and_samples_is_that_of_the_whole_mass(
     interpreted: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -287,6 +305,34 @@ def test_sizes_that_the_kernels_do_not_take_are_refused(changes: dict[str, Any],
 def test_a_model_asked_for_kernels_where_there_are_none_says_so() -> None:
     with pytest.raises(SpecError, match="backend = triton cannot run: it needs a CUDA GPU"):
         build(spec_of("triton"), VOCAB)(tokens_of(12)[:, :-1])
+
+
+def test_small_copies_are_audited_by_the_runs_own_backend(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+
+    def copies(spec: RunSpec, device: torch.device) -> list[RunSpec]:
+        seen.append(spec.attention.backend)  # type: ignore[attr-defined]
+        raise RuntimeError("seen enough")
+
+    monkeypatch.setattr(gate, "small_copies", copies)
+    model = outline(long_spec(), VOCAB)
+    for fused in (True, False):
+        gate.audit_model(model, Execution(torch.device("cpu"), "fp32", False, True, fused=fused))
+    assert seen == ["triton", "masked"]
+
+
+def test_a_run_of_the_kernels_can_be_loaded_without_them(corpus: Path, tmp_path: Path) -> None:
+    spec = spec_of("masked", 16)
+    data = {"source": f"path:{corpus}/*.txt", "tokenizer": "bytes"}
+    spec = validate(
+        {**spec.model_dump(), "data": data, "engine": {"device": "cpu"}, "train": {"steps": 1, "batch_size": 1}}
+    )
+    record = runner.train(spec, tmp_path)
+    assert record.summary["attention_backend"] == "masked"
+    path = tmp_path / record.run_id / "run.json"
+    path.write_text(path.read_text(encoding="utf-8").replace('"masked"', '"triton"'), encoding="utf-8")
+    model = runner.load_model(tmp_path, record.run_id)
+    assert model(tokens_of(15)).logits_BTV.isfinite().all()
 
 
 def test_limits_are_the_kernels() -> None:
