@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,19 +14,15 @@ pytest.importorskip("triton", reason="needs triton, which CPU builds of PyTorch 
 if torch.cuda.is_available():
     pytest.skip("the interpreter is off where there is a GPU; tests/gpu compares there", allow_module_level=True)
 
-from dsabench import runner
 from dsabench.attention import base, dsa
-from dsabench.attention.kernels import dense, dispatch, reference
+from dsabench.attention.kernels import dense, reference
 from dsabench.attention.kernels.sparse import top_k
 from dsabench.data import Batch
-from dsabench.engine import gate, memory
-from dsabench.engine.backend import backend, resolved
 from dsabench.engine.device import Execution
 from dsabench.engine.evaluation import Evaluator, selection_recall
 from dsabench.engine.optimization import Optimizer
 from dsabench.engine.step import TrainStep
-from dsabench.errors import SpecError
-from dsabench.model.transformer import Transformer, build, outline
+from dsabench.model.transformer import Transformer, build
 from dsabench.spec.fields import RunSpec
 from dsabench.spec.sweep import validate
 from dsabench.testing import (
@@ -238,118 +233,6 @@ def test_recall_by_slabs_and_samples_is_that_of_the_whole_mass(
     expected = [float(mass[b, t, selected[b, t].long()].sum()) for b, t in rows]
     assert sampled["mass_recall"] == pytest.approx(sum(expected) / len(expected), abs=1e-6)
     assert sampled["mass_recall_chance"] == pytest.approx(sum(4 / (t + 1) for _, t in rows) / len(rows))
-
-
-# The choice.
-
-
-def long_spec(backend: str = "auto", length: int = 16_384, **attention: Any) -> RunSpec:
-    attention = {"top_k": 1024, **attention}
-    return validate(
-        {
-            "length": length,
-            "attention": {"kind": "dsa", "backend": backend, **attention},
-            "train": {"batch_size": 1},
-        }
-    )
-
-
-@pytest.mark.parametrize(
-    ("length", "top_k", "expected"),
-    [(16_384, 2048, "triton"), (16_384, 2049, "masked"), (16_383, 256, "masked"), (65_536, 4096, "triton"),
-     (65_536, 4097, "masked"), (256, 32, "masked")],
-)  # fmt: skip
-def test_auto_takes_the_kernels_where_they_pay_and_run(length: int, top_k: int, expected: str) -> None:
-    spec = long_spec(length=length, top_k=top_k)
-    assert backend(spec, GPU) == expected
-    assert backend(spec, CPU) == "masked"
-    assert resolved(spec, GPU).attention.backend == expected  # type: ignore[attr-defined]
-    assert spec.attention.backend == "auto", "what is stored and hashed stays as it was asked for"  # type: ignore[attr-defined]
-
-
-def test_other_attentions_have_no_choice() -> None:
-    spec = validate({"attention": {"kind": "dense"}})
-    assert resolved(spec, GPU) is spec
-    assert backend(spec, GPU) is None
-
-
-@pytest.mark.parametrize(
-    ("execution", "reason"),
-    [
-        (CPU, "it needs a CUDA GPU, and the device is cpu"),
-        (Execution(torch.device("cuda", 0), "bf16", True, False, fused=False), "engine.kernels = off"),
-    ],
-)
-def test_triton_that_cannot_run_is_refused_before_training(
-    monkeypatch: pytest.MonkeyPatch, execution: Execution, reason: str
-) -> None:
-    monkeypatch.setattr("dsabench.kernels.why_not", lambda device: None)
-    with pytest.raises(SpecError, match=f"attention.backend = triton cannot run: {reason}; use auto or masked"):
-        memory.plan(spec_of("triton"), VOCAB, execution)
-
-
-@pytest.mark.parametrize(
-    ("changes", "what"),
-    [
-        ({"top_k": 4097}, "attention.top_k keeps 4097, and its kernels take at most 4096"),
-        ({"indexer": {"head_dim": 512}}, "attention.indexer.head_dim is 512"),
-        ({"indexer": {"n_heads": 65}}, "attention.indexer.n_heads is 65"),
-    ],
-)
-def test_sizes_that_the_kernels_do_not_take_are_refused(changes: dict[str, Any], what: str) -> None:
-    with pytest.raises(SpecError, match=what):
-        outline(long_spec("triton", **changes), VOCAB)
-    assert backend(long_spec("auto", **changes), GPU) == "masked"
-
-
-def test_a_model_asked_for_kernels_where_there_are_none_says_so() -> None:
-    with pytest.raises(SpecError, match="backend = triton cannot run: it needs a CUDA GPU"):
-        build(spec_of("triton"), VOCAB)(tokens_of(12)[:, :-1])
-
-
-def test_small_copies_are_audited_by_the_runs_own_backend(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[str] = []
-
-    def copies(spec: RunSpec, device: torch.device) -> list[RunSpec]:
-        seen.append(spec.attention.backend)  # type: ignore[attr-defined]
-        raise RuntimeError("seen enough")
-
-    monkeypatch.setattr(gate, "small_copies", copies)
-    model = outline(long_spec(), VOCAB)
-    for fused in (True, False):
-        gate.audit_model(model, Execution(torch.device("cpu"), "fp32", False, True, fused=fused))
-    assert seen == ["triton", "masked"]
-
-
-def test_a_run_of_the_kernels_can_be_loaded_without_them(corpus: Path, tmp_path: Path) -> None:
-    spec = spec_of("masked", 16)
-    data = {"source": f"path:{corpus}/*.txt", "tokenizer": "bytes"}
-    spec = validate(
-        {**spec.model_dump(), "data": data, "engine": {"device": "cpu"}, "train": {"steps": 1, "batch_size": 1}}
-    )
-    record = runner.train(spec, tmp_path)
-    assert record.summary["attention_backend"] == "masked"
-    path = tmp_path / record.run_id / "run.json"
-    path.write_text(path.read_text(encoding="utf-8").replace('"masked"', '"triton"'), encoding="utf-8")
-    model = runner.load_model(tmp_path, record.run_id)
-    assert model(tokens_of(15)).logits_BTV.isfinite().all()
-
-
-def test_limits_are_the_kernels() -> None:
-    assert dispatch.MOST_KEYS == top_k.MOST_KEYS
-
-
-def test_the_memory_estimate_follows_the_backend() -> None:
-    """Quadratic with masks; with the kernels four bytes for each of a query's keys."""
-    sizes = {
-        (name, length): memory.estimate(outline(long_spec(name, length), VOCAB), GPU, 1, False)["activations"]
-        for name in ("masked", "triton")
-        for length in (16_384, 32_768)
-    }
-    assert sizes["masked", 32_768] > 3.9 * sizes["masked", 16_384]
-    assert sizes["triton", 32_768] == pytest.approx(2 * sizes["triton", 16_384])
-    layer = outline(long_spec("triton"), VOCAB).layers()[0].attention
-    assert layer.kept_per_pair(2) * 16_384 == 4 * 1024
 
 
 def test_rows_of_the_allowed_keys() -> None:
