@@ -46,11 +46,15 @@ def history(spec: RunSpec, execution: Execution, steps: int = 40) -> torch.Tenso
         step = TrainStep(model, Optimizer(model, spec, CUDA), spec, execution)
         generator = torch.Generator().manual_seed(0)
         batches = torch.randint(20, (steps, spec.batch_size, spec.length + 1), generator=generator)
+        begins = torch.rand(steps, spec.batch_size, spec.length + 1, generator=generator) < 0.02
+        begins[..., 0] = False
+        others = (~begins[..., 1:], begins.cumsum(-1)[..., :-1].int()) if spec.data.packing == "documents" else ()
         found = []
         for first, end, stage in loop.segments(spec, 0, 20):
             if first >= steps:
                 break
-            found.append(step.run(first, stage, batches[first : min(end, steps)]).cpu())
+            given = (x[first : min(end, steps)] for x in (batches, *others))
+            found.append(step.run(first, stage, *given).cpu())
             if execution.graph and stage not in step.graphs:
                 step.capture(stage)
     return torch.cat(found)
@@ -61,6 +65,21 @@ def test_captured_steps_learn_what_eager_ones_do(precision: str, tolerance: floa
     eager, graph = (history(spec_of("triton"), Execution(CUDA, precision, graph, False)) for graph in (False, True))
     torch.testing.assert_close(graph[:, :2], eager[:, :2], rtol=0, atol=tolerance)
     assert float(graph[-1, 0]) < float(graph[0, 0]) - 1
+
+
+@pytest.mark.parametrize("kind", ["dense", "masked", "triton"])
+def test_packed_documents_are_learnt_alike_in_a_graph(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With slabs of 60 queries, recomputed in the backward pass."""
+    monkeypatch.setattr(dense, "SLAB_PAIRS", 4 * 256 * 60)
+    packed = {"data": {"packing": "documents"}}
+    spec = spec_of("auto" if kind == "dense" else kind, **packed)
+    if kind == "dense":
+        spec = validate({**spec.model_dump(exclude={"attention"}), "attention": {"kind": "dense"}})
+    eager, graph = (history(spec, Execution(CUDA, "fp32", graph, False)) for graph in (False, True))
+    torch.testing.assert_close(graph[:, :2], eager[:, :2], rtol=0, atol=1e-3)
+    if kind == "triton":
+        masked = history(spec_of("masked", **packed), Execution(CUDA, "fp32", False, False), 20)
+        torch.testing.assert_close(eager[:20, :2], masked[:, :2], rtol=0, atol=1e-3)
 
 
 @pytest.mark.parametrize("length", [256, 333])

@@ -76,7 +76,7 @@ attentions = st.one_of(
         lambda selection, indexer, backend: {"kind": "dsa", **selection, "indexer": indexer, "backend": backend},
         selections,
         indexers,
-        st.sampled_from(["auto", "masked", "reference"]),
+        st.sampled_from(["auto", "masked", "reference", "triton"]),
     ),
 )
 trains = st.one_of(
