@@ -35,7 +35,7 @@ def test_all_figures_are_written_and_what_is_missing_is_said(plot: Plot) -> None
         "loss_by_step.png", "sequence_length_comparison.png",
     ]  # fmt: skip
     assert out.splitlines()[0] == "Written: results/sequence_length_comparison.png"
-    assert len(out.splitlines()) == 6
+    assert len(out.splitlines()) == len(written)
     assert "sparsity: needs at least two k/L of one attention at one length; try --top-k-ratios 0.1 0.25 0.5" in err
     assert "cost: needs at least two lengths; try --lengths 64 128 256" in err
 
