@@ -208,6 +208,7 @@ def check_capture(spec: RunSpec) -> None:
             keys = [key for key in row if key >= 0]
             assert len(keys) == len(set(keys)) == min(k, t + 1), f"query {t} selects {row} with k = {k}"
             assert max(keys) <= t, f"query {t} selects a later key: {row}"
+        assert selection.mass_BTS is not None, f"{spec.attention.kind} captures no attention mass"
         sums_T = selection.mass_BTS[0].tril().sum(-1)
         assert _close(sums_T, torch.ones_like(sums_T)), f"{spec.attention.kind}: attention mass does not sum to 1"
 

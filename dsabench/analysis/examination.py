@@ -15,6 +15,7 @@ from dsabench import data as data_package
 from dsabench.data import TaskData, TokenData, cut
 from dsabench.data.overlap import RUN, training_overlap
 from dsabench.engine import gate, soundness
+from dsabench.engine.backend import resolved
 from dsabench.engine.checkpoint import steps_done
 from dsabench.engine.copies import VOCABULARY, small_copies
 from dsabench.engine.device import Execution, resolve
@@ -163,6 +164,7 @@ def _shared_start(spec: RunSpec, vocab_size: int) -> Check:
 
 def _gradients(spec: RunSpec, execution: Execution) -> Iterator[Check]:
     """On a small copy: how gradients are routed does not depend on sizes."""
+    spec = resolved(spec, execution)
     copy = next(iter(small_copies(spec, execution.device)), spec)
     stages = [stage_at(spec, 0), stage_at(spec, spec.train.steps - 1)]
     generator = torch.Generator().manual_seed(2)

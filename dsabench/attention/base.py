@@ -4,7 +4,7 @@ A variant is one file: a pydantic spec class (an `AttentionSpec`) and a module (
 It is plugged in at x -> out, because an indexer needs x and not only queries and keys.
 
 Legend: B batch, T query, S key, D model width (head width in a BTHD tensor), H query heads, G key/value heads,
-K selected slots.
+K selected slots, Q queries whose mass is looked at.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dsabench.attention.kernels.reference import allowed_keys
+from dsabench.attention.kernels.reference import allowed_at, allowed_keys
 from dsabench.attention.rotary import rotation
 from dsabench.kernels import fused, rotate, split_heads
 
@@ -35,11 +35,15 @@ class Selection:
     selected_BTK: Tensor
     """Indices of the selected keys, -1 in empty slots."""
 
-    mass_BTS: Tensor
-    """Full softmax attention probabilities of this layer's queries and keys, mean over heads, fp32."""
+    mass_BTS: Tensor | None = None
+    """Full softmax attention probabilities of this layer's queries and keys, mean over heads, fp32; L x L, so None
+    where context.whole_mass is off and mass_inside_BQ does."""
 
     scores_BTS: Tensor | None = None
     """Index scores, for variants that compute them."""
+
+    mass_inside_BQ: Tensor | None = None
+    """The mass inside the selection of the queries `recall_queries(T)`, where that is all that is asked."""
 
 
 @dataclass
@@ -60,6 +64,10 @@ class AttentionContext:
 
     step: Tensor | None = None
     """The training step, one int64 on the device, to key randomness by; None in evaluation."""
+
+    whole_mass: bool = True
+    """Whether a captured Selection must hold the whole attention mass and scores; False asks for mass_inside_BQ, whose
+    memory does not grow with L x L. A variant that heeds only True is right too."""
 
     _allowed: Tensor | None = field(default=None, init=False, repr=False)
     _rotations: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict, init=False, repr=False)
@@ -154,6 +162,15 @@ class Attention(nn.Module, abc.ABC):
     def forward(self, x_BTD: Tensor, context: AttentionContext) -> AttentionOutput:
         """Mix tokens: out[t] may depend on x[0..t] of the same row and document alone."""
 
+    @classmethod
+    def resolve(cls, spec: RunSpec, no_kernels: str | None) -> AttentionSpec:
+        """spec.attention with what it leaves to the machine decided, for the engine to plan with and to record.
+
+        no_kernels: why Triton kernels do not run on the device, None when they do. Raises SpecError when the spec asks
+        for what cannot run.
+        """
+        return spec.attention
+
     def prepare(self, context: AttentionContext) -> None:
         """Compute what all layers of a forward pass share, before the first of them."""
         context.rotation(self.projections.head_dim, self.projections.rope_base)
@@ -182,11 +199,53 @@ def pairs(spec: RunSpec, selected: int | None = None) -> float:
     return k * (k + 1) / 2 + (length - k) * k
 
 
+RECALL_QUERIES = 4096
+"""Most queries of a window whose attention mass is looked at for mass recall."""
+
+RECALL_PAIRS = 2**24
+"""Most pairs, over all rows of a batch, whose mass exists at a time for mass recall: 64 MiB, a few times over."""
+
+
+def recall_queries(length: int, device: torch.device | None = None) -> Tensor:
+    """(Q,) positions whose mass recall is looked at: all of a window up to RECALL_QUERIES, else so many evenly."""
+    count = min(length, RECALL_QUERIES)
+    return (2 * torch.arange(count, device=device) + 1) * length // (2 * count)
+
+
+def capture(
+    selected_BTK: Tensor, scores_BTS: Tensor | None, q_BTHD: Tensor, k_BSGD: Tensor, context: AttentionContext
+) -> Selection:
+    """The Selection that the context asks for; q and k as capture_mass takes them."""
+    if context.whole_mass:
+        return Selection(
+            selected_BTK=selected_BTK, mass_BTS=capture_mass(q_BTHD, k_BSGD, context), scores_BTS=scores_BTS
+        )
+    inside_BQ = mass_inside(selected_BTK, q_BTHD, k_BSGD, context)
+    return Selection(selected_BTK=selected_BTK, mass_inside_BQ=inside_BQ)
+
+
 def capture_mass(q_BTHD: Tensor, k_BSGD: Tensor, context: AttentionContext) -> Tensor:
     """Full softmax attention probabilities, mean over heads: (B, T, S), fp32, the truth a selection is judged by."""
+    return _mass(q_BTHD, k_BSGD, context.allowed)
+
+
+def mass_inside(selected_BTK: Tensor, q_BTHD: Tensor, k_BSGD: Tensor, context: AttentionContext) -> Tensor:
+    """Share of each looked-at query's attention mass that lies in its selection, (B, Q), by slabs of RECALL_PAIRS."""
+    n_batch, length = selected_BTK.shape[:2]
+    query_Q = recall_queries(length, q_BTHD.device)
+    parts = []
+    for query_R in query_Q.split(max(1, RECALL_PAIRS // (n_batch * length))):
+        allowed = allowed_at(query_R, length, context.document_ids_BT)
+        mass_BRS = _mass(q_BTHD[:, query_R], k_BSGD, allowed)
+        selected_BRK = selected_BTK[:, query_R].long()
+        inside_BRK = mass_BRS.gather(-1, selected_BRK.clamp(min=0))
+        parts.append((inside_BRK * (selected_BRK >= 0)).sum(-1))
+    return torch.cat(parts, dim=1)
+
+
+def _mass(q_BTHD: Tensor, k_BSGD: Tensor, allowed: Tensor) -> Tensor:
     with torch.no_grad(), torch.autocast(q_BTHD.device.type, enabled=False):
         groups = q_BTHD.shape[2] // k_BSGD.shape[2]
-        allowed = context.allowed
         mass_BTS = torch.zeros((), device=q_BTHD.device)
         for head in range(q_BTHD.shape[2]):  # one head at a time: H times less memory, and only for capture
             scores_BTS = q_BTHD[:, :, head].float() @ k_BSGD[:, :, head // groups].float().transpose(-1, -2)

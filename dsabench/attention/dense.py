@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from dsabench.attention.base import Attention, AttentionContext, AttentionOutput, Stage, pairs
+from dsabench.attention.kernels import dense
 from dsabench.attention.registry import register
 from dsabench.spec.fields import AttentionSpec
 
@@ -32,16 +32,8 @@ class Dense(Attention):
     def forward(self, x_BTD: Tensor, context: AttentionContext) -> AttentionOutput:
         """(B, T, D) -> (B, T, D); the stage changes nothing, there is no loss of its own."""
         q_BTHD, k_BTGD, v_BTGD = self.projections.heads(x_BTD, context)
-        mask = None if context.document_ids_BT is None else context.allowed[:, None]
-        out_BHTD = F.scaled_dot_product_attention(
-            q_BTHD.transpose(1, 2),
-            k_BTGD.transpose(1, 2),
-            v_BTGD.transpose(1, 2),
-            attn_mask=mask,
-            is_causal=mask is None,
-            enable_gqa=k_BTGD.shape[2] != q_BTHD.shape[2],
-        )
-        return AttentionOutput(self.projections.merge(out_BHTD.transpose(1, 2)))
+        out_BTHD = dense.attention(q_BTHD, k_BTGD, v_BTGD, context.document_ids_BT)
+        return AttentionOutput(self.projections.merge(out_BTHD))
 
     def flops(self, stage: Stage) -> dict[str, float]:
         """Projections, and 12 D_model for each query-key pair: QK^T and PV, 2 + 2 forward and 4 + 4 backward."""

@@ -9,64 +9,34 @@ in the sparse stage both run over S[t]. The indexer's input and target are detac
 reaches the indexer, the KL loss never reaches anything else. Source: DeepSeek-V3.2 (arXiv 2512.02556), section 2, and
 the released inference/model.py for LayerNorm, partial rotary embedding and scale.
 
+Backends: `reference` and `masked` hold L x L scores and masks; `triton` streams them, so that memory and, but for the
+scores, time follow the selection (kernels/sparse). They differ by rounding alone; `auto` chooses (kernels/dispatch).
+
 Legend: B batch, T query, S key, D model width, H heads, J indexer heads, I indexer width, K selected slots.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal
 
 import torch
-import torch.nn.functional as F
-from pydantic import Field, model_validator
-from torch import Tensor, nn
+from pydantic import Field
+from torch import Tensor
 
 from dsabench.attention.base import (
     Attention,
     AttentionContext,
     AttentionOutput,
-    Selection,
     Stage,
-    capture_mass,
+    capture,
     pairs,
 )
-from dsabench.attention.kernels import masked, reference
+from dsabench.attention.indexer import IndexerSpec, LightningIndexer
+from dsabench.attention.kernels import dense, dispatch, masked, reference
 from dsabench.attention.registry import register
-from dsabench.kernels import fused, rotate
+from dsabench.kernels import runs_on
 from dsabench.parts import part
-from dsabench.spec.base import Spec
 from dsabench.spec.fields import AttentionSpec, RunSpec, keys_kept, warmup_steps
-
-
-class IndexerSpec(Spec):
-    """The lightning indexer and how it is trained."""
-
-    n_heads: Annotated[int, Field(ge=1, le=1024)] = 4
-    """Indexer heads J."""
-
-    head_dim: Annotated[int, Field(ge=4, le=1024, multiple_of=4)] = 64
-    """Width of an indexer head; the first half is rotated by position, so a multiple of 4."""
-
-    loss: Literal["kl", "none"] = "kl"
-    """`kl` trains the indexer to predict the attention's own probabilities; `none` leaves it as it was drawn."""
-
-    loss_weight: Annotated[float, Field(gt=0)] = 1.0
-    """Weight of the KL loss. Under Adam it hardly matters; learning_rate does."""
-
-    learning_rate: Annotated[float, Field(gt=0, le=10)] = 1e-3
-    """The indexer's own peak learning rate, on the same schedule as the model's."""
-
-    warmup_share: Annotated[float, Field(ge=0, lt=1)] = 0.2
-    """Share of the steps in the dense warm-up stage."""
-
-    freeze_backbone: bool = False
-    """True trains only the indexer during warm-up (for a backbone that is already trained)."""
-
-    @model_validator(mode="after")
-    def _frozen_backbone_needs_a_learner(self) -> Self:
-        if self.freeze_backbone and self.loss == "none":
-            raise ValueError("freeze_backbone = true with loss = none would train nothing in the warm-up stage")
-        return self
 
 
 class DSASpec(AttentionSpec):
@@ -83,8 +53,10 @@ class DSASpec(AttentionSpec):
     top_k: Annotated[int, Field(ge=1)] | None = None
     """Keys kept for each query, in place of top_k_ratio; L or more keeps everything."""
 
-    backend: Literal["auto", "reference", "masked"] = "auto"
-    """`reference` gathers, slowly and plainly; `masked` masks a dense product; `auto` is masked."""
+    backend: Literal["auto", "reference", "masked", "triton"] = "auto"
+    """How it is computed; results differ by rounding alone. `reference` gathers, slowly and plainly; `masked` masks a
+    dense product; `triton` (a CUDA GPU) streams scores and gathers the selection, without any L x L tensor; `auto` is
+    triton where that can run and pays, from L = 16,384 with k <= L / 8 on, else masked."""
 
     indexer: IndexerSpec = IndexerSpec()
     """The lightning indexer."""
@@ -110,50 +82,6 @@ class DSASpec(AttentionSpec):
         return self.indexer.freeze_backbone
 
 
-class LightningIndexer(nn.Module):
-    """Index scores I[t,s]; one key a token, shared by the indexer's heads; signed weights from the token itself."""
-
-    def __init__(self, spec: RunSpec, attention: DSASpec) -> None:
-        super().__init__()
-        indexer, self.backend = attention.indexer, attention.backend
-        self.learns = indexer.loss == "kl"
-        self.n_heads, self.head_dim, self.rope_base = indexer.n_heads, indexer.head_dim, spec.model.rope_base
-        self.query = nn.Linear(spec.model.d_model, self.n_heads * self.head_dim, bias=False)
-        self.key = nn.Linear(spec.model.d_model, self.head_dim, bias=False)
-        self.key_norm = nn.LayerNorm(self.head_dim)
-        self.weight = nn.Linear(spec.model.d_model, self.n_heads, bias=False)
-        # J^-1/2 I^-1/2 is the temperature of the KL loss's softmax(I), not a mere detail.
-        self.scale = (self.n_heads * self.head_dim) ** -0.5
-
-    def forward(self, x_BTD: Tensor, context: AttentionContext) -> Tensor:
-        """Scores (B, T, S), unmasked; the input is detached here, so nothing upstream can feel the indexer's loss."""
-        x_BTD = x_BTD.detach()
-        cos_TD, sin_TD = context.rotation(self.head_dim // 2, self.rope_base)
-        if self.backend != "reference" and fused(x_BTD, self.query.weight, self.key_norm.weight):
-            return masked.index_scores(*self._fused_heads(x_BTD, cos_TD, sin_TD))
-        q_BTJI = rotate(self.query(x_BTD).unflatten(-1, (-1, self.head_dim)), cos_TD, sin_TD)  # the first half only
-        k_BTI = rotate(self.key_norm(self.key(x_BTD))[:, :, None], cos_TD, sin_TD)[:, :, 0]
-        w_BTJ = self.weight(x_BTD) * self.scale
-        scores = reference.index_scores if self.backend == "reference" else masked.index_scores
-        return scores(q_BTJI, k_BTI.to(q_BTJI.dtype), w_BTJ.to(q_BTJI.dtype)).float()
-
-    def _fused_heads(self, x_BTD: Tensor, cos_TD: Tensor, sin_TD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """q (B, T, J, I), k (B, T, I) and w (B, T, J), by one product and one kernel."""
-        from dsabench.attention.kernels.indexer import indexer_heads
-
-        weights = [self.query.weight, self.key.weight, self.weight.weight]
-        # Tensor cores want rows of a multiple of 16 bytes.
-        padding = self.query.weight.new_zeros(-sum(map(len, weights)) % 8, x_BTD.shape[-1])
-        y_BTC = F.linear(x_BTD, torch.cat([*weights, padding]))
-        return indexer_heads(y_BTC, self.key_norm, cos_TD, sin_TD, self.n_heads, self.scale)
-
-    def flops(self, spec: RunSpec) -> float:
-        """Projections (no gradient to their input, so 4 of 6; 2 when untrained), and 2 J I for every causal pair."""
-        columns = self.n_heads * self.head_dim + self.head_dim + self.n_heads
-        scores = 2.0 * pairs(spec) * self.n_heads * self.head_dim
-        return (4.0 if self.learns else 2.0) * spec.length * spec.model.d_model * columns + scores
-
-
 @register
 class DSA(Attention):
     """Attention over the indexer's top k, with the indexer's KL loss; dense attention in the warm-up stage."""
@@ -166,32 +94,50 @@ class DSA(Attention):
         assert isinstance(spec.attention, DSASpec)
         self.config = spec.attention
         self.indexer = LightningIndexer(spec, self.config)
+        self.size = _size(spec)
+        dispatch.choose(*self.size, None)  # sizes that the kernels do not take are refused everywhere
+
+    @classmethod
+    def resolve(cls, spec: RunSpec, no_kernels: str | None) -> AttentionSpec:
+        """With `auto` decided."""
+        return spec.attention.model_copy(update={"backend": dispatch.choose(*_size(spec), no_kernels)})
+
+    def backend_on(self, device: torch.device) -> dispatch.Backend:
+        """What computes on this device; of the run's own length, so that a shorter window goes the same way. Raises
+        SpecError where `triton` is asked for and does not run."""
+        reason = None if runs_on(device) else "it needs a CUDA GPU with Triton, and its tensors are elsewhere"
+        return dispatch.choose(*self.size, reason)
 
     def prepare(self, context: AttentionContext) -> None:
-        """Also the indexer's rotation and the mask."""
+        """Also the indexer's rotation and, where one is used, the mask."""
         super().prepare(context)
         context.rotation(self.indexer.head_dim // 2, self.indexer.rope_base)
-        _ = context.allowed
+        if self.backend_on(context.positions_T.device) != "triton":
+            _ = context.allowed
 
     def forward(self, x_BTD: Tensor, context: AttentionContext) -> AttentionOutput:
         """(B, T, D) -> (B, T, D), and the KL loss of this layer's indexer when it is trained and gradients are on."""
-        q_BTHD, k_BTGD, v_BTGD = self.projections.heads(x_BTD, context, head_major=True)
+        backend = self.backend_on(x_BTD.device)
+        q_BTHD, k_BTGD, v_BTGD = self.projections.heads(x_BTD, context, head_major=backend != "triton")
         k = self.config.n_selected(x_BTD.shape[1])
         learns = self.config.indexer.loss == "kl"
-        scores_BTS = None
+        heads = None
         if context.stage == "sparse" or learns or context.capture is not None:
             with part("indexer"):
-                scores_BTS = self.indexer(x_BTD, context)
+                heads = self.indexer.heads(x_BTD, context)
+        if backend == "triton":
+            return self._streamed(q_BTHD, k_BTGD, v_BTGD, heads, k, context)
+        scores_BTS = None
+        if heads is not None:
+            with part("indexer"):
+                scores_BTS = self.indexer.scores(*heads)
         if context.capture is not None and scores_BTS is not None:
-            context.capture[self.layer] = Selection(
-                selected_BTK=reference.select_top_k(scores_BTS.detach(), context.allowed, k),
-                mass_BTS=capture_mass(q_BTHD, k_BTGD, context),
-                scores_BTS=scores_BTS.detach(),
-            )
+            selected_BTK = reference.select_top_k(scores_BTS.detach(), context.allowed, k)
+            context.capture[self.layer] = capture(selected_BTK, scores_BTS.detach(), q_BTHD, k_BTGD, context)
         if context.stage == "dense" or scores_BTS is None:
             keep = context.allowed
             out_BTHD, p_BTS = masked.attention(q_BTHD, k_BTGD, v_BTGD, keep)
-        elif self.config.backend == "reference":
+        elif backend == "reference":
             return self._reference(q_BTHD, k_BTGD, v_BTGD, scores_BTS, k, context)
         else:
             with part("top-k"):
@@ -199,6 +145,41 @@ class DSA(Attention):
             out_BTHD, p_BTS = masked.attention(q_BTHD, k_BTGD, v_BTGD, keep)
         with part("indexer loss"):
             loss = masked.indexer_kl(scores_BTS, p_BTS, keep) if learns and scores_BTS is not None else None
+        return AttentionOutput(self.projections.merge(out_BTHD), loss)
+
+    def _streamed(
+        self,
+        q_BTHD: Tensor,
+        k_BTGD: Tensor,
+        v_BTGD: Tensor,
+        heads: tuple[Tensor, Tensor, Tensor] | None,
+        k: int,
+        context: AttentionContext,
+    ) -> AttentionOutput:
+        """No tensor of L x L elements, in either stage, forward or backward."""
+        from dsabench.attention.kernels.sparse.attend import attend
+        from dsabench.attention.kernels.sparse.kl import sparse_kl
+        from dsabench.attention.kernels.sparse.kl_dense import dense_kl
+        from dsabench.attention.kernels.sparse.top_k import top_k
+
+        ids_BT, sparse, loss = context.document_ids_BT, context.stage == "sparse", None
+        learns = self.config.indexer.loss == "kl"
+        if heads is not None and (sparse or context.capture is not None):
+            with part("top-k"):
+                selected_BTK, index_lse_BT = top_k(*heads, min(k, q_BTHD.shape[1]), ids_BT)
+            if context.capture is not None:
+                scores_BTS = self.indexer.scores(*heads).detach() if context.whole_mass else None
+                context.capture[self.layer] = capture(selected_BTK, scores_BTS, q_BTHD, k_BTGD, context)
+        if heads is not None and sparse:
+            out_BTHD, lse_BTH = attend(q_BTHD, k_BTGD, v_BTGD, selected_BTK, ascending=True)
+            if learns:
+                with part("indexer loss"):
+                    loss = sparse_kl(q_BTHD, k_BTGD, lse_BTH, *heads, selected_BTK, index_lse_BT)
+        else:
+            out_BTHD = dense.attention(q_BTHD, k_BTGD, v_BTGD, ids_BT)
+            if learns and heads is not None:
+                with part("indexer loss"):
+                    loss = dense_kl(q_BTHD, k_BTGD, *heads, ids_BT)
         return AttentionOutput(self.projections.merge(out_BTHD), loss)
 
     def _reference(
@@ -221,7 +202,10 @@ class DSA(Attention):
         return AttentionOutput(self.projections.merge(out_BTHD), loss)
 
     def kept_per_pair(self, width: int) -> float:
-        """Probabilities of every head, the mask, and the dots of every indexer head."""
+        """Probabilities of every head, the mask, and the dots of every indexer head; of a backend that streams them
+        nothing but the selection, 4 bytes for each of a query's k keys."""
+        if self.config.backend == "triton":
+            return 4.0 * min(self.config.n_selected(self.spec.length), self.spec.length) / self.spec.length
         return (self.spec.model.n_heads + self.indexer.n_heads) * width + 1.0
 
     def own_parameters(self) -> set[str]:
@@ -243,3 +227,12 @@ class DSA(Attention):
         if self.config.indexer.loss == "kl":
             items["indexer loss"] = 4.0 * chosen * self.indexer.n_heads * self.indexer.head_dim
         return items
+
+
+def _size(spec: RunSpec) -> tuple[str, int, int, str | None]:
+    """What `dispatch.choose` decides by, but for the machine."""
+    attention = spec.attention
+    assert isinstance(attention, DSASpec)
+    k, indexer = min(attention.n_selected(spec.length), spec.length), attention.indexer
+    limit = dispatch.limit_of(k, spec.model.head_dim, indexer.n_heads, indexer.head_dim)
+    return attention.backend, spec.length, k, limit

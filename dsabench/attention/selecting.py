@@ -21,9 +21,8 @@ from dsabench.attention.base import (
     Attention,
     AttentionContext,
     AttentionOutput,
-    Selection,
     Stage,
-    capture_mass,
+    capture,
     pairs,
 )
 from dsabench.attention.kernels import masked, reference
@@ -93,11 +92,8 @@ class SelectingAttention(Attention):
                 scores_BTS = scores_BTS if scores_BTS.dim() == 3 else scores_BTS[None]
             if context.capture is not None:
                 every_BTS = scores_BTS.expand(len(x_BTD), -1, -1)
-                context.capture[self.layer] = Selection(
-                    selected_BTK=reference.select_top_k(every_BTS, context.allowed, k),
-                    mass_BTS=capture_mass(q_BTHD, k_BTGD, context),
-                    scores_BTS=every_BTS,
-                )
+                selected_BTK = reference.select_top_k(every_BTS, context.allowed, k)
+                context.capture[self.layer] = capture(selected_BTK, every_BTS, q_BTHD, k_BTGD, context)
             if context.stage == "sparse":
                 with torch.no_grad(), part("top-k"):
                     if keep.dim() == 3:  # packed documents: each row has a mask of its own

@@ -66,6 +66,8 @@ def _head(profile: Profile, execution: Execution) -> Iterator[str]:
     cut = "" if profile.micro_batch == profile.batch_size else f", {profile.micro_batch} at a time"
     again = ", blocks recomputed" if profile.recompute else ""
     yield f"  batch   {profile.batch_size} windows = {profile.tokens_per_step:,} tokens{cut}{again}"
+    if profile.attention_backend is not None:
+        yield f"  backend {profile.attention_backend}"
     spread = f"{_digits(profile.step_ms_p20)} to {_digits(profile.step_ms_p80)}"
     yield f"  step    {_digits(profile.step_ms)} ms, {profile.tokens_per_second:,.0f} tokens/s"
     yield f"          p20 to p80: {spread} ms, {profile.blocks} blocks of {profile.steps_per_block} steps"

@@ -11,6 +11,7 @@ held_out = windows.evaluation("val", 131_072)
 from __future__ import annotations
 
 from dsabench.data.batch import Baseline, Batch, WindowSource
+from dsabench.data.packing import PackedWindows
 from dsabench.data.pieces import pieces, visible
 from dsabench.data.prepare import fingerprint, prepare, tokenizer_by_digest
 from dsabench.data.tasks import TaskWindows
@@ -20,6 +21,7 @@ from dsabench.data.windows import Windows, validation_window
 __all__ = [
     "Baseline",
     "Batch",
+    "PackedWindows",
     "TaskData",
     "TaskWindows",
     "TokenData",
@@ -38,4 +40,6 @@ __all__ = [
 
 def cut(data: TokenData | TaskData, length: int) -> WindowSource:
     """The windows of one length of prepared data. Raises DataError, saying what would fit, when there are none."""
-    return TaskWindows(data.settings, length) if isinstance(data, TaskData) else Windows(data, length)
+    if isinstance(data, TaskData):
+        return TaskWindows(data.settings, length)
+    return PackedWindows(data, length) if data.packed else Windows(data, length)

@@ -17,7 +17,7 @@ SplitName = Literal["train", "val"]
 @dataclass(frozen=True, eq=False)
 class Batch:
     """Windows of L + 1 tokens. All windows of a batch have the same number of scored inputs, so that a mean of window
-    means is the mean of all."""
+    means is the mean of all; but for packed documents, of which a few inputs in thousands are not scored."""
 
     tokens: NDArray[np.int32]
     """(B, L + 1) ids: inputs are [:, :-1], targets [:, 1:]."""
@@ -27,6 +27,9 @@ class Batch:
 
     targets: NDArray[np.int32] | None = None
     """(B, L, M): positions that must be attended to for the answer at t, -1 where unused; None where nobody knows."""
+
+    documents: NDArray[np.int32] | None = None
+    """(B, L): which document of the window each input belongs to, ascending; None where a window is one document."""
 
     @property
     def n_scored(self) -> int:

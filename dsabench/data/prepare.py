@@ -73,6 +73,7 @@ def prepare_text(data: DataSpec, *, progress: Callable[[str], None] | None = Non
         fingerprint=_fingerprint(data, split),
         tokenizer=tokenizer,
         notes=[*split.notes, *notes, *entry.notes],
+        packed=data.packing == "documents",
         overlapping=overlapping,
     )
 

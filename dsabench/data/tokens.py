@@ -81,6 +81,9 @@ class TokenData:
     notes: list[str]
     """One line on each thing that was done to the text and that its user should know."""
 
+    packed: bool = False
+    """With packing = documents: windows hold several documents."""
+
     overlapping: Overlapping | None = None
     """With split = overlapping: which windows are whose; `train` and `val` are then one stream, as one document."""
 

@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from dsabench import kernels
-from dsabench.attention.base import Selection, Stage
+from dsabench.attention.base import Selection, Stage, recall_queries
 from dsabench.data import Batch
 from dsabench.engine.chance import selection_chance_T
 from dsabench.engine.device import Execution, first_line
@@ -62,8 +63,9 @@ class Evaluator:
         with torch.inference_mode(), self.execution.autocast(), _evaluating(self.model):
             for first in range(0, n_windows, batch):
                 tokens_BT = torch.from_numpy(tokens_NT[first : first + batch].astype(np.int64))
-                scored_BT = None if scored_NT is None else torch.from_numpy(scored_NT[first : first + batch])
-                scores = self._score(tokens_BT, scored_BT, batch)
+                others = [x for x in (scored_NT, windows.documents) if x is not None]
+                given = [tokens_BT, *(torch.from_numpy(x[first : first + batch]) for x in others)]
+                scores = self._score(given, batch)
                 nats_T += scores.nats_T.to(nats_T.device)
                 correct += scores.correct
                 if scores.kl is not None:
@@ -80,9 +82,9 @@ class Evaluator:
             "kl": float(kl) / n_windows if has_kl else None,
         }
 
-    def _score(self, tokens_BT: Tensor, scored_BT: Tensor | None, batch: int) -> _Scores:
+    def _score(self, given: list[Tensor], batch: int) -> _Scores:
+        tokens_BT = given[0]
         key = (self.model.stage, *tokens_BT.shape)
-        given = [tokens_BT] if scored_BT is None else [tokens_BT, scored_BT]
         if key in self.graphs:
             graph, inputs, scores = self.graphs[key]
             for tensor, value in zip(inputs, given, strict=True):
@@ -119,8 +121,10 @@ class _Scores:
     kl: Tensor | None
 
 
-def _scores(model: Transformer, tokens_BT: Tensor, scored_BT: Tensor | None = None) -> _Scores:
-    output = model(tokens_BT[:, :-1])
+def _scores(
+    model: Transformer, tokens_BT: Tensor, scored_BT: Tensor | None = None, documents_BT: Tensor | None = None
+) -> _Scores:
+    output = model(tokens_BT[:, :-1], documents_BT)
     targets_BT = tokens_BT[:, 1:]
     nll_N, correct_N = token_scores(output.logits_BTV.flatten(0, 1), targets_BT.flatten())
     nll_BT = nll_N.view_as(targets_BT)
@@ -159,8 +163,10 @@ def selection_recall(model: Transformer, windows: Batch, execution: Execution) -
     """Recall of a selecting variant on evenly spaced windows, beside its chance; None where nothing is to be judged.
 
         mass_recall              share of full softmax attention mass (mean of heads) inside S[t], mean over layers and
-                                 rows t >= k
-        mass_recall_chance       the same for a random causal set of k keys: mean over those rows of k / (t + 1)
+                                 rows that may see more than k keys (t >= k); of windows above RECALL_QUERIES tokens, of
+                                 so many rows evenly spaced
+        mass_recall_chance       the same for a random set of k of the keys seen: mean over those rows of k / seen,
+                                 which is t + 1, or the place in the document where windows pack several
 
     and of windows with known targets also
 
@@ -169,7 +175,8 @@ def selection_recall(model: Transformer, windows: Batch, execution: Execution) -
         target_recall_best       of the best layer: one layer that finds them is enough
         target_recall_chance     for a random causal set: mean over targets of min(1, k / (t + 1))
 
-    None when the variant does not select, keeps k >= L keys, where no row has a choice, or captures nothing.
+    None when the variant does not select, keeps k >= L keys, where no row has a choice (nor in documents of k tokens or
+    fewer), or captures nothing.
     """
     tokens_NT, length = windows.tokens, windows.tokens.shape[1] - 1
     k = model.spec.attention.n_selected(length)
@@ -182,28 +189,36 @@ def selection_recall(model: Transformer, windows: Batch, execution: Execution) -
     tokens_NT = tokens_NT[chosen_N]
     targets_NTM = None if windows.targets is None else windows.targets[chosen_N]
     batch = max(1, BATCH_TOKENS // length)
+    query_Q = recall_queries(length).numpy()
+    documents_NT = None if windows.documents is None else windows.documents[chosen_N]
+    seen_NQ = keys_seen(documents_NT, n_windows, length)[:, query_Q]
+    choice_NQ = torch.from_numpy(seen_NQ > k).to(execution.device)
+    if not choice_NQ.any():
+        return None
     mass: list[Tensor] = []
     found: list[Tensor] = []
     with torch.inference_mode(), execution.autocast(), _evaluating(model):
         for first in range(0, n_windows, batch):
             tokens_BT = torch.from_numpy(tokens_NT[first : first + batch].astype(np.int64)).to(execution.device)
             captured: dict[int, Selection] = {}
-            model(tokens_BT[:, :-1], capture=captured)
+            some = slice(first, first + batch)
+            ids_BT = None if documents_NT is None else torch.from_numpy(documents_NT[some]).to(execution.device)
+            model(tokens_BT[:, :-1], ids_BT, capture=captured, whole_mass=False)
             if not captured:
                 return None
-            recalls = [recall_BT(selection)[:, k:].mean() for selection in captured.values()]
-            mass.append(torch.stack(recalls).mean() * len(tokens_BT))
+            recalls = [(recall_BQ(one, query_Q) * choice_NQ[some]).sum() for one in captured.values()]
+            mass.append(torch.stack(recalls).mean())
             if targets_NTM is not None:
                 targets_BTM = torch.from_numpy(targets_NTM[first : first + batch]).to(execution.device)
                 found.append(torch.stack([found_targets(selection, targets_BTM) for selection in captured.values()]))
     result: dict[str, Any] = {
-        "mass_recall": float(torch.stack(mass).sum()) / n_windows,
-        "mass_recall_chance": float(selection_chance_T(np.full(length, k))[k:].mean()),
+        "mass_recall": float(torch.stack(mass).sum()) / int(choice_NQ.sum()),
+        "mass_recall_chance": float((k / seen_NQ[seen_NQ > k]).mean()),
     }
     if targets_NTM is not None:
         listed_T = (targets_NTM >= 0).sum((0, 2))
         by_layer = (torch.stack(found).sum(0) / int(listed_T.sum())).tolist()
-        chance_T = np.minimum(1.0, k / np.arange(1, length + 1))
+        chance_T = np.minimum(1.0, selection_chance_T(np.full(length, k)))
         result["target_recall"] = sum(by_layer) / len(by_layer)
         result["target_recall_by_layer"] = by_layer
         result["target_recall_best"] = max(by_layer)
@@ -211,9 +226,28 @@ def selection_recall(model: Transformer, windows: Batch, execution: Execution) -
     return result
 
 
+def keys_seen(documents_NT: NDArray[np.int32] | None, n_windows: int, length: int) -> NDArray[np.int64]:
+    """(N, T) how many keys each query may see: t + 1, or its place in its document, from 1."""
+    place_NT = np.tile(np.arange(length), (n_windows, 1))
+    if documents_NT is None:
+        return place_NT + 1
+    begins_NT = np.diff(documents_NT, axis=1, prepend=-1) != 0
+    seen_NT: NDArray[np.int64] = place_NT - np.maximum.accumulate(place_NT * begins_NT, axis=1) + 1
+    return seen_NT
+
+
+def recall_BQ(selection: Selection, query_Q: NDArray[np.int64]) -> Tensor:
+    """recall_BT of these queries: as the layer gave it, or of the whole mass of a variant that gave that."""
+    if selection.mass_inside_BQ is not None:
+        return selection.mass_inside_BQ
+    inside_BT = recall_BT(selection)
+    return inside_BT[:, torch.from_numpy(query_Q).to(inside_BT.device)]
+
+
 def recall_BT(selection: Selection) -> Tensor:
     """Attention mass inside each query's selection, (B, T), in [0, 1]."""
     filled_BTK = selection.selected_BTK >= 0
+    assert selection.mass_BTS is not None
     mass_BTK = selection.mass_BTS.gather(-1, selection.selected_BTK.clamp(min=0))
     return (mass_BTK * filled_BTK).sum(-1)
 

@@ -26,6 +26,7 @@ from dsabench import kernels
 from dsabench.attention.base import Stage
 from dsabench.attention.faults import file_of
 from dsabench.attention.registry import variant
+from dsabench.engine.backend import resolved
 from dsabench.engine.causality import (
     TOLERANCE,
     TOLERANCE_FP64,
@@ -61,8 +62,9 @@ def forget() -> None:
 
 
 def audit(spec: RunSpec, vocab_size: int, execution: Execution) -> Audit:
-    """The audit of the spec's initial model; once in a process for runs that differ in nothing that it looks at, such
-    as their seed."""
+    """The audit of the spec's initial model, by the backend that it trains with; once in a process for runs that differ
+    in nothing that it looks at, such as their seed."""
+    spec = resolved(spec, execution)
     looked_at = spec.model_dump_json(include={"length", "attention", "model"})
     stages = len(list(_circumstances(spec)))
     key = (looked_at, variant(spec.attention.kind), stages, vocab_size, execution.device, execution.fused)
@@ -94,7 +96,8 @@ def refuse_leaks(spec: RunSpec, vocab_size: int, execution: Execution) -> Audit:
 def audit_model(model: Transformer, execution: Execution) -> Audit:
     """Audit a model with the weights that it has, on the execution's device; the model's mode and stage are its own
     again afterwards. Small copies have weights of their own."""
-    spec, start = model.spec, time.perf_counter()
+    # Small copies of a run that computes with the sparse kernels compute with them too, short as they are.
+    spec, start = resolved(model.spec, execution), time.perf_counter()
     findings: list[Finding] = []
     copies: list[str] = []
     length, boundaries, crash = spec.length, 0, None

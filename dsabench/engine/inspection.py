@@ -109,6 +109,7 @@ def _logits_TV(
 
 def _plain(layer: int, selection: Selection) -> LayerSelection:
     scores_TS = None if selection.scores_BTS is None else selection.scores_BTS[0].float().cpu().numpy()
+    assert selection.mass_BTS is not None, "the whole mass was asked for"
     selected_TK = ranked(selection.selected_BTK[0].cpu().numpy(), scores_TS)
     return LayerSelection(layer, selected_TK, selection.mass_BTS[0].float().cpu().numpy(), scores_TS)
 

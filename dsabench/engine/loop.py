@@ -18,6 +18,7 @@ import torch
 from dsabench.attention.base import Stage
 from dsabench.data import TaskData, TokenData, cut
 from dsabench.engine import checkpoint
+from dsabench.engine.backend import backend
 from dsabench.engine.device import Execution, matmul_rate
 from dsabench.engine.evaluation import bits_per_byte, selection_recall
 from dsabench.engine.optimization import learning_rate_factor, stage_at
@@ -202,12 +203,12 @@ class TrainingRun:
         spec, alone = self.spec, self.times.wants_alone(stage)
         size, steps = spec.batch_size, spec.train.steps
         batches = [self.windows.batch(spec.seed, step, size, steps) for step in range(first, end)]
-        tokens_SBT, scored_SBT = staged(batches, self.execution.device)
+        given = staged(batches, self.execution.device)
         if alone:
             self.execution.synchronize()  # the other runs' work too
         memory = Memory(self.slot)
         start = time.perf_counter()
-        history_SM = self.step.run(first, stage, tokens_SBT, scored_SBT)
+        history_SM = self.step.run(first, stage, *given)
         # Memory is taken when work is launched, so this is the segment's own peak whatever other runs do meanwhile.
         peaks = [peak for peak in (self.progress.peak_memory_mb, memory.peak_mb()) if peak is not None]
         self.progress.peak_memory_mb = max(peaks, default=None)
@@ -271,7 +272,7 @@ class TrainingRun:
         self.model.stage = stage
         start = time.perf_counter()
         val, train = (self.slot.evaluator.evaluate(batch) for batch in (self.held_out, self.seen))
-        is_task, bytes_per_token = self.held_out.scored is not None, self.baseline.bytes_per_token
+        is_task, bytes_per_token = self.spec.data.task is not None, self.baseline.bytes_per_token
         recall = selection_recall(self.model, self.held_out, self.execution) or {}
         lists = {name: recall.pop(name) for name in [*recall] if isinstance(recall[name], list)}
         self.last_eval = {
@@ -342,6 +343,7 @@ class TrainingRun:
             "matmul_flops_per_second": rate,
             "peak_memory_mb": self.progress.peak_memory_mb,
             "compile": self.slot.running.compile,
+            "attention_backend": backend(spec, self.execution),
             "micro_batch": self.step.micro_batch,
             "recompute": self.step.recompute,
         }

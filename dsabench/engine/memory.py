@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
+from dsabench.engine.backend import resolved
 from dsabench.engine.device import Execution
 from dsabench.errors import DeviceError, SpecError
 from dsabench.model.transformer import Transformer, outline
@@ -46,8 +47,10 @@ def plan(spec: RunSpec, vocab_size: int, execution: Execution, share: float = 1.
 
     share: of the device's memory, when several runs use it.
 
-    Raises SpecError when engine.micro_batch does not divide the batch, DeviceError when nothing fits.
+    Raises SpecError when engine.micro_batch does not divide the batch or the attention's backend does not run here,
+    DeviceError when nothing fits.
     """
+    spec = resolved(spec, execution)
     batch, wanted = spec.batch_size, spec.engine.micro_batch
     divisors = [n for n in range(batch, 0, -1) if batch % n == 0]
     if wanted is not None and wanted not in divisors:

@@ -102,7 +102,7 @@ class Slot:
         kept += [p.grad for p in self.model.parameters() if p.grad is not None]
         kept += [value for _, value in self.optimizer.state()]
         kept += [self.step.batches_SBT, self.step.history_SM]
-        kept += [] if self.step.scored_SBT is None else [self.step.scored_SBT]
+        kept += [x for x in (self.step.scored_SBT, self.step.documents_SBT) if x is not None]
         return sum(tensor.numel() * tensor.element_size() for tensor in kept)
 
 

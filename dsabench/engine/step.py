@@ -76,9 +76,14 @@ class TrainStep:
         device = execution.device
         self.batches_SBT = torch.zeros(steps, spec.batch_size, spec.length + 1, dtype=torch.int64, device=device)
         self.scored_SBT: Tensor | None = None
-        """Which targets count, where not all of them do: of a task."""
-        if spec.data.task is not None:
-            self.scored_SBT = torch.zeros(steps, spec.batch_size, spec.length, dtype=torch.bool, device=device)
+        """Which targets count, where not all of them do: of a task, or of packed documents."""
+        self.documents_SBT: Tensor | None = None
+        """Which of its window's documents each input belongs to, where windows hold several."""
+        shape = (steps, spec.batch_size, spec.length)
+        if spec.data.task is not None or spec.data.packing == "documents":
+            self.scored_SBT = torch.zeros(shape, dtype=torch.bool, device=device)
+        if spec.data.packing == "documents":
+            self.documents_SBT = torch.zeros(shape, dtype=torch.int32, device=device)
         self.factors_S = torch.zeros(steps, device=device)
         self.history_SM = torch.zeros(steps, len(METRICS), device=device)
         self.index_1 = torch.zeros(1, dtype=torch.int64, device=device)
@@ -88,23 +93,35 @@ class TrainStep:
         if execution.compiled:
             self.compiled = {block: torch.compile(block, dynamic=False) for block in model.layers()}
 
-    def run(self, first: int, stage: Stage, batches_SBT: Tensor, scored_SBT: Tensor | None = None) -> Tensor:
+    def run(
+        self,
+        first: int,
+        stage: Stage,
+        batches_SBT: Tensor,
+        scored_SBT: Tensor | None = None,
+        documents_SBT: Tensor | None = None,
+    ) -> Tensor:
         """Train on batches[i], of which scored[i] count, as step first + i; the metrics (S, M), on the device and
         possibly still running."""
         size, parts = len(self.batches_SBT), []
         for i in range(0, len(batches_SBT), size):
-            scored = None if scored_SBT is None else scored_SBT[i : i + size]
-            parts.append(self._run(first + i, stage, batches_SBT[i : i + size], scored))
+            scored, documents = (None if x is None else x[i : i + size] for x in (scored_SBT, documents_SBT))
+            parts.append(self._run(first + i, stage, batches_SBT[i : i + size], scored, documents))
         return torch.cat(parts)
 
-    def _run(self, first: int, stage: Stage, batches_SBT: Tensor, scored_SBT: Tensor | None) -> Tensor:
+    def _run(
+        self, first: int, stage: Stage, batches_SBT: Tensor, scored_SBT: Tensor | None, documents_SBT: Tensor | None
+    ) -> Tensor:
         self.model.stage = stage
         steps = len(batches_SBT)
         factors_S = torch.tensor([learning_rate_factor(self.spec.train, first + i) for i in range(steps)])
         given = [(self.batches_SBT, batches_SBT), (self.factors_S, factors_S)]
         if self.scored_SBT is not None:
-            assert scored_SBT is not None, "the spec is a task's, and these windows are not"
+            assert scored_SBT is not None, "the spec is a task's or packs documents, and these windows do not"
             given.append((self.scored_SBT, scored_SBT))
+        if self.documents_SBT is not None:
+            assert documents_SBT is not None, "the spec packs documents, and these windows do not"
+            given.append((self.documents_SBT, documents_SBT))
         for buffer, values in given:
             buffer[:steps].copy_(values.pin_memory() if buffer.is_cuda else values, non_blocking=True)
         assert self.model.step is not None
@@ -132,14 +149,19 @@ class TrainStep:
 
     def _compute(self, stage: Stage) -> None:
         tokens_BT = self.batches_SBT.index_select(0, self.index_1)[0]
-        scored_BT = None if self.scored_SBT is None else self.scored_SBT.index_select(0, self.index_1)[0]
+        scored_BT, documents_BT = (
+            None if x_SBT is None else x_SBT.index_select(0, self.index_1)[0]
+            for x_SBT in (self.scored_SBT, self.documents_SBT)
+        )
         with part("optimizer"):
             self.optimizer.set_rate(self.factors_S.index_select(0, self.index_1))
             self.optimizer.adamw.zero_grad(set_to_none=True)
             self.weights.cast()
         parts = tokens_BT.split(self.micro_batch)
-        scored = [None] * len(parts) if scored_BT is None else scored_BT.split(self.micro_batch)
-        metrics = [self._backward(stage, *part, 1 / len(parts)) for part in zip(parts, scored, strict=True)]
+        scored, documents = (
+            [None] * len(parts) if x_BT is None else x_BT.split(self.micro_batch) for x_BT in (scored_BT, documents_BT)
+        )
+        metrics = [self._backward(stage, 1 / len(parts), *part) for part in zip(parts, scored, documents, strict=True)]
         with part("optimizer"):
             norm, own_norm = self.optimizer.step()
         means = metrics[0] if len(parts) == 1 else torch.stack(metrics).mean(0)
@@ -151,16 +173,26 @@ class TrainStep:
         assert self.model.step is not None
         self.model.step.add_(1)
 
-    def _backward(self, stage: Stage, tokens_BT: Tensor, scored_BT: Tensor | None, share: float) -> Tensor:
+    def _backward(self, stage: Stage, share: float, *micro_batch: Tensor | None) -> Tensor:
         """Add `share` of the gradients of one micro-batch; its losses and router statistics as one tensor."""
-        losses = self.weights.within(lambda: self._losses(stage, tokens_BT, scored_BT, share))
+        losses = self.weights.within(lambda: self._losses(stage, share, *micro_batch))
         with part("optimizer"):
             self.weights.collect()
         return losses
 
-    def _losses(self, stage: Stage, tokens_BT: Tensor, scored_BT: Tensor | None, share: float) -> Tensor:
+    def _losses(
+        self,
+        stage: Stage,
+        share: float,
+        tokens_BT: Tensor | None,
+        scored_BT: Tensor | None,
+        documents_BT: Tensor | None,
+    ) -> Tensor:
+        assert tokens_BT is not None
         with self.execution.autocast():
-            loss, output = self.model.training_losses(tokens_BT[:, :-1], tokens_BT[:, 1:], self._call_block, scored_BT)
+            loss, output = self.model.training_losses(
+                tokens_BT[:, :-1], tokens_BT[:, 1:], self._call_block, scored_BT, documents_BT
+            )
         total = self._total(stage, loss, output)
         (total if share == 1 else total * share).backward()
         kl = torch.zeros((), device=loss.device) if output.attention_loss is None else output.attention_loss
@@ -185,14 +217,20 @@ class TrainStep:
         return checkpoint(call, *args, use_reentrant=False, preserve_rng_state=self.spec.model.dropout > 0)
 
 
-def staged(batches: Sequence[Batch], device: torch.device) -> tuple[Tensor, Tensor | None]:
-    """The tokens (S, B, T + 1) of a segment's batches, and which count (S, B, T); in memory that a GPU reads itself."""
+Staged = tuple[Tensor, Tensor | None, Tensor | None]
+"""A segment's tokens (S, B, T + 1), which targets count (S, B, T), and the inputs' documents (S, B, T)."""
+
+
+def staged(batches: Sequence[Batch], device: torch.device) -> Staged:
+    """A segment's batches, in memory that a GPU reads itself."""
     tokens_SBT = torch.from_numpy(np.stack([batch.tokens for batch in batches]).astype(np.int64))
     scored = [batch.scored for batch in batches if batch.scored is not None]
-    scored_SBT = torch.from_numpy(np.stack(scored)) if scored else None
-    if device.type == "cuda":
-        tokens_SBT, scored_SBT = tokens_SBT.pin_memory(), None if scored_SBT is None else scored_SBT.pin_memory()
-    return tokens_SBT, scored_SBT
+    documents = [batch.documents for batch in batches if batch.documents is not None]
+    scored_SBT, documents_SBT = (torch.from_numpy(np.stack(x)) if x else None for x in (scored, documents))
+    if device.type != "cuda":
+        return tokens_SBT, scored_SBT, documents_SBT
+    pinned = (None if x is None else x.pin_memory() for x in (scored_SBT, documents_SBT))
+    return tokens_SBT.pin_memory(), next(pinned), next(pinned)
 
 
 def own_stream(execution: Execution) -> torch.cuda.Stream | None:

@@ -26,12 +26,16 @@ _allowed = True
 _interpreted = False
 
 
+def runs_on(device: torch.device) -> bool:
+    """Whether our Triton kernels may run on tensors of this device."""
+    return _allowed and HAS_TRITON and (device.type == "cuda" or _interpreted)
+
+
 def fused(*tensors: Tensor) -> bool:
     """Whether the fused version may be used on these tensors."""
-    if not (_allowed and HAS_TRITON) or torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or not all(runs_on(tensor.device) for tensor in tensors):
         return False
-    on = all(tensor.is_cuda or _interpreted for tensor in tensors)
-    return on and all(tensor.dtype in (torch.float32, torch.bfloat16) for tensor in tensors)
+    return all(tensor.dtype in (torch.float32, torch.bfloat16) for tensor in tensors)
 
 
 @functools.cache

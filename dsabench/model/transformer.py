@@ -102,9 +102,11 @@ class Transformer(nn.Module):
         tokens_BT: Tensor,
         document_ids_BT: Tensor | None = None,
         capture: dict[int, Selection] | None = None,
+        whole_mass: bool = True,
     ) -> ModelOutput:
-        """Logits at t depend on tokens 0..t of the same row (and document) alone; `self.stage` is the stage."""
-        features = self.features(tokens_BT, document_ids_BT, capture)
+        """Logits at t depend on tokens 0..t of the same row (and document) alone; `self.stage` is the stage. capture
+        and whole_mass as AttentionContext has them."""
+        features = self.features(tokens_BT, document_ids_BT, capture, whole_mass=whole_mass)
         return ModelOutput(logits_BTV=F.linear(features.x_BTD, self.embedding.weight), **features.rest())
 
     def training_losses(
@@ -113,11 +115,12 @@ class Transformer(nn.Module):
         targets_BT: Tensor,
         call: Callable[..., Any] = Block.__call__,
         scored_BT: Tensor | None = None,
+        document_ids_BT: Tensor | None = None,
     ) -> tuple[Tensor, Features]:
         """Mean cross-entropy of the (scored) targets in nats, and the rest of what a training step needs; no logits are
         kept. call(block, *inputs) calls a block: a training step may want it compiled or recomputed."""
         with part("rest of the model"):
-            features = self.features(tokens_BT, call=call)
+            features = self.features(tokens_BT, document_ids_BT, call=call)
         with part("logits and loss"):
             scored_N = None if scored_BT is None else scored_BT.flatten()
             x_ND, targets_N = features.x_BTD.flatten(0, 1), targets_BT.flatten()
@@ -130,12 +133,13 @@ class Transformer(nn.Module):
         document_ids_BT: Tensor | None = None,
         capture: dict[int, Selection] | None = None,
         call: Callable[..., Any] = Block.__call__,
+        whole_mass: bool = True,
     ) -> Features:
         """All but the product with the embedding."""
         dropout = self.spec.model.dropout if self.training else 0.0
         positions_T = torch.arange(tokens_BT.shape[1], device=tokens_BT.device)
         step = self.step if self.training else None
-        context = AttentionContext(positions_T, self.stage, document_ids_BT, capture, step)
+        context = AttentionContext(positions_T, self.stage, document_ids_BT, capture, step, whole_mass)
         with part("attention"):
             self.layers()[0].attention.prepare(context)
         x_BTD = F.dropout(embed(tokens_BT, self.embedding.weight, self.spec.model.embedding_scale), dropout)

@@ -167,6 +167,11 @@ class DataSpec(Spec):
     windows in all but one token: this measures memory, NOT generalisation, and is there to reproduce published results
     that were obtained so. A tokenizer trained on the training documents is then trained on all of them."""
 
+    packing: Literal["none", "documents"] = "none"
+    """What a window holds. `none`: tokens of one document, so that documents of L tokens or fewer are unused.
+    `documents`: consecutive documents until it is full, the last one cut; no attention crosses from one into another,
+    and a document's first token is not scored. For windows longer than the documents."""
+
     max_documents: Annotated[int, Field(ge=2)] | None = None
     """Use at most this many documents of the source, drawn with split_seed; null is all of them."""
 
@@ -197,6 +202,14 @@ class DataSpec(Spec):
         if named != name:
             raise ValueError(f"source = {source} and task.name = {named!r} are two tasks; leave task.name out")
         return {"source": source, "task": {**(task or {}), "name": name}}
+
+    @model_validator(mode="after")
+    def _packing_needs_documents(self) -> Self:
+        if self.packing == "documents" and self.split == "overlapping":
+            raise ValueError(
+                "packing = documents needs documents, and split = overlapping knows none; keep one of them"
+            )
+        return self
 
 
 class TrainSpec(Spec):

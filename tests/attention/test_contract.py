@@ -170,7 +170,7 @@ def test_a_selection_that_is_not_reported_is_caught(monkeypatch: pytest.MonkeyPa
     def one_slot_short(selected_BTK: Tensor, **fields: Tensor) -> Selection:
         return Selection(selected_BTK[..., :-1], **fields)
 
-    monkeypatch.setattr("dsabench.attention.dsa.Selection", one_slot_short)
+    monkeypatch.setattr("dsabench.attention.base.Selection", one_slot_short)
     with pytest.raises(AssertionError, match=r"query 4 selects .* with k = 5"):
         check_capture(small(VARIANTS["dsa"]))
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dsabench.attention.base import AttentionContext
-from dsabench.attention.dsa import LightningIndexer
+from dsabench.attention.indexer import LightningIndexer
 from dsabench.attention.kernels import masked, reference
 from dsabench.attention.rotary import rotation
 from dsabench.kernels import rotate

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from dsabench import kernels
 from dsabench.attention.base import AttentionContext
-from dsabench.attention.dsa import LightningIndexer
+from dsabench.attention.indexer import LightningIndexer
 from dsabench.attention.kernels import masked, reference
 from dsabench.spec.sweep import validate
 

@@ -27,6 +27,14 @@ def allowed_keys(length: int, document_ids_BT: Tensor | None, device: torch.devi
     return causal_TS & (document_ids_BT[:, :, None] == document_ids_BT[:, None, :])
 
 
+def allowed_at(query_Q: Tensor, length: int, document_ids_BT: Tensor | None) -> Tensor:
+    """The rows of allowed_keys of these queries: (Q, S), or (B, Q, S) with document ids."""
+    causal_QS = torch.arange(length, device=query_Q.device) <= query_Q[:, None]
+    if document_ids_BT is None:
+        return causal_QS
+    return causal_QS & (document_ids_BT[:, query_Q, None] == document_ids_BT[:, None, :])
+
+
 def index_scores(q_BTJI: Tensor, k_BSI: Tensor, w_BTJ: Tensor) -> Tensor:
     """I[t,s] = sum_j w[t,j] * relu(q[t,j] . k[s]); (B, T, S), no mask. w already carries the scale J^-1/2 I^-1/2."""
     dots_BTJS = torch.einsum("btji,bsi->btjs", q_BTJI, k_BSI)

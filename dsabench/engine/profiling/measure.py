@@ -14,7 +14,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-from torch import Tensor
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from dsabench import data as data_package
@@ -24,7 +23,7 @@ from dsabench.engine.profiling.result import ITEMS, Case, Profile, Timing, put_t
 from dsabench.engine.profiling.split import Split, split
 from dsabench.engine.profiling.trace import EAGER, REPLAY, read
 from dsabench.engine.slot import Memory, Slots
-from dsabench.engine.step import EAGER_STEPS, staged
+from dsabench.engine.step import EAGER_STEPS, Staged, staged
 from dsabench.errors import DeviceError
 from dsabench.model.transformer import flops_per_window
 from dsabench.parts import Part, named
@@ -86,15 +85,15 @@ class _Bench:
                 self.run(self.batches(EAGER_STEPS))
                 self.slot.wait()
 
-    def batches(self, steps: int) -> tuple[Tensor, Tensor | None]:
-        """The next batches of the run, (S, B, T + 1), and which of their targets count."""
+    def batches(self, steps: int) -> Staged:
+        """The next batches of the run."""
         spec, first = self.spec, self.taken
         self.taken += steps
         last = max(self.taken, spec.train.steps)
         batches = [self.windows.batch(spec.seed, step, spec.batch_size, last) for step in range(first, self.taken)]
         return staged(batches, self.slot.execution.device)
 
-    def run(self, batches: tuple[Tensor, Tensor | None]) -> None:
+    def run(self, batches: Staged) -> None:
         """Train on them."""
         self.slot.step.run(self.taken - len(batches[0]), self.stage, *batches)
 

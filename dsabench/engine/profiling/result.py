@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import get_args
 
 from dsabench.attention.base import Stage
+from dsabench.engine.backend import backend
 from dsabench.engine.device import Execution
 from dsabench.engine.profiling.split import Source, Split
 from dsabench.parts import Part
@@ -100,6 +101,9 @@ class Profile:
     micro_batch: int
     recompute: bool
     compile: str
+    attention_backend: str | None
+    """What computed the attention, where it has a choice."""
+
     step_ms: float
     step_ms_p20: float
     step_ms_p80: float
@@ -141,6 +145,7 @@ def put_together(case: Case, timing: Timing, found: Split, rate: float, path: Pa
         micro_batch=timing.micro_batch,
         recompute=timing.recompute,
         compile=timing.execution.compile,
+        attention_backend=backend(spec, timing.execution),
         step_ms=step_ms,
         step_ms_p20=timing.step_ms_p20,
         step_ms_p80=timing.step_ms_p80,

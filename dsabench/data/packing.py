@@ -1,0 +1,90 @@
+"""Packed windows: L + 1 tokens of several consecutive documents, each of which sees itself alone.
+
+    window = tokens s .. s + L of a split, documents side by side       ids[t] = documents that began in 1..t
+
+So that windows may be longer than documents. The model is given the ids, and no attention crosses from one document
+into another; positions go on through the window, since rotary attention looks at distances alone. The input before a
+document's first token is the end of another document, from which nothing about it can be known: that target is not
+scored. Each further target is.
+
+Legend: N windows, B batch, D documents of a split, S starts.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dsabench.data.batch import Baseline, Batch, SplitName
+from dsabench.data.tokens import TokenData, TokenSplit
+from dsabench.errors import DataError
+
+_FULL_NAME = {"train": "training", "val": "validation"}
+
+
+class PackedWindows:
+    """The packed windows of one length of both splits. Raises DataError when a split has fewer than L + 1 tokens."""
+
+    def __init__(self, data: TokenData, length: int) -> None:
+        self.length, self._data = length, data
+        self.notes: list[str] = []
+        self._splits: dict[SplitName, TokenSplit] = {"train": data.train, "val": data.val}
+        for name, split in self._splits.items():
+            if len(split.tokens) <= length:
+                raise DataError(
+                    f"length {length} with data.packing = documents needs {length + 1:,} tokens, and the "
+                    f"{_FULL_NAME[name]} documents have {len(split.tokens):,}; use a shorter length or more text"
+                )
+        self._start_S = _starts(data.train.offsets, length)
+
+    def batch(self, seed: int, step: int, batch_size: int, steps: int) -> Batch:
+        """The windows of a training step; how many steps there are makes no difference."""
+        return self._gather(self.batch_starts(seed, step, batch_size), "train")
+
+    def batch_starts(self, seed: int, step: int, batch_size: int) -> NDArray[np.int64]:
+        """(B,) places in the training tokens where the windows of a step start, keyed by (seed, step) alone.
+
+        Uniform over the starts of documents, and in a document longer than L also of every L-th token of it, so that
+        its end is trained on too. From there on whole documents follow in the split's order, after its last one the
+        first one again, until the window is full.
+        """
+        raw_B = np.random.Philox(key=np.array([seed, step], np.uint64)).random_raw(batch_size)
+        return self._start_S[(raw_B % np.uint64(len(self._start_S))).astype(np.int64)]
+
+    def evaluation(self, split: SplitName, max_tokens: int | None = None) -> Batch:
+        """Fixed windows of a split, the same for every seed and attention: its tokens end to end, the next window's
+        first input being the last one's last target, so that a target is scored at most once. A document that a
+        window's start cuts is seen from there on.
+
+        At most ceil(max_tokens / L) of them, evenly spaced over the split.
+        """
+        start_N = np.arange((len(self._splits[split].tokens) - 1) // self.length, dtype=np.int64) * self.length
+        if max_tokens is not None:
+            wanted = -(-max_tokens // self.length)
+            if wanted < len(start_N):
+                start_N = start_N[(2 * np.arange(wanted) + 1) * len(start_N) // (2 * wanted)]
+        return self._gather(start_N, split)
+
+    def baseline(self, batch: Batch) -> Baseline:
+        """Unigram loss of the scored targets, and the bytes that they stand for."""
+        assert batch.scored is not None
+        targets = batch.tokens[:, 1:][batch.scored]
+        loss, n_bytes = self._data.unigram_nats_V[targets].mean(), self._data.token_bytes_V[targets].mean()
+        return Baseline(float(loss), None, float(n_bytes))
+
+    def _gather(self, start_N: NDArray[np.int64], name: SplitName) -> Batch:
+        split = self._splits[name]
+        place_NT = (start_N[:, None] + np.arange(self.length + 1)) % len(split.tokens)
+        began_NT = np.isin(place_NT, split.offsets[:-1])
+        began_NT[:, 0] = False
+        ids_NT = began_NT.cumsum(axis=1).astype(np.int32)
+        return Batch(tokens=split.tokens[place_NT].astype(np.int32), scored=~began_NT[:, 1:], documents=ids_NT[:, :-1])
+
+
+def _starts(offsets: NDArray[np.int64], length: int) -> NDArray[np.int64]:
+    """(S,) each document's start, and every L-th token of it that has a target in it, in order."""
+    count_D = np.maximum(np.diff(offsets) - 2, 0) // length + 1
+    document_S = np.repeat(np.arange(len(count_D)), count_D)
+    before_D = np.cumsum(count_D) - count_D
+    start_S: NDArray[np.int64] = offsets[document_S] + (np.arange(len(document_S)) - before_D[document_S]) * length
+    return start_S[np.diff(offsets)[document_S] > 0]

@@ -1,0 +1,360 @@
+"""DSA's backends against each other, and the choice between them; `triton` through Triton's interpreter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+pytest.importorskip("triton", reason="needs triton, which CPU builds of PyTorch do not bring")
+if torch.cuda.is_available():
+    pytest.skip("the interpreter is off where there is a GPU; tests/gpu compares there", allow_module_level=True)
+
+from dsabench import runner
+from dsabench.attention import base, dsa
+from dsabench.attention.kernels import dense, dispatch, reference
+from dsabench.attention.kernels.sparse import top_k
+from dsabench.data import Batch
+from dsabench.engine import gate, memory
+from dsabench.engine.backend import backend, resolved
+from dsabench.engine.device import Execution
+from dsabench.engine.evaluation import Evaluator, selection_recall
+from dsabench.engine.optimization import Optimizer
+from dsabench.engine.step import TrainStep
+from dsabench.errors import SpecError
+from dsabench.model.transformer import Transformer, build, outline
+from dsabench.spec.fields import RunSpec
+from dsabench.spec.sweep import validate
+from dsabench.testing import (
+    check_calls,
+    check_capture,
+    check_dense_at_full_k,
+    check_documents_are_separate,
+    check_gradients,
+)
+
+CPU = Execution(torch.device("cpu"), "fp32", graph=False, deterministic=True)
+GPU = Execution(torch.device("cuda", 0), "bf16", graph=True, deterministic=False, fused=True)
+VOCAB = 31
+
+
+@pytest.fixture
+def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sparse kernels run on the CPU, with lists that suit these lengths; the other fused ones stay out of it."""
+    monkeypatch.setattr(dsa, "runs_on", lambda device: True)
+    tiling = top_k.Tiling(queries=16, keys=16, programs=1, stride=4, entries=16)
+    monkeypatch.setattr(top_k, "Tiling", lambda **sizes: tiling)
+
+
+def spec_of(backend: str, length: int = 12, n_kv_heads: int | None = None, **attention: Any) -> RunSpec:
+    indexer = {"n_heads": 2, "head_dim": 8, **attention.pop("indexer", {})}
+    return validate(
+        {
+            "length": length,
+            "attention": {"kind": "dsa", "top_k": 4, "backend": backend, "indexer": indexer, **attention},
+            "model": {
+                "d_model": 32,
+                "n_layers": 1,
+                "n_heads": 4,
+                "d_ff": 16,
+                "n_experts": 2,
+                "experts_per_token": 1,
+                "n_kv_heads": n_kv_heads,
+            },
+            "train": {"steps": 20, "batch_size": 1, "eval_every": 10},
+        }
+    )
+
+
+def model_of(spec: RunSpec, stage: Any = "sparse") -> Transformer:
+    """Weights large enough that outputs, and so differences, are of order 1."""
+    model = build(spec, VOCAB)
+    generator = torch.Generator().manual_seed(7)
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=parameter.shape[-1] ** -0.5, generator=generator)
+    model.stage = stage
+    return model
+
+
+def tokens_of(length: int, rows: int = 1) -> Tensor:
+    return torch.randint(VOCAB, (rows, length + 1), generator=torch.Generator().manual_seed(3))
+
+
+def learnt(spec: RunSpec, stage: str, ids: Tensor | None) -> dict[str, Tensor]:
+    """Both losses, and every gradient of their sum."""
+    model, tokens = model_of(spec, stage), tokens_of(spec.length, 2)
+    loss, rest = model.training_losses(tokens[:, :-1], tokens[:, 1:], document_ids_BT=ids)
+    assert rest.attention_loss is not None
+    (loss + rest.attention_loss).backward()
+    grads = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+    return {"the loss": loss.detach(), "the KL loss": rest.attention_loss.detach(), **grads}
+
+
+@pytest.mark.parametrize(
+    ("n_kv_heads", "documents"), [(None, True), (2, False), (1, True)], ids=["mha documents", "gqa", "mqa documents"]
+)
+@pytest.mark.parametrize("stage", ["dense", "sparse"])
+def test_losses_and_gradients_are_the_references(
+    interpreted: None, monkeypatch: pytest.MonkeyPatch, stage: str, n_kv_heads: int | None, documents: bool
+) -> None:
+    monkeypatch.setattr(dense, "SLAB_PAIRS", 2 * 12 * 5)  # documents: slabs of 5 queries, the last one of 2
+    ids = torch.tensor([[0] * 4 + [1] * 8, [0] * 1 + [1] * 2 + [2] * 9]) if documents else None
+    expected = learnt(spec_of("reference", n_kv_heads=n_kv_heads), stage, ids)
+    for other in ("triton", "masked"):
+        found = learnt(spec_of(other, n_kv_heads=n_kv_heads), stage, ids)
+        assert found.keys() == expected.keys()
+        for name, value in expected.items():
+            error = float((found[name] - value).norm() / value.norm().clamp(min=1e-3))
+            assert error < 1e-5, (other, name, error)
+
+
+@pytest.mark.parametrize(
+    "check",
+    [check_calls, check_documents_are_separate, check_dense_at_full_k, check_gradients, check_capture],
+    ids=lambda check: check.__name__,
+)
+def test_contract(interpreted: None, check: Callable[[RunSpec], None]) -> None:
+    check(spec_of("triton", length=6, top_k=3))
+
+
+@pytest.mark.parametrize("stage", ["dense", "sparse"])
+def test_nothing_looks_ahead(interpreted: None, stage: str) -> None:
+    """Everything after t = 1..4 is changed, where k = 3."""
+    model = model_of(spec_of("triton", 7, top_k=3, indexer={"loss": "none"}), stage)
+    tokens_T = tokens_of(6)[0]
+    tokens_NT = tokens_T.repeat(5, 1)
+    for row, t in enumerate(range(1, 5)):
+        tokens_NT[row, t + 1 :] = (tokens_T[t + 1 :] + 7) % VOCAB
+    with torch.no_grad():
+        logits_NTV = model(tokens_NT).logits_BTV
+    for row, t in enumerate(range(1, 5)):
+        torch.testing.assert_close(logits_NTV[row, : t + 1], logits_NTV[4, : t + 1], rtol=0, atol=1e-5)
+        assert float((logits_NTV[row, t + 1 :] - logits_NTV[4, t + 1 :]).abs().amax(-1).min()) > 1e-3
+
+
+def test_an_untrained_indexer_needs_no_loss(interpreted: None) -> None:
+    spec = spec_of("triton", indexer={"loss": "none"})
+    for stage in ("dense", "sparse"):
+        model = model_of(spec, stage)
+        assert model(tokens_of(5)[:, :-1]).attention_loss is None
+
+
+# No tensor of L x L elements.
+
+
+class Watch(TorchDispatchMode):
+    """Fails at the first operation that gives a tensor of `limit` elements or more."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__()
+        self.limit, self.seen = limit, 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for tensor in torch.utils._pytree.tree_leaves(out):
+            if isinstance(tensor, Tensor) and tensor.untyped_storage().nbytes() > 0:  # expanded ones take no memory
+                own = min(tensor.numel(), tensor.untyped_storage().nbytes() // tensor.element_size())
+                self.seen = max(self.seen, own)
+                if own >= self.limit:
+                    raise AssertionError(f"{func} gives {tuple(tensor.shape)}")
+        return out
+
+
+def watched(spec: RunSpec, limit: int, documents: bool) -> None:
+    """A training step in each stage, an evaluation, and its recall."""
+    model = model_of(spec)
+    step = TrainStep(model, Optimizer(model, spec, CPU.device), spec, CPU)
+    tokens = tokens_of(spec.length)
+    batch = Batch(tokens.numpy().astype("int32"))
+    ids = (torch.arange(spec.length) // 30)[None] if documents else None
+    with Watch(limit):
+        for model.stage in ("dense", "sparse"):
+            if documents:
+                loss, rest = model.training_losses(tokens[:, :-1], tokens[:, 1:], document_ids_BT=ids)
+                assert rest.attention_loss is not None
+                (loss + rest.attention_loss).backward()
+            else:
+                step.run(0, model.stage, tokens[None])
+        if not documents:
+            model.stage = "dense"  # recall is the same question there, and quicker to interpret
+            Evaluator(model, CPU).evaluate(batch)
+            assert selection_recall(model, batch, CPU) is not None
+
+
+@pytest.mark.parametrize("documents", [False, True], ids=["one document", "documents"])
+def test_no_tensor_of_l_by_l_elements(interpreted: None, monkeypatch: pytest.MonkeyPatch, documents: bool) -> None:
+    length = 64
+    monkeypatch.setattr(dense, "SLAB_PAIRS", length * 16)
+    monkeypatch.setattr(base, "RECALL_PAIRS", length * 16)
+    watched(spec_of("triton", length, n_kv_heads=1), length**2, documents)
+    with pytest.raises(AssertionError, match="gives"):
+        watched(spec_of("masked", length, n_kv_heads=1), length**2, documents)
+
+
+def test_slabs_keep_no_masks_for_the_backward_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    length = 64
+    kept: dict[int, int] = {}
+    monkeypatch.setattr(dense, "SLAB_PAIRS", length * 8)
+    q, k, v = (torch.randn(1, length, 1, 4, requires_grad=True) for _ in range(3))
+
+    def pack(x: Tensor) -> Tensor:
+        kept[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        out = dense.attention(q, k, v, (torch.arange(length) // 20)[None])
+    out.sum().backward()
+    assert sum(kept.values()) < length**2
+
+
+def test_recall_by_slabs_and_samples_is_that_of_the_whole_mass(
+    interpreted: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quick = {"loss": "none"}  # and in the dense stage, which selects too when it is asked
+    model = model_of(spec_of("triton", 24, indexer=quick), "dense")
+    batch = Batch(tokens_of(24, 2).numpy().astype("int32"))
+    whole = selection_recall(model_of(spec_of("masked", 24, indexer=quick), "dense"), batch, CPU)
+    monkeypatch.setattr(base, "RECALL_PAIRS", 2 * 24 * 7)
+    by_slabs = selection_recall(model, batch, CPU)
+    assert whole is not None and by_slabs is not None
+    assert by_slabs == pytest.approx(whole, abs=1e-6)
+    captured: dict[int, base.Selection] = {}
+    with torch.no_grad():
+        model.eval()(torch.from_numpy(batch.tokens[:, :-1]).long(), capture=captured)
+    monkeypatch.setattr(base, "RECALL_QUERIES", 6)
+    query_Q = base.recall_queries(24)
+    assert query_Q.tolist() == [2, 6, 10, 14, 18, 22]
+    sampled = selection_recall(model, batch, CPU)
+    assert sampled is not None
+    mass, selected = captured[0].mass_BTS, captured[0].selected_BTK
+    assert mass is not None
+    rows = [(b, int(t)) for b in range(2) for t in query_Q if t >= 4]
+    expected = [float(mass[b, t, selected[b, t].long()].sum()) for b, t in rows]
+    assert sampled["mass_recall"] == pytest.approx(sum(expected) / len(expected), abs=1e-6)
+    assert sampled["mass_recall_chance"] == pytest.approx(sum(4 / (t + 1) for _, t in rows) / len(rows))
+
+
+# The choice.
+
+
+def long_spec(backend: str = "auto", length: int = 16_384, **attention: Any) -> RunSpec:
+    attention = {"top_k": 1024, **attention}
+    return validate(
+        {
+            "length": length,
+            "attention": {"kind": "dsa", "backend": backend, **attention},
+            "train": {"batch_size": 1},
+        }
+    )
+
+
+@pytest.mark.parametrize(
+    ("length", "top_k", "expected"),
+    [(16_384, 2048, "triton"), (16_384, 2049, "masked"), (16_383, 256, "masked"), (65_536, 4096, "triton"),
+     (65_536, 4097, "masked"), (256, 32, "masked")],
+)  # fmt: skip
+def test_auto_takes_the_kernels_where_they_pay_and_run(length: int, top_k: int, expected: str) -> None:
+    spec = long_spec(length=length, top_k=top_k)
+    assert backend(spec, GPU) == expected
+    assert backend(spec, CPU) == "masked"
+    assert resolved(spec, GPU).attention.backend == expected  # type: ignore[attr-defined]
+    assert spec.attention.backend == "auto", "what is stored and hashed stays as it was asked for"  # type: ignore[attr-defined]
+
+
+def test_other_attentions_have_no_choice() -> None:
+    spec = validate({"attention": {"kind": "dense"}})
+    assert resolved(spec, GPU) is spec
+    assert backend(spec, GPU) is None
+
+
+@pytest.mark.parametrize(
+    ("execution", "reason"),
+    [
+        (CPU, "it needs a CUDA GPU, and the device is cpu"),
+        (Execution(torch.device("cuda", 0), "bf16", True, False, fused=False), "engine.kernels = off"),
+    ],
+)
+def test_triton_that_cannot_run_is_refused_before_training(
+    monkeypatch: pytest.MonkeyPatch, execution: Execution, reason: str
+) -> None:
+    monkeypatch.setattr("dsabench.kernels.why_not", lambda device: None)
+    with pytest.raises(SpecError, match=f"attention.backend = triton cannot run: {reason}; use auto or masked"):
+        memory.plan(spec_of("triton"), VOCAB, execution)
+
+
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [
+        ({"top_k": 4097}, "attention.top_k keeps 4097, and its kernels take at most 4096"),
+        ({"indexer": {"head_dim": 512}}, "attention.indexer.head_dim is 512"),
+        ({"indexer": {"n_heads": 65}}, "attention.indexer.n_heads is 65"),
+    ],
+)
+def test_sizes_that_the_kernels_do_not_take_are_refused(changes: dict[str, Any], what: str) -> None:
+    with pytest.raises(SpecError, match=what):
+        outline(long_spec("triton", **changes), VOCAB)
+    assert backend(long_spec("auto", **changes), GPU) == "masked"
+
+
+def test_a_model_asked_for_kernels_where_there_are_none_says_so() -> None:
+    with pytest.raises(SpecError, match="backend = triton cannot run: it needs a CUDA GPU"):
+        build(spec_of("triton"), VOCAB)(tokens_of(12)[:, :-1])
+
+
+def test_small_copies_are_audited_by_the_runs_own_backend(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+
+    def copies(spec: RunSpec, device: torch.device) -> list[RunSpec]:
+        seen.append(spec.attention.backend)  # type: ignore[attr-defined]
+        raise RuntimeError("seen enough")
+
+    monkeypatch.setattr(gate, "small_copies", copies)
+    model = outline(long_spec(), VOCAB)
+    for fused in (True, False):
+        gate.audit_model(model, Execution(torch.device("cpu"), "fp32", False, True, fused=fused))
+    assert seen == ["triton", "masked"]
+
+
+def test_a_run_of_the_kernels_can_be_loaded_without_them(corpus: Path, tmp_path: Path) -> None:
+    spec = spec_of("masked", 16)
+    data = {"source": f"path:{corpus}/*.txt", "tokenizer": "bytes"}
+    spec = validate(
+        {**spec.model_dump(), "data": data, "engine": {"device": "cpu"}, "train": {"steps": 1, "batch_size": 1}}
+    )
+    record = runner.train(spec, tmp_path)
+    assert record.summary["attention_backend"] == "masked"
+    path = tmp_path / record.run_id / "run.json"
+    path.write_text(path.read_text(encoding="utf-8").replace('"masked"', '"triton"'), encoding="utf-8")
+    model = runner.load_model(tmp_path, record.run_id)
+    assert model(tokens_of(15)).logits_BTV.isfinite().all()
+
+
+def test_limits_are_the_kernels() -> None:
+    assert dispatch.MOST_KEYS == top_k.MOST_KEYS
+
+
+def test_the_memory_estimate_follows_the_backend() -> None:
+    """Quadratic with masks; with the kernels four bytes for each of a query's keys."""
+    sizes = {
+        (name, length): memory.estimate(outline(long_spec(name, length), VOCAB), GPU, 1, False)["activations"]
+        for name in ("masked", "triton")
+        for length in (16_384, 32_768)
+    }
+    assert sizes["masked", 32_768] > 3.9 * sizes["masked", 16_384]
+    assert sizes["triton", 32_768] == pytest.approx(2 * sizes["triton", 16_384])
+    layer = outline(long_spec("triton"), VOCAB).layers()[0].attention
+    assert layer.kept_per_pair(2) * 16_384 == 4 * 1024
+
+
+def test_rows_of_the_allowed_keys() -> None:
+    ids = torch.tensor([[0, 0, 1, 1, 2], [0, 1, 1, 1, 1]])
+    query = torch.tensor([1, 3, 4])
+    for given in (None, ids):
+        whole = reference.allowed_keys(5, given, torch.device("cpu"))
+        assert torch.equal(reference.allowed_at(query, 5, given), whole[..., query, :])

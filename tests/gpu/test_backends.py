@@ -1,0 +1,133 @@
+"""DSA's triton backend in the model on a GPU: in CUDA graphs, beside the masked one, and without L x L memory.
+
+Run on a machine with one: pytest -m gpu tests/gpu/test_backends.py
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from dsabench.attention.kernels import dense
+from dsabench.data import Batch
+from dsabench.engine import gate, loop
+from dsabench.engine.device import Execution, determinism, resolve
+from dsabench.engine.evaluation import Evaluator, selection_recall
+from dsabench.engine.optimization import Optimizer
+from dsabench.engine.step import TrainStep
+from dsabench.model.transformer import build
+from dsabench.spec.fields import EngineSpec, RunSpec
+from dsabench.spec.sweep import validate
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU, and torch sees none here"),
+]
+
+CUDA = torch.device("cuda", 0)
+MODEL = {"d_model": 64, "n_layers": 2, "n_heads": 4, "n_kv_heads": 1, "d_ff": 96}
+VOCAB = 500
+
+
+def spec_of(backend: str, length: int = 256, top_k: int = 48, **fields: Any) -> RunSpec:
+    indexer = {"n_heads": 2, "head_dim": 16, "warmup_share": 0.3}
+    attention = {"kind": "dsa", "top_k": top_k, "backend": backend, "indexer": indexer}
+    train = {"steps": 40, "batch_size": 4, "warmup_steps": 5, "eval_every": 20, "log_every": 5}
+    return validate({"length": length, "attention": attention, "model": MODEL, "train": train, **fields})
+
+
+def history(spec: RunSpec, execution: Execution, steps: int = 40) -> torch.Tensor:
+    """The metrics of the first steps of both stages; 20 of the tokens occur."""
+    with determinism(execution):
+        model = build(spec, VOCAB).to(CUDA)
+        step = TrainStep(model, Optimizer(model, spec, CUDA), spec, execution)
+        generator = torch.Generator().manual_seed(0)
+        batches = torch.randint(20, (steps, spec.batch_size, spec.length + 1), generator=generator)
+        found = []
+        for first, end, stage in loop.segments(spec, 0, 20):
+            if first >= steps:
+                break
+            found.append(step.run(first, stage, batches[first : min(end, steps)]).cpu())
+            if execution.graph and stage not in step.graphs:
+                step.capture(stage)
+    return torch.cat(found)
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-3), ("bf16", 3e-2)])
+def test_captured_steps_learn_what_eager_ones_do(precision: str, tolerance: float) -> None:
+    eager, graph = (history(spec_of("triton"), Execution(CUDA, precision, graph, False)) for graph in (False, True))
+    torch.testing.assert_close(graph[:, :2], eager[:, :2], rtol=0, atol=tolerance)
+    assert float(graph[-1, 0]) < float(graph[0, 0]) - 1
+
+
+@pytest.mark.parametrize("length", [256, 333])
+def test_twenty_steps_are_the_masked_backends(length: int) -> None:
+    """Losses of both kinds in fp32; 12 steps of the dense stage, 8 of the sparse one."""
+    execution = Execution(CUDA, "fp32", graph=False, deterministic=False)
+    triton, masked = (history(spec_of(name, length), execution, 20) for name in ("triton", "masked"))
+    torch.testing.assert_close(triton[:, :2], masked[:, :2], rtol=0, atol=1e-3)
+
+
+def test_deterministic_steps_have_the_same_bits() -> None:
+    spec = spec_of("triton")
+    eager, graph, again = (history(spec, Execution(CUDA, "bf16", graph, True)) for graph in (False, True, True))
+    assert torch.equal(graph, again)
+    assert torch.equal(graph, eager)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")  # of torch's compiler about itself
+def test_compiled_blocks_learn_what_eager_ones_do() -> None:
+    eager = history(spec_of("triton"), Execution(CUDA, "fp32", False, False), 20)
+    full = history(spec_of("triton"), Execution(CUDA, "fp32", True, False, fused=True, compiled=True), 20)
+    torch.testing.assert_close(full[:, 0], eager[:, 0], rtol=0, atol=1e-3)
+
+
+def test_the_gate_audits_the_kernels() -> None:
+    """At full size and in small copies, by the backend that trains."""
+    found = gate.audit(spec_of("triton"), VOCAB, resolve(EngineSpec(device="cuda:0")))
+    assert found.crash is None
+    assert found.first is None
+    assert len(found.copies) == 2
+
+
+def use(spec: RunSpec, execution: Execution) -> None:
+    """Training steps of both stages with and without documents, an evaluation and its recall."""
+    model = build(spec, VOCAB).to(CUDA)
+    step = TrainStep(model, Optimizer(model, spec, CUDA), spec, execution)
+    tokens = torch.randint(VOCAB, (1, spec.length + 1), generator=torch.Generator().manual_seed(1))
+    batch = Batch(tokens.numpy().astype(np.int32))
+    ids = (torch.arange(spec.length, device=CUDA) // 3000)[None]
+    for stage in ("dense", "sparse"):
+        step.run(0, stage, tokens[None])
+        with execution.autocast():
+            loss, rest = model.training_losses(tokens[:, :-1].to(CUDA), tokens[:, 1:].to(CUDA), document_ids_BT=ids)
+        assert rest.attention_loss is not None
+        (loss + rest.attention_loss).backward()
+        del loss, rest
+        Evaluator(model, execution).evaluate(batch)
+        assert selection_recall(model, batch, execution) is not None
+
+
+@pytest.mark.parametrize(("length", "bytes_a_pair"), [(16_384, 4), (32_768, 1)])
+def test_no_room_for_l_by_l(length: int, bytes_a_pair: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the allocator capped at one matrix of fp32 scores, or of a mask, beside what is there: top-k's lists alone
+    take 0.3 GB of it."""
+    monkeypatch.setattr(dense, "SLAB_PAIRS", 2**24)
+    execution = Execution(CUDA, "bf16", graph=False, deterministic=False)
+    train = {"steps": 40, "batch_size": 1, "eval_every": 20}
+    use(spec_of("triton", 1024, 64, train=train), execution)  # libraries and their workspaces
+    torch.cuda.empty_cache()
+    total = torch.cuda.get_device_properties(CUDA).total_memory
+    room = torch.cuda.memory_reserved(CUDA) + bytes_a_pair * length**2
+    torch.cuda.set_per_process_memory_fraction(room / total, CUDA)
+    try:
+        use(spec_of("triton", length, 512, train=train), execution)
+        torch.cuda.empty_cache()
+        with pytest.raises(torch.OutOfMemoryError):
+            use(spec_of("masked", length, 512, train=train), execution)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0, CUDA)
+        torch.cuda.empty_cache()
