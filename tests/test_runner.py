@@ -104,13 +104,13 @@ def test_weights_at_step_0_and_batches_are_paired(corpus: Path, monkeypatch: pyt
     seen: dict[str, Any] = {}
     honest = TrainStep.run
 
-    def spy(self: TrainStep, first: int, stage: Any, batches: torch.Tensor) -> torch.Tensor:
+    def spy(self: TrainStep, first: int, stage: Any, batches: torch.Tensor, *rest: Any) -> torch.Tensor:
         kind = self.spec.attention.kind
         seen.setdefault(
             kind, {"weights": {n: p.detach().clone() for n, p in self.model.named_parameters()}, "batches": []}
         )
         seen[kind]["batches"].append(batches.clone())
-        return honest(self, first, stage, batches)
+        return honest(self, first, stage, batches, *rest)
 
     monkeypatch.setattr(TrainStep, "run", spy)
     data = prepare(spec_of(corpus).data)
@@ -247,8 +247,8 @@ def test_an_update_that_explodes_in_the_last_step_is_no_finished_run(
 ) -> None:
     honest = TrainStep.run
 
-    def exploding(self: TrainStep, first: int, stage: Any, batches: torch.Tensor) -> torch.Tensor:
-        history = honest(self, first, stage, batches)
+    def exploding(self: TrainStep, first: int, stage: Any, batches: torch.Tensor, *rest: Any) -> torch.Tensor:
+        history = honest(self, first, stage, batches, *rest)
         if first + len(batches) == 40:
             with torch.no_grad():
                 self.model.norm.weight.fill_(float("nan"))
@@ -284,10 +284,10 @@ def test_the_time_of_a_run_does_not_hold_the_start_of_its_process(
 ) -> None:
     honest = TrainStep.run
 
-    def slow_start(self: TrainStep, first: int, stage: Any, batches: torch.Tensor) -> torch.Tensor:
+    def slow_start(self: TrainStep, first: int, stage: Any, batches: torch.Tensor, *rest: Any) -> torch.Tensor:
         if first == 0:
             time.sleep(2.0)
-        return honest(self, first, stage, batches)
+        return honest(self, first, stage, batches, *rest)
 
     monkeypatch.setattr(TrainStep, "run", slow_start)
     record = runner.train(spec_of(corpus), tmp_path / "runs")
@@ -344,7 +344,7 @@ def test_the_python_api(corpus: Path, trained: Path) -> None:
     loaded = dsabench.load_model(trained, identity)
     assert not loaded.training
     data = prepare(spec_of(corpus).data)
-    windows = Windows(data, 32).evaluation("val", 1024).tokens
+    windows = Windows(data, 32).evaluation("val", 1024)
     result = Evaluator(loaded, runner.resolve(spec_of(corpus).engine)).evaluate(windows)
     assert result["loss"] == runner.read_run(trained, identity).summary["val_loss"]
 

@@ -55,8 +55,8 @@ class DSASpec(AttentionSpec):
 
     backend: Literal["auto", "reference", "masked", "triton"] = "auto"
     """How it is computed; results differ by rounding alone. `reference` gathers, slowly and plainly; `masked` masks a
-    dense product; `triton` (a CUDA GPU) streams scores and gathers the selection, without any L x L tensor; `auto` is
-    triton where that can run and pays, from L = 16,384 with k <= L / 8 on, else masked."""
+    dense product; `triton` (a CUDA GPU) streams scores and gathers the selection, without any L x L tensor; it was
+    tested through Triton's interpreter and has not run on a GPU yet, so `auto` is masked."""
 
     indexer: IndexerSpec = IndexerSpec()
     """The lightning indexer."""

@@ -51,7 +51,11 @@ def long_spec(backend: str = "auto", length: int = 16_384, **attention: Any) -> 
     [(16_384, 2048, "triton"), (16_384, 2049, "masked"), (16_383, 256, "masked"), (65_536, 4096, "triton"),
      (65_536, 4097, "masked"), (256, 32, "masked")],
 )  # fmt: skip
-def test_auto_takes_the_kernels_where_they_pay_and_run(length: int, top_k: int, expected: str) -> None:
+def test_auto_takes_the_kernels_where_they_pay_and_run(
+    length: int, top_k: int, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert backend(long_spec(length=length, top_k=top_k), GPU) == "masked", "before a crossover is measured"
+    monkeypatch.setattr(dispatch, "CROSSOVER_LENGTH", 16_384)
     spec = long_spec(length=length, top_k=top_k)
     assert backend(spec, GPU) == expected
     assert backend(spec, CPU) == "masked"
@@ -107,6 +111,7 @@ def test_small_copies_are_audited_by_the_runs_own_backend(monkeypatch: pytest.Mo
         raise RuntimeError("seen enough")
 
     monkeypatch.setattr(gate, "small_copies", copies)
+    monkeypatch.setattr(dispatch, "CROSSOVER_LENGTH", 16_384)
     model = outline(long_spec(), VOCAB)
     for fused in (True, False):
         gate.audit_model(model, Execution(torch.device("cpu"), "fp32", False, True, fused=fused))

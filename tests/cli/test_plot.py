@@ -32,10 +32,10 @@ def test_all_figures_are_written_and_what_is_missing_is_said(plot: Plot) -> None
     written = sorted(path.name for path in (Path() / "results").iterdir())
     assert written == [
         "forest.png", "indexer_in_training.png", "loss_by_flops.png", "loss_by_position.png", "loss_by_seconds.png",
-        "sequence_length_comparison.png",
+        "loss_by_step.png", "sequence_length_comparison.png",
     ]  # fmt: skip
     assert out.splitlines()[0] == "Written: results/sequence_length_comparison.png"
-    assert len(out.splitlines()) == 6
+    assert len(out.splitlines()) == len(written)
     assert "sparsity: needs at least two k/L of one attention at one length; try --top-k-ratios 0.1 0.25 0.5" in err
     assert "cost: needs at least two lengths; try --lengths 64 128 256" in err
 
@@ -68,7 +68,7 @@ def test_scope_options_choose_the_runs(plot: Plot) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["flopz"], "figure flopz: not one of experiment, flops, "),
+        (["flopz"], "figure flopz: not one of experiment, learning, flops, "),
         (["flopz"], "did you mean flops?"),
         (["--formats", "jpg"], "--formats jpg: not one of png, svg, pdf"),
         (["--formats", "png", "flops"], "name figures before --formats"),

@@ -168,12 +168,12 @@ def test_a_run_that_finds_no_memory_beside_others_is_trained_alone(
     honest = TrainStep.run
     working: set[int] = set()
 
-    def crowded(self: TrainStep, first: int, stage: Any, batches: torch.Tensor) -> torch.Tensor:
+    def crowded(self: TrainStep, first: int, stage: Any, batches: torch.Tensor, *rest: Any) -> torch.Tensor:
         working.add(self.spec.seed)
         if self.spec.attention.kind == "dense" and self.spec.seed == 2 and len(working) > 1 and first < 24:
             working.clear()
             raise torch.OutOfMemoryError("CUDA out of memory.")
-        return honest(self, first, stage, batches)
+        return honest(self, first, stage, batches, *rest)
 
     monkeypatch.setattr(TrainStep, "run", crowded)
     notes: list[str] = []
@@ -193,10 +193,10 @@ def test_a_bug_in_one_run_leaves_the_others_running(
 ) -> None:
     honest = TrainStep.run
 
-    def failing(self: TrainStep, first: int, stage: Any, batches: torch.Tensor) -> torch.Tensor:
+    def failing(self: TrainStep, first: int, stage: Any, batches: torch.Tensor, *rest: Any) -> torch.Tensor:
         if self.spec.seed == 2 and first > 6:
             raise ZeroDivisionError("a bug")
-        return honest(self, first, stage, batches)
+        return honest(self, first, stage, batches, *rest)
 
     monkeypatch.setattr(TrainStep, "run", failing)
     assert sorted(swept(corpus, tmp_path / "runs", 3)) == ["done"] * 4 + ["failed"] * 2

@@ -11,9 +11,10 @@ from dsabench.errors import SpecError
 
 Backend = Literal["reference", "masked", "triton"]
 
-CROSSOVER_LENGTH = 16_384
-"""`auto` takes the sparse kernels from this length on. Predicted, not measured: from the cost model and the measured
-anchors of attention alone (D = 64, H = 16 on one KV head, one H100); `dsabench bench` measures the crossover."""
+CROSSOVER_LENGTH: int | None = None
+"""`auto` takes the sparse kernels from this length on; None never does. They have not run on a GPU yet: until they were
+checked and their crossover measured there (predicted: near 16,384 for D = 64, H = 16 on one KV head), only a user who
+asks for `triton` gets them."""
 
 CROSSOVER_SHARE = 8
 """`auto` takes the sparse kernels where k <= L / 8: above it a query's gathers cost what a dense product does.
@@ -41,7 +42,7 @@ def choose(wanted: str, length: int, k: int, limit: str | None, no_kernels: str 
             raise SpecError(f"attention.backend = triton cannot run: {obstacle}; use auto or masked")
         return "triton"
     if wanted == "auto":
-        pays = length >= CROSSOVER_LENGTH and k * CROSSOVER_SHARE <= length
+        pays = CROSSOVER_LENGTH is not None and length >= CROSSOVER_LENGTH and k * CROSSOVER_SHARE <= length
         return "triton" if pays and obstacle is None else "masked"
     return "reference" if wanted == "reference" else "masked"
 
