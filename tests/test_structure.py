@@ -52,7 +52,7 @@ def test_imports_point_left_only() -> None:
     wrong = []
     for path in PACKAGE.rglob("*.py"):
         part = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-        if part == "__init__":
+        if part in ("__init__", "configs"):  # an installed package holds the configs, whose plugins are users of it
             continue
         for other in imports_of(path) & set(ORDER):
             if ORDER.index(other) > ORDER.index(part) and (part, other) not in ALLOWED:
