@@ -162,7 +162,8 @@ class Dense(_HeadMajor):
     def forward(self) -> tuple[Tensor, ...]:
         """(B, H, T, D)."""
         with sdpa_kernel(self.backend):
-            return (F.scaled_dot_product_attention(*self.leaves, is_causal=True, enable_gqa=self.gqa),)
+            q_BHTD, k_BHSD, v_BHSD = self.leaves
+            return (F.scaled_dot_product_attention(q_BHTD, k_BHSD, v_BHSD, is_causal=True, enable_gqa=self.gqa),)
 
 
 class Window(_HeadMajor):

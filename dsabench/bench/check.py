@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -44,7 +45,11 @@ def check(case_of: Case, settings: Settings, device: torch.device) -> Check:
     """Run it once on the small input. An error that it raises is a result too: status `failed`, or `skipped` when
     PyTorch has no such kernel."""
     length = _LENGTHS[device.type][0]
-    about = {"implementation": case_of.name, "stage": case_of.stage, "tolerance": TOLERANCE[settings.dtype]}
+    about: dict[str, Any] = {
+        "implementation": case_of.name,
+        "stage": case_of.stage,
+        "tolerance": TOLERANCE[settings.dtype],
+    }
     x = check_inputs(settings, length, device)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -59,13 +64,11 @@ def check(case_of: Case, settings: Settings, device: torch.device) -> Check:
     case_of.release()
     errors = compare(found, expected(case_of, settings, x))
     worst = max(errors, key=lambda name: errors[name] if math.isfinite(errors[name]) else math.inf)
-    error = errors[worst]
-    ok = error <= TOLERANCE[settings.dtype]
-    reason = None if ok else f"{worst} is off by {error:.1e} of its size (limit {TOLERANCE[settings.dtype]:.0e})"
-    return Check(
-        **about, ok=ok, error=error if math.isfinite(error) else None, worst=worst, reason=reason,
-        status="timed" if ok else "WRONG",
-    )  # fmt: skip
+    off, limit = errors[worst], TOLERANCE[settings.dtype]
+    if off <= limit:
+        return Check(**about, ok=True, error=off, worst=worst, status="timed")
+    how = f"{worst} is off by {off:.1e} of its size (limit {limit:.0e})"
+    return Check(**about, ok=False, error=off if math.isfinite(off) else None, worst=worst, status="WRONG", reason=how)
 
 
 def small(settings: Settings, device: torch.device) -> Settings:

@@ -145,10 +145,10 @@ class _Bench:
             wrong = found.pop("wrong", None)
             return ("timed", None, found) if wrong is None else ("WRONG", wrong, None)
         except torch.OutOfMemoryError as error:
-            return "out of memory", first_line(error), None
+            return "out of memory", _how_much(error), None
         except Exception as error:
             if "DefaultCPUAllocator" in str(error) or "not enough memory" in str(error):
-                return "out of memory", first_line(error), None
+                return "out of memory", _how_much(error), None
             return "failed", first_line(error), None
 
     def _cell(self, case: Case, length: int, x: Inputs) -> dict[str, Any]:
@@ -220,3 +220,8 @@ class _Bench:
         gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
+
+
+def _how_much(error: Exception) -> str:
+    """Of an allocator's message, what it says before the advice: that memory ran out and what was asked for."""
+    return ". ".join(first_line(error).split(". ")[:2]).rstrip(".")

@@ -191,19 +191,21 @@ class Triton(_DSA):
     def _select(self) -> tuple[Tensor, Tensor]:
         from dsabench.attention.kernels.sparse.top_k import top_k
 
-        return top_k(*(x.detach() for x in self.leaves[3:]), self.settings.top_k)
+        q_BTJI, k_BSI, w_BTJ = (x.detach() for x in self.leaves[3:])
+        return top_k(q_BTJI, k_BSI, w_BTJ, self.settings.top_k)
 
     def _attend(self, selected_BTK: Tensor) -> tuple[Tensor, Tensor]:
         from dsabench.attention.kernels.sparse.attend import attend
 
-        return attend(*self.leaves[:3], selected_BTK, self.settings.deterministic, ascending=True)
+        q_BTHD, k_BSGD, v_BSGD = self.leaves[:3]
+        return attend(q_BTHD, k_BSGD, v_BSGD, selected_BTK, self.settings.deterministic, ascending=True)
 
     def _sparse_kl(self, lse_BTH: Tensor, selected_BTK: Tensor, index_lse_BT: Tensor) -> Tensor:
         from dsabench.attention.kernels.sparse.kl import sparse_kl
 
-        q_BTHD, k_BSGD, _, *index = self.leaves
+        q_BTHD, k_BSGD, _, q_BTJI, k_BSI, w_BTJ = self.leaves
         fixed = self.settings.deterministic
-        return sparse_kl(q_BTHD, k_BSGD, lse_BTH, *index, selected_BTK, index_lse_BT, fixed)
+        return sparse_kl(q_BTHD, k_BSGD, lse_BTH, q_BTJI, k_BSI, w_BTJ, selected_BTK, index_lse_BT, fixed)
 
     def _dense_attention(self) -> Tensor:
         q_BHTD, k_BGSD, v_BGSD = (x.transpose(1, 2) for x in self.leaves[:3])
@@ -213,8 +215,8 @@ class Triton(_DSA):
     def _dense_kl(self) -> Tensor:
         from dsabench.attention.kernels.sparse.kl_dense import dense_kl
 
-        q_BTHD, k_BSGD, _, *index = self.leaves
-        return dense_kl(q_BTHD, k_BSGD, *index, deterministic=self.settings.deterministic)
+        q_BTHD, k_BSGD, _, q_BTJI, k_BSI, w_BTJ = self.leaves
+        return dense_kl(q_BTHD, k_BSGD, q_BTJI, k_BSI, w_BTJ, deterministic=self.settings.deterministic)
 
 
 def dsa_cases(settings: Settings, device: torch.device) -> list[Case]:

@@ -1,9 +1,9 @@
 """A trained model's own queries, keys, values and index projections, at any length.
 
-Hidden states are those before one layer's attention, of the run's validation windows: each window goes through the model
-by itself at the length it was trained at, so that they are what training saw and memory stays small. Windows are laid
-end to end (from the first again when there are too few), and the layer projects them at positions 0 to L - 1: the
-layer under the clock selects from the whole past, with rotary positions beyond those trained where L is longer.
+Hidden states are those before one layer's attention, of the run's validation windows: each window goes through the
+model by itself at the length it was trained at, so that they are what training saw and memory stays small. Windows
+are laid end to end (from the first again when there are too few), and the layer projects them at positions 0 to L - 1:
+the layer under the clock selects from the whole past, with rotary positions beyond those trained where L is longer.
 
 Legend: B batch, T time, N windows, W tokens of a window, D model width, J indexer heads.
 """
