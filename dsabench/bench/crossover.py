@@ -16,7 +16,7 @@ def crossover(mine: Mapping[int, float], theirs: Mapping[int, float], name: str,
     """
     lengths = sorted(set(mine) & set(theirs))
     if not lengths:
-        words = f"{name} and {against} were not timed at one same length: no crossover can be said."
+        words = f"{name} and {against} have no comparable times at any length."
         return _found(name, against, None, "not measured", words)
     ratio = {length: math.log(mine[length] / theirs[length]) for length in lengths}
     slower = [length for length in lengths if ratio[length] >= 0]

@@ -128,7 +128,7 @@ class Cell(Measured):
 
 
 class Part(Measured):
-    """One part of DSA by Triton kernels, timed by itself from a cold cache."""
+    """One part of DSA by Triton kernels, timed by itself."""
 
     part: str
     stage: StageName

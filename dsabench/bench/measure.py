@@ -158,12 +158,7 @@ class _Bench:
         del results
         if wrong is not None:
             return {"wrong": wrong}
-        self.watch.synchronize()
-        self.execution.reset_peak_memory()
-        case.backward(case.forward())
-        self.watch.synchronize()
-        # What a CPU's process grew by says nothing: freed memory is used again.
-        peak = self.execution.peak_memory_mb() if self.device.type == "cuda" else None
+        peak = None if before is None else self._peak(case)
         times = self.watch.time(case.forward, case.backward, self.settings.repeats)
         forward = Times(times.forward, []).quantile(0.5)
         backward = Times([whole - first for whole, first in zip(*times, strict=True)], []).quantile(0.5)
@@ -212,13 +207,23 @@ class _Bench:
         }
 
     def _in_use(self) -> float | None:
-        """MB in use now, in the sense of Execution.peak_memory_mb."""
+        """MB in use now on a GPU; of a CPU None: what a process grew by says nothing, as freed memory is used again."""
+        if self.device.type != "cuda":
+            return None
         self.execution.reset_peak_memory()
         return self.execution.peak_memory_mb()
 
+    def _peak(self, case: Case) -> float | None:
+        """MB in use at the peak of a warm repetition, inputs included."""
+        self.watch.synchronize()
+        self.execution.reset_peak_memory()
+        case.backward(case.forward())
+        self.watch.synchronize()
+        return self.execution.peak_memory_mb()
+
     def _tidy(self) -> None:
-        gc.collect()
         if self.device.type == "cuda":
+            gc.collect()  # an error's frames hold on to tensors
             torch.cuda.empty_cache()
 
 

@@ -132,7 +132,7 @@ class Triton(_DSA):
         if self.stage == "sparse" and min(self.settings.top_k, length) > 4096:
             return f"the top-k kernel keeps at most 4096 keys, and --top-k is {self.settings.top_k}"
         if self.device.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
-            return "Triton kernels need a CUDA GPU (TRITON_INTERPRET=1 checks them on short inputs)"
+            return "Triton kernels need a CUDA GPU (or TRITON_INTERPRET=1, for short inputs)"
         if self.device.type == "cpu" and length > LONGEST_INTERPRETED:
             return f"Triton's interpreter would take minutes beyond {LONGEST_INTERPRETED} tokens"
         return None

@@ -10,7 +10,7 @@ from typing import Any
 from dsabench.bench.crossover import crossover
 from dsabench.bench.document import Cell, Check, Crossover, Document, Part, Roofline, Settings
 
-RANDOM = "random: q, k, v and the indexer's q, k, w are standard normal, so that selections are uniformly random"
+RANDOM = "random: q, k, v and index q, k, w are standard normal, so selections are uniformly random"
 FASTEST = "the fastest dense"
 
 
@@ -36,7 +36,7 @@ def completed(
         cells=cells,
         parts=list(parts),
         crossovers=list(_crossovers(cells, fastest, incomparable)),
-        notes=[*about.get("notes", []), *_notes(settings, environment, incomparable)],
+        notes=[*about.get("notes", []), *_notes(settings, environment, cells, incomparable)],
     )
 
 
@@ -64,13 +64,17 @@ def _crossovers(
         yield crossover(times("dsa-triton"), times("dsa-masked"), "dsa-triton", "dsa-masked")
 
 
-def _notes(settings: Settings, environment: Mapping[str, Any], incomparable: Collection[str]) -> Iterator[str]:
+def _notes(
+    settings: Settings, environment: Mapping[str, Any], cells: Sequence[Cell], incomparable: Collection[str]
+) -> Iterator[str]:
     if environment["device"].startswith("cuda"):
-        yield "Times are of the device: CUDA events, L2 flushed before each repetition, launches queued ahead of it."
+        yield "CUDA events; L2 flushed before each repetition; launches queued ahead, as in a CUDA graph."
     else:
         yield "Times are by the wall clock of a CPU, caches as they are; its memory is not measured."
     if settings.heads != settings.kv_heads:
-        yield "dense-X reads K and V copied to all query heads beforehand, untimed; dense-X-gqa shares the KV heads."
+        yield "dense-X: K and V copied to all query heads beforehand, untimed; dense-X-gqa: KV heads shared."
+    if any(cell.implementation == "dsa-triton" and cell.ms is not None for cell in cells):
+        yield "dsa-triton computes the KL loss's gradients together with the loss: they are in its fwd."
     if any(length <= settings.top_k for length in settings.lengths):
         yield f"Where L is at most k = {settings.top_k}, a selection is every key."
     if incomparable and os.environ.get("TRITON_INTERPRET") == "1":

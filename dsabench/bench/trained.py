@@ -84,10 +84,8 @@ class TrainedInputs:
         run, n_windows, length = self.run, len(self.tokens_NW), self.run.spec.length
         notes = []
         if max(self.settings.lengths) > length:
-            notes.append(
-                f"Hidden states are those of windows of {length} tokens, laid end to end; the timed layer sees them as "
-                f"one text and its rotary positions go beyond the {length} that it was trained at."
-            )
+            notes.append(f"Hidden states are those of windows of {length} tokens; laid end to end, they are the input.")
+            notes.append(f"The timed layer sees one text: it goes beyond the {length} positions it was trained at.")
         if self.settings.batch * max(self.settings.lengths) > n_windows * length:
             notes.append(f"There are {n_windows * length:,} validation tokens; longer inputs repeat them.")
         words = f"run {run.run_id}: layer {run.layer}'s own, of {n_windows} windows of {length} validation tokens"

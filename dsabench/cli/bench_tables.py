@@ -13,7 +13,7 @@ from dsabench.cli.tables import columns
 if TYPE_CHECKING:
     from dsabench.bench.document import Cell, Document, Measured
 
-_HEADINGS = ("L", "implementation", "ms", "p20-p80", "fwd", "bwd", "TFLOP/s", "% of\nroof", "peak\nMB", "speed-\nup")
+_HEADINGS = ("L", "implementation", "ms", "p20-p80", "fwd", "bwd", "TFLOP/s", "% of\nroof", "peak\nMB", "speed\nup")
 _PARTS = ("L", "part", "ms", "p20-p80", "TFLOP/s", "% of\nroof", "gathers\nGB/s")
 
 
@@ -24,7 +24,7 @@ def bench_lines(document: Document, console: Console) -> None:
     shown = [cell for cell in document.cells if cell.status != "skipped"]
     console.print(columns(_HEADINGS, _rows(shown, footnotes), console, left=("implementation",)), crop=False)
     if document.parts:
-        _print(console, "", "Parts of dsa-triton, each by itself from a cold cache:", "")
+        _print(console, "", "Parts of dsa-triton, each by itself:", "")
         console.print(columns(_PARTS, _part_rows(document, footnotes), console, left=("part",)), crop=False)
     _print(console, "", *footnotes, *(f"crossover: {one.words}" for one in document.crossovers))
     _print(
@@ -137,7 +137,7 @@ def _legend(document: Document) -> Iterator[str]:
         yield "warm-up: DSA's dense stage, dense attention and the KL loss over all causal keys."
     yield "speed-up: against the fastest dense implementation of this run at the same length."
     if any(part.gathered_bytes for part in document.parts):
-        yield "gathers: keys and values read and added to once for every query that selected them, mostly in the L2."
+        yield "gathers: keys, values and their gradients, touched once for every query that selected them."
 
 
 def _range(measured: Measured) -> str:

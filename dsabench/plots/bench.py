@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator
 
 from dsabench.plots.drawing import line, plain_log_ticks, say
 from dsabench.plots.style import GREY, INK, Look, length_axis, new_figure, styled
@@ -107,6 +108,7 @@ def _speed_axes(axes: Axes, lengths: list[int], any_times: bool) -> None:
     low, high = axes.get_ylim()
     axes.set_ylim(min(low, 0.8), max(high, 1.25))
     plain_log_ticks(axes, *axes.get_ylim())
+    axes.yaxis.set_major_locator(LogLocator(base=10, subs=(1, 2, 5)))
     axes.axhline(1.0, color=GREY, linewidth=1.0, zorder=2)
     length_axis(axes, lengths, _PANEL, 0.3)
     axes.set_xlabel("L (tokens)")
