@@ -73,6 +73,9 @@ class _Bench:
         self.source = source or (lambda length: random_inputs(settings, length, execution.device))
         self.about = about or {"inputs": RANDOM}
         self.make, self.notify, self.save = cases, notify, save
+        self.environment = environment(execution)
+        self.dead: str | None = None
+        """The error that a device does not recover from, such as an illegal address, and whose it was."""
         self.checks: dict[tuple[str, str], Check] = {}
         self.cells: list[Cell] = []
         self.parts: list[Part] = []
@@ -88,7 +91,7 @@ class _Bench:
         self.watch = Stopwatch(self.device)
         document = self._document()
         for length in self.settings.lengths:
-            x = self.source(length)
+            x = None if self.dead else self.source(length)
             for case in self.cases:
                 self.notify(f"L={length}: {case.name}" + (" (dense stage)" if case.stage == "dense" else ""))
                 self._time(case, length, x)
@@ -98,7 +101,7 @@ class _Bench:
 
     def _document(self) -> Document:
         return completed(
-            self.settings, environment(self.execution), self.about, self.rates, list(self.checks.values()),
+            self.settings, self.environment, self.about, self.rates, list(self.checks.values()),
             self.cells, self.parts, {case.name: case.family for case in self.cases}, self.incomparable,
         )  # fmt: skip
 
@@ -110,18 +113,23 @@ class _Bench:
             if (case.name, case.stage) in mine:
                 self.notify(f"checking {case.name}" + (" (dense stage)" if case.stage == "dense" else ""))
                 self.checks[case.name, case.stage] = check(case, settings, self.device)
-                self._tidy()
+                self._tidy(case)
+                if self.dead is not None:
+                    return
 
     def _why_not(self, case: Case) -> str | None:
         """Why it runs at none of the lengths."""
         reasons = [case.why_not(length) for length in self.settings.lengths]
         return None if None in reasons else reasons[0]
 
-    def _time(self, case: Case, length: int, x: Inputs) -> None:
+    def _time(self, case: Case, length: int, x: Inputs | None) -> None:
         need = case.cost(length)
         about = {"implementation": case.name, "stage": case.stage, "length": length, **self._need(need)}
         if (reason := case.why_not(length)) is not None:
             self.cells.append(Cell(**about, status="skipped", reason=reason))
+            return
+        if self.dead is not None or x is None:
+            self.cells.append(Cell(**about, status="failed", reason=self.dead))
             return
         checked = self.checks[case.name, case.stage]
         if not checked.ok:
@@ -136,7 +144,7 @@ class _Bench:
         if status == "timed":
             self._time_parts(case, length)
         case.release()
-        self._tidy()
+        self._tidy(case)
 
     def _guarded(self, run: Callable[[], dict[str, Any]]) -> tuple[Any, str | None, dict[str, Any] | None]:
         """(status, reason, what run gave): an implementation's error is its own."""
@@ -221,10 +229,16 @@ class _Bench:
         self.watch.synchronize()
         return self.execution.peak_memory_mb()
 
-    def _tidy(self) -> None:
+    def _tidy(self, case: Case) -> None:
+        """Give back what the case held, and see whether the device still answers."""
         if self.device.type == "cuda":
             gc.collect()  # an error's frames hold on to tensors
-            torch.cuda.empty_cache()
+        try:
+            self.execution.synchronize()
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+        except RuntimeError as error:
+            self.dead = f"not run: after {case.name} the device answers nothing but {first_line(error)}"
 
 
 def _how_much(error: Exception) -> str:

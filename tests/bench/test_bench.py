@@ -102,6 +102,26 @@ def test_an_error_is_a_cell_with_its_first_line(execution: Execution) -> None:
     ] * 2
 
 
+def test_a_device_that_is_gone_ends_the_timing_and_not_the_document(
+    execution: Execution, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after an illegal address: from then on every call raises."""
+    calls: list[int] = []
+
+    def synchronize(self: Execution) -> None:
+        calls.append(1)
+        if len(calls) > 3:  # after both checks and the first cell
+            raise RuntimeError("CUDA error: an illegal memory access was encountered\nmore")
+
+    monkeypatch.setattr(Execution, "synchronize", synchronize)
+    document = bench(settings(**{**SMALL, "only": ["dense-flash", "dense-math"]}), execution)
+    cells = [(cell.implementation, cell.length, cell.status) for cell in document.cells]
+    assert cells[0] == ("dense-flash", 16, "timed")
+    assert {status for _, _, status in cells[2:]} == {"failed"}
+    assert len(cells) == 6
+    assert "illegal memory access" in (document.cells[-1].reason or "")
+
+
 @pytest.mark.parametrize(("kind", "what"), [(WrongGradient, "d k_index"), (NotANumber, "out")])
 def test_what_is_wrong_is_never_timed(execution: Execution, kind: type[Planted], what: str) -> None:
     document, cells = planted(execution, kind)
