@@ -7,6 +7,7 @@ What the commands do, a notebook can do:
     record = dsabench.train(spec, store="runs")                     # a RunRecord
     runs, metrics = dsabench.load_runs("runs"), dsabench.load_metrics("runs")
     model = dsabench.load_model("runs", record.run_id)
+    times = dsabench.bench_layer(lengths=[4096, 16384])             # times.cells, times.crossovers
     seen = dsabench.inspect_selection("runs", record.run_id)        # seen.layers, seen.numbers
 """
 
@@ -19,6 +20,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from dsabench.analysis.inspect_run import inspect_selection as inspect_selection
+    from dsabench.bench.api import bench_layer as bench_layer
     from dsabench.errors import DsabenchError as DsabenchError
     from dsabench.runner import build_model as build_model
     from dsabench.runner import load_model as load_model
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "DsabenchError": "errors",
+    "bench_layer": "bench.api",
     "build_model": "runner",
     "inspect_selection": "analysis.inspect_run",
     "load_metrics": "store",

@@ -25,6 +25,7 @@ ORDER = [
     "testing",
     "planning",
     "runner",
+    "bench",
     "analysis",
     "plots",
     "cli",

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from dsabench import __version__
-from dsabench.cli import audit, compare, plot, profile, report, runs, schema, sweep, train, visualize
+from dsabench.cli import audit, bench, compare, plot, profile, report, runs, schema, sweep, train, visualize
 from dsabench.cli.text import printable
 from dsabench.errors import DsabenchError
 
@@ -28,6 +28,7 @@ plot.add_to(app)
 visualize.add_to(app)
 report.add_to(app)
 profile.add_to(app)
+bench.add_to(app)
 audit.add_to(app)
 runs.add_to(app)
 schema.add_to(app)

@@ -1,0 +1,81 @@
+"""From cells to a document: speed-ups against the fastest dense implementation, crossovers, and what a reader must
+know."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any
+
+from dsabench.bench.crossover import crossover
+from dsabench.bench.document import Cell, Check, Crossover, Document, Part, Roofline, Settings
+
+RANDOM = "random: q, k, v and index q, k, w are standard normal, so selections are uniformly random"
+FASTEST = "the fastest dense"
+
+
+def completed(
+    settings: Settings, environment: dict[str, Any], about: Mapping[str, Any], rates: Roofline, checks: list[Check],
+    cells: Sequence[Cell], parts: Sequence[Part], families: Mapping[str, str], incomparable: Collection[str],
+) -> Document:  # fmt: skip
+    """The document of what was measured so far. `incomparable` implementations get neither speed-up nor crossover."""
+    fastest = fastest_dense(cells, families)
+    cells = [
+        cell.model_copy(update={"speed_up": fastest[cell.length] / cell.ms})
+        if cell.ms is not None and cell.length in fastest and cell.implementation not in incomparable
+        else cell
+        for cell in cells
+    ]
+    return Document(
+        environment=environment,
+        settings=settings,
+        inputs=about["inputs"],
+        run_id=about.get("run_id"),
+        roofline=rates,
+        checks=checks,
+        cells=cells,
+        parts=list(parts),
+        crossovers=list(_crossovers(cells, fastest, incomparable)),
+        notes=[*about.get("notes", []), *_notes(settings, environment, cells, incomparable)],
+    )
+
+
+def fastest_dense(cells: Sequence[Cell], families: Mapping[str, str]) -> dict[int, float]:
+    """{length: ms} of the fastest dense implementation there."""
+    found: dict[int, float] = {}
+    for cell in cells:
+        if cell.ms is not None and families[cell.implementation] == "dense":
+            found[cell.length] = min(cell.ms, found.get(cell.length, cell.ms))
+    return found
+
+
+def _crossovers(
+    cells: Sequence[Cell], fastest: Mapping[int, float], incomparable: Collection[str]
+) -> Iterator[Crossover]:
+    def times(name: str) -> dict[int, float]:
+        timed = (cell for cell in cells if cell.implementation == name and cell.stage == "sparse")
+        return {cell.length: cell.ms for cell in timed if cell.ms is not None and name not in incomparable}
+
+    names = {cell.implementation for cell in cells if cell.stage == "sparse"}
+    if "dsa-triton" not in names:
+        return
+    yield crossover(times("dsa-triton"), fastest, "dsa-triton", FASTEST)
+    if "dsa-masked" in names:
+        yield crossover(times("dsa-triton"), times("dsa-masked"), "dsa-triton", "dsa-masked")
+
+
+def _notes(
+    settings: Settings, environment: Mapping[str, Any], cells: Sequence[Cell], incomparable: Collection[str]
+) -> Iterator[str]:
+    if environment["device"].startswith("cuda"):
+        yield "CUDA events; L2 flushed before each repetition; launches queued ahead, as in a CUDA graph."
+    else:
+        yield "Times are by the wall clock of a CPU, caches as they are; its memory is not measured."
+    if settings.heads != settings.kv_heads:
+        yield "dense-X: K and V copied to all query heads beforehand, untimed; dense-X-gqa: KV heads shared."
+    if any(cell.implementation == "dsa-triton" and cell.ms is not None for cell in cells):
+        yield "dsa-triton computes the KL loss's gradients together with the loss: they are in its fwd."
+    if any(length <= settings.top_k for length in settings.lengths):
+        yield f"Where L is at most k = {settings.top_k}, a selection is every key."
+    if incomparable and os.environ.get("TRITON_INTERPRET") == "1":
+        yield "Times of dsa-triton are of Triton's interpreter: they mean nothing but that the kernels ran."

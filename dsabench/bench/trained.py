@@ -1,0 +1,121 @@
+"""A trained model's own queries, keys, values and index projections, at any length.
+
+Hidden states are those before one layer's attention, of the run's validation windows: each window goes through the
+model by itself at the length it was trained at, so that they are what training saw and memory stays small. Windows
+are laid end to end (from the first again when there are too few), and the layer projects them at positions 0 to L - 1:
+the layer under the clock selects from the whole past, with rotary positions beyond those trained where L is longer.
+
+Legend: B batch, T time, N windows, W tokens of a window, D model width, J indexer heads.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dsabench import data as data_package
+from dsabench import runner
+from dsabench.attention.base import AttentionContext
+from dsabench.attention.dsa import DSA
+from dsabench.bench.document import Settings
+from dsabench.bench.inputs import DTYPES, Inputs
+from dsabench.data import cut
+from dsabench.engine.device import Execution
+from dsabench.errors import SpecError
+from dsabench.kernels import rotate
+from dsabench.spec.sweep import validate
+from dsabench.store import find_run
+
+_TOKENS_A_PASS = 8192
+
+
+class TrainedRun:
+    """One layer of a stored run. Raises StoreError when there is no such run, SpecError when it is not DSA or has no
+    such layer."""
+
+    def __init__(self, store: str | Path, run: str, layer: int | None) -> None:
+        record = find_run(store, run)
+        self.run_id, self.spec = record.run_id, validate(record.spec)
+        if self.spec.attention.kind != "dsa":
+            raise SpecError(f"--run {self.run_id}: its attention is {self.spec.attention.kind}; name a run of dsa")
+        n_layers = self.spec.model.n_layers
+        self.layer = n_layers - 1 if layer is None else layer
+        if not 0 <= self.layer < n_layers:
+            raise SpecError(f"--layer {layer}: run {self.run_id} has layers 0 to {n_layers - 1}")
+        self.model = runner.load_model(store, self.run_id)
+        attention = self.model.layers()[self.layer].attention
+        assert isinstance(attention, DSA)
+        self.attention = attention
+
+    def sizes(self) -> dict[str, int]:
+        """The layer's, as fields of Settings; k is what the run keeps at its own length."""
+        model, indexer = self.spec.model, self.attention.indexer
+        return {
+            "heads": model.n_heads,
+            "kv_heads": model.kv_heads,
+            "head_dim": model.head_dim,
+            "indexer_heads": indexer.n_heads,
+            "indexer_dim": indexer.head_dim,
+            "top_k": self.attention.config.n_selected(self.spec.length),
+        }
+
+    def inputs(self, settings: Settings, execution: Execution) -> TrainedInputs:
+        """Its inputs for the lengths of these settings. Raises DataError when its corpus is not here."""
+        return TrainedInputs(self, settings, execution)
+
+
+class TrainedInputs:
+    """The `Source` of a trained run."""
+
+    def __init__(self, run: TrainedRun, settings: Settings, execution: Execution) -> None:
+        self.run, self.settings, self.execution = run, settings, execution
+        needed = settings.batch * max(settings.lengths)
+        windows = cut(data_package.prepare(run.spec.data), run.spec.length).evaluation("val", needed).tokens
+        self.tokens_NW = torch.from_numpy(np.asarray(windows[:, :-1], np.int64))
+        run.model.to(execution.device)
+        self.x_ND: Tensor = self._hidden()[:needed]
+
+    def about(self) -> dict[str, Any]:
+        """What a reader must know, as `measure.bench` takes it."""
+        run, n_windows, length = self.run, len(self.tokens_NW), self.run.spec.length
+        notes = []
+        if max(self.settings.lengths) > length:
+            notes.append(f"Hidden states are those of windows of {length} tokens; laid end to end, they are the input.")
+            notes.append(f"The timed layer sees one text: it goes beyond the {length} positions it was trained at.")
+        if self.settings.batch * max(self.settings.lengths) > n_windows * length:
+            notes.append(f"There are {n_windows * length:,} validation tokens; longer inputs repeat them.")
+        words = f"run {run.run_id}: layer {run.layer}'s own, of {n_windows} windows of {length} validation tokens"
+        return {"inputs": words, "run_id": run.run_id, "notes": notes}
+
+    def __call__(self, length: int) -> Inputs:
+        """Projected at positions 0 to L - 1, B rows; the gradient of the output is standard normal."""
+        batch, device, dtype = self.settings.batch, self.execution.device, DTYPES[self.settings.dtype]
+        at_N = torch.arange(batch * length, device=device) % len(self.x_ND)
+        x_BTD = self.x_ND[at_N].unflatten(0, (batch, length))
+        context = AttentionContext(torch.arange(length, device=device))
+        attention, indexer = self.run.attention, self.run.attention.indexer
+        with torch.no_grad(), self.execution.autocast():
+            q_BTHD, k_BSGD, v_BSGD = attention.projections.heads(x_BTD, context)
+            cos_TD, sin_TD = context.rotation(indexer.head_dim // 2, indexer.rope_base)
+            q_BTJI = rotate(indexer.query(x_BTD).unflatten(-1, (-1, indexer.head_dim)), cos_TD, sin_TD)
+            k_BSI = rotate(indexer.key_norm(indexer.key(x_BTD))[:, :, None], cos_TD, sin_TD)[:, :, 0]
+            w_BTJ = indexer.weight(x_BTD) * indexer.scale
+        generator = torch.Generator(device).manual_seed(length)
+        d_out_BTHD = torch.randn(q_BTHD.shape, generator=generator, device=device)
+        return Inputs(*(x.to(dtype).contiguous() for x in (q_BTHD, k_BSGD, v_BSGD, q_BTJI, k_BSI, w_BTJ, d_out_BTHD)))
+
+    def _hidden(self) -> Tensor:
+        """(tokens, D): what enters the layer's attention, window by window."""
+        caught: list[Tensor] = []
+        hook = self.run.attention.register_forward_pre_hook(lambda module, given: caught.append(given[0].flatten(0, 1)))
+        try:
+            with torch.no_grad(), self.execution.autocast():
+                for part_NW in self.tokens_NW.split(max(1, _TOKENS_A_PASS // self.run.spec.length)):
+                    self.run.model.features(part_NW.to(self.execution.device))
+        finally:
+            hook.remove()
+        return torch.cat(caught)
