@@ -65,6 +65,16 @@ class WrongWhenLong(Planted):
         return out, loss
 
 
+class NotANumberWhenLong(Planted):
+    """In a gradient that no chosen query has."""
+
+    def backward(self, outputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        gradients = super().backward(outputs)
+        if outputs[0].shape[1] == 24:
+            gradients[1][0, 3] = torch.nan
+        return gradients
+
+
 class Huge(Planted):
     def scratch_bytes(self, length: int) -> float:
         return 1e18 if length == 24 else 0.0
@@ -138,6 +148,8 @@ def test_what_is_wrong_at_a_timed_length_only_is_found_there(execution: Executio
     assert short.status == "timed"
     assert (long.status, long.ms) == ("WRONG", None)
     assert "out of query 23 is off by 5.0e-01" in (long.reason or "")
+    _, (short, long) = planted(execution, NotANumberWhenLong)
+    assert (short.status, long.status, long.reason) == ("timed", "WRONG", "d k is not finite everywhere")
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
