@@ -15,7 +15,7 @@ from shell import Shell
 
 from dsabench.attention.base import AttentionContext, Selection, capture_mass
 from dsabench.attention.kernels import reference
-from dsabench.bench.document import Document, load, settings
+from dsabench.bench.document import load, settings
 from dsabench.bench.trained import TrainedRun
 from dsabench.engine.device import Execution
 
@@ -45,7 +45,11 @@ def test_json_is_the_document_that_is_written(shell: Shell) -> None:
     assert (code, err) == (0, "")
     printed = json.loads(out)
     assert printed == json.loads((shell.folder / "elsewhere/bench.json").read_text())
-    jsonschema.validate(printed, Document.model_json_schema(mode="serialization"))
+    schema = json.loads(shell("schema", "bench")[1])
+    jsonschema.Draft202012Validator(schema).validate(printed)
+    assert "rows" in schema["$defs"]["Settings"]["properties"]["batch"]["description"]
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.Draft202012Validator(schema).validate({**printed, "cells": [{"ms": 1.0}]})
     assert printed["environment"]["device"] == "cpu"
     assert [(cell["implementation"], cell["length"]) for cell in printed["cells"]] == [
         ("dense-math", 16), ("dsa-masked", 16), ("dense-math", 24), ("dsa-masked", 24),
