@@ -84,6 +84,7 @@ def bench_layer(
 def execution_of(device: str | None, dtype: str | None, deterministic: bool) -> Execution:
     """Where and how to run. Raises SpecError for a name that is no device, DeviceError for one that is not here."""
     wanted = {"device": device or "auto", "precision": dtype or "auto", "deterministic": deterministic}
+    wanted["compile"] = "off"  # a layer's passes are launched one by one
     try:
         return resolve(EngineSpec.model_validate(wanted))
     except ValidationError as error:

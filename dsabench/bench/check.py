@@ -24,8 +24,9 @@ from dsabench.bench.document import Check, Settings
 from dsabench.bench.inputs import Inputs, check_inputs
 from dsabench.engine.device import first_line
 
-TOLERANCE = {"bf16": 2e-2, "fp32": 1e-4}
-"""Largest relative error of any result on the small input: bf16 rounds to 4e-3, wrong kernels are off by far more."""
+TOLERANCE = {"bf16": 3e-2, "fp32": 1e-4}
+"""Largest relative error of any result on the small input. bf16 rounds to 4e-3 and sums of many rounded numbers, such
+as dV by the reference, are off by 1e-2; wrong kernels are off by far more."""
 
 ROWS_TOLERANCE = {"bf16": 3e-2, "fp32": 1e-3}
 """Of the chosen queries of dense attention and a window."""

@@ -9,8 +9,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from dsabench.errors import SpecError
 
-SCHEMA_VERSION = 1
-
 Positive = Annotated[int, Field(ge=1)]
 StageName = Literal["sparse", "dense"]
 Status = Literal["timed", "skipped", "out of memory", "failed", "WRONG"]

@@ -29,6 +29,7 @@ def bench_lines(document: Document, console: Console) -> None:
     _print(console, "", *footnotes, *(f"crossover: {one.words}" for one in document.crossovers))
     _print(
         console,
+        *_checked(document),
         *_skipped(document),
         *_too_large(document),
         *(f"note: {note}" for note in document.notes),
@@ -117,6 +118,15 @@ def _skipped(document: Document) -> Iterator[str]:
         by_reason.setdefault(reason, []).append(name + (" (warm-up)" if stage == "dense" else "") + where)
     for reason, names in by_reason.items():
         yield f"skipped: {', '.join(names)}: {reason}."
+
+
+def _checked(document: Document) -> Iterator[str]:
+    """How right those are that were timed."""
+    right = [check for check in document.checks if check.ok and check.error is not None]
+    if right:
+        worst = max(right, key=lambda check: check.error or 0.0)
+        what = worst.implementation + ("" if worst.worst is None else f", {worst.worst}")
+        yield f"checked: against the reference in fp64, the largest relative error is {worst.error:.1e} ({what})."
 
 
 def _too_large(document: Document) -> Iterator[str]:

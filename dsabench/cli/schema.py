@@ -13,6 +13,7 @@ class Document(StrEnum):
 
     config = "config"
     compare = "compare"
+    bench = "bench"
 
 
 def add_to(app: typer.Typer) -> None:
@@ -22,7 +23,8 @@ def add_to(app: typer.Typer) -> None:
 
 def schema(
     of: Annotated[
-        Document, typer.Argument(help="config (what --config reads) or compare (what compare --json prints).")
+        Document,
+        typer.Argument(help="config (what --config reads), compare or bench (what these print with --json)."),
     ] = Document.config,
 ) -> None:
     """Print a JSON Schema.
@@ -35,6 +37,10 @@ def schema(
         from dsabench.analysis.comparison import Comparison
 
         found = Comparison.model_json_schema(mode="serialization")
+    elif of is Document.bench:
+        from dsabench.bench.document import Document as Bench
+
+        found = Bench.model_json_schema(mode="serialization")
     else:
         from dsabench.spec.schema import config_schema
 

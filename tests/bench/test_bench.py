@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from dsabench.bench.cases import Case, Dense, dense_cases, window_mask
+from dsabench.bench.cases import Case, Dense, Window, dense_cases, window_mask
+from dsabench.bench.check import expected
 from dsabench.bench.cost import Layer, pairs
 from dsabench.bench.document import Cell, Document, Settings, settings
-from dsabench.bench.inputs import random_inputs
+from dsabench.bench.inputs import check_inputs, random_inputs
 from dsabench.bench.measure import all_cases, bench
 from dsabench.bench.sparse_cases import Masked
 from dsabench.engine.device import Execution
@@ -63,6 +64,16 @@ class WrongWhenLong(Planted):
         if out.shape[1] == 24:
             out = torch.cat([out[:, :-1], out[:, -1:] * 1.5], dim=1)
         return out, loss
+
+
+class NotANumberWhenLong(Planted):
+    """In a gradient that no chosen query has."""
+
+    def backward(self, outputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        gradients = super().backward(outputs)
+        if outputs[0].shape[1] == 24:
+            gradients[1][0, 3] = torch.nan
+        return gradients
 
 
 class Huge(Planted):
@@ -138,6 +149,8 @@ def test_what_is_wrong_at_a_timed_length_only_is_found_there(execution: Executio
     assert short.status == "timed"
     assert (long.status, long.ms) == ("WRONG", None)
     assert "out of query 23 is off by 5.0e-01" in (long.reason or "")
+    _, (short, long) = planted(execution, NotANumberWhenLong)
+    assert (short.status, long.status, long.reason) == ("timed", "WRONG", "d k is not finite everywhere")
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
@@ -207,6 +220,20 @@ def test_the_window_s_block_mask_is_flex_attention_s_own(length: int, window: in
             found, wanted = (sorted(getattr(mask, names[1])[0, 0, row, :n].tolist()) for mask in (mine, theirs))
             assert found == wanted
     assert mine.shape == theirs.shape
+
+
+@pytest.mark.filterwarnings("ignore")  # uncompiled on purpose: a CPU compiles for half a minute, and has no backward
+def test_the_window_attends_to_what_its_check_expects() -> None:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    s = settings(**{**SMALL, "lengths": [150], "top_k": 20})
+    x = check_inputs(s, 150, CPU)
+    case = Window(s, CPU)
+    case.setup(x)
+    q, k, v = (leaf.detach() for leaf in case.leaves)
+    out_BHTD = flex_attention(q, k, v, block_mask=case.mask, enable_gqa=True)
+    assert isinstance(out_BHTD, Tensor)
+    torch.testing.assert_close(out_BHTD.transpose(1, 2).double(), expected(case, s, x)["out"], rtol=1e-4, atol=1e-5)
 
 
 def test_names_choose_implementations_and_their_families(execution: Execution) -> None:

@@ -10,9 +10,14 @@ from pathlib import Path
 
 import jsonschema
 import pytest
+import torch
 from shell import Shell
 
-from dsabench.bench.document import Document, load
+from dsabench.attention.base import AttentionContext, Selection, capture_mass
+from dsabench.attention.kernels import reference
+from dsabench.bench.document import load, settings
+from dsabench.bench.trained import TrainedRun
+from dsabench.engine.device import Execution
 
 SMALL = [
     "bench", "--device", "cpu", "--lengths", "16", "24", "--heads", "4", "--head-dim", "8", "--top-k", "5",
@@ -40,14 +45,18 @@ def test_json_is_the_document_that_is_written(shell: Shell) -> None:
     assert (code, err) == (0, "")
     printed = json.loads(out)
     assert printed == json.loads((shell.folder / "elsewhere/bench.json").read_text())
-    jsonschema.validate(printed, Document.model_json_schema(mode="serialization"))
+    schema = json.loads(shell("schema", "bench")[1])
+    jsonschema.Draft202012Validator(schema).validate(printed)
+    assert "rows" in schema["$defs"]["Settings"]["properties"]["batch"]["description"]
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.Draft202012Validator(schema).validate({**printed, "cells": [{"ms": 1.0}]})
     assert printed["environment"]["device"] == "cpu"
     assert [(cell["implementation"], cell["length"]) for cell in printed["cells"]] == [
         ("dense-math", 16), ("dsa-masked", 16), ("dense-math", 24), ("dsa-masked", 24),
     ]  # fmt: skip
 
 
-def test_a_trained_model_s_own_projections(shell: Shell, corpus: Path) -> None:
+def test_a_trained_model_s_own_projections(shell: Shell, corpus: Path, execution: Execution) -> None:
     words = [
         "--config", "quick", "--device", "cpu", "--quiet", "--length", "16", "--set", f"data.source=path:{corpus}",
         "--set", "model.d_model=32", "--set", "model.n_heads=4", "--set", "model.n_kv_heads=2", "--set",
@@ -66,6 +75,7 @@ def test_a_trained_model_s_own_projections(shell: Shell, corpus: Path) -> None:
     assert sizes == {"heads": 4, "kv_heads": 2, "head_dim": 8, "top_k": 6, "indexer_dim": 8}
     assert "of 5 windows of 16 validation tokens" in document["inputs"]
     assert {cell["status"] for cell in document["cells"]} == {"timed"}
+    as_the_model_has_them(TrainedRun("runs", "dsa", None), execution)
     code, _, err = shell(*bench, "--run", "dsa", "--layer", "9")
     assert code == 2
     assert "--layer 9: run dsa-L16-" in err
@@ -73,6 +83,25 @@ def test_a_trained_model_s_own_projections(shell: Shell, corpus: Path) -> None:
     code, _, err = shell(*bench, "--run", "dense")
     assert code == 2
     assert "its attention is dense; name a run of dsa" in err
+
+
+def as_the_model_has_them(run: TrainedRun, execution: Execution) -> None:
+    """On windows of the trained length: the index scores and the attention that the model captures of itself; what
+    begins after the last validation window is the first again."""
+    inputs = run.inputs(settings(lengths=[16], batch=1000, dtype="fp32", **run.sizes()), execution)
+    x, n = inputs(16), len(inputs.tokens_NW)
+    assert 5 < n < 998
+    captured: dict[int, Selection] = {}
+    with torch.no_grad():
+        run.model(inputs.tokens_NW, capture=captured)
+        context = AttentionContext(torch.arange(16))
+        mine = reference.index_scores(x.q_BTJI, x.k_BSI, x.w_BTJ), capture_mass(x.q_BTHD, x.k_BSGD, context)
+    assert run.layer == max(captured)
+    theirs = captured[run.layer].scores_BTS, captured[run.layer].mass_BTS
+    for found, expected in zip(mine, theirs, strict=True):
+        assert expected is not None
+        torch.testing.assert_close(found[:n], expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(found[n : n + 2], expected[:2], rtol=1e-4, atol=1e-5)
 
 
 def test_triton_by_its_interpreter(tmp_path: Path) -> None:

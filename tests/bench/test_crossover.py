@@ -21,6 +21,8 @@ def test_power_laws_cross_where_algebra_says() -> None:
 def test_a_tie_is_not_faster() -> None:
     mine, theirs = {n: 2.0 * n for n in LENGTHS}, {n: n**2 / 1000 for n in LENGTHS}
     assert crossover(mine, theirs, "a", "b").length == pytest.approx(2000)
+    until_then = {n: theirs[n] for n in (1000, 2000)}
+    assert crossover(mine, until_then, "a", "b").relation == "never"
 
 
 def test_never_faster_is_none_and_said() -> None:
