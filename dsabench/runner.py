@@ -66,8 +66,7 @@ def load_model(store: str | Path, run_id: str) -> Transformer:
     if folder is None:
         raise StoreError(f"run {record.run_id} ({record.status}) has no checkpoint in {store}")
     spec = validate(record.spec)
-    if getattr(spec.attention, "backend", None) == "triton":  # a model trained on a GPU can be looked at without one
-        spec = spec.model_copy(update={"attention": spec.attention.model_copy(update={"backend": "auto"})})
+    spec = spec.model_copy(update={"attention": spec.attention.anywhere()})
     model = Transformer(spec, checkpoint.vocab_size(folder))
     checkpoint.load_weights(folder, model)
     return model.eval()

@@ -24,8 +24,8 @@ from torch import Tensor, nn
 
 from dsabench.attention.base import Attention, AttentionContext, Stage
 from dsabench.attention.registry import variant
-from dsabench.engine.causality import TOLERANCE, Examination, Leak, thorough
-from dsabench.engine.rehearsal import rehearse
+from dsabench.engine.causality import Examination, Leak, thorough
+from dsabench.engine.rehearsal import TOLERANCE, rehearse
 from dsabench.engine.soundness import routing, shared_start
 from dsabench.model.transformer import Transformer, build
 from dsabench.spec.fields import RunSpec

@@ -135,15 +135,9 @@ BEST_RATES_MEANING = (
 )
 
 
-_NOT_IN_LADDER = ("p:", "x:", "memory:", "at equal ", "gap:", "+-:")
-"""How lines begin that explain what `ladder_grid` does not show."""
-
-
 def notes(found: Comparison, ladder_alone: bool = False) -> list[str]:
     """Everything that must stand under the tables; `ladder_alone`: under the ladder's without those of its rungs."""
-    lines = list(meaning(found)) if found.tables else []
-    if ladder_alone:
-        lines = [line for line in lines if not line.startswith(_NOT_IN_LADDER)]
+    lines = list(meaning(found, ladder_alone)) if found.tables else []
     if found.rungs:
         lines.insert(0, LADDER_MEANING)
     if found.best_rates:

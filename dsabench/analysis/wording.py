@@ -83,14 +83,16 @@ def accuracy_lines(table: Table, baseline: str) -> Iterator[str]:
         )
 
 
-def meaning(found: Comparison) -> Iterator[str]:
-    """What the columns of the tables are, the margin and the corrections: to stand under every table."""
+def meaning(found: Comparison, ladder_alone: bool = False) -> Iterator[str]:
+    """What the columns of the tables are, the margin and the corrections: to stand under every table; `ladder_alone`:
+    of the ladder's, which has neither p nor costs."""
     better = "lower" if found.lower_is_better else "higher"
     yield (
         f"difference: variant minus {display_name(found.baseline)} of the same seed, {found.unit}, {better} is better; "
         "with its paired t interval."
     )
-    yield "p: two-sided paired t test, Holm's correction over the lengths of a variant."
+    if not ladder_alone:
+        yield "p: two-sided paired t test, Holm's correction over the lengths of a variant."
     if found.margin is not None:
         yield (
             f"not worse: by less than the margin of {found.margin:g} {found.margin_unit} ({found.margin_source}); "
@@ -104,6 +106,15 @@ def meaning(found: Comparison) -> Iterator[str]:
             "inconclusive: no proof of equality. (n seeds) would settle it with 80 % power if mean and spread stay; "
             f"fewer than {MIN_PAIRS} pairs get no verdict."
         )
+    if not ladder_alone:
+        yield from _costs(rows)
+    if any(math.isfinite(row.target_recall_best) for row in rows):
+        yield TARGET_RECALL
+    if any(math.isfinite(row.mass_recall) and not math.isfinite(row.target_recall_best) for row in rows):
+        yield "recall: share of full attention inside the selection (inside a random one)."
+
+
+def _costs(rows: Sequence[Row]) -> Iterator[str]:
     yield "x: variant over baseline: step time, FLOPs of the whole run, peak memory."
     spread = max((row.memory_spread for row in rows if math.isfinite(row.memory_spread)), default=1.0)
     if spread > MOST_SPREAD:
@@ -112,10 +123,6 @@ def meaning(found: Comparison) -> Iterator[str]:
     yield "gap: difference of (validation - training loss); negative: less overfitting."
     if any(estimate.n > 1 for row in rows for estimate in (row.equal_flops, row.equal_seconds, row.gap)):
         yield "+-: half of the 95 % interval of a mean over pairs (after a sweep it is a standard deviation)."
-    if any(math.isfinite(row.target_recall_best) for row in rows):
-        yield TARGET_RECALL
-    if any(math.isfinite(row.mass_recall) and not math.isfinite(row.target_recall_best) for row in rows):
-        yield "recall: share of full attention inside the selection (inside a random one)."
 
 
 def _equal_cost(rows: Sequence[Row]) -> Iterator[str]:

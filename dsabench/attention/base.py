@@ -180,6 +180,7 @@ class Attention(nn.Module, abc.ABC):
         """Model FLOPs of one window, forward and backward, by item: what the method needs, whatever a backend spends.
 
         A multiply-add is 2 FLOPs; masked-out pairs and recomputation do not count. Every item is for one layer.
+        A window counts as one document: of packed ones, pairs across documents count too.
         """
 
     def kept_per_pair(self, width: int) -> float:

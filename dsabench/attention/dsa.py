@@ -61,6 +61,10 @@ class DSASpec(AttentionSpec):
     indexer: IndexerSpec = IndexerSpec()
     """The lightning indexer."""
 
+    def anywhere(self) -> DSASpec:
+        """`triton` needs a GPU; `auto` does not."""
+        return self.model_copy(update={"backend": "auto"}) if self.backend == "triton" else self
+
     def n_selected(self, length: int) -> int:
         """k by top_k or top_k_ratio."""
         return keys_kept(length, self.top_k, self.top_k_ratio)

@@ -70,8 +70,8 @@ def bench_layer(
     defaults = ON_GPU if execution.device.type == "cuda" else ON_CPU
     trained = None if run is None else TrainedRun(store, run, layer)
     wanted = {**defaults, **(trained.sizes() if trained else {}), **own}
-    given = {"lengths": lengths and sorted(set(lengths)), "top_k": top_k, "repeats": repeats}
-    wanted |= {name: value for name, value in given.items() if value}
+    given = {"lengths": None if lengths is None else sorted(set(lengths)), "top_k": top_k, "repeats": repeats}
+    wanted |= {name: value for name, value in given.items() if value is not None}
     resolved: Settings = settings(
         **wanted, batch=batch, dtype=execution.precision, stages=STAGES[stage], only=list(only),
         deterministic=deterministic,

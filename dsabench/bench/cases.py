@@ -88,7 +88,7 @@ class Case(abc.ABC):
         self.leaves, self.gradients_in = [], []
 
     def _layer(self, length: int) -> Layer:
-        return Layer.of(self.settings, length)
+        return Layer(self.settings, length)
 
     def _number(self) -> int:
         return 2 if self.settings.dtype == "bf16" else 4

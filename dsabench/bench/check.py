@@ -56,6 +56,7 @@ def check(case_of: Case, settings: Settings, device: torch.device) -> Check:
         warnings.simplefilter("always")
         try:
             found = run_once(case_of, x)
+            errors = compare(found, expected(case_of, settings, x))  # a kernel's fault often shows only here
         except Exception as error:  # a kernel's compiler, a driver, a bug: the bench goes on with the others
             case_of.release()
             if "No available kernel" in str(error):
@@ -64,7 +65,6 @@ def check(case_of: Case, settings: Settings, device: torch.device) -> Check:
                 )
             return Check(**about, ok=False, status="failed", reason=first_line(error))
     case_of.release()
-    errors = compare(found, expected(case_of, settings, x))
     worst = max(errors, key=lambda name: errors[name] if math.isfinite(errors[name]) else math.inf)
     off, limit = errors[worst], TOLERANCE[settings.dtype]
     if off <= limit:

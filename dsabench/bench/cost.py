@@ -11,7 +11,7 @@ Source: DSA.md, section 4. The indexer's projections and rotations belong to the
 
 from __future__ import annotations
 
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 from dsabench.bench.document import Settings, StageName
 
@@ -38,11 +38,6 @@ class Layer:
         self.chosen = settings.batch * pairs(length, settings.top_k)
         self.width = 2 if settings.dtype == "bf16" else 4
         self.slots = 4.0 * self.rows * min(settings.top_k, length)
-
-    @classmethod
-    def of(cls, settings: Settings, length: int) -> Self:
-        """At this length."""
-        return cls(settings, length)
 
     def attention(self, n: float) -> tuple[Cost, Cost]:
         """Forward and backward over n pairs: q, k, v in and out; then q, k, v, out, dOut in and dQ, dK, dV out."""

@@ -64,7 +64,7 @@ class Settings(_Record):
     @model_validator(mode="after")
     def _heads_share_keys_evenly(self) -> Self:
         if self.heads % self.kv_heads:
-            raise ValueError(f"heads = {self.heads} is no multiple of kv_heads = {self.kv_heads}")
+            raise ValueError(f"heads = {self.heads} is no multiple of kv_heads = {self.kv_heads}; a divisor is")
         return self
 
 

@@ -27,10 +27,6 @@ class Inputs(NamedTuple):
     w_BTJ: Tensor
     d_out_BTHD: Tensor
 
-    def to(self, dtype: torch.dtype) -> Inputs:
-        """The same numbers in another dtype."""
-        return Inputs(*(x.to(dtype) for x in self))
-
 
 Source = Callable[[int], Inputs]
 """Inputs of a length."""

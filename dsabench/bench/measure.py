@@ -87,8 +87,8 @@ class _Bench:
         self.rates = Roofline(
             flops_per_second=matmul_rate(self.device, self.settings.dtype), bytes_per_second=copy_rate(self.device)
         )
+        self.watch = Stopwatch(self.device)  # before a check can leave the device dead
         self._check_all()
-        self.watch = Stopwatch(self.device)
         document = self._document()
         for length in self.settings.lengths:
             x = None if self.dead else self.source(length)

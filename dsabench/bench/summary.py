@@ -57,7 +57,7 @@ def _crossovers(
         return {cell.length: cell.ms for cell in timed if cell.ms is not None and name not in incomparable}
 
     names = {cell.implementation for cell in cells if cell.stage == "sparse"}
-    if "dsa-triton" not in names:
+    if "dsa-triton" not in names or not times("dsa-triton"):  # what `skipped` or `failed` says of it is enough
         return
     yield crossover(times("dsa-triton"), fastest, "dsa-triton", FASTEST)
     if "dsa-masked" in names:

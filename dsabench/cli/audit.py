@@ -41,7 +41,8 @@ def audit(
 ) -> None:
     """Check an attention for look-ahead and other mistakes.
 
-    Looks at each attention of the config as it would be trained, or at a stored run with its trained weights. Exit 1
+    Looks at each attention of the config (of a ladder: of its first rung) as it would be trained, or at a stored run
+    with its trained weights. Exit 1
     when a check fails. Training runs the first four checks by itself and refuses a leak, unless allow_leak = true.
     They cannot see a leak that only training opens (audit the RUN afterwards), one that needs tokens, or in a long
     window positions, that were not tried, or one below 1e-4 of an output.

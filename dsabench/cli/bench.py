@@ -109,3 +109,5 @@ def bench(
     else:
         bench_lines(document, stdout_console())
         stdout_console().print(f"Written: {out / 'bench.json'}, {out / 'bench.png'}")
+    if any(cell.status in ("WRONG", "failed") for cell in document.cells):
+        raise typer.Exit(1)

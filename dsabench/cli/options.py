@@ -9,7 +9,11 @@ import typer
 
 Config = Annotated[
     str,
-    typer.Option("--config", help="A shipped config by name (seed, quick) or a YAML file.", metavar="NAME_OR_PATH"),
+    typer.Option(
+        "--config",
+        help="A shipped config by name (seed, quick, honest, recall, ...) or a YAML file.",
+        metavar="NAME_OR_PATH",
+    ),
 ]
 Set = Annotated[
     list[str] | None,

@@ -230,7 +230,7 @@ def report_sweep(sweep_id: str, planned: Sequence[PlannedRun], store: Path, out:
         print((out / "summary.json").read_text(encoding="utf-8"))
         return
     console = stdout_console()
-    if rungs_of(runs):
+    if rungs_of(runs) and runs["attention"].nunique() > 1 and (runs["attention"] == "dense").any():
         comparison_lines(compare(look_at(store, sweep=sweep_id)), console)
     else:
         experiment_lines(experiment_table(runs), console, not_averaged(runs))

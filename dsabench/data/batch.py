@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 
 SplitName = Literal["train", "val"]
 
+FULL_NAME: dict[SplitName, str] = {"train": "training", "val": "validation"}
+
 
 @dataclass(frozen=True, eq=False)
 class Batch:
@@ -32,6 +34,12 @@ class Batch:
     """(B, L): which document of the window each input belongs to, ascending; None where a window is one document."""
 
     @property
+    def scored_targets(self) -> NDArray[np.int32]:
+        """The tokens that the loss counts, of all windows, flat."""
+        targets = self.tokens[:, 1:]
+        return targets.ravel() if self.scored is None else targets[self.scored]
+
+    @property
     def n_scored(self) -> int:
         """Scored inputs of all windows."""
         return self.tokens[:, 1:].size if self.scored is None else int(self.scored.sum())
@@ -49,6 +57,13 @@ class Baseline:
 
     bytes_per_token: float | None
     """UTF-8 bytes of text for each target; None for a task."""
+
+
+def evenly_spaced(count: int, wanted: int) -> NDArray[np.int64]:
+    """(min(count, wanted),) places in 0..count-1, ascending: the middles of `wanted` equal parts, or all places."""
+    wanted = min(count, wanted)
+    places: NDArray[np.int64] = (2 * np.arange(wanted) + 1) * count // (2 * wanted) if wanted else np.arange(0)
+    return places
 
 
 class WindowSource(Protocol):

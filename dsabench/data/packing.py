@@ -15,11 +15,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from dsabench.data.batch import Baseline, Batch, SplitName
+from dsabench.data.batch import FULL_NAME, Baseline, Batch, SplitName, evenly_spaced
 from dsabench.data.tokens import TokenData, TokenSplit
 from dsabench.errors import DataError
-
-_FULL_NAME = {"train": "training", "val": "validation"}
 
 
 class PackedWindows:
@@ -33,7 +31,7 @@ class PackedWindows:
             if len(split.tokens) <= length:
                 raise DataError(
                     f"length {length} with data.packing = documents needs {length + 1:,} tokens, and the "
-                    f"{_FULL_NAME[name]} documents have {len(split.tokens):,}; use a shorter length or more text"
+                    f"{FULL_NAME[name]} documents have {len(split.tokens):,}; use a shorter length or more text"
                 )
         self._start_S = _starts(data.train.offsets, length)
 
@@ -60,22 +58,17 @@ class PackedWindows:
         """
         start_N = np.arange((len(self._splits[split].tokens) - 1) // self.length, dtype=np.int64) * self.length
         if max_tokens is not None:
-            wanted = -(-max_tokens // self.length)
-            if wanted < len(start_N):
-                start_N = start_N[(2 * np.arange(wanted) + 1) * len(start_N) // (2 * wanted)]
+            start_N = start_N[evenly_spaced(len(start_N), -(-max_tokens // self.length))]
         return self._gather(start_N, split)
 
     def baseline(self, batch: Batch) -> Baseline:
-        """Unigram loss of the scored targets, and the bytes that they stand for."""
-        assert batch.scored is not None
-        targets = batch.tokens[:, 1:][batch.scored]
-        loss, n_bytes = self._data.unigram_nats_V[targets].mean(), self._data.token_bytes_V[targets].mean()
-        return Baseline(float(loss), None, float(n_bytes))
+        """See TokenData.baseline."""
+        return self._data.baseline(batch)
 
     def _gather(self, start_N: NDArray[np.int64], name: SplitName) -> Batch:
         split = self._splits[name]
         place_NT = (start_N[:, None] + np.arange(self.length + 1)) % len(split.tokens)
-        began_NT = np.isin(place_NT, split.offsets[:-1])
+        began_NT = split.offsets[np.searchsorted(split.offsets, place_NT)] == place_NT  # no place is the last offset
         began_NT[:, 0] = False
         ids_NT = began_NT.cumsum(axis=1).astype(np.int32)
         return Batch(tokens=split.tokens[place_NT].astype(np.int32), scored=~began_NT[:, 1:], documents=ids_NT[:, :-1])

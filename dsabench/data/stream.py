@@ -9,6 +9,7 @@ Legend: N windows.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
@@ -37,10 +38,12 @@ class Overlapping:
     val_share: float
     seed: int
 
+    @functools.lru_cache(maxsize=2)  # noqa: B019 - frozen, equal by value, and two at most are kept
     def draw(self, n_tokens: int, length: int) -> dict[SplitName, NDArray[np.int64]]:
         """Where the windows of `length` + 1 tokens of either side start, sorted: together every place where one fits.
 
-        val_share of them, at least one and not all, go to validation. Eight bytes a token. Raises DataError when the
+        val_share of them, at least one and not all, go to validation. Eight bytes a token, three times that while they
+        are drawn; the last ones drawn are kept, since every run of a sweep asks for the same. Raises DataError when the
         stream has fewer than two windows.
         """
         n_windows = n_tokens - length
@@ -57,7 +60,10 @@ class Overlapping:
             ("train", order_N[n_val:]),
             ("val", order_N[:n_val]),
         )
-        return {side: np.sort(start_N) for side, start_N in sides}
+        drawn = {side: np.sort(start_N) for side, start_N in sides}
+        for start_N in drawn.values():
+            start_N.flags.writeable = False
+        return drawn
 
 
 def as_stream(split: TokenSplit) -> TokenSplit:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from dsabench.data.batch import Baseline, Batch
 from dsabench.data.tokenizer import Tokenizer
 from dsabench.spec.task import TaskSettings
 
@@ -86,6 +87,12 @@ class TokenData:
 
     overlapping: Overlapping | None = None
     """With split = overlapping: which windows are whose; `train` and `val` are then one stream, as one document."""
+
+    def baseline(self, batch: Batch) -> Baseline:
+        """Unigram loss of the windows' scored targets, and the bytes that they stand for."""
+        targets = batch.scored_targets
+        loss, n_bytes = self.unigram_nats_V[targets].mean(), self.token_bytes_V[targets].mean()
+        return Baseline(float(loss), None, float(n_bytes))
 
     def encode(self, text: str) -> NDArray[np.uint32]:
         """Ids of a text, without an end of document."""

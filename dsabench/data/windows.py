@@ -10,11 +10,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from dsabench.data.batch import Baseline, Batch, SplitName
+from dsabench.data.batch import FULL_NAME, Baseline, Batch, SplitName, evenly_spaced
 from dsabench.data.tokens import TokenData, TokenSplit
 from dsabench.errors import DataError
-
-_FULL_NAME = {"train": "training", "val": "validation"}
 
 
 class Windows:
@@ -80,16 +78,12 @@ class Windows:
         """
         starts_N = self.evaluation_starts(split)
         if max_tokens is not None:
-            wanted = -(-max_tokens // self.length)
-            if wanted < len(starts_N):
-                starts_N = starts_N[(2 * np.arange(wanted) + 1) * len(starts_N) // (2 * wanted)]
+            starts_N = starts_N[evenly_spaced(len(starts_N), -(-max_tokens // self.length))]
         return Batch(self.gather(starts_N, split))
 
     def baseline(self, batch: Batch) -> Baseline:
-        """Unigram loss of the windows' targets, and the bytes that they stand for."""
-        targets = batch.tokens[:, 1:]
-        loss, n_bytes = self._data.unigram_nats_V[targets].mean(), self._data.token_bytes_V[targets].mean()
-        return Baseline(float(loss), None, float(n_bytes))
+        """See TokenData.baseline."""
+        return self._data.baseline(batch)
 
     def evaluation_starts(self, split: SplitName) -> NDArray[np.int64]:
         """Where all evaluation windows of a split start, in order."""
@@ -111,13 +105,13 @@ class Windows:
             fits = f"a length of at most {longest - 1} fits" if longest > 1 else "no length fits"
             raise DataError(
                 f"length {self.length} needs a document of {self.length + 1} tokens, and the longest of the "
-                f"{len(sizes_D)} {_FULL_NAME[name]} documents has {longest}; {fits}, or use longer documents"
+                f"{len(sizes_D)} {FULL_NAME[name]} documents has {longest}; {fits}, or use longer documents"
             )
         short_D = sizes_D <= self.length
         if short_D.any():
             share = 100 * int(sizes_D[short_D].sum()) / int(sizes_D.sum())
             self.notes.append(
-                f"{int(short_D.sum())} of {len(sizes_D)} {_FULL_NAME[name]} documents ({share:.2g} % of the tokens) "
+                f"{int(short_D.sum())} of {len(sizes_D)} {FULL_NAME[name]} documents ({share:.2g} % of the tokens) "
                 f"are shorter than a window of {self.length + 1} tokens and unused"
             )
 

@@ -25,9 +25,6 @@ from dsabench.attention.base import Attention
 from dsabench.engine.rehearsal import check_output
 from dsabench.model.transformer import Transformer
 
-TOLERANCE = 1e-4
-"""Largest change of an output that rounding may explain in fp32, relative to outputs of order 1."""
-
 TOLERANCE_FP64 = 1e-6
 """The same in fp64: parts of a model may still compute in fp32, whose rounding this allows."""
 

@@ -1,4 +1,4 @@
-"""Evaluation on fixed windows: loss, accuracy, bits per byte, the unigram baseline, loss by position, mass recall.
+"""Evaluation on fixed windows: loss, accuracy, bits per byte, loss by position; recall of mass and targets.
 
 Legend: N windows, B batch, T time, K selected slots, S key.
 """
@@ -21,6 +21,7 @@ from torch import Tensor
 from dsabench import kernels
 from dsabench.attention.base import Selection, Stage, recall_queries
 from dsabench.data import Batch
+from dsabench.data.batch import evenly_spaced
 from dsabench.engine.chance import selection_chance_T
 from dsabench.engine.device import Execution, first_line
 from dsabench.engine.step import own_stream
@@ -185,7 +186,7 @@ def selection_recall(model: Transformer, windows: Batch, execution: Execution) -
     pairs = CAPTURE_PAIRS if windows.targets is None else 4 * CAPTURE_PAIRS  # targets are few: more windows
     n_windows = min(len(tokens_NT), max(8, pairs // length**2))
     # Evenly spaced, so that every length looks at the same documents and not at the first ones only.
-    chosen_N = (2 * np.arange(n_windows) + 1) * len(tokens_NT) // (2 * n_windows)
+    chosen_N = evenly_spaced(len(tokens_NT), n_windows)
     tokens_NT = tokens_NT[chosen_N]
     targets_NTM = None if windows.targets is None else windows.targets[chosen_N]
     batch = max(1, BATCH_TOKENS // length)

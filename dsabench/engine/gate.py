@@ -28,7 +28,6 @@ from dsabench.attention.faults import file_of
 from dsabench.attention.registry import variant
 from dsabench.engine.backend import resolved
 from dsabench.engine.causality import (
-    TOLERANCE,
     TOLERANCE_FP64,
     Examination,
     later,
@@ -39,7 +38,7 @@ from dsabench.engine.causality import (
 from dsabench.engine.copies import VOCABULARY, randomise, small_copies
 from dsabench.engine.device import Execution
 from dsabench.engine.findings import Audit, Finding, Mode
-from dsabench.engine.rehearsal import blamed, rehearse
+from dsabench.engine.rehearsal import TOLERANCE, blamed, rehearse
 from dsabench.errors import DsabenchError, LeakError
 from dsabench.model.transformer import Transformer, build
 from dsabench.spec.fields import RunSpec
@@ -67,7 +66,8 @@ def audit(spec: RunSpec, vocab_size: int, execution: Execution) -> Audit:
     spec = resolved(spec, execution)
     looked_at = spec.model_dump_json(include={"length", "attention", "model"})
     stages = len(list(_circumstances(spec)))
-    key = (looked_at, variant(spec.attention.kind), stages, vocab_size, execution.device, execution.fused)
+    how = (stages, spec.data.packing, vocab_size, execution.device, execution.fused)
+    key = (looked_at, variant(spec.attention.kind), *how)
     if key not in _audits:
         with torch.random.fork_rng(devices=[]):
             model = build(spec, vocab_size)

@@ -14,11 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dsabench.attention.base import Attention, AttentionContext, AttentionOutput, Selection, Stage
+from dsabench.attention.base import Attention, AttentionContext, AttentionOutput, Selection, Stage, recall_queries
 from dsabench.attention.construction import DEBUG
 from dsabench.attention.faults import fault, file_of, line_in, said
 from dsabench.errors import DsabenchError, SpecError
 from dsabench.model.transformer import Transformer
+
+TOLERANCE = 1e-4
+"""Largest change of an output that rounding may explain in fp32, relative to outputs of order 1."""
 
 
 def rehearse(model: Transformer, stages: Iterable[Stage]) -> None:
@@ -32,7 +35,10 @@ def rehearse(model: Transformer, stages: Iterable[Stage]) -> None:
         for block in model.layers():
             for stage in stages:
                 _forward_and_backward(block.attention.train(), stage, device)
-                _capture(block.attention.eval(), stage, device)
+                for whole_mass in (True, False):
+                    _capture(block.attention.eval(), stage, device, whole_mass)
+                if model.spec.data.packing == "documents":
+                    _documents_apart(block.attention.eval(), stage, device)
     except torch.OutOfMemoryError:
         return
     finally:
@@ -49,7 +55,9 @@ def blamed(model: Transformer, error: Exception) -> Exception:
     """`error`; as a SpecError when it is not one already and came from the attention's own file."""
     cls = type(model.layers()[0].attention)
     file = file_of(cls)
-    if isinstance(error, DsabenchError) or file is None or line_in(error, file) is None:
+    # Out of memory says nothing of whose file asked for it.
+    known = isinstance(error, DsabenchError | torch.OutOfMemoryError)
+    if known or file is None or line_in(error, file) is None:
         return error
     told = fault(cls, model.spec.attention.kind, f"it raised {said(error)} {DEBUG}", error)
     told.__cause__ = error
@@ -80,16 +88,31 @@ def _forward_and_backward(attention: Attention, stage: Stage, device: torch.devi
     attention.zero_grad(set_to_none=True)
 
 
-def _capture(attention: Attention, stage: Stage, device: torch.device) -> None:
+def _documents_apart(attention: Attention, stage: Stage, device: torch.device) -> None:
+    """The second of two packed documents does not see the first."""
+    x_BTD, half = _input(attention, 1, device), attention.spec.length // 2
+    ids_BT = (torch.arange(attention.spec.length, device=device) >= half).int()[None]
+    changed_BTD = torch.cat([x_BTD[:, :half].flip(-1), x_BTD[:, half:]], dim=1)
+    with torch.no_grad():
+        one, other = (_call(attention, x, stage, ids_BT=ids_BT).out_BTD[:, half:] for x in (x_BTD, changed_BTD))
+    if not torch.allclose(one, other, rtol=0.0, atol=TOLERANCE * max(1.0, float(one.abs().max()))):
+        raise _fault(
+            attention,
+            f"forward attends across documents ({stage} stage), and data.packing = documents puts several into a "
+            "window; context.document_ids_BT tells them apart, and context.allowed heeds it",
+        )
+
+
+def _capture(attention: Attention, stage: Stage, device: torch.device, whole_mass: bool) -> None:
     capture: dict[int, Selection] = {}
     with torch.no_grad():
-        _call(attention, _input(attention, 1, device), stage, capture)
+        _call(attention, _input(attention, 1, device), stage, capture, whole_mass=whole_mass)
     length, layer = attention.spec.length, attention.layer
     if strange := capture.keys() - {layer}:
         raise _fault(
             attention, f"forward put a selection into context.capture[{strange.pop()!r}]; its layer is {layer}"
         )
-    if layer in capture and (wrong := _wrong_selection(capture[layer], length)):
+    if layer in capture and (wrong := _wrong_selection(capture[layer], length, whole_mass)):
         raise _fault(attention, f"forward put into context.capture {wrong}")
 
 
@@ -100,11 +123,16 @@ def _input(attention: Attention, rows: int, device: torch.device) -> Tensor:
 
 
 def _call(
-    attention: Attention, x_BTD: Tensor, stage: Stage, capture: dict[int, Selection] | None = None
+    attention: Attention,
+    x_BTD: Tensor,
+    stage: Stage,
+    capture: dict[int, Selection] | None = None,
+    ids_BT: Tensor | None = None,
+    whole_mass: bool = True,
 ) -> AttentionOutput:
     positions_T = torch.arange(x_BTD.shape[1], device=x_BTD.device)
     step = torch.zeros(1, dtype=torch.int64, device=x_BTD.device) if attention.training else None
-    context = AttentionContext(positions_T, stage, capture=capture, step=step)
+    context = AttentionContext(positions_T, stage, ids_BT, capture, step, whole_mass)
     method = "prepare"
     try:
         attention.prepare(context)
@@ -142,7 +170,7 @@ def _wrong_output(x_BTD: Tensor, output: Any) -> str | None:
     return None if loss.isfinite() else f"aux_loss = {loss.detach().item()}; a finite number is expected"
 
 
-def _wrong_selection(selection: Any, length: int) -> str | None:
+def _wrong_selection(selection: Any, length: int, whole_mass: bool) -> str | None:
     if not isinstance(selection, Selection):
         return f"{type(selection).__name__}; a Selection is expected"
     selected_BTK = selection.selected_BTK
@@ -152,8 +180,13 @@ def _wrong_selection(selection: Any, length: int) -> str | None:
         return f"selected_BTK of shape {tuple(selected_BTK.shape)}; (1, {length}, K) is expected here"
     if selected_BTK.numel() and not (int(selected_BTK.min()) >= -1 and int(selected_BTK.max()) < length):
         return f"selected_BTK with values beyond -1 (an empty slot) to {length - 1} (the last key)"
+    inside_BQ, n_queries = selection.mass_inside_BQ, len(recall_queries(length))
+    if inside_BQ is not None and (not isinstance(inside_BQ, Tensor) or inside_BQ.shape != (1, n_queries)):
+        return f"mass_inside_BQ that is no tensor of shape (1, {n_queries})"
+    if selection.mass_BTS is None and (whole_mass or inside_BQ is None):
+        return "a Selection without mass_BTS" + ("" if whole_mass else " or mass_inside_BQ, of which one is needed")
     for name, value_BTS in (("mass_BTS", selection.mass_BTS), ("scores_BTS", selection.scores_BTS)):
-        if value_BTS is None and name == "scores_BTS":
+        if value_BTS is None:
             continue
         if not isinstance(value_BTS, Tensor) or value_BTS.shape != (1, length, length):
             shape = tuple(value_BTS.shape) if isinstance(value_BTS, Tensor) else type(value_BTS).__name__

@@ -209,8 +209,8 @@ def _initial_std(name: str, parameter: Tensor, spec: RunSpec) -> float:
     """Unit variance in, unit variance out: fan_in^-1/2, smaller where an output ends in the residual stream."""
     if name == "embedding.weight":
         # Tied. The final norm makes |x| = sqrt(D) and at the start x points along its own token's embedding, so that
-        # token's logit is D std. At std = 1/D it is 1 and the first loss is ln V for every V and D, where the usual
-        # 0.02 gives exp(0.02 D) times a small vocabulary's average. `forward` multiplies by D on the way in.
+        # token's logit is D std. At the default, 1/D, it is 1 and the first loss is ln V for every V and D, where the
+        # usual 0.02 gives exp(0.02 D) times a small vocabulary's average. The way in multiplies by 1 / std.
         return 1.0 / spec.model.embedding_scale
     fan_in = parameter.shape[-2] if name.endswith(("_EDF", "_EFD")) else parameter.shape[-1]
     # So that the variance of the residual stream does not grow with depth (GPT-2's rule).

@@ -5,17 +5,14 @@ from __future__ import annotations
 import pandas as pd
 from matplotlib.figure import Figure
 
+from dsabench.analysis.variants import scored_unit
 from dsabench.plots.data import Drawn, FigureData
 from dsabench.plots.drawing import by_step, draw_curves, panel_title, say, spread_of
 from dsabench.plots.sheet import Page, empty_page, few_ticks, outer_labels, pages, too_many
 
 LOSSES = ("val_loss", "train_loss")
 GAP = "gap"
-_ROWS = (
-    ("val_loss", "validation loss\n(nats per token)"),
-    ("train_loss", "training loss\n(nats per token)"),
-    (GAP, "gap\n(nats per token)"),
-)
+_ROWS = {"val_loss": "validation loss", "train_loss": "training loss", GAP: "gap"}
 
 
 def loss_by_step(data: FigureData) -> Drawn | str:
@@ -34,18 +31,20 @@ def loss_by_step(data: FigureData) -> Drawn | str:
 
 def _page(page: Page, records: pd.DataFrame) -> Figure:
     mine = records[records["run_id"].isin(page.runs["run_id"])]
+    scored, rows = scored_unit(page.runs["task_accuracy"]), list(_ROWS)
+    memorised = "" if scored == "answer" else ", what was memorised"  # a task's windows are never met again
     caption = [
         f"Held-out windows, and a fixed sample of training windows. {spread_of(page.runs)}",
-        "Gap: validation minus training loss, what was memorised; verdicts: dsabench compare --metric "
-        "generalisation_gap.",
+        f"Gap: validation minus training loss{memorised}; verdicts: dsabench compare --metric generalisation_gap.",
     ]
     figure, panels = empty_page(page, len(_ROWS), [], caption)
-    for axes, row, column in outer_labels(panels, "step", [unit for _, unit in _ROWS]):
+    units = [f"{title}\n(nats per {scored})" for title in _ROWS.values()]
+    for axes, row, column in outer_labels(panels, "step", units):
         runs = page.of(page.columns[column])
         drawn = False
         for i, (variant, look) in enumerate(page.style.items()):
             found = mine[mine["run_id"].isin(runs.loc[runs["variant"] == variant, "run_id"])]
-            table = by_step(found, _ROWS[row][0])
+            table = by_step(found, rows[row])
             if table.empty:
                 continue
             drawn = True

@@ -20,7 +20,7 @@ from dsabench.analysis.audit import Check, audit
 from dsabench.analysis.compare import compare
 from dsabench.analysis.comparison import Comparison
 from dsabench.analysis.experiment import write_file
-from dsabench.analysis.formats import Grid, best_rate_grid, cost_grid, notes, verdict_grid
+from dsabench.analysis.formats import Grid, best_rate_grid, cost_grid, ladder_grid, notes, verdict_grid
 from dsabench.analysis.scope import Scope
 from dsabench.analysis.statistics import MIN_PAIRS
 from dsabench.analysis.variants import display_name, scored_unit
@@ -175,6 +175,9 @@ def _tables(found: Comparison | None) -> list[dict[str, Any]]:
         }
         for table in found.tables
     ]
+    if found.rungs and found.tables:
+        ladder = ladder_grid(found)
+        tables.insert(0, {"setting": ladder.title, "sentences": [], "trends": [], "grids": [ladder]})
     if found.best_rates:
         grid = best_rate_grid(found)
         tables.append({"setting": grid.title, "sentences": [], "trends": [], "grids": [_filled(grid)]})

@@ -57,6 +57,10 @@ class AttentionSpec(Spec):
         """True when the dense warm-up stage trains the variant's own parameters alone."""
         return False
 
+    def anywhere(self) -> AttentionSpec:
+        """The same attention on any machine: for looking at a run away from the device that it was trained on."""
+        return self
+
 
 class ModelSpec(Spec):
     """A pre-norm transformer with a mixture-of-experts feed-forward, the same for every attention variant."""
@@ -201,7 +205,8 @@ class DataSpec(Spec):
         named = (task or {}).get("name", name)
         if named != name:
             raise ValueError(f"source = {source} and task.name = {named!r} are two tasks; leave task.name out")
-        return {"source": source, "task": {**(task or {}), "name": name}}
+        unknown = {field: value for field, value in values.items() if field not in cls.model_fields}  # to be refused
+        return {**unknown, "source": source, "task": {**(task or {}), "name": name}}
 
     @model_validator(mode="after")
     def _packing_needs_documents(self) -> Self:

@@ -1,4 +1,4 @@
-"""The JSON Schema of a config file: base and axes, with each registered attention's own fields."""
+"""The JSON Schema of a config file: base, axes, verdict and ladder, with each registered attention's own fields."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from dsabench.spec.verdict import VerdictSpec
 
 
 def config_schema() -> dict[str, Any]:
-    """Draft 2020-12 schema of `{base: RunSpec, axes: {field path: [values]}, verdict: VerdictSpec}`; nothing is
-    required."""
+    """Draft 2020-12 schema of `{base: RunSpec, axes: {field path: [values]}, verdict: VerdictSpec, ladder: {rung:
+    {field path: value}}}`; nothing is required."""
     from dsabench.attention.registry import kinds, spec_class
 
     variants = [spec_class(kind) for kind in kinds()]
@@ -31,7 +31,8 @@ def config_schema() -> dict[str, Any]:
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "dsabench config",
-        "description": "A sweep: one RunSpec as `base`, `axes` (field paths and values to combine), and its `verdict`.",
+        "description": "A sweep: one RunSpec as `base`, `axes` (field paths and values to combine), its `verdict`, and "
+        "perhaps a `ladder`.",
         "type": "object",
         "additionalProperties": False,
         "properties": {
@@ -57,6 +58,8 @@ def config_schema() -> dict[str, Any]:
 def _paths(model: type[BaseModel], prefix: str) -> list[str]:
     found = []
     for name, field in model.model_fields.items():
+        if field.exclude:  # not to be given
+            continue
         models = models_in(field.annotation)
         for inner in models:
             found += _paths(inner, f"{prefix}{name}.")

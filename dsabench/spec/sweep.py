@@ -60,6 +60,8 @@ class Sweep:
         self.ladder = ladders.overridden(self.ladder, path)
         if value is not None:
             self._clear_alternative(path, origin)
+        if path == "data.source":
+            self._forget_task(value)
         _put(self.base, path, value)
         self.origins[path] = origin
         if path == "plugins":
@@ -192,7 +194,7 @@ class Sweep:
             return
         models: list[type[BaseModel]] = [RunSpec]
         for i, name in enumerate(names):
-            owners = [model for model in models if name in model.model_fields]
+            owners = [m for m in models if name in m.model_fields and not m.model_fields[name].exclude]
             if not owners:
                 known = list(dict.fromkeys(field for model in models for field in model.model_fields))
                 bad = ".".join(names[: i + 1])
@@ -210,7 +212,26 @@ class Sweep:
                     if origin.startswith("--") and self.origins.get(other, "").startswith("--"):
                         raise SpecError(f"{origin}{path} and {other}, also given, replace each other; keep one")
                     self.axes.pop(other, None)
+                    self.ladder = ladders.overridden(self.ladder, other)
                     _put(self.base, other, None, only_if_present=True)
+
+    def _forget_task(self, source: Any) -> None:
+        """Another source leaves the settings that the file has for its own task; those that were given beside stay."""
+        data = self.base.get("data", {})
+        if not isinstance(data, dict) or data.get("source") == source:
+            return
+
+        def from_file(path: str) -> bool:
+            return self.origins.get(path, "").startswith(str(self.path))
+
+        task = data.get("task")
+        if isinstance(task, dict) and self.path is not None:
+            kept = {name: value for name, value in task.items() if not from_file(f"data.task.{name}")}
+            data.pop("task")
+            if kept:
+                data["task"] = kept
+        for axis in [axis for axis in self.axes if axis.startswith("data.task.") and from_file(axis)]:
+            del self.axes[axis]
 
     def _where(self, path: str) -> str:
         """'FILE:LINE: ' or '--flag: ' of the nearest enclosing path that somebody set."""

@@ -5,12 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from selections import asking, inspection, of_scores, random_layer
+from task_answers import target_recall, target_recall_chance
 from task_tools import settings_of
 
 from dsabench.analysis.inspect_run import selection_frame
 from dsabench.analysis.selection import selection_numbers
 from dsabench.analysis.targets import Questions, question_list, rank_of, target_numbers, with_targets
-from dsabench.data.tasks import TaskWindows, target_recall, target_recall_chance
+from dsabench.data.tasks import TaskWindows
 from dsabench.engine.inspection import LayerSelection
 from dsabench.spec.tasks import TASKS
 

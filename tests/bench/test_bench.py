@@ -181,7 +181,7 @@ def test_all_that_runs_on_a_cpu_is_right_and_has_every_number(execution: Executi
 
 def test_the_costs_are_those_of_the_formulas() -> None:
     s = settings(**{**SMALL, "batch": 3})
-    layer, n = Layer.of(s, 24), 3 * pairs(24, 5)
+    layer, n = Layer(s, 24), 3 * pairs(24, 5)
     assert n == 3 * sum(min(t + 1, 5) for t in range(24))
     every = 3 * 24 * 25 / 2
     assert layer.dense().flops == 14 * every * 4 * 8

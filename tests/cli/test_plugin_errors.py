@@ -162,6 +162,15 @@ CALL = {
         ),
         "forward put into context.capture mass_BTS of shape (1, 32); (1, 32, 32) is expected here",
     ),
+    "no mass": (
+        forward(
+            "if context.capture is not None:\n"
+            "    mass = torch.ones(1, 32, 32) if context.whole_mass else None\n"
+            "    context.capture[self.layer] = Selection(torch.zeros(1, 32, 4).long(), mass)\n"
+            "return AttentionOutput(out)"
+        ),
+        "forward put into context.capture a Selection without mass_BTS or mass_inside_BQ, of which one is needed",
+    ),
     "layer": (
         forward("if context.capture is not None:\n    context.capture[7] = None\nreturn AttentionOutput(out)"),
         "forward put a selection into context.capture[7]; its layer is 0",
@@ -217,3 +226,14 @@ def test_all_that_is_missing_is_listed(tmp_path: Path, has: tuple[bool, ...]) ->
     with pytest.raises(SpecError) as caught:
         registry.load_plugin(str(plugin))
     assert set(re.findall(r"it lacks (?:the method )?(\w+)", str(caught.value))) == parts.keys() - given
+
+
+def test_documents_are_told_apart_where_windows_pack_them(shell: Shell, corpus: Path) -> None:
+    blind = "import dataclasses\nblind = dataclasses.replace(context, document_ids_BT=None)\n"
+    (shell.folder / "mine.py").write_text(forward(f"{blind}return super().forward(x_BTD, blind)"))
+    words = ["train", "--set", "plugins=[mine.py]", *tiny(corpus), "--length", "32", "--attention", "mine", "--quiet"]
+    code, out, err = shell(*words, "--set", "data.packing=documents")
+    assert code == 2 and out == ""
+    assert "mine.py" in err and "forward attends across documents (sparse stage)" in err
+    assert not list(shell.folder.glob("runs/*-*"))
+    assert shell(*words)[0] == 0, "a window of one document needs no such care"

@@ -95,13 +95,14 @@ def test_a_window_as_long_as_all_documents_meets_none_twice() -> None:
 
 
 def test_the_baseline_is_that_of_the_scored_targets() -> None:
-    data = data_of([40])
-    data.unigram_nats_V, data.token_bytes_V = np.array([1.0, 2.0, 4.0]), np.array([0, 3, 5])  # type: ignore[misc]
+    known = SimpleNamespace(unigram_nats_V=np.array([1.0, 2.0, 4.0]), token_bytes_V=np.array([0, 3, 5]))
+    data = cast(TokenData, known)
     scored = np.array([[True, False], [True, True]])
     batch = Batch(np.array([[0, 1, 2], [2, 2, 1]], np.int32), scored, documents=np.zeros((2, 2), np.int32))
-    found = PackedWindows(data, 2).baseline(batch)
+    found = TokenData.baseline(data, batch)
     assert found.loss == pytest.approx((2 + 4 + 2) / 3)
     assert found.bytes_per_token == pytest.approx((3 + 5 + 3) / 3)
+    assert TokenData.baseline(data, Batch(batch.tokens)).loss == pytest.approx((2 + 4 + 4 + 2) / 4)
 
 
 def test_a_stream_has_no_documents_to_pack() -> None:

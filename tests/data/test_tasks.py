@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from task_answers import answers_from_targets
 from task_tools import settings_of
 
 from dsabench.data.tasks import (
     TaskBatch,
     TaskWindows,
-    answers_from_targets,
     piece,
 )
 from dsabench.spec.tasks import TASKS

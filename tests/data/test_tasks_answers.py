@@ -13,13 +13,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from task_answers import target_recall, target_recall_chance
 from task_tools import settings_of
 
 from dsabench.data.tasks import (
     TaskBatch,
     TaskWindows,
-    target_recall,
-    target_recall_chance,
 )
 from dsabench.spec.task import TaskSettings
 from dsabench.spec.tasks import TASKS, Arithmetic

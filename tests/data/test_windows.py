@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dsabench.data import Batch, TokenData, Windows, validation_window
+from dsabench.data import TokenData, Windows, validation_window
 from dsabench.errors import DataError
 
 SIZES = st.lists(st.integers(1, 40), min_size=1, max_size=12)
@@ -150,12 +150,3 @@ def test_a_chosen_window_is_the_documents_own_tokens() -> None:
 def test_a_window_that_is_not_there_is_refused_with_what_is(document: int | None, start: int, message: str) -> None:
     with pytest.raises(DataError, match=message):
         validation_window(data_of([9], [2, 5, 10]), 4, document, start)
-
-
-def test_the_baseline_is_that_of_the_windows_targets() -> None:
-    data = data_of([40])
-    data.unigram_nats_V, data.token_bytes_V = np.array([1.0, 2.0, 4.0]), np.array([0, 3, 5])  # type: ignore[misc]
-    found = Windows(data, 2).baseline(Batch(np.array([[0, 1, 2], [2, 2, 1]], np.int32)))
-    assert found.loss == pytest.approx((2 + 4 + 4 + 2) / 4)
-    assert found.bytes_per_token == pytest.approx((3 + 5 + 5 + 3) / 4)
-    assert found.accuracy is None

@@ -384,6 +384,16 @@ def test_windows_that_do_not_fit_are_halved(monkeypatch: pytest.MonkeyPatch) -> 
     assert found.length == 150 and found.first is not None and found.first.leak.position == 3
 
 
+def test_no_memory_for_the_audit_is_not_the_attentions_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    def hungry(self: Any, x_BTD: Tensor, context: AttentionContext) -> Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    plant(monkeypatch, hungry)
+    spec = spec_of()
+    found = gate.refuse_leaks(spec, 101, resolve(spec.engine))
+    assert isinstance(found.crash, torch.OutOfMemoryError), "the runner knows what to do with it"
+
+
 def test_what_is_no_attention_output_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(DSA, "forward", lambda self, x_BTD, context: x_BTD)
     with pytest.raises(SpecError, match="attention dsa: forward returned Tensor; an AttentionOutput is expected"):

@@ -9,11 +9,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from task_answers import target_recall, target_recall_chance
 from task_tools import settings_of
 
 from dsabench.attention.base import Selection
 from dsabench.data import Batch
-from dsabench.data.tasks import TaskWindows, target_recall, target_recall_chance
+from dsabench.data.tasks import TaskWindows
 from dsabench.engine import evaluation
 from dsabench.engine.device import Execution
 from dsabench.engine.evaluation import Evaluator, bits_per_byte, recall_BT, selection_recall

@@ -17,7 +17,7 @@ from dsabench.errors import DsabenchError
 from dsabench.planning import plan
 from dsabench.spec.fields import RunSpec
 from dsabench.spec.identity import run_id
-from dsabench.spec.sweep import validate
+from dsabench.spec.sweep import load_sweep, validate
 from dsabench.store import load_runs, read_metrics
 
 
@@ -132,6 +132,7 @@ def test_identity_is_the_task_and_not_what_a_text_needs(tmp_path: Path) -> None:
         ({"source": "task:recall", "task": {"n_pair": 4}}, r"unknown field data\.task\.n_pair; did you mean n_pairs\?"),
         ({"source": "task:recall", "task": {"n_pairs": 0}}, r"data\.task\.n_pairs = 0 is not accepted; accepted: a wh"),
         ({"source": "task:recall", "task": {"name": "needle"}}, r"are two tasks; leave task\.name out"),
+        ({"source": "task:recall", "tokenzier": "bytes"}, r"unknown field data\.tokenzier; did you mean tokenizer\?"),
         ({"source": "task:recall", "task": 3}, r"task = 3 is not accepted; accepted: a mapping"),
         ({"source": "task:recall"}, r"takes 64 tokens.*length 32 has 33; n_pairs = 8 and n_queries = 8 would fit"),
     ],
@@ -139,3 +140,13 @@ def test_identity_is_the_task_and_not_what_a_text_needs(tmp_path: Path) -> None:
 def test_bad_settings_are_named(data: dict[str, Any], message: str) -> None:
     with pytest.raises(DsabenchError, match=message):
         spec_of(data=data)
+
+
+@pytest.mark.parametrize(("source", "task"), [("sotu", None), ("task:needle", {"n_needles": 2})])
+def test_another_source_leaves_the_settings_of_the_configs_task(source: str, task: dict[str, Any] | None) -> None:
+    sweep = load_sweep("recall")
+    for path, value in {"data.source": source, **{f"data.task.{k}": v for k, v in (task or {}).items()}}.items():
+        sweep.set(path, value, f"--set {path}: ")
+    data = sweep.first().data
+    assert data.source == source
+    assert (data.task.size if data.task else None) == (2 if task else None)

@@ -85,6 +85,12 @@ def test_an_override_holds_on_every_rung(tmp_path: Path) -> None:
     assert {spec.train.tokens_per_step for spec in sweep.runs()} == {4096}, "a rung changes no part of it any more"
 
 
+def test_an_override_holds_on_a_rung_that_says_the_same_in_another_way(tmp_path: Path) -> None:
+    sweep = load_sweep("seed_ladder")  # its last rung sets train.tokens_per_step
+    sweep.set("train.batch_size", 3, "--set: ")
+    assert {spec.train.batch_size for spec in sweep.runs()} == {3}
+
+
 def test_its_record_is_a_config_of_the_same_runs(tmp_path: Path) -> None:
     from dsabench.analysis.provenance import as_yaml
 

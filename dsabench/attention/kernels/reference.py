@@ -21,10 +21,7 @@ def allowed_keys(length: int, document_ids_BT: Tensor | None, device: torch.devi
 
     (T, S) without document ids, (B, T, S) with them.
     """
-    causal_TS = torch.ones(length, length, dtype=torch.bool, device=device).tril()
-    if document_ids_BT is None:
-        return causal_TS
-    return causal_TS & (document_ids_BT[:, :, None] == document_ids_BT[:, None, :])
+    return allowed_at(torch.arange(length, device=device), length, document_ids_BT)
 
 
 def allowed_at(query_Q: Tensor, length: int, document_ids_BT: Tensor | None) -> Tensor:

@@ -7,7 +7,6 @@ held_out = windows.evaluation("val", 131_072)
 windows.decode(batch.tokens[0])                            # "k7 v3 . . k2 v9 . k7 v3"
 """
 
-from dsabench.data.tasks.answers import answers_from_targets, target_recall, target_recall_chance
 from dsabench.data.tasks.batch import TaskBatch, piece
 from dsabench.data.tasks.curriculum import Level, full_level, level
 from dsabench.data.tasks.draws import Draws
@@ -18,12 +17,9 @@ __all__ = [
     "Level",
     "TaskBatch",
     "TaskWindows",
-    "answers_from_targets",
     "fingerprint",
     "full_level",
     "generate",
     "level",
     "piece",
-    "target_recall",
-    "target_recall_chance",
 ]

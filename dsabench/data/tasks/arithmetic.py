@@ -5,17 +5,14 @@ Legend: B windows, P problems of a window, N digits of an operand, A digits of a
 
 from __future__ import annotations
 
-from typing import Literal
-
 import numpy as np
 from numpy.typing import NDArray
 
+from dsabench.data.batch import SplitName
 from dsabench.data.tasks.batch import TaskBatch, blank, first_id
 from dsabench.data.tasks.curriculum import Level
 from dsabench.data.tasks.draws import Draws, Integers
 from dsabench.spec.tasks import Arithmetic
-
-SplitName = Literal["train", "val"]
 
 HELD_OUT_EIGHTH = np.uint64(7)
 """Problems with this value in the top three bits of their hash, an eighth of all, stand in validation windows only."""
