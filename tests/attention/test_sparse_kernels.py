@@ -49,7 +49,7 @@ def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.Tensor, "new_empty", poison(made))
 
 
-SMALL = top_k.Tiling(queries=16, keys=16, programs=1, stride=4, entries=16)
+SMALL = top_k.Tiling(queries=16, keys=16, programs=1, stride=4)
 """Lists of 128 entries: 140 keys overflow them."""
 
 
@@ -75,7 +75,7 @@ def lists(x: Inputs, k: int, tiling: top_k.Tiling) -> tuple[torch.Tensor, torch.
 )
 def test_the_selection_is_the_references(sizes: Sizes, seed: int) -> None:
     x = draw(sizes, seed)
-    selected, index_lse = lists(x, sizes.k, top_k.Tiling(queries=16, keys=32, programs=1, entries=16))
+    selected, index_lse = lists(x, sizes.k, top_k.Tiling(queries=16, keys=32, programs=1))
     expected = expected_selection(x, sizes.k)
     assert torch.equal(selected, expected)
     kept = scores_of(x).detach().gather(-1, expected.clamp(min=0).long()).masked_fill(expected < 0, -torch.inf)

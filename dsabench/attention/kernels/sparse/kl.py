@@ -57,46 +57,49 @@ def _kl(
     k += batch * G * D
     k_index += batch * DI
     selected += row * K
+    # Slots are the rows of every product, so that sums over heads stay within a few lanes.
     q_MI, w_M = load_indexer(q_index, w_index, row, J, DI, WIDE_I, MJ)
+    q_IM = tl.trans(q_MI)
     q_MD, base = _load_attention(q, lse, row, 0, H, G, BLOCKS, D, WIDE, M)
+    q_DM = tl.trans(q_MD)
     index_base = tl.load(index_lse + row)
     total = tl.zeros((N,), dtype=tl.float32)
-    d_q_MI = tl.zeros((MJ, WIDE_I), dtype=tl.float32)
-    d_w_M = tl.zeros((MJ,), dtype=tl.float32)
+    d_q_IM = tl.zeros((WIDE_I, MJ), dtype=tl.float32)
+    d_w_NM = tl.zeros((N, MJ), dtype=tl.float32)
     i = tl.arange(0, WIDE_I)
     for n0 in range(0, K, N):
         s, keep = load_slots(selected, n0 + tl.arange(0, N), tl.program_id(0) % T, K)
         k_NI = gather(k_index, s, keep, DI, DI, WIDE_I)
         if ONE:
             k_ND = gather(k, s, keep, D, D, WIDE)
-            score = tl.dot(q_MD, tl.trans(k_ND), input_precision=PRECISION) * (scale * LOG2E)
-            p = tl.sum(tl.exp2(score - base[:, None]), axis=0)
+            score = tl.dot(k_ND, q_DM, input_precision=PRECISION) * (scale * LOG2E)
+            p = tl.sum(tl.exp2(score - base[None, :]), axis=1)
         else:
             p = tl.zeros((N,), dtype=tl.float32)
             for part in range(0, G * BLOCKS):
                 q_MD, base = _load_attention(q, lse, row, part, H, G, BLOCKS, D, WIDE, M)
                 k_ND = gather(k + part // BLOCKS * D, s, keep, G * D, D, WIDE)
-                score = tl.dot(q_MD, tl.trans(k_ND), input_precision=PRECISION) * (scale * LOG2E)
-                p += tl.sum(tl.exp2(score - base[:, None]), axis=0)
-        p = tl.where(keep, p / H, 0.0)
-        dots = tl.dot(q_MI, tl.trans(k_NI), input_precision=PRECISION)
+                score = tl.dot(k_ND, tl.trans(q_MD), input_precision=PRECISION) * (scale * LOG2E)
+                p += tl.sum(tl.exp2(score - base[None, :]), axis=1)
+        dots = tl.dot(k_NI, q_IM, input_precision=PRECISION)
         relu = tl.maximum(dots, 0.0)
-        log_q = tl.where(keep, tl.sum(relu * w_M[:, None], axis=0) - index_base, 0.0)
+        p = tl.where(keep, p / H, 0.0)
+        log_q = tl.where(keep, tl.sum(relu * w_M[None, :], axis=1) - index_base, 0.0)
         total += tl.where(p > 0, p * (tl.log(tl.where(p > 0, p, 1.0)) - log_q), 0.0)
         if GRADS:
             d_score = tl.where(keep, tl.exp(log_q) - p, 0.0)
-            d_w_M += tl.sum(relu * d_score[None, :], axis=1)
-            d_dots = tl.where(dots > 0, d_score[None, :] * w_M[:, None], 0.0).to(k_NI.dtype)
-            d_q_MI += tl.dot(d_dots, k_NI, input_precision=PRECISION)
-            d_k_NI = tl.dot(tl.trans(d_dots), q_MI, input_precision=PRECISION)
+            d_w_NM += relu * d_score[:, None]
+            d_dots = tl.where(dots > 0, d_score[:, None] * w_M[None, :], 0.0).to(k_NI.dtype)
             to = (batch + s)[:, None] * DI + i[None, :]
+            d_k_NI = tl.dot(d_dots, q_MI, input_precision=PRECISION)
             adding.add(d_k, to, d_k_NI, keep[:, None] & (i < DI)[None, :], scale_k, FIXED)
+            d_q_IM += tl.dot(tl.trans(k_NI), d_dots, input_precision=PRECISION)
     tl.store(loss + row, tl.sum(total, axis=0))
     if GRADS:
         m = tl.arange(0, MJ)
         at = (row * J + m)[:, None] * DI + i[None, :]
-        tl.store(d_q + at, d_q_MI * inverse, mask=(m < J)[:, None] & (i < DI)[None, :])
-        tl.store(d_w + row * J + m, d_w_M * inverse, mask=m < J)
+        tl.store(d_q + at, tl.trans(d_q_IM) * inverse, mask=(m < J)[:, None] & (i < DI)[None, :])
+        tl.store(d_w + row * J + m, tl.sum(d_w_NM, axis=0) * inverse, mask=m < J)
 
 
 def sparse_kl(

@@ -12,31 +12,40 @@ from dsabench.attention.kernels.sparse.threshold import as_float, keep_best
 
 
 @triton.jit
-def put(entries, at, score, s, PLAIN: tl.constexpr):
-    """entries[at] = (score, s) where at >= 0.
+def put(entries, prefix, place, score, bound, s, T: tl.constexpr, S: tl.constexpr, PLAIN: tl.constexpr):
+    """entries[prefix + place] = (score, s) where score > bound; prefix and place are whole numbers in fp32.
 
     By inline PTX, for the layout that the scores have already: tl.store wants one in which rows are contiguous, and
     would send scores, positions and 64-bit addresses through shared memory to get it, five times the products' time.
+    The index is read off the mantissa of 2^23 + it, because conversions to integers are slow.
     """
     if PLAIN:
-        word = (score.to(tl.int32, bitcast=True).to(tl.int64) << 32) | s.to(tl.int64)
-        tl.store(entries + tl.maximum(at, 0), word, mask=at >= 0)
+        at = (prefix + place[:, None]).to(tl.int32)
+        word = (score.to(tl.int32, bitcast=True).to(tl.int64) << 32) | s[None, :].to(tl.int64)
+        tl.store(entries + at, word, mask=score > bound[:, None])
     else:
+        at = (prefix + (place + 8388608.0)[:, None]).to(tl.int32, bitcast=True)
         tl.inline_asm_elementwise(
             """{
             .reg .pred p;
             .reg .b64 a;
-            setp.ge.s32 p, $2, 0;
-            mad.wide.s32 a, $2, 8, $1;
-            @p st.global.v2.b32 [a], {$4, $3};
+            setp.gt.f32 p, $3, $4;
+            mad.wide.u32 a, $2, 8, $1;
+            @p st.global.v2.b32 [a], {$5, $3};
             mov.b32 $0, 0;
             }""",
-            "=r,l,r,r,r",
-            [entries.to(tl.int64), at, score.to(tl.int32, bitcast=True), s],
+            "=r,l,r,r,r,r",
+            [
+                entries.to(tl.int64) - 8 * 0x4B000000,
+                at,
+                score.to(tl.int32, bitcast=True),
+                tl.broadcast_to(bound.to(tl.int32, bitcast=True)[:, None], (T, S)),
+                tl.broadcast_to(s[None, :], (T, S)),
+            ],
             dtype=tl.int32,
             is_pure=False,
             pack=1,
-        )
+        )  # fmt: skip
 
 
 @triton.jit

@@ -28,158 +28,19 @@ from typing import NamedTuple
 
 import torch
 import triton
-import triton.language as tl
 from torch import Tensor
 
-from dsabench.attention.kernels.sparse.lists import get, prune, put
-from dsabench.attention.kernels.sparse.threshold import as_float, keep_best, ordered, threshold
-from dsabench.attention.kernels.sparse.tiles import (
-    check,
-    fitting,
-    held,
-    load_heads,
-    load_keys,
-    power_of_two,
-    precision,
-    score_tile,
-)
+from dsabench.attention.kernels.sparse.tiles import check, fitting, held, power_of_two, precision
+from dsabench.attention.kernels.sparse.top_k_kernels import append, emit, guess, redo, sample
 
 MOST_KEYS = 4096
 """Largest k."""
 
 SCRATCH_BYTES = 1 << 30
-"""Most scratch, whatever L and B: the lists of all programs together."""
+"""Most scratch, whatever L and B: the lists of the queries that are worked on together."""
 
-
-@triton.jit
-def _guess(
-    entries, qs, ws, q, w, k, t, first, lowest, end, stride, rank, L, J: tl.constexpr, DI: tl.constexpr,
-    WIDE: tl.constexpr, N: tl.constexpr, T: tl.constexpr, S: tl.constexpr, C: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """A bound for each row from every stride-th key: about `rank` of those are above it. -inf for rows of few keys."""
-    row = tl.arange(0, T)
-    values = entries.to(tl.pointer_type(tl.float32))
-    samples = tl.cdiv(end - lowest, stride)
-    for i in range(0, tl.cdiv(samples, S)):
-        c = i * S + tl.arange(0, S)
-        s = lowest + c * stride
-        score = score_tile(qs, ws, q, w, t, load_keys(k, s, L, DI, WIDE), L, J, DI, WIDE, N, T, S, PRECISION)
-        allowed = (s[None, :] <= t[:, None]) & (s[None, :] >= first[:, None])
-        tl.store(values + row[:, None] * (2 * C) + c[None, :], tl.where(allowed, score, -float("inf")))
-    tl.debug_barrier()
-    bound = tl.full((T,), -float("inf"), dtype=tl.float32)
-    c = tl.arange(0, C)
-    for r in range(0, T):
-        value = tl.load(values + r * (2 * C) + c, mask=c < samples, other=-float("inf"))
-        filled = value > -float("inf")
-        order = ordered(value, filled)
-        have = tl.sum(filled.to(tl.int32), axis=0)
-        if have >= 2 * rank:
-            limit, _ = threshold(order, filled, rank, rank // 16)
-            bound = tl.where(row == r, as_float(limit), bound)
-    tl.debug_barrier()
-    return bound
-
-
-@triton.jit
-def _append(
-    entries, qs, ws, q, w, k, t, first, lowest, end, bound, before, K, slack, L, J: tl.constexpr,
-    DI: tl.constexpr, WIDE: tl.constexpr, N: tl.constexpr, T: tl.constexpr, S: tl.constexpr, C: tl.constexpr,
-    PRECISION: tl.constexpr, PLAIN: tl.constexpr,
-):  # fmt: skip
-    """Pass over the keys from `lowest` to `end`; the number of entries of each list. before[i, j] = (i < j)."""
-    row = tl.arange(0, T)
-    count = tl.zeros((T,), dtype=tl.int32)
-    inner, outer = tl.max(first, axis=0), tl.min(t, axis=0) + 1  # every row may see these keys
-    s0 = lowest
-    while s0 < end:
-        if C - tl.max(count, axis=0) < 2 * S:
-            count, bound = prune(entries, count, bound, K, slack, T, C)
-        # So many tiles fit the fullest list whatever they hold: the loop over them tests for nothing.
-        tiles = tl.minimum((C - tl.max(count, axis=0)) // S, tl.cdiv(end - s0, S))
-        for i in range(0, tiles):
-            s = s0 + i * S + tl.arange(0, S)
-            score = score_tile(qs, ws, q, w, t, load_keys(k, s, L, DI, WIDE), L, J, DI, WIDE, N, T, S, PRECISION)
-            if (s0 + i * S < inner) | (s0 + (i + 1) * S > outer):  # few tiles; the others need no mask
-                allowed = (s[None, :] <= t[:, None]) & (s[None, :] >= first[:, None])
-                score = tl.where(allowed, score, -float("inf"))
-            take = score > bound[:, None]
-            # Prefix sums by the tensor cores: small integers, exact, and in the layout that the scores have. A sum is
-            # read off the mantissa of 2^23 + sum, because conversions to integers are slow.
-            prefix = tl.dot(tl.where(take, 1.0, 0.0).to(tl.float16), before) + 8388608.0
-            base = row * C + count - 0x4B000000
-            at = prefix.to(tl.int32, bitcast=True) + base[:, None]
-            put(entries, tl.where(take, at, -1), score, tl.broadcast_to(s[None, :], (T, S)), PLAIN)
-            count += tl.sum(take.to(tl.int32), axis=1)
-        s0 += tiles * S
-    return count
-
-
-@triton.jit
-def _emit(entries, selected, lse, batch, block, count, L, K, slots, T: tl.constexpr, C: tl.constexpr):
-    """The K best of each list, and their logsumexp."""
-    row, c = tl.arange(0, T), tl.arange(0, C)
-    for r in range(0, tl.minimum(T, L - block * T)):
-        have = tl.sum(tl.where(row == r, count, 0), axis=0)
-        value, place, _ = get(entries + r * C, c, have)
-        keep, _, kept = keep_best(value, c < have, K, 0)
-        out = selected + (batch + block * T + r) * slots
-        tl.store(out + tl.cumsum(keep.to(tl.int32), axis=0) - 1, place, mask=keep)
-        tl.store(out + c, -1, mask=(c >= kept) & (c < slots))
-        top = tl.max(tl.where(keep, value, -float("inf")), axis=0)
-        total = tl.sum(tl.exp(tl.where(keep, value - top, -float("inf"))), axis=0)
-        tl.store(lse + batch + block * T + r, top + tl.log(total))
-
-
-# Compiled once for all lengths and k: no value of these makes the code better.
-_PLAIN_NUMBERS = ["L", "n_batch", "n_blocks", "K", "slots", "slack", "stride", "rank", "PROGRAMS"]
-
-
-@triton.jit(do_not_specialize=_PLAIN_NUMBERS)
-def _select(
-    q, k, w, start, entries, selected, lse, L, n_batch, n_blocks, K, slots, slack, stride, rank, PROGRAMS,
-    J: tl.constexpr, DI: tl.constexpr, WIDE: tl.constexpr, N: tl.constexpr, T: tl.constexpr, S: tl.constexpr,
-    C: tl.constexpr, PRECISION: tl.constexpr, PLAIN: tl.constexpr,
-):  # fmt: skip
-    """Programs take blocks of queries in turn, the longest first, back and forth so that each has the same share.
-
-    stride = 0 does without sampling.
-    """
-    entries += tl.program_id(0).to(tl.int64) * T * C
-    row, i = tl.arange(0, T), tl.arange(0, S)
-    before = (i[:, None] < i[None, :]).to(tl.float16)
-    for turn in range(0, tl.cdiv(n_batch * n_blocks, PROGRAMS)):
-        place = tl.program_id(0)
-        unit = turn * PROGRAMS + tl.where(turn % 2 == 0, place, PROGRAMS - 1 - place)
-        if unit < n_batch * n_blocks:
-            batch = (unit % n_batch).to(tl.int64) * L
-            block = n_blocks - 1 - unit // n_batch
-            t = block * T + row
-            first = tl.load(start + batch + t, mask=t < L, other=L)
-            lowest = tl.min(first, axis=0) // S * S
-            end = tl.minimum(block * T + T, L)
-            q_, k_, w_ = q + batch * J * DI, k + batch * DI, w + batch * J
-            qs, ws = load_heads(q_, w_, t, L, J, DI, WIDE, N)
-            bound = tl.full((T,), -float("inf"), dtype=tl.float32)
-            guessed = (stride > 0) & (end - lowest > C)
-            if guessed:
-                bound = _guess(
-                    entries, qs, ws, q_, w_, k_, t, first, lowest, end, stride, rank, L, J, DI, WIDE, N, T, S, C,
-                    PRECISION,
-                )  # fmt: skip
-            count = tl.zeros((T,), dtype=tl.int32)
-            tries = 2
-            while tries > 0:
-                count = _append(
-                    entries, qs, ws, q_, w_, k_, t, first, lowest, end, bound, before, K, slack, L, J, DI, WIDE, N, T,
-                    S, C, PRECISION, PLAIN,
-                )  # fmt: skip
-                short = tl.max(((t < L) & (count < tl.minimum(K, t + 1 - first))).to(tl.int32), axis=0)
-                tries = tl.where(guessed & (tries == 2) & (short > 0), 1, 0)
-                bound = tl.full((T,), -float("inf"), dtype=tl.float32)
-                tl.debug_barrier()
-            _emit(entries, selected, lse, batch, block, count, L, K, slots, T, C)
-            tl.debug_barrier()
+SAMPLE_TILES = 16
+"""Blocks of samples of a program."""
 
 
 class Tiling(NamedTuple):
@@ -188,15 +49,38 @@ class Tiling(NamedTuple):
     queries: int = 64
     keys: int = 64
     warps: int = 4
-    stages: int = 2
-    programs: int = 2
-    """Programs a multiprocessor."""
+    stages: int = 3
+    programs: int = 4
+    """Units of queries a multiprocessor that are worked on together: their lists are scratch."""
     stride: int = 16
     """Every stride-th key is sampled; 0 samples none."""
-    entries: int = 2048
-    """Least entries of a list: too few for a small k, and what the samples let pass overflows it."""
+    emit_warps: int = 4
     registers: int | None = None
-    """Most registers a thread, to fit more programs on a multiprocessor; None leaves it to the compiler."""
+    """Most registers a thread of `append`, to fit more programs on a multiprocessor; None leaves it to the compiler."""
+
+
+class Lists(NamedTuple):
+    """How long the lists are, and what the samples are asked."""
+
+    entries: int
+    stride: int
+    rank: int
+
+    @classmethod
+    def of(cls, k: int, length: int, tiling: Tiling) -> Lists:
+        """A list holds 2 k entries and what 6 sigma of the samples' luck let pass; samples fit into its memory."""
+        least = k + k // 8 + 4 * tiling.keys
+        if not tiling.stride:
+            return cls(power_of_two(max(2 * k, least)), 0, 0)
+        stride = tiling.stride
+        while True:
+            share = k / stride
+            rank = int(share + 3.5 * share**0.5) + 2
+            passing = stride * (rank + rank // 16 + 6 * rank**0.5)
+            entries = power_of_two(max(2 * k, least, int(passing) + tiling.keys))
+            if length <= 2 * entries * stride:
+                return cls(entries, stride, rank)
+            stride *= 2
 
 
 def document_starts(document_ids_BT: Tensor) -> Tensor:
@@ -248,28 +132,48 @@ def launch(
     q_BTJI: Tensor, k_BSI: Tensor, w_BTJ: Tensor, start_BT: Tensor, k: int, tiling: Tiling
 ) -> tuple[Tensor, Tensor]:
     """`top_k` by a tiling of choice; start: the first key that each query may see, (B, T) int32."""
-    q_BTJI, k_BSI, w_BTJ = q_BTJI.contiguous(), k_BSI.contiguous(), w_BTJ.contiguous()
+    q_BTJI, k_BSI, w_BTJ, start_BT = (x.contiguous() for x in (q_BTJI, k_BSI, w_BTJ, start_BT))
     n_batch, length, n_heads, width = q_BTJI.shape
+    device, queries = q_BTJI.device, tiling.queries
     tiling = tiling._replace(keys=fitting(tiling.keys, 1 << 15, width, size=q_BTJI.element_size()))
     k = min(k, length)
-    slack = k // 8
-    capacity = power_of_two(max(2 * k, k + slack + 4 * tiling.keys, tiling.entries))
-    n_blocks = triton.cdiv(length, tiling.queries)
-    processors = torch.cuda.get_device_properties(q_BTJI.device).multi_processor_count if q_BTJI.is_cuda else 2
-    fit = SCRATCH_BYTES // (tiling.queries * capacity * 8)
-    programs = max(1, min(processors * tiling.programs, n_batch * n_blocks, fit))
-    stride = max(tiling.stride, power_of_two(triton.cdiv(length, capacity), 1)) if tiling.stride else 0
-    share = k / stride if stride else 0.0
-    rank = int(share + 3.5 * share**0.5) + 2
-    device = q_BTJI.device
-    entries = torch.empty(programs * tiling.queries * capacity, dtype=torch.int64, device=device)
+    lists = Lists.of(k, length, tiling)
+    n_blocks = triton.cdiv(length, queries)
+    units = n_batch * n_blocks
+    processors = torch.cuda.get_device_properties(device).multi_processor_count if q_BTJI.is_cuda else 2
+    fit = SCRATCH_BYTES // (queries * lists.entries * 8)
+    chunk = max(1, min(processors * tiling.programs, units, fit))
+    entries = torch.empty(chunk * queries * lists.entries, dtype=torch.int64, device=device)
+    counts = torch.empty(chunk * queries, dtype=torch.int32, device=device)
+    bounds = torch.full((chunk * queries,), -float("inf"), device=device)
     selected_BTK = torch.empty(n_batch, length, k, dtype=torch.int32, device=device)
     lse_BT = torch.empty(n_batch, length, dtype=torch.float32, device=device)
-    _select[(programs,)](
-        q_BTJI, k_BSI, w_BTJ, start_BT.contiguous(), entries, selected_BTK, lse_BT, length, n_batch, n_blocks, k, k,
-        slack, stride, rank, programs, J=n_heads, DI=width, WIDE=power_of_two(width), N=held(tiling.queries, q_BTJI),
-        T=tiling.queries, S=tiling.keys, C=capacity, PRECISION=precision(q_BTJI), PLAIN=not q_BTJI.is_cuda,
-        num_warps=tiling.warps, num_stages=tiling.stages,
-        **({} if tiling.registers is None else {"maxnreg": tiling.registers}),
-    )  # fmt: skip
+    heads = {
+        "J": n_heads, "DI": width, "WIDE": power_of_two(width), "N": held(queries, q_BTJI), "S": tiling.keys,
+        "PRECISION": precision(q_BTJI), "num_warps": tiling.warps,
+    }  # fmt: skip
+    shape = {"T": queries, "C": lists.entries}
+    room = lists.entries - tiling.keys
+    inputs = (q_BTJI, k_BSI, w_BTJ, start_BT)
+    samples = entries.view(torch.float32)
+    more = {} if tiling.registers is None else {"maxnreg": tiling.registers}
+    for base in range(0, units, chunk):
+        n = min(chunk, units - base)
+        if lists.stride and length > room:
+            most = triton.cdiv(length, lists.stride)
+            sample[(n, triton.cdiv(most, SAMPLE_TILES * tiling.keys))](
+                *inputs, samples, base, length, n_blocks, lists.stride, room, TILES=SAMPLE_TILES, **heads, **shape
+            )
+            guess[(n * queries,)](
+                samples, start_BT, bounds, base, length, n_blocks, lists.stride, lists.rank, room,
+                M=power_of_two(most), num_warps=tiling.emit_warps, **shape,
+            )  # fmt: skip
+        append[(n,)](
+            *inputs, bounds, entries, counts, base, length, n_blocks, PLAIN=not q_BTJI.is_cuda,
+            num_stages=tiling.stages, **more, **heads, **shape,
+        )  # fmt: skip
+        redo[(n,)](*inputs, entries, counts, base, length, n_blocks, k, k // 8, **heads, **shape)
+        emit[(n * queries,)](
+            entries, counts, selected_BTK, lse_BT, base, length, n_blocks, k, k, num_warps=tiling.emit_warps, **shape
+        )
     return selected_BTK, lse_BT
