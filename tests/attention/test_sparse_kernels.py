@@ -14,6 +14,7 @@ if torch.cuda.is_available():
 from sparse_reference import (
     Inputs,
     Sizes,
+    allowed_by,
     ascending,
     draw,
     error,
@@ -149,6 +150,45 @@ def test_the_kl_loss_over_all_keys(sizes: Sizes, seed: int, deterministic: bool)
     found = found_dense_kl(x.to(torch.float32), deterministic)
     for mine, theirs in zip(found, expected_dense_kl(x), strict=True):
         assert error(mine, theirs) < TOLERANCE
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+@pytest.mark.parametrize(("queries", "keys"), [(16, 32), (32, 16)])
+@pytest.mark.parametrize("ahead", [False, True])
+def test_the_dense_kl_loss_by_other_tilings(queries: int, keys: int, ahead: bool, deterministic: bool) -> None:
+    """Blocks that end within a tile of keys, documents that start within one, products ahead of exponentials."""
+    sizes = Sizes(length=75, batch=2, heads=6, groups=2, width=20, index_heads=3, index_width=9, documents=0.04)
+    x = draw(sizes, 13, grid=False)
+    q, k, _, q_index, k_index, w_index = (leaf.detach() for leaf in x.to(torch.float32)[:6])
+    assert x.ids is not None
+    start = top_k.document_starts(x.ids)
+    cut = lse.Tiling(queries, keys, warps=4)
+    lse_BTH = lse.attention_lse(q, k, start, cut)
+    index_lse = lse.index_lse(q_index, k_index, w_index, start, cut)
+    allowed = allowed_by(x)
+    scores = scores_of(x).detach().masked_fill(~allowed, -torch.inf)
+    torch.testing.assert_close(index_lse.double(), scores.logsumexp(-1), rtol=1e-5, atol=1e-5)
+    logits = torch.einsum("bthd,bshd->bths", x.q, x.k.repeat_interleave(3, dim=2)).detach() * 20**-0.5
+    expected = logits.masked_fill(~allowed[..., None, :], -torch.inf).logsumexp(-1)
+    torch.testing.assert_close(lse_BTH.double(), expected, rtol=1e-5, atol=1e-5)
+    tiling = kl_dense.Tiling(queries, keys, warps=4, ahead=ahead)
+    found = kl_dense.launch(
+        q, k, lse_BTH, q_index, k_index, w_index, start, index_lse, True, deterministic, tiling
+    )  # fmt: skip
+    for mine, theirs, factor in zip(found, expected_dense_kl(x), (1, 3, 3, 3), strict=True):
+        assert error(factor * mine, theirs) < TOLERANCE
+
+
+def test_a_head_without_weight_has_a_gradient_for_it() -> None:
+    """The weights' gradient comes from sums that are not weighted."""
+    x = draw(Sizes(length=20, heads=2, index_heads=3), 14, grid=False)
+    with torch.no_grad():
+        x.w_index[..., 1] = 0.0
+    found = found_dense_kl(x.to(torch.float32), False)
+    for mine, theirs in zip(found, expected_dense_kl(x), strict=True):
+        assert error(mine, theirs) < TOLERANCE
+    assert float(found[3][..., 1].abs().sum()) > 0
+    assert not found[1][..., 1, :].any()
 
 
 def test_the_layer_end_to_end_on_its_own_selection() -> None:

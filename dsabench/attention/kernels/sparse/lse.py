@@ -4,19 +4,80 @@
 
 over all keys that a query may see, or, for the indexer, over a selection. In nats; without gradients.
 
+Time on the H100 over all keys at L = 65,536 (predicted, in ms). Attention, H = 16, D = 64: 3.4e10 exponentials at 16 a
+clock and SM, 10, which is more than the products (4.4 TFLOP, 9 at 500 TFLOP/s) and 6 instructions a score (7) that run
+beside them where four programs share an SM: 13. Indexer, J = 4, I = 64: 1.1 TFLOP and 25 instructions a pair, 3.
+
 Legend: B batch, T query (a block of them in kernels), S key (a block), H query heads, G key/value heads, D head width,
 J indexer heads, I (DI in code) indexer width, K selected slots, N slots of a block.
 """
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.nn import functional
 
-from dsabench.attention.kernels.sparse.attend_kernels import gather, load_slots
-from dsabench.attention.kernels.sparse.tiles import fitting, load_keys, power_of_two, precision, score_tile
+from dsabench.attention.kernels.sparse.attend_kernels import LOG2E, gather, load_slots
+from dsabench.attention.kernels.sparse.tiles import (
+    fitting,
+    held,
+    load_heads,
+    load_keys,
+    power_of_two,
+    precision,
+    score_tile,
+)
+
+UNSEEN = tl.constexpr(-1.0e37)
+"""A row's maximum before its first key. Keys that are not allowed score 10 times that: their powers are 0, not NaN."""
+
+
+@triton.jit
+def exp2(x, POWER: tl.constexpr):
+    """2^x, x to about 100. POWER 0: as Triton does it; 1: denormals become 0; 2: also, one of 4 by a polynomial.
+
+    Exponentials are what the streaming kernels wait for: 16 a clock and SM. Triton's own keeps denormals, which takes
+    three more instructions each, as many as are needed besides. A polynomial of degree 4 on [-1/2, 1/2] (wrong by 3e-6)
+    takes 9 instructions of units that have time.
+    """
+    if POWER == 0:
+        y = tl.exp2(x)
+    elif POWER == 1:
+        y = tl.inline_asm_elementwise("ex2.approx.ftz.f32 $0, $1;", "=f,f", [x], tl.float32, True, 1)
+    else:
+        y = tl.inline_asm_elementwise(
+            """{
+            .reg .f32 n, f, p;
+            .reg .b32 a, b;
+            ex2.approx.ftz.f32 $0, $4;
+            ex2.approx.ftz.f32 $1, $5;
+            ex2.approx.ftz.f32 $2, $6;
+            max.ftz.f32 f, $7, 0fC2FC0000;
+            add.ftz.f32 n, f, 0f4B400000;
+            mov.b32 a, n;
+            sub.ftz.f32 n, n, 0f4B400000;
+            sub.ftz.f32 f, f, n;
+            fma.rn.ftz.f32 p, f, 0f3C1CCBD5, 0f3D650A20;
+            fma.rn.ftz.f32 p, p, f, 0f3E76036E;
+            fma.rn.ftz.f32 p, p, f, 0f3F31706E;
+            fma.rn.ftz.f32 p, p, f, 0f3F7FFFF4;
+            mov.b32 b, p;
+            shl.b32 a, a, 23;
+            add.s32 b, a, b;
+            mov.b32 $3, b;
+            }""",
+            "=f,=f,=f,=f,f,f,f,f",
+            [x],
+            tl.float32,
+            True,
+            4,
+        )
+    return y
 
 
 @triton.jit
@@ -29,44 +90,69 @@ def _online(top, mass, score):
 
 
 @triton.jit
+def log2(x, POWER: tl.constexpr):
+    """The logarithm to base 2 of what is no denormal. Triton's own is a polynomial of 20 instructions."""
+    if POWER == 0:
+        y = tl.log2(x)
+    else:
+        y = tl.inline_asm_elementwise("lg2.approx.ftz.f32 $0, $1;", "=f,f", [x], tl.float32, True, 1)
+    return y
+
+
+@triton.jit
+def _add_tile(top, mass, score, s0, s, t, first, inner, outer, scale, S: tl.constexpr, POWER: tl.constexpr):
+    """A tile of scores goes into each row's maximum and sum of 2^(scale (score - maximum))."""
+    if (s0 < inner) | (s0 + S > outer):  # few tiles; the others need no mask
+        allowed = (s[None, :] <= t[:, None]) & (s[None, :] >= first[:, None])
+        score = tl.where(allowed, score, 10 * UNSEEN)
+    above = tl.maximum(top, tl.max(score, axis=1))
+    mass *= tl.exp2((top - above) * scale)
+    return above, mass + tl.sum(exp2(score * scale - (above * scale)[:, None], POWER), axis=1)
+
+
+@triton.jit
 def _attention(
-    q, k, start, lse, L, H, G, scale, D: tl.constexpr, WIDE: tl.constexpr, T: tl.constexpr, PRECISION: tl.constexpr,
+    q, k, start, lse, L, H, G, scale, D: tl.constexpr, T: tl.constexpr, S: tl.constexpr, PRECISION: tl.constexpr,
+    POWER: tl.constexpr,
 ):  # fmt: skip
     batch, h = (tl.program_id(1) // H).to(tl.int64) * L, tl.program_id(1) % H
-    t = (tl.num_programs(0) - 1 - tl.program_id(0)) * T + tl.arange(0, T)  # the longest first
-    first = tl.load(start + batch + t, mask=t < L, other=L)
-    d = tl.arange(0, WIDE)
-    at = ((batch + t) * H + h)[:, None] * D + d[None, :]
-    q_TD = tl.load(q + at, mask=(t < L)[:, None] & (d < D)[None, :], other=0.0)
-    top = tl.full((T,), -float("inf"), dtype=tl.float32)
+    t0 = (tl.num_programs(0) - 1 - tl.program_id(0)) * T  # the longest first
+    t = tl.minimum(t0 + tl.arange(0, T), L - 1)  # beyond the last row the last row again: no masks
+    d = tl.arange(0, D)
+    first = tl.load(start + batch + t)
+    q_TD = tl.load(q + ((batch + t) * H + h)[:, None] * D + d[None, :])
+    k += (batch * G + h // (H // G)) * D
+    top = tl.full((T,), UNSEEN, dtype=tl.float32)
     mass = tl.zeros((T,), dtype=tl.float32)
-    for s0 in range(tl.min(first, axis=0) // T * T, tl.minimum(tl.max(t, axis=0) + 1, L), T):
-        s = s0 + tl.arange(0, T)
-        key = ((batch + s) * G + h // (H // G))[None, :] * D + d[:, None]
-        k_DS = tl.load(k + key, mask=(s < L)[None, :] & (d < D)[:, None], other=0.0)
-        score = tl.dot(q_TD, k_DS, input_precision=PRECISION) * scale
-        allowed = (s[None, :] <= t[:, None]) & (s[None, :] >= first[:, None])
-        top, mass = _online(top, mass, tl.where(allowed, score, -float("inf")))
-    tl.store(lse + (batch + t) * H + h, top + tl.log(mass), mask=t < L)
+    inner, outer = tl.max(first, axis=0), t0 + 1  # every row may see these keys
+    for s0 in range(tl.min(first, axis=0) // S * S, tl.minimum(t0 + T, L), S):
+        s = s0 + tl.arange(0, S)
+        k_DS = tl.load(k + tl.minimum(s, L - 1).to(tl.int64)[None, :] * (G * D) + d[:, None])
+        score = tl.dot(q_TD, k_DS, input_precision=PRECISION)
+        top, mass = _add_tile(top, mass, score, s0, s, t, first, inner, outer, scale * LOG2E, S, POWER)
+    tl.store(lse + (batch + t) * H + h, top * scale + tl.log2(mass) / LOG2E)
 
 
 @triton.jit
 def _index(
-    q, k, w, start, lse, L, J: tl.constexpr, DI: tl.constexpr, WIDE: tl.constexpr, T: tl.constexpr,
-    PRECISION: tl.constexpr,
+    q, k, w, start, lse, L, J: tl.constexpr, DI: tl.constexpr, WIDE: tl.constexpr, N: tl.constexpr, T: tl.constexpr,
+    S: tl.constexpr, PRECISION: tl.constexpr, POWER: tl.constexpr,
 ):  # fmt: skip
     batch = tl.program_id(1).to(tl.int64) * L
-    t = (tl.num_programs(0) - 1 - tl.program_id(0)) * T + tl.arange(0, T)
-    first = tl.load(start + batch + t, mask=t < L, other=L)
+    t0 = (tl.num_programs(0) - 1 - tl.program_id(0)) * T
+    t = tl.minimum(t0 + tl.arange(0, T), L - 1)
+    first = tl.load(start + batch + t)
     q_, k_, w_ = q + batch * J * DI, k + batch * DI, w + batch * J
-    top = tl.full((T,), -float("inf"), dtype=tl.float32)
+    qs, ws = load_heads(q_, w_, t, L, J, DI, WIDE, N)
+    top = tl.full((T,), UNSEEN, dtype=tl.float32)
     mass = tl.zeros((T,), dtype=tl.float32)
-    for s0 in range(tl.min(first, axis=0) // T * T, tl.minimum(tl.max(t, axis=0) + 1, L), T):
-        s = s0 + tl.arange(0, T)
-        score = score_tile((), (), q_, w_, t, load_keys(k_, s, L, DI, WIDE), L, J, DI, WIDE, 0, T, T, PRECISION)
-        allowed = (s[None, :] <= t[:, None]) & (s[None, :] >= first[:, None])
-        top, mass = _online(top, mass, tl.where(allowed, score, -float("inf")))
-    tl.store(lse + batch + t, top + tl.log(mass), mask=t < L)
+    inner, outer = tl.max(first, axis=0), t0 + 1
+    for s0 in range(tl.min(first, axis=0) // S * S, tl.minimum(t0 + T, L), S):
+        s = s0 + tl.arange(0, S)
+        k_IS = load_keys(k_, s, L, DI, WIDE)
+        score = score_tile(qs, ws, q_, w_, t, k_IS, L, J, DI, WIDE, N, T, S, PRECISION)
+        top, mass = _add_tile(top, mass, score, s0, s, t, first, inner, outer, LOG2E, S, POWER)
+    tl.store(lse + batch + t, top + tl.log2(mass) / LOG2E)
 
 
 @triton.jit
@@ -96,35 +182,69 @@ def load_indexer(q, w, row, J: tl.constexpr, DI: tl.constexpr, WIDE: tl.constexp
     return q_MI, tl.load(w + row * J + m, mask=m < J, other=0.0).to(tl.float32)
 
 
+class Tiling(NamedTuple):
+    """How a pass over all keys is cut: results do not depend on it, but for rounding."""
+
+    queries: int = 128
+    keys: int = 64
+    warps: int = 8
+    stages: int = 3
+    registers: int | None = None
+    """Most registers of a thread: fewer let more programs share an SM."""
+    quartic: bool = False
+    """Every fourth exponential by a polynomial (bf16 only)."""
+
+    @classmethod
+    def of(cls, *tensors: Tensor) -> Tiling:
+        """One that fits the widths of these tensors."""
+        if tensors[0].dtype == torch.bfloat16 and max(x.shape[-1] for x in tensors) <= 128:
+            return cls()
+        rows = rows_of(*tensors)
+        return cls(rows, rows, warps=4, stages=2)
+
+
 def rows_of(*tensors: Tensor) -> int:
-    """Queries, and keys, of a tile of the streaming kernels."""
+    """Queries, and keys, of a small tile of the streaming kernels."""
     # Products in fp32 are unrolled multiplications: a larger tile takes minutes to compile and does not fit registers.
     most = 64 if tensors[0].dtype == torch.bfloat16 else 32
     return fitting(most, 1 << 15, *(x.shape[-1] for x in tensors), size=tensors[0].element_size())
 
 
-def attention_lse(q_BTHD: Tensor, k_BSGD: Tensor, start_BT: Tensor) -> Tensor:
+def power(x: Tensor, quartic: bool) -> int:
+    """Which exponentials: Triton's for exact products and its interpreter."""
+    return 0 if x.dtype == torch.float32 or not x.is_cuda else 2 if quartic else 1
+
+
+def padded(x: Tensor) -> Tensor:
+    """Contiguous, with zeros up to a width that is a power of two: x itself for the usual widths."""
+    return functional.pad(x, (0, power_of_two(x.shape[-1]) - x.shape[-1])).contiguous()
+
+
+def attention_lse(q_BTHD: Tensor, k_BSGD: Tensor, start_BT: Tensor, tiling: Tiling | None = None) -> Tensor:
     """(B, T, H) over the keys from start[t] to t."""
-    q_BTHD, k_BSGD = q_BTHD.contiguous(), k_BSGD.contiguous()
+    tiling = tiling or Tiling.of(q_BTHD)
     n_batch, length, n_heads, width = q_BTHD.shape
+    q_BTHD, k_BSGD = padded(q_BTHD), padded(k_BSGD)
     lse_BTH = torch.empty(n_batch, length, n_heads, dtype=torch.float32, device=q_BTHD.device)
-    block = rows_of(q_BTHD)
-    _attention[(triton.cdiv(length, block), n_batch * n_heads)](
-        q_BTHD, k_BSGD, start_BT, lse_BTH, length, n_heads, k_BSGD.shape[2], width**-0.5, D=width,
-        WIDE=power_of_two(width), T=block, PRECISION=precision(q_BTHD),
+    _attention[(triton.cdiv(length, tiling.queries), n_batch * n_heads)](
+        q_BTHD, k_BSGD, start_BT, lse_BTH, length, n_heads, k_BSGD.shape[2], width**-0.5, D=q_BTHD.shape[3],
+        T=tiling.queries, S=tiling.keys, PRECISION=precision(q_BTHD), POWER=power(q_BTHD, tiling.quartic),
+        num_warps=tiling.warps, num_stages=tiling.stages, maxnreg=tiling.registers,
     )  # fmt: skip
     return lse_BTH
 
 
-def index_lse(q_BTJI: Tensor, k_BSI: Tensor, w_BTJ: Tensor, start_BT: Tensor) -> Tensor:
+def index_lse(q_BTJI: Tensor, k_BSI: Tensor, w_BTJ: Tensor, start_BT: Tensor, tiling: Tiling | None = None) -> Tensor:
     """(B, T) over the keys from start[t] to t."""
+    tiling = tiling or Tiling.of(k_BSI)
     q_BTJI, k_BSI, w_BTJ = q_BTJI.contiguous(), k_BSI.contiguous(), w_BTJ.contiguous()
     n_batch, length, n_heads, width = q_BTJI.shape
     lse_BT = torch.empty(n_batch, length, dtype=torch.float32, device=q_BTJI.device)
-    block = rows_of(k_BSI)
-    _index[(triton.cdiv(length, block), n_batch)](
-        q_BTJI, k_BSI, w_BTJ, start_BT, lse_BT, length, J=n_heads, DI=width, WIDE=power_of_two(width), T=block,
-        PRECISION=precision(q_BTJI),
+    _index[(triton.cdiv(length, tiling.queries), n_batch)](
+        q_BTJI, k_BSI, w_BTJ, start_BT, lse_BT, length, J=n_heads, DI=width, WIDE=power_of_two(width),
+        N=held(tiling.queries, q_BTJI) if q_BTJI.dtype == torch.bfloat16 else 0, T=tiling.queries, S=tiling.keys,
+        PRECISION=precision(q_BTJI), POWER=power(q_BTJI, tiling.quartic), num_warps=tiling.warps,
+        num_stages=tiling.stages, maxnreg=tiling.registers,
     )  # fmt: skip
     return lse_BT
 
