@@ -43,10 +43,9 @@ class Tiling(NamedTuple):
     range_bytes: int = 0
     """Backward takes the keys in ranges whose K, V, dK and dV take so many bytes; 0: all at once."""
 
-    @classmethod
-    def of(cls, limit: int, x: Tensor, *widths: int) -> Tiling:
-        """As many slots as fit `limit` bytes at these widths and x's dtype."""
-        return cls(fitting(64, limit, *widths, size=x.element_size()))
+    def within(self, limit: int, x: Tensor, *widths: int) -> Tiling:
+        """With fewer slots where these do not fit `limit` bytes at these widths and x's dtype."""
+        return self._replace(slots=fitting(self.slots, limit, *widths, size=x.element_size()))
 
 
 def attend(
@@ -74,7 +73,10 @@ def attend(
 def _attend(
     q_BTHD: Tensor, k_BSGD: Tensor, v_BSGD: Tensor, selected_BTK: Tensor, deterministic: bool, ascending: bool
 ) -> tuple[Tensor, Tensor]:
-    return forward(q_BTHD, k_BSGD, v_BSGD, selected_BTK, Tiling.of(1 << 14, k_BSGD, k_BSGD.shape[-1]))
+    tiling = Tiling().within(1 << 14, k_BSGD, k_BSGD.shape[-1])
+    if k_BSGD.dtype == torch.bfloat16 and k_BSGD.shape[-1] <= 64 and q_BTHD.shape[2] <= 16 * k_BSGD.shape[2]:
+        tiling = tiling._replace(warps=1)  # its sums fit one warp's registers, and nothing waits for another warp
+    return forward(q_BTHD, k_BSGD, v_BSGD, selected_BTK, tiling)
 
 
 @_attend.register_fake
@@ -90,7 +92,7 @@ def _attend_backward(
     q_BTHD: Tensor, k_BSGD: Tensor, v_BSGD: Tensor, selected_BTK: Tensor, out_BTHD: Tensor, lse_BTH: Tensor,
     d_out_BTHD: Tensor, deterministic: bool, ascending: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    tiling = Tiling.of(1 << (12 if deterministic else 13), k_BSGD, k_BSGD.shape[-1])
+    tiling = Tiling(slots=32, warps=2).within(1 << (12 if deterministic else 13), k_BSGD, k_BSGD.shape[-1])
     if ascending:
         tiling = tiling._replace(range_bytes=RANGE_BYTES)
     return backward(q_BTHD, k_BSGD, v_BSGD, selected_BTK, out_BTHD, lse_BTH, d_out_BTHD, deterministic, tiling)

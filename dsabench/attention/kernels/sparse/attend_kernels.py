@@ -107,13 +107,11 @@ def attend_backward(
     delta = tl.sum(d_out_MD.to(tl.float32) * tl.load(out + at, mask=mask, other=0.0).to(tl.float32), axis=1)
     base = tl.load(lse + row.to(tl.int64) * H + h, mask=heads, other=float("inf")) * LOG2E
     base = tl.where(base == -float("inf"), float("inf"), base)  # no key at all: P is 0
-    # Slots are the rows of every product: P and dP have at once the layout in which the next products take them.
-    q_DM, d_out_DM = tl.trans(q_MD), tl.trans(d_out_MD)
     start = (batch * T * G + g) * D
     k += start
     v += start
     selected += row.to(tl.int64) * K
-    d_q_DM = tl.zeros((WIDE, M), dtype=tl.float32)
+    d_q_MD = tl.zeros((M, WIDE), dtype=tl.float32)
     begin = 0 * K
     end = K + begin
     if RANGED:
@@ -121,20 +119,20 @@ def attend_backward(
             return
         begin = _first_from(selected, from_key, K)
         end = _first_from(selected, to_key, K)
+        d_q_MD += tl.load(d_q + at, mask=mask, other=0.0)
     for n0 in range(begin, end, N):
         s, keep = load_slots(selected, n0 + tl.arange(0, N), t, end)
         k_ND = gather(k, s, keep, G * D, D, WIDE)
         v_ND = gather(v, s, keep, G * D, D, WIDE)
-        score = tl.dot(k_ND, q_DM, input_precision=PRECISION) * (scale * LOG2E)
-        p = tl.where(keep[:, None], tl.exp2(score - base[None, :]), 0.0)
-        d_p = tl.dot(v_ND, d_out_DM, input_precision=PRECISION)
-        d_score = (p * (d_p - delta[None, :]) * scale).to(q_MD.dtype)
+        score = tl.dot(q_MD, tl.trans(k_ND), input_precision=PRECISION) * (scale * LOG2E)
+        p = tl.where(keep[None, :], tl.exp2(score - base[:, None]), 0.0)
+        d_p = tl.dot(d_out_MD, tl.trans(v_ND), input_precision=PRECISION)
+        d_score = (p * (d_p - delta[:, None]) * scale).to(q_MD.dtype)
+        d_q_MD += tl.dot(d_score, k_ND, input_precision=PRECISION)
         to = start + s.to(tl.int64)[:, None] * (G * D) + d[None, :]
         kept = keep[:, None] & (d < D)[None, :]
-        adding.add(d_v, to, tl.dot(p.to(q_MD.dtype), d_out_MD, input_precision=PRECISION), kept, scale_v, FIXED)
-        adding.add(d_k, to, tl.dot(d_score, q_MD, input_precision=PRECISION), kept, scale_k, FIXED)
-        d_q_DM += tl.dot(tl.trans(k_ND), d_score, input_precision=PRECISION)
-    d_q_MD = tl.trans(d_q_DM)
-    if RANGED:
-        d_q_MD += tl.load(d_q + at, mask=mask, other=0.0)
+        d_v_ND = tl.dot(tl.trans(p.to(q_MD.dtype)), d_out_MD, input_precision=PRECISION)
+        adding.add(d_v, to, d_v_ND, kept, scale_v, FIXED)
+        d_k_ND = tl.dot(tl.trans(d_score), q_MD, input_precision=PRECISION)
+        adding.add(d_k, to, d_k_ND, kept, scale_k, FIXED)
     tl.store(d_q + at, d_q_MD.to(d_q.dtype.element_ty), mask=mask)

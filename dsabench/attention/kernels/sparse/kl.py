@@ -140,7 +140,8 @@ def _sparse_kl(
     q_BTHD: Tensor, k_BSGD: Tensor, lse_BTH: Tensor, q_BTJI: Tensor, k_BSI: Tensor, w_BTJ: Tensor,
     selected_BTK: Tensor, index_lse_BT: Tensor, grads: bool, deterministic: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    tiling = Tiling.of(1 << 14, k_BSI, k_BSGD.shape[-1], k_BSI.shape[-1])
+    limit = 1 << (15 if k_BSI.dtype == torch.bfloat16 else 14)
+    tiling = Tiling(stages=3).within(limit, k_BSI, k_BSGD.shape[-1], k_BSI.shape[-1])
     return launch(
         q_BTHD, k_BSGD, lse_BTH, q_BTJI, k_BSI, w_BTJ, selected_BTK, index_lse_BT, grads, deterministic, tiling
     )

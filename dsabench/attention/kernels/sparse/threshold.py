@@ -26,6 +26,14 @@ def as_float(order):
 
 
 @triton.jit
+def below(x):
+    """The next lower float: score > below(x) says score >= x. For numbers that are not -0.0; -inf stays."""
+    order = ordered(x, True)
+    lower = as_float(tl.where(order == 0, -2, order - 1))  # order -1 is -0.0, which equals 0.0
+    return tl.where(x == -float("inf"), x, lower)
+
+
+@triton.jit
 def threshold(order, filled, k, slack):
     """(x, n): n entries are >= x, and k <= n <= k + slack unless ties at x forbid it, when x is the k-th highest.
 

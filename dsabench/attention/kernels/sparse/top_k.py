@@ -50,11 +50,13 @@ class Tiling(NamedTuple):
     keys: int = 64
     warps: int = 4
     stages: int = 3
-    programs: int = 4
+    programs: int = 2
     """Units of queries a multiprocessor that are worked on together: their lists are scratch."""
     stride: int = 16
     """Every stride-th key is sampled; 0 samples none."""
     emit_warps: int = 4
+    piece: int = 1024
+    """Entries of a list that are written at a time."""
     registers: int | None = None
     """Most registers a thread of `append`, to fit more programs on a multiprocessor; None leaves it to the compiler."""
 
@@ -166,14 +168,15 @@ def launch(
             )
             guess[(n * queries,)](
                 samples, start_BT, bounds, base, length, n_blocks, lists.stride, lists.rank, room,
-                M=power_of_two(most), num_warps=tiling.emit_warps, **shape,
+                M=power_of_two(most), num_warps=4 if most <= 4096 else 8, **shape,
             )  # fmt: skip
         append[(n,)](
-            *inputs, bounds, entries, counts, base, length, n_blocks, PLAIN=not q_BTJI.is_cuda,
+            *inputs, bounds, entries, counts, base, length, n_blocks, k, PLAIN=not q_BTJI.is_cuda,
             num_stages=tiling.stages, **more, **heads, **shape,
         )  # fmt: skip
         redo[(n,)](*inputs, entries, counts, base, length, n_blocks, k, k // 8, **heads, **shape)
         emit[(n * queries,)](
-            entries, counts, selected_BTK, lse_BT, base, length, n_blocks, k, k, num_warps=tiling.emit_warps, **shape
-        )
+            entries, counts, selected_BTK, lse_BT, base, length, n_blocks, k, k, PIECE=min(tiling.piece, lists.entries),
+            num_warps=tiling.emit_warps, **shape,
+        )  # fmt: skip
     return selected_BTK, lse_BT

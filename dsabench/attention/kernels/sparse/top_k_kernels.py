@@ -13,8 +13,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from dsabench.attention.kernels.sparse.lists import prune, put
-from dsabench.attention.kernels.sparse.threshold import as_float, keep_best, ordered, threshold
+from dsabench.attention.kernels.sparse.lists import get, prune, put
+from dsabench.attention.kernels.sparse.threshold import as_float, below, ordered, threshold
 from dsabench.attention.kernels.sparse.tiles import load_heads, load_keys, score_tile
 
 # Compiled once for all lengths and k: no value of these makes the code better.
@@ -66,49 +66,54 @@ def guess(
     ts = t0 + tl.arange(0, T)
     lowest = tl.min(tl.load(start + batch + ts, mask=ts < L, other=L), axis=0)
     result = -float("inf")
-    if t < L:
-        if t + 1 - tl.load(start + batch + t) > room:
-            m = tl.arange(0, M)
-            there = m < tl.cdiv(tl.minimum(t0 + T, L) - lowest, stride)
-            value = tl.load(samples + tl.program_id(0).to(tl.int64) * (2 * C) + m, mask=there, other=-float("inf"))
-            filled = value > -float("inf")
-            if tl.sum(filled.to(tl.int32), axis=0) >= rank:
-                limit, _ = threshold(ordered(value, filled), filled, rank, rank // 16)
-                result = as_float(limit)
+    if t + 1 - tl.load(start + batch + t, mask=t < L, other=L) > room:
+        m = tl.arange(0, M)
+        there = m < tl.cdiv(tl.minimum(t0 + T, L) - lowest, stride)
+        value = tl.load(samples + tl.program_id(0).to(tl.int64) * (2 * C) + m, mask=there, other=-float("inf"))
+        filled = value > -float("inf")
+        if tl.sum(filled.to(tl.int32), axis=0) >= rank:
+            limit, _ = threshold(ordered(value, filled), filled, rank, rank // 16)
+            result = as_float(limit)
     tl.store(bound + tl.program_id(0), result)
 
 
 @triton.jit
 def _append_range(
-    entries, qs, ws, q, w, k, t, first, from_key, to_key, bound, count, before, L, J: tl.constexpr, DI: tl.constexpr,
+    entries, qs, ws, q, w, k, t, first, from_key, to_key, bound, count, before, K, L, J: tl.constexpr, DI: tl.constexpr,
     WIDE: tl.constexpr, N: tl.constexpr, T: tl.constexpr, S: tl.constexpr, C: tl.constexpr, PRECISION: tl.constexpr,
     PLAIN: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
-    """Keys from a multiple of S up to to_key. before[i, j] = (i < j)."""
+    """Keys from a multiple of S up to to_key. before[i, j] = (i < j).
+
+    Scores that equal the bound are taken while the list has fewer than K entries; one that comes later loses to K
+    earlier ones. They are common: relu makes a plateau of zeros, and a query whose weights are all negative has its
+    bound there.
+    """
     row = tl.arange(0, T)
+    lower = below(bound)
     for s0 in range(from_key, to_key, S):
         s = s0 + tl.arange(0, S)
         score = score_tile(qs, ws, q, w, t, load_keys(k, s, L, DI, WIDE), L, J, DI, WIDE, N, T, S, PRECISION)
         if MASKED:
             allowed = (s[None, :] <= t[:, None]) & (s[None, :] >= first[:, None])
             score = tl.where(allowed, score, -float("inf"))
-        take = score > bound[:, None]
-        taken = tl.where(take, 1.0, 0.0)
+        limit = tl.where(count < K, lower, bound)
+        taken = tl.where(score > limit[:, None], 1.0, 0.0)
         # Prefix sums by the tensor cores: small integers, exact, and in the layout that the scores have.
         prefix = tl.dot(taken.to(tl.float16), before)
         # A list that is full is written at its end, and known by its count.
         place = row * (1.0 * C) + tl.minimum(count, C - S)
-        put(entries, prefix, place, score, bound, s, T, S, PLAIN)
+        put(entries, prefix, place, score, limit, s, T, S, PLAIN)
         count += tl.sum(taken, axis=1)
     return count
 
 
 @triton.jit(do_not_specialize=_PLAIN_NUMBERS)
 def append(
-    q, k, w, start, bound, entries, counts, base, L, n_blocks, J: tl.constexpr, DI: tl.constexpr, WIDE: tl.constexpr,
+    q, k, w, start, bound, entries, counts, base, L, n_blocks, K, J: tl.constexpr, DI: tl.constexpr, WIDE: tl.constexpr,
     N: tl.constexpr, T: tl.constexpr, S: tl.constexpr, C: tl.constexpr, PRECISION: tl.constexpr, PLAIN: tl.constexpr,
 ):  # fmt: skip
-    """Every key above a row's bound to the row's list, and their number."""
+    """A row's list: every key above its bound, and the first ones at it; and their number."""
     batch, t, first, lowest, end = _unit(start, base, L, n_blocks, T)
     row, i = tl.program_id(0) * T + tl.arange(0, T), tl.arange(0, S)
     before = (i[:, None] < i[None, :]).to(tl.float16)
@@ -124,16 +129,16 @@ def append(
     inner = tl.minimum(tl.cdiv(tl.max(first, axis=0), S) * S, end)
     outer = tl.maximum(tl.min(t, axis=0) // S * S, inner)
     count = _append_range(
-        entries, qs, ws, q, w, k, t, first, lowest, inner, limit, count, before, L, J, DI, WIDE, N, T, S, C, PRECISION,
-        PLAIN, True,
+        entries, qs, ws, q, w, k, t, first, lowest, inner, limit, count, before, K, L, J, DI, WIDE, N, T, S, C,
+        PRECISION, PLAIN, True,
     )  # fmt: skip
     count = _append_range(
-        entries, qs, ws, q, w, k, t, first, inner, outer, limit, count, before, L, J, DI, WIDE, N, T, S, C, PRECISION,
-        PLAIN, False,
+        entries, qs, ws, q, w, k, t, first, inner, outer, limit, count, before, K, L, J, DI, WIDE, N, T, S, C,
+        PRECISION, PLAIN, False,
     )  # fmt: skip
     count = _append_range(
-        entries, qs, ws, q, w, k, t, first, outer, end, limit, count, before, L, J, DI, WIDE, N, T, S, C, PRECISION,
-        PLAIN, True,
+        entries, qs, ws, q, w, k, t, first, outer, end, limit, count, before, K, L, J, DI, WIDE, N, T, S, C,
+        PRECISION, PLAIN, True,
     )  # fmt: skip
     tl.store(counts + row, count.to(tl.int32))
 
@@ -175,21 +180,43 @@ def redo(
 
 
 @triton.jit(do_not_specialize=_PLAIN_NUMBERS)
-def emit(entries, counts, selected, lse, base, L, n_blocks, K, slots, T: tl.constexpr, C: tl.constexpr):
+def emit(
+    entries, counts, selected, lse, base, L, n_blocks, K, slots, T: tl.constexpr, C: tl.constexpr,
+    PIECE: tl.constexpr,
+):  # fmt: skip
     """The K best of a row's list, and their logsumexp."""
     unit = base + tl.program_id(0) // T
     t = (unit % n_blocks) * T + tl.program_id(0) % T
     if t < L:
-        c = tl.arange(0, C)
         have = tl.load(counts + tl.program_id(0))
-        # Scores and positions by themselves, so that few registers are taken while the threshold is looked for.
-        halves = entries.to(tl.pointer_type(tl.int32)) + tl.program_id(0).to(tl.int64) * (2 * C) + 2 * c
-        value = tl.load(halves + 1, mask=c < have, other=0).to(tl.float32, bitcast=True)
-        keep, _, kept = keep_best(value, c < have, K, 0)
-        top = tl.max(tl.where(keep, value, -float("inf")), axis=0)
-        total = tl.sum(tl.exp(tl.where(keep, value - top, -float("inf"))), axis=0)
+        entries += tl.program_id(0).to(tl.int64) * C
+        c = tl.arange(0, C)
+        high = entries.to(tl.pointer_type(tl.int32)) + 2 * c + 1
+        filled = c < have
+        order = ordered(tl.load(high, mask=filled, other=0).to(tl.float32, bitcast=True), filled)
+        k = tl.minimum(K, have)
+        limit, reach = threshold(order, filled, k, 0)
+        room = k - tl.sum((order > limit).to(tl.int32), axis=0)
+        top = as_float(tl.max(order, axis=0))
+        # Piece by piece from here on: the whole row's positions and places would not fit the registers.
         at = (unit // n_blocks).to(tl.int64) * L + t
-        tl.store(lse + at, top + tl.log(total))
         out = selected + at * slots
-        tl.store(out + tl.cumsum(keep.to(tl.int32), axis=0) - 1, tl.load(halves, mask=keep), mask=keep)
-        tl.store(out + c, -1, mask=(c >= kept) & (c < slots))
+        kept, tied = 0, 0
+        total = tl.zeros((PIECE,), dtype=tl.float32)
+        for c0 in range(0, have, PIECE):
+            e = c0 + tl.arange(0, PIECE)
+            value, place, _word = get(entries, e, have)
+            x = ordered(value, e < have)
+            keep = (x >= limit) & (e < have)
+            if reach > k:  # more keys equal the last one than there is room for: the first ones
+                same = keep & (x == limit)
+                keep = keep & ((x > limit) | (tied + tl.cumsum(same.to(tl.int32), axis=0) <= room))
+                tied += tl.sum(same.to(tl.int32), axis=0)
+            number = kept + tl.cumsum(keep.to(tl.int32), axis=0)
+            tl.store(out + number - 1, place, mask=keep)
+            total += tl.exp(tl.where(keep, value - top, -float("inf")))
+            kept += tl.sum(keep.to(tl.int32), axis=0)
+        for c0 in range(k, slots, PIECE):
+            e = c0 + tl.arange(0, PIECE)
+            tl.store(out + e, -1, mask=e < slots)
+        tl.store(lse + at, top + tl.log(tl.sum(total, axis=0)))
