@@ -55,8 +55,9 @@ class DSASpec(AttentionSpec):
 
     backend: Literal["auto", "reference", "masked", "triton"] = "auto"
     """How it is computed; results differ by rounding alone. `reference` gathers, slowly and plainly; `masked` masks a
-    dense product; `triton` (a CUDA GPU) streams scores and gathers the selection, without any L x L tensor; it was
-    tested through Triton's interpreter and has not run on a GPU yet, so `auto` is masked."""
+    dense product; `triton` (a CUDA GPU) streams scores and gathers the selection, without any L x L tensor; `auto` takes
+    it on a GPU where it was measured to be faster: from 2048 tokens on and k <= L/4 where at least 8 query heads share
+    a KV head (model.n_kv_heads), else from 8192 tokens on and k <= L/8."""
 
     indexer: IndexerSpec = IndexerSpec()
     """The lightning indexer."""
@@ -233,10 +234,11 @@ class DSA(Attention):
         return items
 
 
-def _size(spec: RunSpec) -> tuple[str, int, int, str | None]:
+def _size(spec: RunSpec) -> tuple[str, int, int, int, str | None]:
     """What `dispatch.choose` decides by, but for the machine."""
     attention = spec.attention
     assert isinstance(attention, DSASpec)
     k, indexer = min(attention.n_selected(spec.length), spec.length), attention.indexer
     limit = dispatch.limit_of(k, spec.model.head_dim, indexer.n_heads, indexer.head_dim)
-    return attention.backend, spec.length, k, limit
+    sharing = spec.model.n_heads // (spec.model.n_kv_heads or spec.model.n_heads)
+    return attention.backend, spec.length, k, sharing, limit

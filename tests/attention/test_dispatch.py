@@ -35,28 +35,28 @@ def small_spec(name: str) -> RunSpec:
     )
 
 
-def long_spec(backend: str = "auto", length: int = 16_384, **attention: Any) -> RunSpec:
+def long_spec(backend: str = "auto", length: int = 16_384, n_kv_heads: int | None = None, **attention: Any) -> RunSpec:
     attention = {"top_k": 1024, **attention}
     return validate(
         {
             "length": length,
             "attention": {"kind": "dsa", "backend": backend, **attention},
+            "model": {"n_kv_heads": n_kv_heads},
             "train": {"batch_size": 1},
         }
     )
 
 
 @pytest.mark.parametrize(
-    ("length", "top_k", "expected"),
-    [(16_384, 2048, "triton"), (16_384, 2049, "masked"), (16_383, 256, "masked"), (65_536, 4096, "triton"),
-     (65_536, 4097, "masked"), (256, 32, "masked")],
+    ("n_kv_heads", "length", "top_k", "expected"),
+    [(1, 2048, 512, "triton"), (1, 2048, 513, "masked"), (1, 2047, 64, "masked"), (1, 65_536, 4096, "triton"),
+     (1, 65_536, 4097, "masked"), (1, 256, 32, "masked"), (None, 8192, 1024, "triton"), (None, 8192, 1025, "masked"),
+     (None, 8191, 64, "masked")],
 )  # fmt: skip
 def test_auto_takes_the_kernels_where_they_pay_and_run(
-    length: int, top_k: int, expected: str, monkeypatch: pytest.MonkeyPatch
+    n_kv_heads: int | None, length: int, top_k: int, expected: str
 ) -> None:
-    assert backend(long_spec(length=length, top_k=top_k), GPU) == "masked", "before a crossover is measured"
-    monkeypatch.setattr(dispatch, "CROSSOVER_LENGTH", 16_384)
-    spec = long_spec(length=length, top_k=top_k)
+    spec = long_spec(length=length, n_kv_heads=n_kv_heads, top_k=top_k)
     assert backend(spec, GPU) == expected
     assert backend(spec, CPU) == "masked"
     assert resolved(spec, GPU).attention.backend == expected  # type: ignore[attr-defined]
@@ -111,7 +111,6 @@ def test_small_copies_are_audited_by_the_runs_own_backend(monkeypatch: pytest.Mo
         raise RuntimeError("seen enough")
 
     monkeypatch.setattr(gate, "small_copies", copies)
-    monkeypatch.setattr(dispatch, "CROSSOVER_LENGTH", 16_384)
     model = outline(long_spec(), VOCAB)
     for fused in (True, False):
         gate.audit_model(model, Execution(torch.device("cpu"), "fp32", False, True, fused=fused))

@@ -11,14 +11,16 @@ from dsabench.errors import SpecError
 
 Backend = Literal["reference", "masked", "triton"]
 
-CROSSOVER_LENGTH: int | None = None
-"""`auto` takes the sparse kernels from this length on; None never does. They have not run on a GPU yet: until they were
-checked and their crossover measured there (predicted: near 16,384 for D = 64, H = 16 on one KV head), only a user who
-asks for `triton` gets them."""
+CROSSOVER = {"shared": (2048, 4), "own": (8192, 8)}
+"""`auto` takes the sparse kernels from the first number of tokens on, where a query keeps at most a share of one by the
+second one of them; `shared`: at least SHARING query heads to a KV head, which one gather serves.
 
-CROSSOVER_SHARE = 8
-"""`auto` takes the sparse kernels where k <= L / 8: above it a query's gathers cost what a dense product does.
-Predicted, not measured, as CROSSOVER_LENGTH."""
+Measured on an H100, a layer forward and backward, bf16, D = 64, 16 heads, k = 256, milliseconds of masked / kernels. One
+KV head: 0.25 / 0.24 at L = 1024, 0.78 / 0.40 at 2048, 3.0 / 0.61 at 4096, 56 / 1.1 at 8192. 16 KV heads: 0.77 / 2.1 at
+2048, 2.9 / 4.3 at 4096, 56 / 9.0 at 8192 (where the masks take 19 GB)."""
+
+SHARING = 8
+"""Query heads that share a KV head, from which `shared` counts; measured at 16 and 1 only."""
 
 MOST_KEYS = 4096
 """Largest k of the top-k kernel."""
@@ -30,10 +32,10 @@ MOST_INDEX_HEADS = 64
 """Most heads of an indexer: the KL kernel holds all of a query's at once."""
 
 
-def choose(wanted: str, length: int, k: int, limit: str | None, no_kernels: str | None) -> Backend:
+def choose(wanted: str, length: int, k: int, sharing: int, limit: str | None, no_kernels: str | None) -> Backend:
     """The backend of DSA over k of `length` keys.
 
-    wanted: attention.backend. limit: as `limit_of` says. no_kernels: why Triton kernels do not run where the tensors
+    wanted: attention.backend. sharing: query heads to a KV head. limit: as `limit_of` says. no_kernels: why Triton kernels do not run where the tensors
     are, None when they do. Raises SpecError when `triton` is wanted and one of them forbids it.
     """
     obstacle = limit or no_kernels
@@ -42,8 +44,8 @@ def choose(wanted: str, length: int, k: int, limit: str | None, no_kernels: str 
             raise SpecError(f"attention.backend = triton cannot run: {obstacle}; use auto or masked")
         return "triton"
     if wanted == "auto":
-        pays = CROSSOVER_LENGTH is not None and length >= CROSSOVER_LENGTH and k * CROSSOVER_SHARE <= length
-        return "triton" if pays and obstacle is None else "masked"
+        least, share = CROSSOVER["shared" if sharing >= SHARING else "own"]
+        return "triton" if length >= least and k * share <= length and obstacle is None else "masked"
     return "reference" if wanted == "reference" else "masked"
 
 

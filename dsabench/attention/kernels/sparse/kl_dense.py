@@ -14,7 +14,9 @@ a pair, 8.8 TFLOP, 9 at the peak and 18 at 500 TFLOP/s. Exponentials: 18 a pair 
 besides: 95 a pair on 132 x 128 lanes, 7 beside them. L2: a tile of 128 x 128 reads 256 KB of q, 192 of the indexer's q
 and 32 of keys, and adds 160 KB, 84 GB, 15 at 5.5 TB/s; tiles of 64 keys double it. 25 if these overlap by half, of a
 stage whose attention takes 71. Two logsumexps before it: 3 for the indexer's, 13 for the attention's where it is not
-given. 103 measured, for all three, of tiles of 64 x 64 that kept denormals and loaded K anew for each head.
+given. Measured: 45.6, 61 for all three (D = 128: 58 and 80). Of 64 x 64 tiles, whose exponentials kept denormals and
+which loaded K anew for each head: 103. Tiles of 128 x 64 take 70, of 64 x 64 67: L2 is what binds. Every fourth
+exponential by a polynomial, to spare the unit that takes them, gave 1.6 per cent and was not kept.
 
 Legend: as in `kl`; T block of queries, S block of keys.
 """
@@ -34,10 +36,10 @@ from dsabench.attention.kernels.sparse.kl import gradients, loss_gradients, setu
 from dsabench.attention.kernels.sparse.lse import (
     attention_lse,
     exp2,
+    fast,
     index_lse,
     log2,
     padded,
-    power,
     rows_of,
 )
 from dsabench.attention.kernels.sparse.tiles import check, precision
@@ -55,14 +57,12 @@ class Tiling(NamedTuple):
     """Most registers of a thread: fewer let more programs share an SM."""
     ahead: bool = True
     """A head's product runs on the tensor cores while the exponentials of the head before it are taken."""
-    quartic: bool = False
-    """Every fourth exponential by a polynomial (bf16 only)."""
 
     @classmethod
     def of(cls, q_BTHD: Tensor, k_BSI: Tensor) -> Tiling:
         """One that fits these widths."""
         if q_BTHD.dtype == torch.bfloat16 and q_BTHD.shape[3] <= 128 and k_BSI.shape[2] <= 64:
-            return cls()
+            return cls(ahead=q_BTHD.shape[3] <= 64)  # at 128 the product that waits takes registers that are short
         rows = rows_of(q_BTHD, k_BSI)
         return cls(rows, rows, warps=4, stages=2, ahead=False)
 
@@ -70,7 +70,7 @@ class Tiling(NamedTuple):
 @triton.jit
 def _target(
     q, k, k_DS, lse, at_q, at_k, x, L, H, G, scale, D: tl.constexpr, T: tl.constexpr, S: tl.constexpr,
-    PRECISION: tl.constexpr, ONE: tl.constexpr, POWER: tl.constexpr, AHEAD: tl.constexpr,
+    PRECISION: tl.constexpr, ONE: tl.constexpr, FAST: tl.constexpr, AHEAD: tl.constexpr,
 ):  # fmt: skip
     """The sum of every head's probabilities of a tile, [T, S]; keys that a row may not see get any number.
 
@@ -90,13 +90,13 @@ def _target(
         following = tl.load(lse + h * L + x)
         dots = tl.dot(q_TD, key_DS, input_precision=PRECISION)
         if AHEAD:
-            p += exp2(score * scale - base[:, None], POWER)
+            p += exp2(score * scale - base[:, None], FAST)
             score = dots
             base = following
         else:
-            p += exp2(dots * scale - following[:, None], POWER)
+            p += exp2(dots * scale - following[:, None], FAST)
     if AHEAD:
-        p += exp2(score * scale - base[:, None], POWER)
+        p += exp2(score * scale - base[:, None], FAST)
     return p
 
 
@@ -104,7 +104,7 @@ def _target(
 def _kl(
     q, k, lse, q_index, k_index, w_index, qw_index, start, index_lse, loss, d_q, d_k, scale_k, L, H, G, J, scale,
     inverse, D: tl.constexpr, DI: tl.constexpr, T: tl.constexpr, S: tl.constexpr, PRECISION: tl.constexpr,
-    ONE: tl.constexpr, POWER: tl.constexpr, AHEAD: tl.constexpr, GRADS: tl.constexpr, FIXED: tl.constexpr,
+    ONE: tl.constexpr, FAST: tl.constexpr, AHEAD: tl.constexpr, GRADS: tl.constexpr, FIXED: tl.constexpr,
 ):  # fmt: skip
     """ONE: all heads share one KV head. lse is (B, H, L) and index_lse (B, L), both to base 2."""
     batch = tl.program_id(1).to(tl.int64) * L
@@ -135,7 +135,7 @@ def _kl(
         k_IS = tl.load(k_index + y[None, :] * DI + i[:, None])
         at_k = y[None, :] * G * D + d[:, None]
         k_DS = tl.load(k + at_k)
-        p = _target(q, k, k_DS, lse, at_q, at_k, x, L, H, G, scale, D, T, S, PRECISION, ONE, POWER, AHEAD)
+        p = _target(q, k, k_DS, lse, at_q, at_k, x, L, H, G, scale, D, T, S, PRECISION, ONE, FAST, AHEAD)
         p *= inverse
         score = tl.zeros((T, S), dtype=tl.float32)
         for j in range(0, J):
@@ -146,9 +146,9 @@ def _kl(
             allowed = (s[None, :] <= t[:, None]) & (s[None, :] >= first[:, None])
             p = tl.where(allowed, p, 0.0)
             log_q = tl.where(allowed, log_q, -1e30)  # 0 x it is 0, not NaN
-        total += tl.sum(p * (log2(tl.maximum(p, 1e-37), POWER) - log_q), axis=1)
+        total += tl.sum(p * (log2(tl.maximum(p, 1e-37), FAST) - log_q), axis=1)
         if GRADS:
-            d_score = exp2(log_q, POWER) - p
+            d_score = exp2(log_q, FAST) - p
             d_k_SI = tl.zeros((S, DI), dtype=tl.float32)
             for j in range(0, J):
                 q_TI = tl.load(q_index + j * DI + at_index)
@@ -227,7 +227,7 @@ def launch(
         q_BTHD, k_BSGD, (lse_BTH * LOG2E.value).transpose(1, 2).contiguous(), q_BTJI, k_BSI, w_BTJ.contiguous(),
         weighted, start_BT, index_lse_BT * LOG2E.value, loss_BT, d_q, total, scale_k, length, n_heads, k_BSGD.shape[2],
         n_index, width**-0.5, 1 / n_heads, D=q_BTHD.shape[3], DI=k_BSI.shape[2], T=tiling.queries, S=tiling.keys,
-        PRECISION=precision(q_BTHD), ONE=k_BSGD.shape[2] == 1, POWER=power(q_BTHD, tiling.quartic), AHEAD=tiling.ahead,
+        PRECISION=precision(q_BTHD), ONE=k_BSGD.shape[2] == 1, FAST=fast(q_BTHD), AHEAD=tiling.ahead,
         GRADS=grads, FIXED=deterministic and grads, num_warps=tiling.warps, num_stages=tiling.stages,
         maxnreg=tiling.registers,
     )  # fmt: skip

@@ -6,7 +6,8 @@ over all keys that a query may see, or, for the indexer, over a selection. In na
 
 Time on the H100 over all keys at L = 65,536 (predicted, in ms). Attention, H = 16, D = 64: 3.4e10 exponentials at 16 a
 clock and SM, 10, which is more than the products (4.4 TFLOP, 9 at 500 TFLOP/s) and 6 instructions a score (7) that run
-beside them where four programs share an SM: 13. Indexer, J = 4, I = 64: 1.1 TFLOP and 25 instructions a pair, 3.
+beside them where four programs share an SM: 13; 13.4 measured (D = 128: 18.9). Indexer, J = 4, I = 64: 1.1 TFLOP and 25
+instructions a pair, 3; 2.6 measured.
 
 Legend: B batch, T query (a block of them in kernels), S key (a block), H query heads, G key/value heads, D head width,
 J indexer heads, I (DI in code) indexer width, K selected slots, N slots of a block.
@@ -38,45 +39,16 @@ UNSEEN = tl.constexpr(-1.0e37)
 
 
 @triton.jit
-def exp2(x, POWER: tl.constexpr):
-    """2^x, x to about 100. POWER 0: as Triton does it; 1: denormals become 0; 2: also, one of 4 by a polynomial.
+def exp2(x, FAST: tl.constexpr):
+    """2^x. FAST: denormals become 0.
 
     Exponentials are what the streaming kernels wait for: 16 a clock and SM. Triton's own keeps denormals, which takes
-    three more instructions each, as many as are needed besides. A polynomial of degree 4 on [-1/2, 1/2] (wrong by 3e-6)
-    takes 9 instructions of units that have time.
+    three more instructions each, as many as are needed besides.
     """
-    if POWER == 0:
-        y = tl.exp2(x)
-    elif POWER == 1:
+    if FAST:
         y = tl.inline_asm_elementwise("ex2.approx.ftz.f32 $0, $1;", "=f,f", [x], tl.float32, True, 1)
     else:
-        y = tl.inline_asm_elementwise(
-            """{
-            .reg .f32 n, f, p;
-            .reg .b32 a, b;
-            ex2.approx.ftz.f32 $0, $4;
-            ex2.approx.ftz.f32 $1, $5;
-            ex2.approx.ftz.f32 $2, $6;
-            max.ftz.f32 f, $7, 0fC2FC0000;
-            add.ftz.f32 n, f, 0f4B400000;
-            mov.b32 a, n;
-            sub.ftz.f32 n, n, 0f4B400000;
-            sub.ftz.f32 f, f, n;
-            fma.rn.ftz.f32 p, f, 0f3C1CCBD5, 0f3D650A20;
-            fma.rn.ftz.f32 p, p, f, 0f3E76036E;
-            fma.rn.ftz.f32 p, p, f, 0f3F31706E;
-            fma.rn.ftz.f32 p, p, f, 0f3F7FFFF4;
-            mov.b32 b, p;
-            shl.b32 a, a, 23;
-            add.s32 b, a, b;
-            mov.b32 $3, b;
-            }""",
-            "=f,=f,=f,=f,f,f,f,f",
-            [x],
-            tl.float32,
-            True,
-            4,
-        )
+        y = tl.exp2(x)
     return y
 
 
@@ -90,30 +62,30 @@ def _online(top, mass, score):
 
 
 @triton.jit
-def log2(x, POWER: tl.constexpr):
+def log2(x, FAST: tl.constexpr):
     """The logarithm to base 2 of what is no denormal. Triton's own is a polynomial of 20 instructions."""
-    if POWER == 0:
-        y = tl.log2(x)
-    else:
+    if FAST:
         y = tl.inline_asm_elementwise("lg2.approx.ftz.f32 $0, $1;", "=f,f", [x], tl.float32, True, 1)
+    else:
+        y = tl.log2(x)
     return y
 
 
 @triton.jit
-def _add_tile(top, mass, score, s0, s, t, first, inner, outer, scale, S: tl.constexpr, POWER: tl.constexpr):
+def _add_tile(top, mass, score, s0, s, t, first, inner, outer, scale, S: tl.constexpr, FAST: tl.constexpr):
     """A tile of scores goes into each row's maximum and sum of 2^(scale (score - maximum))."""
     if (s0 < inner) | (s0 + S > outer):  # few tiles; the others need no mask
         allowed = (s[None, :] <= t[:, None]) & (s[None, :] >= first[:, None])
         score = tl.where(allowed, score, 10 * UNSEEN)
     above = tl.maximum(top, tl.max(score, axis=1))
     mass *= tl.exp2((top - above) * scale)
-    return above, mass + tl.sum(exp2(score * scale - (above * scale)[:, None], POWER), axis=1)
+    return above, mass + tl.sum(exp2(score * scale - (above * scale)[:, None], FAST), axis=1)
 
 
 @triton.jit
 def _attention(
     q, k, start, lse, L, H, G, scale, D: tl.constexpr, T: tl.constexpr, S: tl.constexpr, PRECISION: tl.constexpr,
-    POWER: tl.constexpr,
+    FAST: tl.constexpr,
 ):  # fmt: skip
     batch, h = (tl.program_id(1) // H).to(tl.int64) * L, tl.program_id(1) % H
     t0 = (tl.num_programs(0) - 1 - tl.program_id(0)) * T  # the longest first
@@ -129,14 +101,14 @@ def _attention(
         s = s0 + tl.arange(0, S)
         k_DS = tl.load(k + tl.minimum(s, L - 1).to(tl.int64)[None, :] * (G * D) + d[:, None])
         score = tl.dot(q_TD, k_DS, input_precision=PRECISION)
-        top, mass = _add_tile(top, mass, score, s0, s, t, first, inner, outer, scale * LOG2E, S, POWER)
+        top, mass = _add_tile(top, mass, score, s0, s, t, first, inner, outer, scale * LOG2E, S, FAST)
     tl.store(lse + (batch + t) * H + h, top * scale + tl.log2(mass) / LOG2E)
 
 
 @triton.jit
 def _index(
     q, k, w, start, lse, L, J: tl.constexpr, DI: tl.constexpr, WIDE: tl.constexpr, N: tl.constexpr, T: tl.constexpr,
-    S: tl.constexpr, PRECISION: tl.constexpr, POWER: tl.constexpr,
+    S: tl.constexpr, PRECISION: tl.constexpr, FAST: tl.constexpr,
 ):  # fmt: skip
     batch = tl.program_id(1).to(tl.int64) * L
     t0 = (tl.num_programs(0) - 1 - tl.program_id(0)) * T
@@ -151,7 +123,7 @@ def _index(
         s = s0 + tl.arange(0, S)
         k_IS = load_keys(k_, s, L, DI, WIDE)
         score = score_tile(qs, ws, q_, w_, t, k_IS, L, J, DI, WIDE, N, T, S, PRECISION)
-        top, mass = _add_tile(top, mass, score, s0, s, t, first, inner, outer, LOG2E, S, POWER)
+        top, mass = _add_tile(top, mass, score, s0, s, t, first, inner, outer, LOG2E, S, FAST)
     tl.store(lse + batch + t, top + tl.log2(mass) / LOG2E)
 
 
@@ -191,14 +163,12 @@ class Tiling(NamedTuple):
     stages: int = 3
     registers: int | None = None
     """Most registers of a thread: fewer let more programs share an SM."""
-    quartic: bool = False
-    """Every fourth exponential by a polynomial (bf16 only)."""
 
     @classmethod
     def of(cls, *tensors: Tensor) -> Tiling:
         """One that fits the widths of these tensors."""
         if tensors[0].dtype == torch.bfloat16 and max(x.shape[-1] for x in tensors) <= 128:
-            return cls()
+            return cls(registers=128)
         rows = rows_of(*tensors)
         return cls(rows, rows, warps=4, stages=2)
 
@@ -210,9 +180,9 @@ def rows_of(*tensors: Tensor) -> int:
     return fitting(most, 1 << 15, *(x.shape[-1] for x in tensors), size=tensors[0].element_size())
 
 
-def power(x: Tensor, quartic: bool) -> int:
-    """Which exponentials: Triton's for exact products and its interpreter."""
-    return 0 if x.dtype == torch.float32 or not x.is_cuda else 2 if quartic else 1
+def fast(x: Tensor) -> bool:
+    """Whether exponentials are the approximate ones: not beside exact products, nor in Triton's interpreter."""
+    return x.dtype == torch.bfloat16 and x.is_cuda
 
 
 def padded(x: Tensor) -> Tensor:
@@ -228,7 +198,7 @@ def attention_lse(q_BTHD: Tensor, k_BSGD: Tensor, start_BT: Tensor, tiling: Tili
     lse_BTH = torch.empty(n_batch, length, n_heads, dtype=torch.float32, device=q_BTHD.device)
     _attention[(triton.cdiv(length, tiling.queries), n_batch * n_heads)](
         q_BTHD, k_BSGD, start_BT, lse_BTH, length, n_heads, k_BSGD.shape[2], width**-0.5, D=q_BTHD.shape[3],
-        T=tiling.queries, S=tiling.keys, PRECISION=precision(q_BTHD), POWER=power(q_BTHD, tiling.quartic),
+        T=tiling.queries, S=tiling.keys, PRECISION=precision(q_BTHD), FAST=fast(q_BTHD),
         num_warps=tiling.warps, num_stages=tiling.stages, maxnreg=tiling.registers,
     )  # fmt: skip
     return lse_BTH
@@ -243,7 +213,7 @@ def index_lse(q_BTJI: Tensor, k_BSI: Tensor, w_BTJ: Tensor, start_BT: Tensor, ti
     _index[(triton.cdiv(length, tiling.queries), n_batch)](
         q_BTJI, k_BSI, w_BTJ, start_BT, lse_BT, length, J=n_heads, DI=width, WIDE=power_of_two(width),
         N=held(tiling.queries, q_BTJI) if q_BTJI.dtype == torch.bfloat16 else 0, T=tiling.queries, S=tiling.keys,
-        PRECISION=precision(q_BTJI), POWER=power(q_BTJI, tiling.quartic), num_warps=tiling.warps,
+        PRECISION=precision(q_BTJI), FAST=fast(q_BTJI), num_warps=tiling.warps,
         num_stages=tiling.stages, maxnreg=tiling.registers,
     )  # fmt: skip
     return lse_BT

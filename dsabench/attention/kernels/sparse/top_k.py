@@ -2,21 +2,26 @@
 
     S[t] = the k highest I[t,s], start[t] <= s <= t, ties to the lowest s      I[t,s] = sum_j w[t,j] relu(q[t,j] . k[s])
 
-A program owns a block of queries and passes over their keys in ascending order. Keys that beat a row's bound are
-appended to the row's list (C entries); a list about to overflow is pruned to its k best, and the bound becomes the
-lowest of those. A key seen later that only equals the bound loses to k earlier ones: the rule for ties needs nothing
-more, and lists stay in ascending order. So the pass is exact for every input, and each score is computed once: no two
-passes need agree in their bits.
+Five kernels, for as many blocks of queries at a time as scratch allows. `sample` scores every stride-th key; `guess`
+takes a row's bound from them: their r-th best, r six standard deviations above the k/stride that are expected.
+`append` passes over all keys in ascending order and writes those above the bound to the row's list. A list keeps equal
+scores up to its k-th entry; a later one loses to k earlier ones, which is the rule for ties. `redo` does a block again
+where a list is short or full, without a guess: a list about to overflow is pruned to its k best, and the lowest of
+those is the bound from then on. `emit` finds the k best of a list. So the result is exact for every input, and each
+score that counts is computed once: no two passes need agree in their bits. The guess is never trusted, only usually
+right: samples of random scores fail once in 10^8 rows, and only scores that follow the stride fail often (then the time
+is five times as long).
 
-Sampling makes it fast: the bound starts at the r-th best of every stride-th key, r a little (3.5 sigma) above k/stride,
-so that instead of about k (1 + ln(n/k)) entries hardly more than k are written. It is a guess: where a block's row ends
-with fewer than k entries, the block is done again with a bound of -inf. Never trusted, only usually right.
-
-Time on the H100, L = 65,536, J = 4, I = 64, k = 2048 (predicted, in ms): products 2.2e9 pairs x (512 + 256 for the
-prefix sums) FLOP at 420 TFLOP/s 3.9; 30 instructions a pair on 132 x 128 lanes 2.2, partly beside it; sampling 0.2;
-lists, 65,536 x 1.4 k x 16 bytes, 1.0 at 3 TB/s, beside it; two searches for a threshold a row, of 20 counts of 4096
-entries each, 1.5. Sum 6 to 8. Of the ways not taken: radix passes over stored scores move 8.6 GB a pass (2.9 each, and
-4 to 8 passes); 16 thresholds counted at once cost 30 operations a pair and pass (2.2 each, 8 passes).
+Time on the H100, L = 65,536, J = 4, I = 64, k = 2048 (ms). Predicted: append, products of 2.15e9 pairs x (512 + 128 for
+the prefix sums) FLOP at 400 TFLOP/s 3.4, 22 instructions a pair 1.7 beside it; sample 1/16 of it; guess 65,536 rows x
+12 counts of 4096 entries 0.5; emit 15 counts and a prefix sum 1.2. Sum 6. Measured: append 4.2, emit 2.9, guess 0.8,
+sample 0.5.
+What did not help: all of it in one kernel (26 ms: it spilled registers, and ran two programs an SM while one row at a
+time was searched); keys taken only where they beat the bound, without equal ones (42: the bound of a query whose
+weights are all negative, one in 16 of 4 heads, is the plateau of zeros that relu makes, and its whole block was done
+again); a margin of 3.5 standard deviations (block after block waited for the one that was done again: 28 of 53 ms at
+L = 131,072); tiles of 32 keys or 128 queries, fewer registers for more programs an SM (0 to 20 per cent slower).
+Not tried: radix passes over stored scores move 8.6 GB a pass (2.9 each, and 4 to 8 passes).
 
 Legend: B batch, L length, J indexer heads, I (DI in code) indexer width, K selected slots, T block of queries, S block
 of keys, C entries of a list.
@@ -54,9 +59,6 @@ class Tiling(NamedTuple):
     """Units of queries a multiprocessor that are worked on together: their lists are scratch."""
     stride: int = 16
     """Every stride-th key is sampled; 0 samples none."""
-    emit_warps: int = 4
-    piece: int = 1024
-    """Entries of a list that are written at a time."""
     registers: int | None = None
     """Most registers a thread of `append`, to fit more programs on a multiprocessor; None leaves it to the compiler."""
 
@@ -65,23 +67,28 @@ class Lists(NamedTuple):
     """How long the lists are, and what the samples are asked."""
 
     entries: int
+    usual: int
+    """Few lists grow longer than this."""
     stride: int
     rank: int
 
     @classmethod
     def of(cls, k: int, length: int, tiling: Tiling) -> Lists:
-        """A list holds 2 k entries and what 6 sigma of the samples' luck let pass; samples fit into its memory."""
+        """Six standard deviations from a list that is too short, and from one that overflows: a unit that is done
+        again takes longer than all others together. Samples fit into the memory of their list."""
         least = k + k // 8 + 4 * tiling.keys
+        entries = power_of_two(max(2 * k, least))
         if not tiling.stride:
-            return cls(power_of_two(max(2 * k, least)), 0, 0)
+            return cls(entries, entries, 0, 0)
         stride = tiling.stride
         while True:
             share = k / stride
-            rank = int(share + 3.5 * share**0.5) + 2
-            passing = stride * (rank + rank // 16 + 6 * rank**0.5)
-            entries = power_of_two(max(2 * k, least, int(passing) + tiling.keys))
+            rank = int(share + 6 * share**0.5) + 6  # of a Poisson number, whose upper tail is the longer one
+            reached, spread = rank + rank // 16, rank**0.5
+            usual = min(entries, power_of_two(int(stride * (reached + 2 * spread))))
+            entries = max(entries, power_of_two(int(stride * (reached + 6 * spread)) + tiling.keys))
             if length <= 2 * entries * stride:
-                return cls(entries, stride, rank)
+                return cls(entries, usual, stride, rank)
             stride *= 2
 
 
@@ -155,7 +162,7 @@ def launch(
         "PRECISION": precision(q_BTJI), "num_warps": tiling.warps,
     }  # fmt: skip
     shape = {"T": queries, "C": lists.entries}
-    room = lists.entries - tiling.keys
+    room = min(lists.usual, lists.entries - tiling.keys)
     inputs = (q_BTJI, k_BSI, w_BTJ, start_BT)
     samples = entries.view(torch.float32)
     more = {} if tiling.registers is None else {"maxnreg": tiling.registers}
@@ -175,8 +182,11 @@ def launch(
             num_stages=tiling.stages, **more, **heads, **shape,
         )  # fmt: skip
         redo[(n,)](*inputs, entries, counts, base, length, n_blocks, k, k // 8, **heads, **shape)
-        emit[(n * queries,)](
-            entries, counts, selected_BTK, lse_BT, base, length, n_blocks, k, k, PIECE=min(tiling.piece, lists.entries),
-            num_warps=tiling.emit_warps, **shape,
-        )  # fmt: skip
+        shorter = 0
+        for width in sorted({lists.usual, lists.entries}):
+            emit[(n * queries,)](
+                entries, counts, selected_BTK, lse_BT, base, length, n_blocks, k, k, shorter, WIDTH=width,
+                PIECE=min(1024, width), num_warps=4, **shape,
+            )  # fmt: skip
+            shorter = width
     return selected_BTK, lse_BT

@@ -18,7 +18,7 @@ from dsabench.attention.kernels.sparse.threshold import as_float, below, ordered
 from dsabench.attention.kernels.sparse.tiles import load_heads, load_keys, score_tile
 
 # Compiled once for all lengths and k: no value of these makes the code better.
-_PLAIN_NUMBERS = ["L", "n_blocks", "base", "K", "slots", "slack", "stride", "rank", "room"]
+_PLAIN_NUMBERS = ["L", "n_blocks", "base", "K", "slots", "slack", "stride", "rank", "room", "shorter"]
 
 
 @triton.jit
@@ -181,16 +181,16 @@ def redo(
 
 @triton.jit(do_not_specialize=_PLAIN_NUMBERS)
 def emit(
-    entries, counts, selected, lse, base, L, n_blocks, K, slots, T: tl.constexpr, C: tl.constexpr,
-    PIECE: tl.constexpr,
+    entries, counts, selected, lse, base, L, n_blocks, K, slots, shorter, T: tl.constexpr, C: tl.constexpr,
+    WIDTH: tl.constexpr, PIECE: tl.constexpr,
 ):  # fmt: skip
-    """The K best of a row's list, and their logsumexp."""
+    """The K best of a row's list, and their logsumexp, of lists with more than `shorter` and up to WIDTH entries."""
     unit = base + tl.program_id(0) // T
     t = (unit % n_blocks) * T + tl.program_id(0) % T
-    if t < L:
-        have = tl.load(counts + tl.program_id(0))
+    have = tl.load(counts + tl.program_id(0))
+    if (t < L) & (have > shorter) & (have <= WIDTH):
         entries += tl.program_id(0).to(tl.int64) * C
-        c = tl.arange(0, C)
+        c = tl.arange(0, WIDTH)
         high = entries.to(tl.pointer_type(tl.int32)) + 2 * c + 1
         filled = c < have
         order = ordered(tl.load(high, mask=filled, other=0).to(tl.float32, bitcast=True), filled)
