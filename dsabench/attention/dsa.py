@@ -55,9 +55,9 @@ class DSASpec(AttentionSpec):
 
     backend: Literal["auto", "reference", "masked", "triton"] = "auto"
     """How it is computed; results differ by rounding alone. `reference` gathers, slowly and plainly; `masked` masks a
-    dense product; `triton` (a CUDA GPU) streams scores and gathers the selection, without any L x L tensor; `auto` takes
-    it on a GPU where it was measured to be faster: from 2048 tokens on and k <= L/4 where at least 8 query heads share
-    a KV head (model.n_kv_heads), else from 8192 tokens on and k <= L/8."""
+    dense product; `triton` (a CUDA GPU) streams scores and gathers the selection, without any L x L tensor. `auto`
+    takes `triton` on a GPU where it was measured to be faster: from 2048 tokens on and k <= L/4 where at least 8 query
+    heads share a KV head (model.n_kv_heads), else from 8192 tokens on and k <= L/8; and `masked` elsewhere."""
 
     indexer: IndexerSpec = IndexerSpec()
     """The lightning indexer."""

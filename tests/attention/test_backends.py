@@ -42,7 +42,7 @@ VOCAB = 31
 def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
     """The sparse kernels run on the CPU, with lists that suit these lengths; the other fused ones stay out of it."""
     monkeypatch.setattr(dsa, "runs_on", lambda device: True)
-    tiling = top_k.Tiling(queries=16, keys=16, programs=1, stride=4, entries=16)
+    tiling = top_k.Tiling(queries=16, keys=16, programs=1, stride=4)
     monkeypatch.setattr(top_k, "Tiling", lambda **sizes: tiling)
 
 

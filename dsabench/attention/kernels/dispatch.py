@@ -15,9 +15,9 @@ CROSSOVER = {"shared": (2048, 4), "own": (8192, 8)}
 """`auto` takes the sparse kernels from the first number of tokens on, where a query keeps at most a share of one by the
 second one of them; `shared`: at least SHARING query heads to a KV head, which one gather serves.
 
-Measured on an H100, a layer forward and backward, bf16, D = 64, 16 heads, k = 256, milliseconds of masked / kernels. One
-KV head: 0.25 / 0.24 at L = 1024, 0.78 / 0.40 at 2048, 3.0 / 0.61 at 4096, 56 / 1.1 at 8192. 16 KV heads: 0.77 / 2.1 at
-2048, 2.9 / 4.3 at 4096, 56 / 9.0 at 8192 (where the masks take 19 GB)."""
+Measured on an H100, a layer forward and backward, bf16, D = 64, 16 heads, k = 256, milliseconds of masked / kernels.
+One KV head: 0.25 / 0.24 at L = 1024, 0.78 / 0.40 at 2048, 3.0 / 0.61 at 4096, 56 / 1.1 at 8192. 16 KV heads: 0.77 / 2.1
+at 2048, 2.9 / 4.3 at 4096, 56 / 9.0 at 8192 (where the masks take 19 GB)."""
 
 SHARING = 8
 """Query heads that share a KV head, from which `shared` counts; measured at 16 and 1 only."""
@@ -35,8 +35,9 @@ MOST_INDEX_HEADS = 64
 def choose(wanted: str, length: int, k: int, sharing: int, limit: str | None, no_kernels: str | None) -> Backend:
     """The backend of DSA over k of `length` keys.
 
-    wanted: attention.backend. sharing: query heads to a KV head. limit: as `limit_of` says. no_kernels: why Triton kernels do not run where the tensors
-    are, None when they do. Raises SpecError when `triton` is wanted and one of them forbids it.
+    wanted: attention.backend. sharing: query heads to a KV head. limit: as `limit_of` says. no_kernels: why Triton
+    kernels do not run where the tensors are, None when they do. Raises SpecError when `triton` is wanted and one of
+    them forbids it.
     """
     obstacle = limit or no_kernels
     if wanted == "triton":
