@@ -9,6 +9,8 @@ What the commands do, a notebook can do:
     model = dsabench.load_model("runs", record.run_id)
     times = dsabench.bench_layer(lengths=[4096, 16384])             # times.cells, times.crossovers
     seen = dsabench.inspect_selection("runs", record.run_id)        # seen.layers, seen.numbers
+    found = dsabench.diff_runs("runs", "dsa-L64-s1", "dense-L64-s1")  # found.spec, found.environment, found.outcome
+    again = dsabench.reproduce("runs", record.run_id)               # again.verdict, again.records, again.weights
 """
 
 from __future__ import annotations
@@ -19,7 +21,9 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from dsabench.analysis.difference import diff_runs as diff_runs
     from dsabench.analysis.inspect_run import inspect_selection as inspect_selection
+    from dsabench.analysis.reproduce import reproduce as reproduce
     from dsabench.bench.api import bench_layer as bench_layer
     from dsabench.errors import DsabenchError as DsabenchError
     from dsabench.runner import build_model as build_model
@@ -33,11 +37,13 @@ _HOME = {
     "DsabenchError": "errors",
     "bench_layer": "bench.api",
     "build_model": "runner",
+    "diff_runs": "analysis.difference",
     "inspect_selection": "analysis.inspect_run",
     "load_metrics": "store",
     "load_model": "runner",
     "load_runs": "store",
     "load_spec": "runner",
+    "reproduce": "analysis.reproduce",
     "train": "runner",
 }
 

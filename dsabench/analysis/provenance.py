@@ -21,7 +21,7 @@ from dsabench.store import SweepRecord, read_run, readable_sweeps
 MOST_COMMANDS = 100
 """Single-run commands that are listed."""
 
-_FIRST = ("device_name", "precision", "torch", "cuda", "cudnn", "python", "numpy", "platform")
+_FIRST = ("device_name", "precision", "cpu", "torch", "cuda", "cudnn", "driver", "python", "numpy", "platform")
 """Fields of an environment that come before the others."""
 
 _PREFIX = "environment."

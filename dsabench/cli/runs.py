@@ -1,4 +1,4 @@
-"""`dsabench runs`: what is in a store: list it, look at one run, remove some, export a table."""
+"""`dsabench runs`: what is in a store: list it, look at one run or at two, remove some, export a table."""
 
 from __future__ import annotations
 
@@ -30,10 +30,12 @@ class _ListByDefault(TyperGroup):
 def add_to(app: typer.Typer) -> None:
     """Register the group of commands."""
     group = typer.Typer(
-        cls=_ListByDefault, help="List, show, remove or export stored runs. Without a command: list, and its options."
+        cls=_ListByDefault,
+        help="List, show, compare, remove or export stored runs. Without a command: list, and its options.",
     )
     group.command("list", cls=ListCommand)(list_)
     group.command("show", short_help="Show one run, and the command that trains it again.")(show)
+    group.command("diff", short_help="How two runs differ: spec, environment, outcome.")(diff)
     group.command("rm", short_help="Remove runs, after a question.")(rm)
     group.command("export", short_help="Write the table of runs, or their metrics, to a file.")(export)
     app.add_typer(group, name="runs")
@@ -96,6 +98,30 @@ def show(
         print_json(runs_show.document(record, store))
     else:
         runs_show.print_run(record, store)
+
+
+def diff(
+    run: Annotated[str, typer.Argument(metavar="A", help=_RUN)],
+    other: Annotated[str | None, typer.Argument(metavar="B", help="Another; with --other-store by default A.")] = None,
+    store: Store = Path("runs"),
+    other_store: Annotated[
+        Path | None, typer.Option("--other-store", help="The store that B lies in, if not that of A.", metavar="DIR")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Show how two runs differ: spec fields, environment, outcomes, and which data and plugins are equal by digest.
+
+    One spec has one id on every machine: --other-store compares such runs record by record too.
+    """
+    from dsabench.analysis.difference import diff_runs
+    from dsabench.cli import runs_diff
+    from dsabench.cli.output import print_json
+
+    found = diff_runs(store, run, other, other_store=other_store)
+    if json:
+        print_json(found.document())
+    else:
+        runs_diff.print_difference(found)
 
 
 def rm(

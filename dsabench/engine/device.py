@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy
 import torch
 
 from dsabench import kernels
+from dsabench.engine.machine import machine
 from dsabench.errors import DeviceError
 from dsabench.spec.fields import EngineSpec
 
@@ -176,13 +176,10 @@ def first_line(error: BaseException) -> str:
 
 
 def environment(execution: Execution) -> dict[str, Any]:
-    """What a reader of the result must know about the machine and the versions."""
+    """What a reader of the result must know about the machine, the versions and how the run used them."""
     device = execution.device
-    found: dict[str, Any] = {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "numpy": numpy.__version__,
-        "platform": platform.platform(),
+    return {
+        **machine(device),
         "device": str(device),
         "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
         "precision": execution.precision,
@@ -190,10 +187,4 @@ def environment(execution: Execution) -> dict[str, Any]:
         "cuda_graph": execution.graph,
         "fused_kernels": execution.fused,
         "deterministic": execution.deterministic,
-        "threads": torch.get_num_threads(),
-        "cpu_count": os.cpu_count(),
     }
-    if device.type == "cuda":
-        found["cuda"] = torch.version.cuda
-        found["cudnn"] = torch.backends.cudnn.version()
-    return found
