@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -24,3 +26,19 @@ class Shell:
             app.main()
         out = self.capsys.readouterr()
         return int(caught.value.code or 0), out.out, out.err
+
+
+def loaded(words: list[str], folder: Path) -> list[str]:
+    """Which heavy packages a command imports, run by itself in `folder`."""
+    probe = (
+        "import atexit, sys\n"
+        "heavy = {'torch', 'pandas', 'matplotlib', 'scipy', 'pyarrow', 'numpy'}\n"
+        "atexit.register(lambda: print(*(heavy & set(sys.modules)), file=sys.stderr))\n"
+        f"sys.argv = ['dsabench', *{words!r}]\n"
+        "from dsabench.cli.app import main\nmain()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", probe], capture_output=True, text=True, timeout=60, check=False, cwd=folder
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stderr.split()

@@ -62,7 +62,8 @@ def _name(profile: Profile) -> str:
 
 def _head(profile: Profile, execution: Execution) -> Iterator[str]:
     how = {"off": "eager", "graph": "CUDA graph", "full": "compiled, CUDA graph"}[profile.compile]
-    yield f"{_name(profile)}  ({execution.device}, {execution.precision}, {how})"
+    exact = ", deterministic" if execution.deterministic and execution.device.type == "cuda" else ""
+    yield f"{_name(profile)}  ({execution.device}, {execution.precision}, {how}{exact})"
     cut = "" if profile.micro_batch == profile.batch_size else f", {profile.micro_batch} at a time"
     again = ", blocks recomputed" if profile.recompute else ""
     yield f"  batch   {profile.batch_size} windows = {profile.tokens_per_step:,} tokens{cut}{again}"

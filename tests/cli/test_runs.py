@@ -15,7 +15,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from shell import Shell
+from shell import Shell, loaded
 from synthetic import experiment, finished
 
 from dsabench.spec.sweep import validate
@@ -375,18 +375,3 @@ def test_help_loads_nothing_heavy(words: list[str]) -> None:
 def test_no_command_of_it_loads_torch(store: Path) -> None:
     for words in (["runs"], ["runs", "show", "dsa-L64-s1"], ["runs", "rm", "dsa-L128-s3", "--yes"]):
         assert not {"torch", "matplotlib", "scipy"} & set(loaded(words, store.parent)), words
-
-
-def loaded(words: list[str], folder: Path) -> list[str]:
-    probe = (
-        "import atexit, sys\n"
-        "heavy = {'torch', 'pandas', 'matplotlib', 'scipy', 'pyarrow', 'numpy'}\n"
-        "atexit.register(lambda: print(*(heavy & set(sys.modules)), file=sys.stderr))\n"
-        f"sys.argv = ['dsabench', *{words!r}]\n"
-        "from dsabench.cli.app import main\nmain()"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", probe], capture_output=True, text=True, timeout=60, check=False, cwd=folder
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stderr.split()
