@@ -73,5 +73,5 @@ def reproduce(
     if json:
         print_json(reproduction.document(found))
     else:
-        reproduction.print_reproduction(found)
+        reproduction.print_reproduction(found, store)
     raise typer.Exit(1 if found.verdict == "differs" else 0)

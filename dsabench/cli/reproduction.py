@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from dsabench.analysis.difference import records_document
@@ -41,11 +43,10 @@ def document(found: Reproduction) -> dict[str, Any]:
     }
 
 
-def print_reproduction(found: Reproduction) -> None:
-    """The verdict, then what it rests on, then what may explain a difference."""
+def print_reproduction(found: Reproduction, store: Path) -> None:
+    """The verdict, then what it rests on, then what may explain a difference. `store` is the run's own."""
     original, again = found.original, found.again
-    verdict = f"same within {found.tolerance:g} nats" if found.verdict == "within tolerance" else found.verdict
-    print(printable(f"{original.run_id}: {verdict}"))
+    print(printable(f"{original.run_id}: {_verdict(found)}"))
     if original.status != "done":
         print(f"  the run was {original.status}; compared as far as it came")
     if again.status != original.status and original.status != "interrupted":
@@ -57,7 +58,17 @@ def print_reproduction(found: Reproduction) -> None:
     if found.verdict != "same bits":
         _print_reasons(found)
     if found.kept is not None:
-        print(printable(f"Kept in {found.kept}: dsabench runs diff {original.run_id} --other-store {found.kept}"))
+        words = ["dsabench", "runs", "diff", original.run_id, "--other-store", str(found.kept)]
+        words += [] if store == Path("runs") else ["--store", str(store)]
+        print(printable(f"Kept in {found.kept}: {shlex.join(words)}"))
+
+
+def _verdict(found: Reproduction) -> str:
+    if found.tolerance is None or found.verdict == "same bits":
+        return found.verdict
+    if found.verdict == "within tolerance":
+        return f"same within {found.tolerance:g} nats"
+    return "differs" if found.records.within(found.tolerance) else f"differs, not within {found.tolerance:g} nats"
 
 
 def _lines(found: Reproduction) -> Iterator[tuple[str, str]]:

@@ -16,6 +16,7 @@ import dsabench
 from dsabench import runner
 from dsabench.engine import gate
 from dsabench.spec.sweep import validate
+from dsabench.store import RunWriter
 
 PLUGIN = """
 from typing import Literal
@@ -132,7 +133,8 @@ def test_a_run_whose_records_were_edited_differs_unless_within_the_tolerance(she
     assert code == 0 and ": same within 0.002 nats" in out
     assert "first difference    step 6, train: loss " in out
     assert "either its records were edited" in " ".join(out.split())
-    assert shell("reproduce", "dense", "-q", "--tolerance", "0.0005")[0] == 1
+    code, out, _ = shell("reproduce", "dense", "-q", "--tolerance", "0.0005")
+    assert code == 1 and ": differs, not within 0.0005 nats" in out
 
 
 def test_the_last_bit_of_a_weight_counts(shell: Shell, store: Path) -> None:
@@ -307,6 +309,12 @@ def test_a_run_that_recorded_nothing_is_one_message(shell: Shell, store: Path) -
     (folder(store, "dense") / "metrics.jsonl").unlink()
     code, out, err = shell("reproduce", "dense")
     assert (code, out) == (2, "") and "recorded nothing to compare with" in err and err.count("\n") == 1
+
+
+def test_a_run_that_is_being_trained_is_not_compared(shell: Shell, store: Path) -> None:
+    with RunWriter.open(store, "dsa-busy", spec={}, fingerprint={}, environment={}):
+        code, out, err = shell("reproduce", "dsa-busy")
+    assert (code, out) == (2, "") and "dsa-busy is still being trained" in err and err.count("\n") == 1
 
 
 def test_runs_diff_needs_no_torch(store: Path) -> None:
