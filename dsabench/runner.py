@@ -216,6 +216,7 @@ def run_sweep(
     waiting, active = deque(planned), deque[tuple[PlannedRun, Generator[None, None, RunRecord]]]()
     lonely: list[PlannedRun] = []
     elsewhere: set[str] = set()
+    found_no_memory = False
 
     def begin(run: PlannedRun, slots: Slots) -> Generator[None, None, RunRecord]:
         if status(store, run.run_id) == "running":
@@ -223,7 +224,6 @@ def run_sweep(
         spec = micro_batches.agree(run, store) if micro_batches else run.spec
         again = retry_failed and run.run_id not in elsewhere
         halve = micro_batches is not None
-        gc.collect()  # a run that found no memory may have left some in cycles
         return (yield from _training(spec, Path(store), record.id, again, started(run), notify, slots, halve))
 
     try:
@@ -234,6 +234,9 @@ def run_sweep(
                 lonely.clear()
             if not active and all(r.run_id in elsewhere and status(store, r.run_id) == "running" for r in waiting):
                 time.sleep(BUSY_SECONDS)
+            if found_no_memory:
+                gc.collect()  # what the run had may still lie in cycles
+                found_no_memory = False
             while waiting and len(active) < slots.count:
                 run = waiting.popleft()
                 active.append((run, begin(run, slots)))
@@ -250,9 +253,11 @@ def run_sweep(
                 waiting.append(run)
             except _NoRoomBesideOthersError:
                 lonely.append(run)
+                found_no_memory = True
                 notify(f"{run.run_id} found no memory beside other runs; it is trained alone afterwards")
             except _TooManyWindowsError as few:
                 assert micro_batches is not None
+                found_no_memory = True
                 others = micro_batches.lower(run, few.args[0], store)
                 waiting.extend(other for other in others if other not in waiting)
                 waiting.appendleft(run)
