@@ -19,7 +19,7 @@ from dsabench.engine import checkpoint, failures, gate, loop, memory
 from dsabench.engine.device import environment, resolve
 from dsabench.engine.sink import Update
 from dsabench.engine.slot import Slots
-from dsabench.errors import DsabenchError, StoreError
+from dsabench.errors import DeviceError, DsabenchError, StoreError
 from dsabench.microbatches import MicroBatches
 from dsabench.model.transformer import Transformer, build
 from dsabench.planning import PlannedRun, choose_concurrency, fingerprint, rungs, status
@@ -154,6 +154,9 @@ def _training(
             if failures.is_out_of_memory(error) and (slots.count > 1 or fewer):
                 writer.finish("interrupted", summary=mark)
                 raise (_NoRoomBesideOthersError() if slots.count > 1 else _TooManyWindowsError(fewer)) from None
+            if slots.count > 1 and failures.is_lost(execution):
+                writer.finish("interrupted", summary=mark)
+                raise DeviceError(f"{failures.LOST}, shared by {slots.count} runs: give --concurrency 1") from error
             reason = failures.reason(spec, error, windows_at_a_time)
             return writer.finish("failed", summary=mark, error=reason, log=failures.log(error))
         with deferred():  # done is done
@@ -246,6 +249,10 @@ def run_sweep(
                 active.append((run, training))
             except StopIteration as end:
                 yield end.value
+                if end.value.status == "failed" and failures.is_lost(execution):
+                    raise DeviceError(
+                        f"{failures.LOST} in {run.run_id}; the same command goes on with the others"
+                    ) from None
             except RunBusyError:
                 if run.run_id not in elsewhere:
                     notify(f"{run.run_id} is being trained by another process; it is looked at again later")

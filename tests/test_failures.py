@@ -16,10 +16,10 @@ from safetensors import SafetensorError
 
 import dsabench
 from dsabench import planning, runner
-from dsabench.engine import checkpoint, loop
+from dsabench.engine import checkpoint, failures, loop
 from dsabench.engine.failures import smaller
 from dsabench.engine.step import TrainStep
-from dsabench.errors import StoreError
+from dsabench.errors import DeviceError, StoreError
 from dsabench.spec.sweep import Sweep, load_sweep
 from dsabench.store import RunRecord, RunWriter, find_checkpoint, records
 
@@ -190,6 +190,20 @@ def test_a_failed_run_says_why_and_the_sweep_goes_on(
     assert [record.status for record in swept(config, store)] == ["failed", "done"], "it is not tried again unasked"
     assert [record.status for record in swept(config, store, retry_failed=True)] == ["done", "done"]
     assert differences(calm, store) == []
+
+
+def test_a_device_that_is_lost_fails_no_other_run(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after an illegal memory access on a GPU: every later call of the process would fail."""
+    store = tmp_path / "wild"
+    with monkeypatch.context() as patch:
+        failing(patch, RuntimeError("CUDA error: an illegal memory access was encountered"))
+        patch.setattr(failures, "is_lost", lambda execution: True)
+        with pytest.raises(DeviceError, match="the same command goes on with the others"):
+            swept(config, store)
+    assert list(dsabench.load_runs(store)["status"]) == ["failed"]
+    assert [record.status for record in swept(config, store)] == ["failed", "done"]
 
 
 def test_a_failing_plugin_is_named_with_its_line(config: Path, tmp_path: Path) -> None:

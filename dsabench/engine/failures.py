@@ -13,6 +13,7 @@ from dsabench.engine.loop import TrainingDiverged
 from dsabench.spec.fields import RunSpec
 
 LOG = "log.txt in the run's folder"
+LOST = "the GPU takes no more work from this process since it failed"
 
 
 def is_out_of_memory(error: BaseException) -> bool:

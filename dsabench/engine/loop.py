@@ -29,7 +29,6 @@ from dsabench.engine.sink import RunSink, Update
 from dsabench.engine.slot import Memory, Slot, Slots
 from dsabench.engine.step import METRICS, staged
 from dsabench.engine.timing import StepTimes
-from dsabench.errors import StoreError
 from dsabench.model.transformer import flops_per_window
 from dsabench.spec.fields import RunSpec
 from dsabench.stopping import deferred
@@ -134,7 +133,7 @@ class TrainingRun:
         try:
             return (yield from self._train())
         except (KeyboardInterrupt, GeneratorExit):
-            with suppress(StoreError):  # no room, say: the checkpoint before is still there
+            with suppress(Exception):  # no room, say, or the device is gone: the checkpoint before is still there
                 self._stop()
             raise
 
