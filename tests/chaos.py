@@ -208,9 +208,9 @@ def kill_and_restart(folder: Path, words: list[str], kills: int, seed: int) -> d
         if killed >= kills:
             child = start(folder, "wild", words)
         elif draw.random() < 0.5:
-            child = start(folder, "wild", words, die_at(draw.randint(1, 120 if ahead else 700), str(moments)))
+            child = start(folder, "wild", words, die_at(draw.randint(1, 80 if ahead else 400), str(moments)))
         else:
-            child, until = start(folder, "wild", words), time.monotonic() + draw.uniform(0, 1.5 if ahead else 5)
+            child, until = start(folder, "wild", words), time.monotonic() + draw.uniform(0, 0.8 if ahead else 2.5)
             while time.monotonic() < until and os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
                 time.sleep(0.002)
             os.kill(child, signal.SIGKILL)
