@@ -9,7 +9,7 @@ import re
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -128,6 +128,7 @@ def _training(
     audit = gate.refuse_leaks(spec, data.vocab_size, execution)
     for note in audit.notes(spec):
         notify(note)
+    died = "" if retry_failed else failures.death(store / identity)
     about = {"concurrency": slots.count, "data_notes": notes, "audit": audit.record()}
     mark = {"leak": audit.leak if audit.crash is None else None}
     try:
@@ -142,10 +143,15 @@ def _training(
     except RunDoneError as done:
         return done.record
     with writer:
+        if died:
+            reason = f"its process died: {died.splitlines()[0]} ({failures.LOG}); --retry-failed runs it again"
+            return writer.finish("failed", summary=mark, error=reason, log=died)
         try:
             if audit.crash is not None:  # no answer, and the training would only meet it again
                 raise audit.crash
-            summary = yield from loop.train(spec, data, execution, writer, observe, slots)
+            listening = failures.deaths(writer.path) if slots.count == 1 else nullcontext()
+            with listening:
+                summary = yield from loop.train(spec, data, execution, writer, observe, slots)
         except (KeyboardInterrupt, GeneratorExit, DsabenchError):
             writer.finish("interrupted", summary=mark)
             raise

@@ -242,6 +242,24 @@ def together(folder: Path, words: list[str]) -> dict[str, Any]:
     }
 
 
+def crash(folder: Path, words: list[str]) -> dict[str, Any]:
+    """A sweep whose process dies of the first run; then the same command; then the same with --retry-failed."""
+
+    def patch() -> None:
+        TrainStep._compute = lambda self, stage: os.kill(os.getpid(), signal.SIGSEGV)  # type: ignore[method-assign]
+
+    codes = [
+        end_of(start(folder, "dead", words, patch)),
+        end_of(start(folder, "dead", words)),
+        end_of(start(folder, "dead", [*words, "--retry-failed"])),
+    ]
+    return {
+        "exit codes": codes,
+        "said": "its process died: Fatal Python error: Segmentation fault" in (folder / "dead.log").read_text(),
+        "differences": differences(folder / "calm", folder / "dead"),
+    }
+
+
 def results_differ(folder: Path, store: str) -> list[str]:
     """Files of results that one sweep has and the other has not: temporary ones, say."""
     calm, wild = (
@@ -276,6 +294,7 @@ def main() -> None:
         if code:
             sys.exit((folder / "calm.log").read_text())
         found["killed"] = kill_and_restart(folder, given.words, given.kills, given.seed)
+        found["crashed"] = crash(folder, given.words)
         if not given.short:
             found["together"] = together(folder, given.words)
     print(json.dumps(found, indent=1))

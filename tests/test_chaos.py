@@ -1,4 +1,4 @@
-"""A sweep that is killed at random moments ends as one that is not, and two sweeps share the work.
+"""A sweep that is killed at random moments ends as one that is not; a crash is its run's; two sweeps share the work.
 
 The default is a short version. `DSABENCH_CHAOS=50 pytest tests/test_chaos.py` kills a sweep of 12 runs 50 times and
 then has two sweeps share its runs (some minutes on two cores); tests/chaos.py says how.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -30,6 +31,7 @@ def test_a_sweep_that_is_killed_again_and_again_ends_as_one_that_is_not() -> Non
     assert found["killed"]["exit code"] == 0
     assert found["killed"]["kills"] >= (KILLS or 1), found
     assert found["killed"]["differences"] == []
+    assert found["crashed"] == {"exit codes": [-signal.SIGSEGV, 1, 0], "said": True, "differences": []}
     if KILLS:
         assert found["together"]["exit codes"] == [0, 0]
         assert found["together"]["times done"] == [1] * 12

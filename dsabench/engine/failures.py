@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import faulthandler
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import torch
 
@@ -13,6 +17,8 @@ from dsabench.engine.loop import TrainingDiverged
 from dsabench.spec.fields import RunSpec
 
 LOG = "log.txt in the run's folder"
+DEATH = ".death.tmp"
+"""In a run's folder while it is trained; a writer of the run removes what is left of it."""
 LOST = "the GPU takes no more work from this process since it failed"
 
 
@@ -53,6 +59,34 @@ def reason(spec: RunSpec, error: Exception, micro_batch: int) -> str:
     if line is None:
         return f"{said(error)} ({LOG})"
     return f"{file}:{line}: attention {kind} raised {said(error)}; mend it, and the same command trains it anew ({LOG})"
+
+
+@contextmanager
+def deaths(folder: Path) -> Iterator[None]:
+    """While inside, what kills the process (a segmentation fault, say) leaves its traceback in the run's folder."""
+    path = folder / DEATH
+    try:
+        # Somebody else who listens could not be asked to do so again afterwards.
+        file = None if faulthandler.is_enabled() else path.open("wb")
+    except OSError:  # the disk is full, say, which training will meet too
+        file = None
+    if file is None:
+        yield
+        return
+    with file:
+        faulthandler.enable(file)
+        try:
+            yield
+        finally:
+            faulthandler.disable()
+            with suppress(OSError):
+                path.unlink()
+
+
+def death(folder: Path) -> str:
+    """What `deaths` left in a run's folder; "" where nothing died so."""
+    path = folder / DEATH
+    return path.read_text(encoding="utf-8", errors="replace").strip() if path.exists() else ""
 
 
 def log(error: BaseException) -> str:
