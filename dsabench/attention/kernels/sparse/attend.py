@@ -6,13 +6,15 @@ A program is one query with up to 64 of the heads that share a KV head: it gathe
 once for all of them, with an online softmax forward and P recomputed from the logsumexp backward. dK and dV are summed
 by atomics into fp32 buffers, or in fixed point where bits must repeat (see `adding`).
 
-Time on the H100 at L = 65,536, k = 2048, H = 16, G = 1, D = 64 (n = 2016 keys a query; predicted, in ms). Forward:
-gathers of 256 bytes a slot, 34 GB, mostly from the 50 MB L2 at 5.5 TB/s: 6.1; 0.54 TFLOP on mma tiles of 16 rows at
-200 TFLOP/s: 2.7, beside it. Backward: the same gathers 6.1, and fp32 atomics of 512 bytes a slot, 68 GB: 17; together
-20 to 23. D = 128 doubles the bytes: K and V (33 MB) still fit the L2, their gradients in fp32 (67 MB) no longer.
-Uniformly random selections leave nothing to share between neighbouring queries: these gathers are the floor.
-Where K, V, dK and dV outgrow the L2 (D = 128 at L = 131,072: 200 MB, 169 measured without this, 92 were the bytes all
-that counts), rows of ascending indices let the backward pass take the keys range by range: 100 predicted.
+Time on the H100 at L = 65,536, k = 2048, H = 16, G = 1 (n = 2016 keys a query; ms). Gathers of 256 bytes a slot at
+D = 64, 34 GB: 4.4 at the 7.7 TB/s that a kernel of gathers alone reaches. fp32 atomics of 512 bytes a slot, 68 GB: 20.7
+at the 3.3 TB/s that a kernel of atomics alone reaches (four floats an instruction; the L2 is the limit, not the SMs).
+Products: 0.54 TFLOP forward, on mma tiles of 16 rows, beside them. Measured: forward 4.3 (D = 128: 9.4), backward 22.3
+(45). Uniformly random selections leave nothing to share between neighbouring queries: these bytes are the floor.
+Where K, V, dK and dV outgrow the L2, atomics alone fall to 1.8 TB/s (78 at D = 128): rows of ascending indices let the
+backward pass take the keys range by range (60 without, 45 with ranges).
+What did not help the backward pass: slots instead of heads as rows of the products, as `kl` has them (23.1; D = 128:
+48); blocks of 64 or 128 slots, 4 or 8 warps (23 to 37).
 
 Legend: B batch, T query, S key, H query heads, G key/value heads, D head width, K selected slots, M heads of a program,
 N slots of a block.

@@ -7,9 +7,10 @@ A program is one query. Since the logsumexp of the attention and of the index sc
 top_k return them), p, softmax(I), the loss and dI of a block of slots follow from that block alone: one pass, nothing
 of K entries a query is stored. The gradient of an indexer key is summed by atomics, or in fixed point.
 
-Time on the H100 at L = 65,536, k = 2048, H = 16, D = 64, J = 4, I = 64 (predicted, in ms): gathers of K and of the
-indexer's k, 256 bytes a slot, 34 GB at 5.5 TB/s from L2: 6.1; atomics of 256 bytes a slot, 34 GB: 8.5, at the rate that
-attend's backward was measured at. Together 12 to 15; at D = 128 3 more.
+Time on the H100 at L = 65,536, k = 2048, H = 16, D = 64, J = 4, I = 64 (ms): gathers of K and of the indexer's k, 256
+bytes a slot, 34 GB, 4.4 at 7.7 TB/s; atomics of 256 bytes a slot, 34 GB, 10.4 at 3.3 TB/s. Their sum, 14.8, is what
+is measured: 14.4 (D = 128: 15.1). With heads as rows of the products, whose sums over heads then cross lanes, 16.4 at
+best.
 
 Legend: B batch, T query, S key, H query heads, G key/value heads, D head width, J indexer heads, I (DI in code) indexer
 width, K selected slots, M heads of a product, N slots of a block.
