@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from dsabench.analysis.rungs import RUNG, rungs_of
+from dsabench.data.pieces import visible
 from dsabench.spec.fields import RunSpec, keys_kept
 
 SPREAD = ("val_loss", "val_accuracy", "step_ms")
@@ -64,6 +65,7 @@ def label_variants(runs: pd.DataFrame, ignoring: Collection[str] = ()) -> pd.Dat
         labelled[column] = pd.Series(
             [None if pd.isna(value) else str(value) for value in values], index=labelled.index, dtype=object
         )
+    labelled["attention"] = labelled["attention"].map(visible, na_action="ignore")  # a name, wherever it is shown
     for column in ("length", "seed", *SPREAD, *MEANS):
         values = labelled[column] if column in labelled else pd.Series(index=labelled.index, dtype=float)
         numbers = pd.to_numeric(values, errors="coerce").astype("Float64").astype("float64")
