@@ -2,31 +2,34 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import re
-import traceback
+import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import nullcontext, suppress
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import Any, Literal
 
 from dsabench import data as data_package
 from dsabench.data import cut
-from dsabench.engine import checkpoint, gate, loop, memory
+from dsabench.engine import checkpoint, failures, gate, loop, memory
 from dsabench.engine.device import environment, resolve
-from dsabench.engine.loop import TrainingDiverged, Update
+from dsabench.engine.sink import Update
 from dsabench.engine.slot import Slots
-from dsabench.errors import DsabenchError, StoreError
+from dsabench.errors import DeviceError, DsabenchError, StoreError
+from dsabench.microbatches import MicroBatches
 from dsabench.model.transformer import Transformer, build
 from dsabench.planning import PlannedRun, choose_concurrency, fingerprint, rungs, status
 from dsabench.spec.fields import DataSpec, RunSpec
 from dsabench.spec.identity import run_id
 from dsabench.spec.stored import stored_spec
 from dsabench.spec.sweep import DEFAULT_CONFIG, Sweep, load_sweep
+from dsabench.stopping import deferred
 from dsabench.store import (
+    RunBusyError,
     RunDoneError,
     RunRecord,
     RunWriter,
@@ -36,6 +39,9 @@ from dsabench.store import (
     read_sweep,
     write_sweep,
 )
+
+BUSY_SECONDS = 0.5
+"""Time between looks at runs that another process trains, when nothing else is left to do."""
 
 
 def load_spec(name_or_path: str = DEFAULT_CONFIG, overrides: Mapping[str, Any] | None = None) -> RunSpec:
@@ -85,9 +91,10 @@ def train(
 ) -> RunRecord:
     """Train one run and store it; a run that is done is returned as it is, an interrupted one resumes.
 
-    A run that fails (a loss that is not finite, out of memory) is returned with status `failed` and its reason;
-    a stored failure is returned again unless `retry_failed`. Raises DsabenchError for bad input before anything is
-    written, and lets KeyboardInterrupt through after marking the run `interrupted`.
+    A run that fails (a loss that is not finite, out of memory, an exception in a plugin) is returned with status
+    `failed` and its reason; a stored failure is returned again unless `retry_failed`. Raises DsabenchError for bad
+    input before anything is written and when the store cannot be written (RunBusyError: another process trains the
+    run), and lets KeyboardInterrupt through after a checkpoint and marking the run `interrupted`.
     """
     return loop.to_the_end(_training(spec, Path(store), sweep, retry_failed, observe, notify, Slots()))
 
@@ -100,10 +107,12 @@ def _training(
     observe: Callable[[Update], None],
     notify: Callable[[str], None],
     slots: Slots,
+    halve: bool = False,
 ) -> Generator[None, None, RunRecord]:
     """`train`, in a slot, yielding while the device is at work.
 
-    Raises _NoRoomBesideOthersError when memory runs out in a slot that is not the only one.
+    Raises _NoRoomBesideOthersError when memory runs out in a slot that is not the only one, and with `halve`
+    _TooManyWindowsError when it does with a micro-batch that can be halved.
     """
     execution = resolve(spec.engine)
     data = data_package.prepare(spec.data, progress=notify)
@@ -117,10 +126,11 @@ def _training(
         return read_run(store, identity)
     if status(store, identity) == "done":
         return read_run(store, identity)
-    memory.plan(spec, data.vocab_size, execution, share=1 / slots.count)  # raises when the run does not fit
+    windows_at_a_time = memory.plan(spec, data.vocab_size, execution, share=1 / slots.count).micro_batch  # or raises
     audit = gate.refuse_leaks(spec, data.vocab_size, execution)
     for note in audit.notes(spec):
         notify(note)
+    died = "" if retry_failed else failures.death(store / identity)
     about = {"concurrency": slots.count, "data_notes": notes, "audit": audit.record()}
     mark = {"leak": audit.leak if audit.crash is None else None}
     try:
@@ -135,41 +145,38 @@ def _training(
     except RunDoneError as done:
         return done.record
     with writer:
+        if died:
+            reason = f"its process died: {died.splitlines()[0]} ({failures.LOG}); --retry-failed runs it again"
+            return writer.finish("failed", summary=mark, error=reason, log=died)
         try:
             if audit.crash is not None:  # no answer, and the training would only meet it again
                 raise audit.crash
-            summary = yield from loop.train(spec, data, execution, writer, observe, slots)
-        except KeyboardInterrupt:
-            writer.finish("interrupted", summary=mark)
-            raise
-        except TrainingDiverged as error:
-            return writer.finish("failed", summary=mark, error=str(error))
-        except torch.OutOfMemoryError as error:
-            if slots.count > 1:
-                writer.finish("interrupted", summary=mark)
-                raise _NoRoomBesideOthersError from error
-            return writer.finish("failed", summary=mark, error=_out_of_memory(spec, error))
-        except DsabenchError:
+            listening = failures.deaths(writer.path) if slots.count == 1 else nullcontext()
+            with listening:
+                summary = yield from loop.train(spec, data, execution, writer, observe, slots)
+        except (KeyboardInterrupt, GeneratorExit, DsabenchError):
             writer.finish("interrupted", summary=mark)
             raise
         except Exception as error:
-            (writer.path / "traceback.txt").write_text(traceback.format_exc(), encoding="utf-8")
-            reason = f"{type(error).__name__}: {error} (traceback.txt in the run's folder)"
-            writer.finish("failed", summary=mark, error=reason)
-            raise
-        return writer.finish("done", summary={**summary, **mark})
-
-
-def _out_of_memory(spec: RunSpec, error: Exception) -> str:
-    first = str(error).splitlines()[0] if str(error) else "out of memory"
-    return (
-        f"out of GPU memory: {first} Lower train.tokens_per_step (now {spec.tokens_per_step} tokens a step), "
-        f"length ({spec.length}) or model.d_model ({spec.model.d_model})"
-    )
+            fewer = failures.smaller(spec.batch_size, windows_at_a_time) if halve else None
+            if failures.is_out_of_memory(error) and (slots.count > 1 or fewer):
+                writer.finish("interrupted", summary=mark)
+                raise (_NoRoomBesideOthersError() if slots.count > 1 else _TooManyWindowsError(fewer)) from None
+            if slots.count > 1 and failures.is_lost(execution):
+                writer.finish("interrupted", summary=mark)
+                raise DeviceError(f"{failures.LOST}, shared by {slots.count} runs: give --concurrency 1") from error
+            reason = failures.reason(spec, error, windows_at_a_time)
+            return writer.finish("failed", summary=mark, error=reason, log=failures.log(error))
+        with deferred():  # done is done
+            return writer.finish("done", summary={**summary, **mark})
 
 
 class _NoRoomBesideOthersError(Exception):
     """The run needs the device for itself."""
+
+
+class _TooManyWindowsError(Exception):
+    """The run needs a smaller micro-batch, which is the argument."""
 
 
 def run_sweep(
@@ -180,14 +187,16 @@ def run_sweep(
     command: list[str] | None = None,
     retry_failed: bool = False,
     concurrency: int | None = None,
+    on_oom: Literal["fail", "accumulate"] = "fail",
     started: Callable[[PlannedRun], Callable[[Update], None]] = lambda run: lambda update: None,
     notify: Callable[[str], None] = lambda message: None,
 ) -> Iterator[RunRecord]:
     """Train the planned runs in order, `concurrency` of them at a time, yielding each one's record when it ends; a run
-    that fails does not stop the others.
+    that fails does not stop the others, and one that another process trains is waited for.
 
-    concurrency: None chooses (`choose_concurrency`). `started(run)` is called before each run and gives the observer
-    of its updates.
+    concurrency: None chooses (`choose_concurrency`). on_oom: `accumulate` halves the micro-batch of a run that runs out
+    of memory, and of all that it is compared with; what was done with more is trained, and yielded, again.
+    `started(run)` is called before each run and gives the observer of its updates.
     """
     execution = resolve(planned[0].spec.engine)
     _refuse_leaks([run.spec for run in planned if run.status != "done"], notify)
@@ -214,13 +223,31 @@ def run_sweep(
     )
     write_sweep(Path(store), record)
     slots = Slots(choose_concurrency(planned, execution) if concurrency is None else concurrency)
+    micro_batches = MicroBatches(planned, store) if on_oom == "accumulate" else None
+    waiting, active = deque(planned), deque[tuple[PlannedRun, Generator[None, None, RunRecord]]]()
+    lonely: list[PlannedRun] = []
+    elsewhere: set[str] = set()
+    found_no_memory = False
 
     def begin(run: PlannedRun, slots: Slots) -> Generator[None, None, RunRecord]:
-        return _training(run.spec, Path(store), record.id, retry_failed, started(run), notify, slots)
+        if status(store, run.run_id) == "running":
+            raise RunBusyError(run.run_id)
+        spec = micro_batches.agree(run, store) if micro_batches else run.spec
+        again = retry_failed and run.run_id not in elsewhere
+        halve = micro_batches is not None
+        return (yield from _training(spec, Path(store), record.id, again, started(run), notify, slots, halve))
 
-    waiting, active, lonely = deque(planned), deque[tuple[PlannedRun, Generator[None, None, RunRecord]]](), []
     try:
-        while waiting or active:
+        while waiting or active or lonely:
+            if not waiting and not active:
+                slots = Slots()  # the memory of those before is needed
+                waiting.extend(lonely)
+                lonely.clear()
+            if not active and all(r.run_id in elsewhere and status(store, r.run_id) == "running" for r in waiting):
+                time.sleep(BUSY_SECONDS)
+            if found_no_memory:
+                gc.collect()  # what the run had may still lie in cycles
+                found_no_memory = False
             while waiting and len(active) < slots.count:
                 run = waiting.popleft()
                 active.append((run, begin(run, slots)))
@@ -230,21 +257,31 @@ def run_sweep(
                 active.append((run, training))
             except StopIteration as end:
                 yield end.value
+                if end.value.status == "failed" and failures.is_lost(execution):
+                    raise DeviceError(
+                        f"{failures.LOST} in {run.run_id}; the same command goes on with the others"
+                    ) from None
+            except RunBusyError:
+                if run.run_id not in elsewhere:
+                    notify(f"{run.run_id} is being trained by another process; it is looked at again later")
+                elsewhere.add(run.run_id)
+                waiting.append(run)
             except _NoRoomBesideOthersError:
                 lonely.append(run)
+                found_no_memory = True
                 notify(f"{run.run_id} found no memory beside other runs; it is trained alone afterwards")
-            except DsabenchError:
-                raise
-            except Exception:  # a bug, in a plugin perhaps: the run is stored as failed with its reason
-                if status(store, run.run_id) != "failed":
-                    raise
-                yield read_run(store, run.run_id)
+            except _TooManyWindowsError as few:
+                assert micro_batches is not None
+                found_no_memory = True
+                others = micro_batches.lower(run, few.args[0], store)
+                waiting.extend(other for other in others if other not in waiting)
+                waiting.appendleft(run)
+                more = f", and so are {len(others)} done runs that it is compared with" if others else ""
+                notify(f"{run.run_id} ran out of memory; it is trained with {few.args[0]} windows at a time{more}")
     finally:
         for _, training in active:
-            training.close()  # marks the run interrupted
-    del slots  # its memory is needed
-    for run in lonely:
-        yield loop.to_the_end(begin(run, Slots()))
+            with suppress(StoreError):  # of the others each is to be closed
+                training.close()  # has the run checkpointed and marked interrupted
 
 
 def _refuse_leaks(specs: Sequence[RunSpec], notify: Callable[[str], None]) -> None:

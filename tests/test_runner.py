@@ -328,8 +328,8 @@ def test_a_sweep_goes_on_after_a_failed_run(corpus: Path, tmp_path: Path, monkey
     planned = planning.plan(sweep.runs(), tmp_path / "runs")
     records = list(runner.run_sweep(sweep, planned, tmp_path / "runs"))
     assert [record.status for record in records] == ["failed", "done"]
-    assert records[0].error == "RuntimeError: a bug in a plugin (traceback.txt in the run's folder)"
-    trace = (tmp_path / "runs" / records[0].run_id / "traceback.txt").read_text(encoding="utf-8")
+    assert records[0].error == "RuntimeError: a bug in a plugin (log.txt in the run's folder)"
+    trace = (tmp_path / "runs" / records[0].run_id / "log.txt").read_text(encoding="utf-8")
     assert "in failing" in trace
 
 

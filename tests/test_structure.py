@@ -14,6 +14,7 @@ import dsabench
 PACKAGE = Path(dsabench.__file__).parent
 ORDER = [
     "errors",
+    "stopping",
     "parts",
     "spec",
     "data",
@@ -24,6 +25,7 @@ ORDER = [
     "store",
     "testing",
     "planning",
+    "microbatches",
     "runner",
     "bench",
     "analysis",

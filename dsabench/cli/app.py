@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from dsabench import __version__
+from dsabench import __version__, stopping
 from dsabench.cli import audit, bench, compare, plot, profile, report, runs, schema, sweep, train, visualize
 from dsabench.cli.text import printable
 from dsabench.errors import DsabenchError
@@ -54,7 +54,8 @@ def _root(
 def main() -> None:
     """Entry point: errors a user can mend are one message and exit code 2, without a traceback unless --debug."""
     try:
-        app()
+        with stopping.on_signals():
+            app()
     except DsabenchError as error:
         if os.environ.get("DSABENCH_DEBUG"):
             raise

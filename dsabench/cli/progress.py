@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from dsabench.cli.console import stderr_console as stderr_console
 
 if TYPE_CHECKING:
-    from dsabench.engine.loop import Update
+    from dsabench.engine.sink import Update
 
 
 class Display:
@@ -21,7 +21,9 @@ class Display:
     def __init__(self, total: int, done: int, quiet: bool) -> None:
         self.console, self.total, self.done, self.quiet = stderr_console(), total, done, quiet
         self.live = self.console.is_terminal and not quiet
-        self.number, self.ended, self.started, self.line_at = 0, 0, time.monotonic(), 0.0
+        self.ended: set[str] = set()
+        self.started, self.line_at = time.monotonic(), 0.0
+        self.numbers: dict[str, int] = {}
         self.shown: set[str] = set()
         self.progress = Progress(
             TextColumn("{task.description}", markup=False),
@@ -60,11 +62,14 @@ class Display:
             self.note(message)
 
     def start(self, name: str, steps: int) -> Callable[[Update], None]:
-        """Begin showing a run; returns the observer of its updates. Several runs may be under way."""
-        self.number += 1
+        """Begin showing a run; returns the observer of its updates. Several runs may be under way, and one that has
+        begun may begin again."""
         self.line_at = time.monotonic()
+        if name in self.runs:
+            self.progress.remove_task(self.runs[name][0])
         task = self.progress.add_task(name, total=steps, detail="starting")
-        label = f"[{self.number}/{self.total}] {name}" if self.total > 1 else name
+        number = self.numbers.setdefault(name, len(self.numbers) + 1)
+        label = f"[{number}/{self.total}] {name}" if self.total > 1 else name
         self.runs[name] = (task, label)
 
         def observe(update: Update) -> None:
@@ -85,14 +90,14 @@ class Display:
         task, label = self.runs.pop(name, (None, name))
         if task is not None:
             self.progress.remove_task(task)
-        self.ended += 1
+        self.ended.add(name)
         self.note(f"{label}  {outcome}{self._left()}")
         if self.sweep is not None:
-            self.progress.advance(self.sweep)
+            self.progress.update(self.sweep, completed=len(self.ended))
 
     def _left(self) -> str:
         """Time left by the pace of the runs so far; nothing when there is no pace yet."""
-        worked, left = self.ended - self.done, self.total - self.ended
+        worked, left = len(self.ended) - self.done, self.total - len(self.ended)
         if self.total == 1 or worked < 1 or left < 1:
             return ""
         return f"  (about {duration((time.monotonic() - self.started) / worked * left)} left)"

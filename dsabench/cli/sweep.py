@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import sys
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from dsabench.cli.lists import ListCommand, integers, numbers, texts
 from dsabench.cli.options import Config, Device, Json, NoPlugins, Out, Quiet, Set, Store, overridden
+
+if TYPE_CHECKING:
+    from dsabench.store import RunRecord
+
+
+class OnOutOfMemory(StrEnum):
+    """What becomes of a run that finds too little memory."""
+
+    FAIL = "fail"
+    ACCUMULATE = "accumulate"
 
 
 def add_to(app: typer.Typer) -> None:
@@ -40,6 +51,14 @@ def sweep(
     no_plugins: NoPlugins = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and train nothing.")] = False,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Run stored failures again.")] = False,
+    on_oom: Annotated[
+        OnOutOfMemory,
+        typer.Option(
+            "--on-oom",
+            help="When memory runs out: fail, or accumulate: halve the windows at a time, of the same batch, for that "
+            "run and all it is compared with.",
+        ),
+    ] = OnOutOfMemory.FAIL,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -91,7 +110,7 @@ def sweep(
         console = stderr_console()
         output.print_plan(planned, experiment, execution, seconds, fits, at_a_time, console, config=config)
     done = sum(run.status == "done" for run in planned)
-    records = []
+    records: dict[str, RunRecord] = {}
     with Display(len(planned), done, quiet) as display:
         try:
             planning.check_data(planned, display.note_once)
@@ -102,18 +121,21 @@ def sweep(
                 command=sys.argv,
                 retry_failed=retry_failed,
                 concurrency=at_a_time,
+                on_oom=on_oom.value,
                 started=lambda run: display.start(run.run_id, run.spec.train.steps),
                 notify=display.note_once,
             ):
-                records.append(record)
+                records[record.run_id] = record
                 display.finish(record.run_id, output.describe(record))
         except KeyboardInterrupt:
             display.note(
                 f"interrupted after {len(records)} of {len(planned)} runs; the same command goes on from there"
             )
             raise typer.Exit(130) from None
-        failed = sum(record.status != "done" for record in records)
+        failed = [record for record in records.values() if record.status != "done"]
         if failed:
-            display.note(f"{failed} of {len(records)} runs failed; --retry-failed runs them again")
+            display.note(f"{len(failed)} of {len(records)} runs failed; --retry-failed runs them again:")
+            for record in failed:
+                display.note(f"  {record.run_id}  {output.describe(record)}")
     output.report_sweep(runner.sweep_id(experiment, planned), planned, store, out, json)
     raise typer.Exit(1 if failed else 0)

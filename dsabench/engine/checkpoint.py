@@ -8,6 +8,8 @@ state.json             vocab_size and the fields of Progress
 from __future__ import annotations
 
 import json
+import os
+import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -40,16 +42,31 @@ class Progress:
     step_ms: dict[str, list[float]] = field(default_factory=lambda: {"dense": [], "sparse": []})
     """Mean step time of each timed segment, in ms, by stage."""
 
+    pending: list[tuple[list[list[float]], float]] = field(default_factory=list)
+    """Of the segments since the last train record: the metrics of each step, and the seconds charged."""
+
+    owes_evaluation: bool = False
+    """Whether the evaluation at this step is still to be made: the run was stopped before or in it."""
+
 
 def save(folder: Path, model: Transformer, optimizer: Optimizer | None, progress: Progress) -> None:
     """Write a checkpoint into an empty folder; without an optimizer it can be loaded but not trained further."""
     tensors = {name: parameter.detach().cpu().contiguous() for name, parameter in model.named_parameters()}
-    save_file(tensors, folder / "model.safetensors")
+    _save(tensors, folder / "model.safetensors")
     if optimizer is not None:
         state = {name: value.detach().cpu().contiguous() for name, value in optimizer.state()}
-        save_file(state, folder / "optimizer.safetensors")
+        _save(state, folder / "optimizer.safetensors")
     text = json.dumps({"vocab_size": model.vocab_size, **asdict(progress)})
     (folder / "state.json").write_text(text, encoding="utf-8")
+
+
+def _save(tensors: dict[str, torch.Tensor], path: Path) -> None:
+    """save_file, which says of a full disk only in its text that the OS reported it."""
+    try:
+        save_file(tensors, path)
+    except SafetensorError as error:
+        code = re.search(r"os error (\d+)", str(error))
+        raise (OSError(int(code[1]), os.strerror(int(code[1]))) if code else OSError(str(error))) from error
 
 
 def vocab_size(folder: Path) -> int:

@@ -2,6 +2,8 @@
 
 The run is cut into segments, at whose ends the host waits for the device: to log, evaluate, checkpoint or change the
 stage. Between them the device is never waited for, and a segment's wall time over its steps is an honest step time.
+
+Who stops a run (KeyboardInterrupt, or closing the generator) has it checkpointed where it is.
 """
 
 from __future__ import annotations
@@ -9,9 +11,9 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -22,11 +24,14 @@ from dsabench.engine.backend import backend
 from dsabench.engine.device import Execution, matmul_rate
 from dsabench.engine.evaluation import bits_per_byte, selection_recall
 from dsabench.engine.optimization import learning_rate_factor, stage_at
+from dsabench.engine.segments import segments
+from dsabench.engine.sink import RunSink, Update
 from dsabench.engine.slot import Memory, Slot, Slots
-from dsabench.engine.step import EAGER_STEPS, METRICS, staged
+from dsabench.engine.step import METRICS, staged
 from dsabench.engine.timing import StepTimes
 from dsabench.model.transformer import flops_per_window
 from dsabench.spec.fields import RunSpec
+from dsabench.stopping import deferred
 
 CHECKPOINT_SECONDS = 20.0
 """Without engine.checkpoint_every: the least time between checkpoints, which is also the most that a kill loses."""
@@ -38,33 +43,6 @@ _ADVICE = "a lower learning rate, a longer warm-up or a tighter grad_clip may he
 
 class TrainingDiverged(Exception):
     """The loss became NaN or Inf; the message names the step."""
-
-
-class RunSink(Protocol):
-    """Where a run's records go; the store's writer is one."""
-
-    def metrics(self, record: dict[str, Any]) -> None:
-        """Append one record of kind `train` or `eval`."""
-
-    def rewind(self, step: int) -> None:
-        """Drop the records after `step`, all of them at -1: the run resumes from there."""
-
-    def checkpoint(self) -> Path | None:
-        """The folder of the last complete checkpoint, if there is one."""
-
-    def replace_checkpoint(self, write: Callable[[Path], None]) -> None:
-        """Have `write` fill a new folder, then put it in the old one's place at once."""
-
-
-@dataclass(frozen=True)
-class Update:
-    """What a progress display needs after each segment."""
-
-    step: int
-    steps: int
-    loss: float
-    val_loss: float | None
-    tokens_per_second: float
 
 
 def train(
@@ -104,20 +82,6 @@ def to_the_end(training: Generator[None, None, T]) -> T:
             return value
 
 
-def segments(spec: RunSpec, start: int, checkpoint_every: int) -> Iterator[tuple[int, int, Stage]]:
-    """(first, end, stage) covering steps start..steps-1, cut wherever the host has something to do."""
-    steps = spec.train.steps
-    change = spec.attention.warmup_steps(steps)
-    # The first EAGER_STEPS of a stage, and of a resumed run, are a segment of their own, which is not timed.
-    cuts = {steps, change, change + EAGER_STEPS, EAGER_STEPS, start + EAGER_STEPS}
-    for every in (spec.train.log_every, spec.train.eval_every, checkpoint_every):
-        cuts.update(range(every, steps, every))
-    first = start
-    for end in sorted(step for step in cuts if start < step <= steps):
-        yield first, end, stage_at(spec, first)
-        first = end
-
-
 @dataclass(frozen=True)
 class _Flight:
     """A segment that the device is at work on."""
@@ -155,45 +119,76 @@ class TrainingRun:
         self.baseline = self.windows.baseline(self.held_out)
         self.flops = {stage: sum(flops_per_window(self.model, stage).values()) for stage in ("dense", "sparse")}
         self.last_eval: dict[str, Any] = {}
-        self.pending: list[tuple[torch.Tensor, float]] = []
+        self.flight: _Flight | None = None
+        self.whole = False
+        """Whether model, optimizer and progress are of one step: not before the start, nor while they change."""
+        self.saved_step = 0
+        self.step_seconds: float | None = None
         self.resumed_at = 0
         self.saved_at = time.monotonic()
         self.change = spec.attention.warmup_steps(spec.train.steps)
 
     def train(self) -> Generator[None, None, dict[str, Any]]:
         """Train to the end; see `loop.train`."""
+        try:
+            return (yield from self._train())
+        except (KeyboardInterrupt, GeneratorExit):
+            with suppress(Exception):  # no room, say, or the device is gone: the checkpoint before is still there
+                self._stop()
+            raise
+
+    def _train(self) -> Generator[None, None, dict[str, Any]]:
         spec, every = self.spec, self.spec.engine.checkpoint_every or self.spec.train.eval_every
         with self.slot.active():
             self._start()
-        for first, end, stage in segments(spec, self.progress.step, every):
-            evaluates = end % spec.train.eval_every == 0 or end == spec.train.steps
-            saves = end % every == 0 and end < spec.train.steps
-            with self.slot.active():
-                flight = self._launch(first, end, stage)
-            if not flight.alone:
+        for first, end, stage in segments(spec, self.progress.step, every, lambda: self.step_seconds):
+            with self._changing():
+                self.flight = self._launch(first, end, stage)
+            if not self.flight.alone:
                 yield
+            with self._changing():
+                update = self._arrive()
+            if update is not None:
+                self.observe(update)
             with self.slot.active():
-                self._land(flight)
-                saves = saves and self._is_time_to_save()
-                if evaluates or saves or end % spec.train.log_every == 0:
-                    self._log(stage)
-                if evaluates:
+                if self.progress.owes_evaluation:
                     self._evaluate()
-                if saves:
+            if end % every == 0 and end < spec.train.steps and self._is_time_to_save():
+                with self._changing():
                     self._checkpoint()
-        with self.slot.active():
+        with self._changing():
             if not self.last_eval:  # killed between the last checkpoint and the record: only the summary is missing
                 self._evaluate(record=False)
             self.sink.replace_checkpoint(lambda folder: checkpoint.save(folder, self.model, None, self.progress))
+            self.saved_step = self.progress.step
             return self._summary()
+
+    @contextmanager
+    def _changing(self) -> Iterator[None]:
+        """From one whole state of the run to the next: who asks to stop waits for the end."""
+        with deferred(), self.slot.active():
+            self.whole = False
+            yield
+            self.whole = True
+
+    def _stop(self) -> None:
+        """Checkpoint the run where it is, if that is further than the last checkpoint and the run is whole."""
+        if self.whole and self.flight is not None:
+            with self._changing():
+                self._arrive()
+        if self.whole and self.progress.step > self.saved_step:
+            with self._changing():
+                self._checkpoint()
 
     def _start(self) -> None:
         saved = self.sink.checkpoint()
         if saved is not None:
             self.progress = checkpoint.load(saved, self.model, self.optimizer)
+            self.saved_step = self.progress.step
         self.times = StepTimes(self.progress, self.shared)
         self.sink.rewind(-1 if saved is None else self.progress.step)
-        if self.progress.step == 0:
+        self.whole = True
+        if self.progress.step == 0 or self.progress.owes_evaluation:
             self._evaluate()  # before the first step: near ln V, or the start is not sane
         self.times.on(self.slot.running.describe())
         self.resumed_at = self.progress.step
@@ -214,11 +209,22 @@ class TrainingRun:
         self.progress.peak_memory_mb = max(peaks, default=None)
         return _Flight(first, end, stage, alone, start, history_SM)
 
+    def _arrive(self) -> Update | None:
+        """Land the segment in flight, and log it where that is due: all of its last step but an evaluation."""
+        flight, self.flight = self.flight, None
+        assert flight is not None
+        self._land(flight)
+        spec, end = self.spec, flight.end
+        evaluates = end % spec.train.eval_every == 0 or end == spec.train.steps
+        self.progress.owes_evaluation = evaluates
+        return self._log(flight.stage) if evaluates or end % spec.train.log_every == 0 else None
+
     def _land(self, flight: _Flight) -> None:
         """Wait for the device, look at what it did, and capture the stage's graph if this was its first segment."""
         slot, stage, steps = self.slot, flight.stage, flight.end - flight.first
         slot.wait()
         seconds = time.perf_counter() - flight.start
+        self.step_seconds = seconds / steps
         history_SM = flight.history_SM.cpu()
         self._check(history_SM, flight.first)
         self.progress.step = flight.end
@@ -226,18 +232,19 @@ class TrainingRun:
         steady = stage in self.step.graphs if graph else flight.first not in (self.resumed_at, self.change)
         if steady and self.shared and flight.alone and self.times.warms_up(stage):
             steady = False
-        self.pending.append((history_SM, self.times.count(seconds, steps, stage, steady=steady, alone=flight.alone)))
+        charged = self.times.count(seconds, steps, stage, steady=steady, alone=flight.alone)
+        self.progress.pending.append((history_SM.tolist(), charged))
         goes_on = flight.end < self.spec.train.steps and stage_at(self.spec, flight.end) == stage
         if graph and stage not in self.step.graphs and goes_on:
             slot.capture(stage)
             self.progress.machine = slot.running.describe()  # without graphs, if that failed
 
-    def _log(self, stage: Stage) -> None:
+    def _log(self, stage: Stage) -> Update:
         """One train record for the steps since the last one: the mean loss of all of them, the last step's rest."""
         spec, end = self.spec, self.progress.step
-        history_SM = torch.cat([history for history, _ in self.pending])
-        seconds = sum(seconds for _, seconds in self.pending)
-        self.pending.clear()
+        history_SM = torch.tensor([row for rows, _ in self.progress.pending for row in rows])
+        seconds = sum(seconds for _, seconds in self.progress.pending)
+        self.progress.pending.clear()
         record: dict[str, Any] = {"kind": "train", "step": end, "stage": stage}
         record.update(zip(METRICS, history_SM[-1].tolist(), strict=True))
         record["loss"] = float(history_SM[:, 0].mean())
@@ -249,15 +256,8 @@ class TrainingRun:
         record["flops"] = self._flops_after(end)
         record["tokens_per_second"] = spec.tokens_per_step * len(history_SM) / seconds
         self.sink.metrics(record)
-        self.observe(
-            Update(
-                end,
-                spec.train.steps,
-                record["loss"],
-                self.last_eval.get("val_loss"),
-                record["tokens_per_second"],
-            )
-        )
+        val_loss = self.last_eval.get("val_loss")
+        return Update(end, spec.train.steps, record["loss"], val_loss, record["tokens_per_second"])
 
     def _check(self, history: torch.Tensor, first: int) -> None:
         finite = torch.isfinite(history[:, :2]).all(dim=1)
@@ -291,19 +291,21 @@ class TrainingRun:
                 raise TrainingDiverged(f"{name} is {self.last_eval[name]} after step {self.progress.step}; {_ADVICE}")
         if not record:
             return
-        self.sink.metrics(
-            {
-                "kind": "eval",
-                "step": self.progress.step,
-                "stage": stage,
-                "seconds": self.progress.seconds,
-                "flops": self._flops_after(self.progress.step),
-                **self.last_eval,
-                "loss_by_position": val["loss_by_position"],
-                **lists,
-                "eval_seconds": time.perf_counter() - start,
-            }
-        )
+        with deferred():  # recorded once
+            self.progress.owes_evaluation = False
+            self.sink.metrics(
+                {
+                    "kind": "eval",
+                    "step": self.progress.step,
+                    "stage": stage,
+                    "seconds": self.progress.seconds,
+                    "flops": self._flops_after(self.progress.step),
+                    **self.last_eval,
+                    "loss_by_position": val["loss_by_position"],
+                    **lists,
+                    "eval_seconds": time.perf_counter() - start,
+                }
+            )
 
     def _is_time_to_save(self) -> bool:
         """A checkpoint of a small model takes as long as a hundred of its steps: not worth it every few seconds."""
@@ -313,6 +315,7 @@ class TrainingRun:
     def _checkpoint(self) -> None:
         self.saved_at = time.monotonic()
         self.sink.replace_checkpoint(lambda folder: checkpoint.save(folder, self.model, self.optimizer, self.progress))
+        self.saved_step = self.progress.step
 
     def _flops_after(self, steps: int) -> float:
         """Model FLOPs of the run's first `steps` steps, by the stage that each is in."""

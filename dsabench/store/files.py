@@ -20,6 +20,7 @@ Signature = list[int] | None
 """What changes when a file does: times of modification and change, size, inode; None: no regular file."""
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
+_GONE = {errno.ENOENT, errno.ENOTDIR, errno.ESTALE}
 _DENIED = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
@@ -33,6 +34,10 @@ def explain(path: Path, error: OSError) -> StoreError:
     if error.errno in _DENIED:
         return StoreError(
             f"{path}: {error.strerror}; give a store that you may read and write, for example --store DIR"
+        )
+    if error.errno in _GONE:
+        return StoreError(
+            f"{path}: {error.strerror}; was the store moved, removed or unmounted? Put it back, or begin anew"
         )
     return StoreError(f"{path}: {error.strerror or error}")
 
@@ -77,13 +82,17 @@ def write_all(fd: int, data: bytes) -> None:
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Give `path` the content `data`, or leave it as it was; raises StoreError as `replacing`."""
-    with replacing(path) as file:
+    """Give `path` the content `data`, or leave it as it was; raises StoreError as `replacing`.
+
+    The caller holds the lock that guards `path`: its temporary file has one name, so that the next write replaces
+    what a kill left of one.
+    """
+    with replacing(path, path.with_name(f".{path.name}.tmp")) as file:
         write_all(file.fileno(), data)
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
+def replacing(path: Path, temporary: Path | None = None) -> Iterator[BinaryIO]:
     """A file that becomes `path` when the body ends; when it raises, `path` stays as it was.
 
     Temporary file, fsync, os.replace, fsync of the folder.
@@ -93,9 +102,9 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     """
     with explained(path):
         # The leading dot hides a temporary file that a kill left; the random part keeps two processes apart.
-        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+        temporary = temporary or path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
         try:
-            fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+            fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
             with os.fdopen(fd, "wb") as file:
                 yield file
                 file.flush()

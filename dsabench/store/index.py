@@ -22,15 +22,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dsabench.errors import StoreError
-from dsabench.store.files import Signature, acquire, explained, signature, write_atomic
-from dsabench.store.layout import RECORD, check_schema, existing_store
+from dsabench.store.files import Signature, explained, signature, write_atomic
+from dsabench.store.layout import RECORD, check_schema, existing_store, locked
 from dsabench.store.reader import run_names
 from dsabench.store.records import SCHEMA_VERSION
 from dsabench.store.table import Row, row_of, table
 
 INDEX = "index.parquet"
 _ROWS = ".index.json.gz"
-_LOCK = ".index.lock"
 _KEY = b"dsabench"
 _FORMAT = f"2 of schema {SCHEMA_VERSION}"
 
@@ -82,17 +81,12 @@ def update(store: Path) -> None:
 
 
 def _update_locked(store: Path, timeout_s: float) -> pd.DataFrame:
-    lock = acquire(store / _LOCK, timeout_s)
-    if lock is None:
-        raise StoreError(f"{store / INDEX}: another process has held {store / _LOCK} for {timeout_s:g} s; end it")
-    try:
+    with locked(store, timeout_s):
         # The runs are looked at under the lock, or an older view could replace a newer one.
         rows, signatures, unsettled = _current_rows(store)
         frame = table(rows.values())
         _write_index(store, frame, rows, signatures, unsettled)
         return frame
-    finally:
-        lock.release()
 
 
 def _scan(store: Path) -> dict[str, Signature]:

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
-from contextlib import suppress
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from dsabench.errors import StoreError
-from dsabench.store.files import explained, write_atomic
+from dsabench.store.files import acquire, explained, write_atomic
 from dsabench.store.records import SCHEMA_VERSION, check_id, read_document
 
 RECORD = "run.json"
 METRICS = "metrics.jsonl"
+LOG = "log.txt"
 LOCK = ".lock"
 SWEEPS = "sweeps"
 _MARK = "store.json"
+_TOP_LOCK = ".index.lock"
 
 
 def run_folder(store: Path, run_id: str) -> Path:
@@ -57,6 +60,22 @@ def existing_store(store: str | Path) -> Path:
     return path
 
 
+@contextmanager
+def locked(store: Path, timeout_s: float = 120) -> Iterator[None]:
+    """Hold the lock of what is no single run's: the mark, the sweeps and the index.
+
+    Raises:
+        StoreError: another process keeps it.
+    """
+    lock = acquire(store / _TOP_LOCK, timeout_s)
+    if lock is None:
+        raise StoreError(f"{store}: another process has held {store / _TOP_LOCK} for {timeout_s:g} s; end it")
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 def make_store(store: Path) -> None:
     """Make `store` a store that can be written: its folder and `store.json`.
 
@@ -67,7 +86,8 @@ def make_store(store: Path) -> None:
     if not check_schema(store):
         with explained(store):
             store.mkdir(parents=True, exist_ok=True)
-        write_atomic(store / _MARK, json.dumps({"schema_version": SCHEMA_VERSION}).encode())
+        with locked(store):
+            write_atomic(store / _MARK, json.dumps({"schema_version": SCHEMA_VERSION}).encode())
 
 
 def check_writable(store: Path) -> None:
@@ -101,13 +121,8 @@ def _try_writing(store: Path) -> None:
             with suppress(FileExistsError):  # another process made it
                 path.mkdir()
                 made.append(path)
-        probe = store / f".probe.{secrets.token_hex(4)}.tmp"
-        fd = os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
-        try:
-            os.write(fd, b"x")  # a full disk may still give names
-        finally:
-            os.close(fd)
-            probe.unlink()
+        with tempfile.TemporaryFile(dir=store) as probe:  # without a name: a kill leaves nothing
+            os.write(probe.fileno(), b"x")  # a full disk may still give names
     finally:
         for path in reversed(made):
             with suppress(OSError):  # not empty: another process uses it by now

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from dsabench.errors import StoreError
 from dsabench.store.files import explained, write_atomic
-from dsabench.store.layout import SWEEPS, existing_store, make_store
+from dsabench.store.layout import SWEEPS, existing_store, locked, make_store
 from dsabench.store.records import SweepRecord, check_id, read_record
 
 
@@ -16,7 +16,8 @@ def write_sweep(store: str | Path, record: SweepRecord) -> None:
     make_store(Path(store))
     with explained(path):
         path.parent.mkdir(exist_ok=True)
-    write_atomic(path, record.to_json())
+    with locked(Path(store)):
+        write_atomic(path, record.to_json())
 
 
 def read_sweep(store: str | Path, sweep_id: str) -> SweepRecord:

@@ -13,10 +13,10 @@ from typing import Any, Literal, Self
 
 from filelock import FileLock
 
-from dsabench.errors import StoreError
+from dsabench.errors import DsabenchError, StoreError
 from dsabench.store import checkpoint, index
 from dsabench.store.files import acquire, explain, explained, write_all, write_atomic
-from dsabench.store.layout import LOCK, METRICS, RECORD, make_store, run_folder
+from dsabench.store.layout import LOCK, LOG, METRICS, RECORD, make_store, run_folder
 from dsabench.store.reader import parse_metrics, read_raw
 from dsabench.store.records import RunBusyError, RunDoneError, RunRecord, Scalar, now
 
@@ -28,8 +28,8 @@ class RunWriter:
     """The one writer of `<store>/<run_id>/`; a context manager, made by `RunWriter.open`.
 
     Left without `finish`, the run is recorded as `failed` with the exception that ended it, or as
-    `interrupted` when that was a KeyboardInterrupt or there was none. A kill leaves `running`, which
-    readers show as `interrupted`.
+    `interrupted` when that was a KeyboardInterrupt or a DsabenchError (a full disk, say, which is no fault
+    of the run), or there was none. A kill leaves `running`, which readers show as `interrupted`.
     """
 
     def __init__(self, path: Path, record: RunRecord, lock: FileLock) -> None:
@@ -90,8 +90,8 @@ class RunWriter:
             )
             with explained(path):
                 checkpoint.recover(path)
-                for leftover in path.glob(".*.tmp"):
-                    leftover.unlink()
+                for leftover in (*path.glob(".*.tmp"), path / LOG):  # the log of a failure before
+                    leftover.unlink(missing_ok=True)
             _cut_torn_line(path / METRICS)
             write_atomic(path / RECORD, record.to_json())
         except BaseException:
@@ -164,8 +164,11 @@ class RunWriter:
         status: Literal["done", "failed", "interrupted"],
         summary: Mapping[str, Scalar] | None = None,
         error: str | None = None,
+        log: str | None = None,
     ) -> RunRecord:
         """Record how the run ended, durably, and bring the index up to date. Call it once, last.
+
+        log: what else is known of a failure, such as its traceback; kept in the run's folder.
 
         Raises:
             StoreError: the record, or after it the index, cannot be written.
@@ -182,6 +185,9 @@ class RunWriter:
                 "updated": now(),
             }
         )
+        if log is not None:
+            with suppress(StoreError):  # the record counts
+                write_atomic(self.path / LOG, log.encode(errors="backslashreplace"))
         write_atomic(self.path / RECORD, record.to_json())
         self.record = record
         self._close_metrics()
@@ -204,7 +210,7 @@ class RunWriter:
     def _record_end(self, error: BaseException | None) -> None:
         """Finish a run that its user did not; a failure to do so is told without hiding `error`."""
         try:
-            if isinstance(error, Exception):
+            if isinstance(error, Exception) and not isinstance(error, DsabenchError):
                 self.finish("failed", error=f"{type(error).__name__}: {error}")
             else:
                 self.finish("interrupted")

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from sparse_reference import Sizes, allowed_by, draw, error
 
 from dsabench.attention.kernels import dense
 from dsabench.data import Batch
@@ -67,19 +68,49 @@ def test_captured_steps_learn_what_eager_ones_do(precision: str, tolerance: floa
     assert float(graph[-1, 0]) < float(graph[0, 0]) - 1
 
 
-@pytest.mark.parametrize("kind", ["dense", "masked", "triton"])
-def test_packed_documents_are_learnt_alike_in_a_graph(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With slabs of 60 queries, recomputed in the backward pass."""
-    monkeypatch.setattr(dense, "SLAB_PAIRS", 4 * 256 * 60)
+def packed_spec(kind: str) -> RunSpec:
     packed = {"data": {"packing": "documents"}}
     spec = spec_of("auto" if kind == "dense" else kind, **packed)
     if kind == "dense":
         spec = validate({**spec.model_dump(exclude={"attention"}), "attention": {"kind": "dense"}})
-    eager, graph = (history(spec, Execution(CUDA, "fp32", graph, False)) for graph in (False, True))
+    return spec
+
+
+@pytest.mark.parametrize("kind", ["dense", "masked", "triton"])
+def test_packed_documents_are_learnt_alike_in_a_graph(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With slabs of 60 queries, recomputed in the backward pass."""
+    monkeypatch.setattr(dense, "SLAB_PAIRS", 4 * 256 * 60)
+    eager, graph = (history(packed_spec(kind), Execution(CUDA, "fp32", graph, False)) for graph in (False, True))
     torch.testing.assert_close(graph[:, :2], eager[:, :2], rtol=0, atol=1e-3)
-    if kind == "triton":
-        masked = history(spec_of("masked", **packed), Execution(CUDA, "fp32", False, False), 20)
-        torch.testing.assert_close(eager[:20, :2], masked[:, :2], rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("steps", [1, 12, 13, 20])
+def test_packed_documents_are_learnt_as_by_masks(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """12 steps are of the dense stage: how many pass says which stage differs."""
+    monkeypatch.setattr(dense, "SLAB_PAIRS", 4 * 256 * 60)
+    execution = Execution(CUDA, "fp32", False, False)
+    triton, masked = (history(packed_spec(kind), execution, 20)[:steps] for kind in ("triton", "masked"))
+    torch.testing.assert_close(triton[:, :2], masked[:, :2], rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("slab", [60, 256])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 1e-2)])
+def test_dense_attention_within_documents(
+    dtype: torch.dtype, tolerance: float, slab: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Outputs and gradients beside fp64."""
+    monkeypatch.setattr(dense, "SLAB_PAIRS", 2 * 256 * slab)
+    x = draw(Sizes(batch=2, length=256, heads=4, groups=1, width=16, documents=0.02), 9, "cuda")
+    mine = x.to(dtype)
+    out = dense.attention(mine.q, mine.k, mine.v, mine.ids)
+    (out * mine.d_out).sum().backward()
+    logits = torch.einsum("bthd,bshd->bhts", x.q, x.k.expand_as(x.q)) * x.q.shape[-1] ** -0.5
+    p = logits.masked_fill(~allowed_by(x)[:, None], -torch.inf).softmax(-1)
+    expected = torch.einsum("bhts,bshd->bthd", p, x.v.expand_as(x.q))
+    (expected * x.d_out).sum().backward()
+    assert error(out.detach(), expected.detach()) < tolerance
+    for a, b in zip(mine[:3], x[:3], strict=True):
+        assert error(a.grad, b.grad) < tolerance
 
 
 @pytest.mark.parametrize("length", [256, 333])

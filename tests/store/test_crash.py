@@ -105,6 +105,7 @@ def test_a_kill_at_any_moment_leaves_whole_files(runs, monkeypatch, action):
             assert read_metrics(runs.path, run_id)[-1]["step"] == 9
             left = {path.name for path in writer.path.iterdir()}
             assert left - {".lock"} == {"run.json", "metrics.jsonl", "checkpoint"}
+        assert not list(runs.path.glob(".*.tmp")), "what a kill left is overwritten by the next write"
         if survived:
             break
         moment += 1

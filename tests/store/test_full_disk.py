@@ -69,6 +69,12 @@ def test_a_full_disk_is_told_and_leaves_what_was_there(runs, monkeypatch, room):
     assert [record["step"] for record in read_metrics(runs.path, "a")] == [0, 1]
 
 
+def test_a_full_disk_is_no_fault_of_the_run(runs):
+    with pytest.raises(StoreError), runs.open():
+        raise StoreError("the disk is full")
+    assert read_run(runs.path, "a").status == "interrupted"
+
+
 def test_metrics_go_on_cleanly_when_there_is_room_again(runs, monkeypatch):
     with runs.open() as writer:
         writer.metrics({"kind": "train", "step": 0})

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dsabench.errors import StoreError
-from dsabench.store import index, load_runs, read_run
+from dsabench.store import index, layout, load_runs, read_run
 
 
 def rebuilt(store: Path) -> pd.DataFrame:
@@ -211,5 +211,5 @@ def test_a_store_whose_index_cannot_be_written_is_read_all_the_same(runs):
 def test_an_index_that_another_process_keeps_locked_is_read_all_the_same(runs, monkeypatch):
     runs.add("a")
     shutil.rmtree(runs.add("b"))
-    monkeypatch.setattr(index, "acquire", lambda path, timeout_s: None)
+    monkeypatch.setattr(layout, "acquire", lambda path, timeout_s: None)
     assert list(load_runs(runs.path).run_id) == ["a"]

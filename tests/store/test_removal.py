@@ -13,7 +13,7 @@ from dsabench.store import (
     RunBusyError,
     SweepRecord,
     find_name,
-    index,
+    layout,
     load_curves,
     load_runs,
     read_run,
@@ -171,8 +171,8 @@ def test_files_that_cannot_be_deleted_are_said(runs, monkeypatch):
 
 def test_an_index_that_cannot_be_written_is_said_after_the_removal(runs, monkeypatch):
     runs.add("a")
-    monkeypatch.setattr(index, "acquire", lambda path, timeout_s: None)
-    with pytest.raises(StoreError, match=r"index\.parquet.*removed before that: a"):
+    monkeypatch.setattr(layout, "acquire", lambda path, timeout_s: None)
+    with pytest.raises(StoreError, match=r"\.index\.lock.*removed before that: a"):
         remove_runs(runs.path, ["a"])
     assert names(runs.path) == []
 

@@ -1,0 +1,35 @@
+"""What a training run tells while it is under way, and to whom."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+
+class RunSink(Protocol):
+    """Where a run's records go; the store's writer is one."""
+
+    def metrics(self, record: dict[str, Any]) -> None:
+        """Append one record of kind `train` or `eval`."""
+
+    def rewind(self, step: int) -> None:
+        """Drop the records after `step`, all of them at -1: the run resumes from there."""
+
+    def checkpoint(self) -> Path | None:
+        """The folder of the last complete checkpoint, if there is one."""
+
+    def replace_checkpoint(self, write: Callable[[Path], None]) -> None:
+        """Have `write` fill a new folder, then put it in the old one's place at once."""
+
+
+@dataclass(frozen=True)
+class Update:
+    """What a progress display needs after each segment."""
+
+    step: int
+    steps: int
+    loss: float
+    val_loss: float | None
+    tokens_per_second: float

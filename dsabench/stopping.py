@@ -1,0 +1,90 @@
+"""Stopping when asked to: SIGINT and SIGTERM become KeyboardInterrupt, but not amid what must be done as a whole.
+
+    with deferred():
+        train_a_few_steps()      # whoever asks to stop waits for the end of this
+
+A second signal ends the process at once, and so do PATIENCE_S seconds after the first: what is stored is whole at every
+moment, so that this loses no more than a kill does.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+PATIENCE_S = 4.5
+"""Time that an orderly stop has; with what was asked for within 5 s, this leaves some for a busy machine."""
+
+INTERRUPTED = 130
+"""Exit code."""
+
+_deferring = 0
+_asked = False
+
+
+@contextmanager
+def deferred() -> Iterator[None]:
+    """A signal that comes inside raises KeyboardInterrupt at the end, while `on_signals` is in force; they nest."""
+    global _deferring, _asked
+    _deferring += 1
+    try:
+        yield
+    finally:
+        _deferring -= 1
+    if _asked and not _deferring:
+        _asked = False
+        raise KeyboardInterrupt
+
+
+@contextmanager
+def on_signals() -> Iterator[None]:
+    """Handle SIGINT (unless it is ignored, as under nohup) and SIGTERM while inside, in the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # no other thread can handle signals
+        return
+    numbers = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) is not signal.SIG_IGN]
+    # The interpreter writes each signal to `inlet` as it comes, even while the main thread waits for a device.
+    outlet, inlet = socket.socketpair()
+    inlet.setblocking(False)
+    threading.Thread(target=_watch, args=(outlet, numbers), daemon=True).start()
+    before = {number: signal.signal(number, _handle) for number in numbers}
+    woken = signal.set_wakeup_fd(inlet.fileno(), warn_on_full_buffer=False)
+    try:
+        yield
+    finally:
+        global _asked
+        signal.set_wakeup_fd(woken)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        inlet.close()
+        _asked = False
+
+
+def _handle(number: int, frame: FrameType | None) -> None:
+    global _asked
+    if not _deferring:
+        raise KeyboardInterrupt
+    _asked = True
+
+
+def _watch(outlet: socket.socket, numbers: list[signal.Signals]) -> None:
+    """End the process at the second signal, or when the first has been waited for long enough."""
+    with outlet:
+        seen = 0
+        while select.select([outlet], [], [], PATIENCE_S if seen else None)[0]:
+            received = outlet.recv(64)
+            if not received:
+                return  # an orderly end
+            seen += sum(number in numbers for number in received)
+            if seen > 1:
+                break
+        show_cursor = "\x1b[?25h\n" if sys.stderr.isatty() else ""  # a live display hides it
+        os.write(2, f"{show_cursor}stopped at once, without a checkpoint; the same command goes on\n".encode())
+        os._exit(INTERRUPTED)

@@ -1,0 +1,167 @@
+"""SIGINT and SIGTERM: in whatever moment they come, the run is checkpointed and ends later as if nothing had been."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from chaos import comparable, differences, picture, prepare
+
+import dsabench
+from dsabench import runner, stopping
+from dsabench.engine import checkpoint, segments, timing
+from dsabench.engine.evaluation import Evaluator
+from dsabench.engine.slot import Slots
+from dsabench.engine.step import TrainStep
+from dsabench.spec.fields import RunSpec
+from dsabench.store import RunWriter, find_checkpoint, index
+
+
+@pytest.fixture(scope="module")
+def spec(tmp_path_factory: pytest.TempPathFactory) -> RunSpec:
+    """12 steps, evaluated at 0, 6 and 12, logged every 5; of itself it would not be checkpointed before its end."""
+    config = prepare(tmp_path_factory.mktemp("config"))
+    return dsabench.load_spec(str(config), {"attention.kind": "dsa", "engine.checkpoint_every": None})
+
+
+@pytest.fixture(scope="module")
+def calm(spec: RunSpec, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    store = tmp_path_factory.mktemp("calm") / "calm"
+    assert runner.train(spec, store).status == "done"
+    return store
+
+
+MOMENTS: dict[str, tuple[Any, str, int, int | None]] = {
+    "before the first step": (TrainStep, "_compute", 1, 3),
+    "in a step between two records": (TrainStep, "_compute", 8, 10),
+    "in the first evaluation": (Evaluator, "evaluate", 2, None),
+    "in an evaluation": (Evaluator, "evaluate", 4, 6),
+    "while a record is written": (RunWriter, "metrics", 2, 5),
+    "in the last evaluation": (Evaluator, "evaluate", 5, 12),
+    "in the last checkpoint": (checkpoint, "save", 1, 12),
+}
+"""What is called for the which-th time when the signal comes, and the step that is checkpointed."""
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_stopped_run_is_checkpointed_where_it_is_and_ends_as_if_it_had_not_been(
+    moment: str, spec: RunSpec, calm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert threading.current_thread() is threading.main_thread(), "or signals would not be handled"
+    owner, name, which, step = MOMENTS[moment]
+    honest, calls = getattr(owner, name), []
+
+    def signalled(*args: Any, **more: Any) -> Any:
+        calls.append(name)
+        if len(calls) == which:
+            os.kill(os.getpid(), signal.SIGTERM if which % 2 else signal.SIGINT)
+        return honest(*args, **more)
+
+    store = tmp_path / "wild"
+    with monkeypatch.context() as patch, stopping.on_signals():
+        patch.setattr(owner, name, signalled)
+        with pytest.raises(KeyboardInterrupt):
+            runner.train(spec, store)
+    (run,) = dsabench.load_runs(store).to_dict("records")
+    assert run["status"] == "interrupted"
+    saved = find_checkpoint(store, run["run_id"])
+    assert (saved and checkpoint.steps_done(saved)) == step
+    assert runner.train(spec, store).status == "done"
+    assert differences(calm, store) == []
+
+
+def test_what_is_done_stays_done(spec: RunSpec, calm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    honest = index.update
+
+    def signalled(store: Path) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        honest(store)
+
+    with monkeypatch.context() as patch, stopping.on_signals():
+        patch.setattr(index, "update", signalled)
+        with pytest.raises(KeyboardInterrupt):
+            runner.train(spec, tmp_path / "wild")
+    assert differences(calm, tmp_path / "wild") == []
+
+
+def test_a_run_that_waits_for_its_device_is_landed_and_checkpointed(
+    spec: RunSpec, calm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of runs that share a GPU, one hears of the signal; the others are closed while their steps are under way."""
+    monkeypatch.setattr(timing, "TIMED_SEGMENTS", 1)  # then the last segment of the five is not alone
+    store = tmp_path / "wild"
+    training = runner._training(spec, store, None, False, lambda update: None, lambda message: None, Slots(2))
+    next(training)
+    training.close()
+    (run,) = dsabench.load_runs(store).to_dict("records")
+    saved = find_checkpoint(store, run["run_id"])
+    assert run["status"] == "interrupted"
+    assert saved is not None and checkpoint.steps_done(saved) == 12
+    assert dsabench.load_metrics(store)["step"].max() == 12, "the steps are recorded, and their evaluation is owed"
+    runner.train(spec, store)
+    weights = f"{run['run_id']}/checkpoint/model.safetensors"
+    assert (store / weights).read_bytes() == (calm / weights).read_bytes()
+    name = f"{run['run_id']}/metrics.jsonl"
+    ours, theirs = (
+        [{k: v for k, v in comparable(record).items() if k != "shared"} for record in picture(root)[name]]
+        for root in (calm, store)
+    )
+    assert ours == theirs
+
+
+def test_slow_steps_are_not_waited_for_by_the_dozen(spec: RunSpec) -> None:
+    train = spec.train.model_copy(update={"steps": 90, "log_every": 20, "eval_every": 40})
+    spec = spec.model_copy(update={"train": train})
+    whole = list(segments.segments(spec, 0, 40))
+    slow = list(segments.segments(spec, 0, 40, lambda: 0.2))
+    assert [step for first, end, _ in slow for step in range(first, end)] == list(range(90))
+    assert {end for _, end, _ in slow} >= {end for _, end, _ in whole}
+    assert max(end - first for first, end, _ in slow) == 5
+    very = [(first, end) for first, end, _ in segments.segments(spec, 0, 40, lambda: 7.0)]
+    assert max(end - first for first, end in very) == 3, "the first steps of a stage are in one piece"
+    assert sum(end - first > 1 for first, end in very) <= 3
+
+
+BLOCKED = """
+import signal, sys, time
+from dsabench import stopping
+stopping.PATIENCE_S = float(sys.argv[1])
+with stopping.on_signals(), stopping.deferred():
+    print("ready", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize(("patience", "signals", "least"), [("30", 2, 0.0), ("0.5", 1, 0.4)])
+def test_a_second_signal_and_the_end_of_patience_end_the_process_at_once(
+    patience: str, signals: int, least: float
+) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", BLOCKED, patience], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.readline()
+        began = time.monotonic()
+        for number in (signal.SIGTERM, signal.SIGINT)[:signals]:
+            process.send_signal(number)
+            time.sleep(0.1)
+        assert process.wait(20) == 130
+        assert least <= time.monotonic() - began < 15
+        assert "the same command goes on" in process.stderr.read()
+
+
+def test_signals_are_handled_as_before_afterwards() -> None:
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    with pytest.raises(KeyboardInterrupt), stopping.on_signals():
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+    with stopping.on_signals():
+        time.sleep(0.05)
+        assert threading.active_count() > 1
