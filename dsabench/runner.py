@@ -21,7 +21,7 @@ from dsabench.engine.sink import Update
 from dsabench.engine.slot import Slots
 from dsabench.errors import DeviceError, DsabenchError, StoreError
 from dsabench.microbatches import MicroBatches
-from dsabench.model.transformer import Transformer, build
+from dsabench.model.transformer import Transformer, build, outline
 from dsabench.planning import PlannedRun, choose_concurrency, fingerprint, rungs, status
 from dsabench.spec.fields import DataSpec, RunSpec
 from dsabench.spec.identity import run_id
@@ -75,7 +75,9 @@ def load_model(store: str | Path, run_id: str) -> Transformer:
         raise StoreError(f"run {record.run_id} ({record.status}) has no checkpoint in {store}")
     spec = stored_spec(record.spec, record.run_id)
     spec = spec.model_copy(update={"attention": spec.attention.anywhere()})
-    model = Transformer(spec, checkpoint.vocab_size(folder))
+    vocab_size = checkpoint.vocab_size(folder)
+    checkpoint.check_weights(folder, outline(spec, vocab_size))
+    model = Transformer(spec, vocab_size)
     checkpoint.load_weights(folder, model)
     return model.eval()
 
