@@ -100,7 +100,9 @@ def within(variant: str, setting: str) -> str:
 def keys(runs: pd.DataFrame) -> pd.Series[float]:
     """k of each run by its spec, at most its length; NaN where the spec says none."""
     found = []
-    for run in runs.reindex(columns=["length", TOP_K, RATIO]).to_dict("records"):
+    numbers = runs.reindex(columns=["length", TOP_K, RATIO]).apply(pd.to_numeric, errors="coerce")
+    numbers = numbers.astype("Float64").astype("float64")  # a record may hold anything
+    for run in numbers.where(numbers.abs() < math.inf).to_dict("records"):
         length = 0 if pd.isna(run["length"]) else int(run["length"])
         top_k, ratio = (None if pd.isna(run[name]) else run[name] for name in (TOP_K, RATIO))
         known = length > 0 and (top_k is not None or ratio is not None)

@@ -161,7 +161,10 @@ class Sweep:
     def _kinds(self) -> list[Any]:
         attention = self.base.get("attention", {})
         base_kind = attention.get("kind", "dsa") if isinstance(attention, dict) else "dsa"
-        return self.axes.get("attention.kind", [base_kind])
+        kinds = [*self.axes.get("attention.kind", [base_kind]), *self.named_kinds]
+        for kind in kinds:
+            _kind_is_text(kind, self._where("attention.kind"))
+        return list(dict.fromkeys(kinds))
 
     def _attention_fields_have_an_owner(self) -> None:
         """A field under attention is a typo unless a kind of this sweep, or the base's own kind, has it."""
@@ -169,7 +172,7 @@ class Sweep:
         if not isinstance(attention, dict):
             return
         _kind_is_text(attention.get("kind", "dsa"), self._where("attention.kind"))
-        kinds = list(dict.fromkeys([*self._kinds(), attention.get("kind", "dsa"), *self.named_kinds]))
+        kinds = list(dict.fromkeys([*self._kinds(), attention.get("kind", "dsa")]))
         models = [_spec_class(kind, self._where("attention.kind")) for kind in kinds]
         paths = [f"attention.{name}" for name in attention] + [p for p in self.axes if p.startswith("attention.")]
         for path in paths:
@@ -206,7 +209,7 @@ class Sweep:
 
     def _clear_alternative(self, path: str, origin: str) -> None:
         parent, _, name = path.rpartition(".")
-        for model in _owners(parent, list(dict.fromkeys([*self.named_kinds, *self._kinds()]))):
+        for model in _owners(parent, self._kinds()):
             for pair in model.alternatives:
                 if name in pair:
                     other = f"{parent}.{pair[0] if name == pair[1] else pair[1]}"
