@@ -37,6 +37,9 @@ MEANS = (
 )
 """Measures of which the mean over seeds is reported."""
 
+_UNCHECKED = {"tokens_per_step", "train_seconds", "vocab_size"}
+"""Positive numbers of a summary that the store takes as they come."""
+
 TOP_K, RATIO = "attention.top_k", "attention.top_k_ratio"
 """The fields that say how many keys a query keeps."""
 
@@ -70,6 +73,9 @@ def label_variants(runs: pd.DataFrame, ignoring: Collection[str] = ()) -> pd.Dat
         values = labelled[column] if column in labelled else pd.Series(index=labelled.index, dtype=float)
         numbers = pd.to_numeric(values, errors="coerce").astype("Float64").astype("float64")
         labelled[column] = numbers.where(numbers.abs() < math.inf)
+    for column in _UNCHECKED & set(labelled.columns):
+        numbers = pd.to_numeric(labelled[column], errors="coerce").astype("Float64").astype("float64")
+        labelled[column] = numbers.where((numbers > 0) & (numbers < math.inf))
     leak = labelled["leak"] if "leak" in labelled else pd.Series(False, index=labelled.index)
     labelled["leak"] = leak.astype("boolean").fillna(False).astype(bool)
     if rungs_of(labelled):
