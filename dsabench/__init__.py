@@ -20,6 +20,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from dsabench.analysis.inspect_run import inspect_selection as inspect_selection
+    from dsabench.attention.registry import no_plugins as no_plugins
     from dsabench.bench.api import bench_layer as bench_layer
     from dsabench.errors import DsabenchError as DsabenchError
     from dsabench.runner import build_model as build_model
@@ -38,6 +39,7 @@ _HOME = {
     "load_model": "runner",
     "load_runs": "store",
     "load_spec": "runner",
+    "no_plugins": "attention.registry",
     "train": "runner",
 }
 
