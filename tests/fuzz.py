@@ -27,6 +27,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import typer
 from synthetic import experiment
 
 from dsabench.analysis.compare import compare
@@ -169,6 +170,7 @@ class Fuzz:
         load_runs(self.store)
         self.beside = self._beside()
         self.outcomes: Counter[str] = Counter()
+        self.command: Any = typer.main.get_command(app.app)  # made anew at every call, it would take half of the time
 
     def example(self, name: str) -> None:
         """Make and read one example. Raises what it must not."""
@@ -216,7 +218,7 @@ class Fuzz:
         self._read(lambda: read_metrics(self.store, self.run_id))
         self._read(lambda: load_metrics(self.store))
         self._read(lambda: load_curves(self.store))
-        if draw.random() < 0.3:
+        if draw.random() < 0.2:
             self._shown(draw, ["runs", "show", self.run_id], ["compare"], ["compare", "--json"])
 
     def _run(self, draw: random.Random) -> None:
@@ -226,38 +228,39 @@ class Fuzz:
         else:
             content = as_json(mutated(json.loads(content), draw), draw).encode("utf-8", "surrogatepass")
         self.record.write_bytes(content)
-        self._read(lambda: read_run(self.store, self.run_id))
+        readable = self._read(lambda: read_run(self.store, self.run_id))
         self._read(lambda: load_runs(self.store))
-        if draw.random() < 0.2:
-            self._read(lambda: compare(look_at(self.store, everything=draw.random() < 0.5)))
         show = ["runs", "show", self.run_id]
-        compared = ["compare", *draw.choice(([], ["--all"], ["--csv"], ["--markdown"]))]
-        self._shown(
-            draw, ["runs"], ["runs", "--json"], show, [*show, "--json"], ["runs", "--where", "seed > 1"], compared
-        )
+        if not readable or draw.random() < 0.6:  # another run is not compared: most of the time would go there
+            self._shown(draw, ["runs"], ["runs", "--json"], show, [*show, "--json"], ["runs", "--where", "seed > 1"])
+        elif draw.random() < 0.5:
+            self._read(lambda: compare(look_at(self.store, everything=draw.random() < 0.5)))
+        else:
+            self._shown(draw, *(["compare", *form] for form in ([], ["--all"], ["--csv"], ["--markdown"])))
 
-    def _read(self, call: Callable[[], Any]) -> None:
+    def _read(self, call: Callable[[], Any]) -> bool:
         try:
             call()
         except DsabenchError as error:
             if not str(error).strip():
                 raise Failure("an error without a message") from error
             self.outcomes["refused"] += 1
-        else:
-            self.outcomes["read"] += 1
+            return False
+        self.outcomes["read"] += 1
+        return True
 
     def _shown(self, draw: random.Random, *commands: list[str]) -> None:
         """One of these commands, in this process."""
         words = draw.choice(commands)
-        out, err, argv = io.StringIO(), io.StringIO(), sys.argv
-        sys.argv = ["dsabench", *words]
+        out, err = io.StringIO(), io.StringIO()
+        argv, made, sys.argv, app.app = sys.argv, app.app, ["dsabench", *words], self.command
         try:
             with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
                 app.main()
         except SystemExit as end:
             code = end.code or 0
         finally:
-            sys.argv = argv
+            sys.argv, app.app = argv, made
         shown = out.getvalue() + err.getvalue()
         if code not in (0, 2):
             raise Failure(f"{words}: exit code {code}: {err.getvalue()}")

@@ -1,4 +1,4 @@
-"""A few hundred mutated files through the public readers; `DSABENCH_FUZZ=10000 pytest tests/test_fuzz.py` for more."""
+"""Mutated files through the public readers; `DSABENCH_FUZZ=10000 pytest tests/test_fuzz.py` for more."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import fuzz
 import pytest
 
-COUNT, SEED = (int(os.environ.get(f"DSABENCH_FUZZ{name}", default)) for name, default in (("", 240), ("_SEED", 0)))
+COUNT, SEED = (int(os.environ.get(f"DSABENCH_FUZZ{name}", default)) for name, default in (("", 180), ("_SEED", 0)))
 
 
 @pytest.mark.parametrize("kind", fuzz.KINDS)
