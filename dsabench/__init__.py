@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from dsabench.analysis.difference import diff_runs as diff_runs
     from dsabench.analysis.inspect_run import inspect_selection as inspect_selection
     from dsabench.analysis.reproduce import reproduce as reproduce
+    from dsabench.attention.registry import no_plugins as no_plugins
     from dsabench.bench.api import bench_layer as bench_layer
     from dsabench.errors import DsabenchError as DsabenchError
     from dsabench.runner import build_model as build_model
@@ -44,6 +45,7 @@ _HOME = {
     "load_runs": "store",
     "load_spec": "runner",
     "reproduce": "analysis.reproduce",
+    "no_plugins": "attention.registry",
     "train": "runner",
 }
 

@@ -21,11 +21,12 @@ from dsabench.engine.sink import Update
 from dsabench.engine.slot import Slots
 from dsabench.errors import DeviceError, DsabenchError, StoreError
 from dsabench.microbatches import MicroBatches
-from dsabench.model.transformer import Transformer, build
+from dsabench.model.transformer import Transformer, build, outline
 from dsabench.planning import PlannedRun, choose_concurrency, fingerprint, rungs, status
 from dsabench.spec.fields import DataSpec, RunSpec
 from dsabench.spec.identity import run_id
-from dsabench.spec.sweep import DEFAULT_CONFIG, Sweep, load_sweep, validate
+from dsabench.spec.stored import stored_spec
+from dsabench.spec.sweep import DEFAULT_CONFIG, Sweep, load_sweep
 from dsabench.stopping import deferred
 from dsabench.store import (
     RunBusyError,
@@ -65,15 +66,18 @@ def build_model(spec: RunSpec) -> Transformer:
 def load_model(store: str | Path, run_id: str) -> Transformer:
     """The model of a stored run with its last checkpoint's weights, on the CPU in fp32, in eval mode.
 
-    Raises StoreError when there is no such run or it has no checkpoint.
+    Executes the plugin file that a run with an attention of its own names; inside `no_plugins` such a run is refused.
+    Raises StoreError when there is no such run or it has no checkpoint, SpecError when its record holds no valid spec.
     """
     record = read_run(store, run_id)
     folder = find_checkpoint(store, record.run_id)
     if folder is None:
         raise StoreError(f"run {record.run_id} ({record.status}) has no checkpoint in {store}")
-    spec = validate(record.spec)
+    spec = stored_spec(record.spec, record.run_id)
     spec = spec.model_copy(update={"attention": spec.attention.anywhere()})
-    model = Transformer(spec, checkpoint.vocab_size(folder))
+    vocab_size = checkpoint.vocab_size(folder)
+    checkpoint.check_weights(folder, outline(spec, vocab_size))
+    model = Transformer(spec, vocab_size)
     checkpoint.load_weights(folder, model)
     return model.eval()
 

@@ -64,4 +64,4 @@ def at_equal_cost(ours: Curve | None, theirs: Curve | None) -> tuple[float, floa
         return math.nan, math.nan
     budget = min(ours.total, theirs.total)
     difference = ours.at(budget) - theirs.at(budget)
-    return difference, budget / ours.total if math.isfinite(difference) else math.nan
+    return difference, budget / ours.total if math.isfinite(difference) and ours.total > 0 else math.nan

@@ -267,7 +267,7 @@ def _confounded(group: pd.DataFrame) -> str:
     parts = []
     for column, words in (("a.tokens_per_step", "tokens per step"), ("a.tokens", "training tokens")):
         if column in group:
-            values = group[column].dropna().astype(float)
+            values = pd.to_numeric(group[column], errors="coerce").dropna().astype(float)
             if len(values) and values.max() > 1.05 * values.min():
                 parts.append(f"{words} differ between lengths ({values.min():,.0f} to {values.max():,.0f})")
     return "; ".join(parts)

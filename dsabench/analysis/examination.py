@@ -25,7 +25,7 @@ from dsabench.errors import DataError
 from dsabench.model.transformer import Transformer, build
 from dsabench.runner import load_model
 from dsabench.spec.fields import RunSpec
-from dsabench.spec.sweep import validate
+from dsabench.spec.stored import stored_spec
 from dsabench.store import find_checkpoint, find_run
 
 Result = Literal["ok", "LEAK", "FAIL", "n.a.", "info"]
@@ -86,8 +86,9 @@ def examine(spec: RunSpec, notify: Callable[[str], None]) -> Examination:
 def examine_run(store: str | Path, run: str, device: str | None, notify: Callable[[str], None]) -> Examination:
     """Examine a stored run, with its checkpoint's weights when it has one; without its text if that is gone."""
     record = find_run(store, run)
-    values = {**record.spec, "engine": {**record.spec.get("engine", {}), "device": device or "auto"}}
-    spec = validate(values)
+    engine = record.spec.get("engine", {})
+    here = {**engine, "device": device or "auto"} if isinstance(engine, dict) else engine
+    spec = stored_spec({**record.spec, "engine": here}, record.run_id)
     execution = resolve(spec.engine)
     data: TokenData | TaskData | str
     try:

@@ -21,6 +21,8 @@ from dsabench.analysis.wording import (
     recall_of,
     trend_lines,
 )
+from dsabench.data.pieces import visible
+from dsabench.store.export import inert
 
 _DIGITS = {"tokens_per_second": 0, "peak_memory_mb": 0, "step_ms": 2}
 """Digits after the point of a metric; 3 of the others."""
@@ -162,8 +164,12 @@ def frame(found: Comparison) -> pd.DataFrame:
 
 
 def as_csv(found: Comparison) -> str:
-    """The rows as CSV with a header; an unknown number is an empty cell."""
-    return frame(found).to_csv(index=False)
+    """The rows as CSV with a header; an unknown number is an empty cell, text is made `inert`."""
+    rows = frame(found)
+    texts = {
+        name: [visible(text) for text in rows[name]] for name in ("setting", "variant", "baseline") if name in rows
+    }
+    return inert(rows.assign(**texts)).to_csv(index=False)
 
 
 def as_markdown(found: Comparison) -> str:
@@ -189,8 +195,8 @@ def as_latex(found: Comparison) -> str:
         out += ["\\begin{table}", "\\centering", f"\\caption{{{_latex(grid.title)}: {_latex(found.scope)}}}"]
         out += [f"\\begin{{tabular}}{{{marks}}}", "\\toprule", rf"{head} \\", "\\midrule"]
         out += [" & ".join(map(_latex, row)) + r" \\" for row in grid.rows]
-        out += ["\\bottomrule", "\\end{tabular}", "\\end{table}", *(f"% {line}" for line in below), ""]
-    out += [f"% {line}" for line in notes(found)]
+        out += ["\\bottomrule", "\\end{tabular}", "\\end{table}", *(f"% {visible(line)}" for line in below), ""]
+    out += [f"% {visible(line)}" for line in notes(found)]
     return "\n".join(out).rstrip() + "\n"
 
 
@@ -226,7 +232,7 @@ def _verdict(row: Row) -> str:
 
 
 def _markdown(text: str) -> str:
-    return re.sub(r"([\\|*_`\[\]<>#])", r"\\\1", text).replace("+-", "\u00b1")
+    return re.sub(r"([\\|*_`\[\]<>#])", r"\\\1", visible(text)).replace("+-", "\u00b1")
 
 
 _LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\ensuremath{<}",
@@ -234,5 +240,5 @@ _LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasci
 
 
 def _latex(text: str) -> str:
-    escaped = "".join(_LATEX.get(character, character) for character in text)
+    escaped = "".join(_LATEX.get(character, character) for character in visible(text))
     return re.sub(r"(?<![\w.])-(?=[\d.])", r"\\ensuremath{-}", escaped.replace("+-", r"\,\ensuremath{\pm}\,"))

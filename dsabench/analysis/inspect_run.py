@@ -17,7 +17,7 @@ from dsabench.analysis.selection import Numbers, selection_numbers
 from dsabench.analysis.targets import Questions, question_list, with_targets
 from dsabench.errors import SpecError, StoreError
 from dsabench.spec.fields import EngineSpec, RunSpec
-from dsabench.spec.sweep import validate
+from dsabench.spec.stored import needed_plugins, stored_spec
 from dsabench.store import RunRecord, find_checkpoint, find_run, load_runs, read_run
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ def inspect_selection(
     folder = find_checkpoint(store, record.run_id)
     if folder is None:
         raise StoreError(f"run {record.run_id} ({record.status}) has no checkpoint in {store}; choose another run")
-    spec = validate(record.spec)
+    spec = stored_spec(record.spec, record.run_id)
     if spec.attention.kind == "dense":
         raise SpecError(f"run {record.run_id} does not select: its attention is dense; {_other(store)}")
     from dsabench import runner  # torch from here on
@@ -155,16 +155,20 @@ def inspect_selection(
 def newest_selecting_run(store: str | Path, notes: list[str] | None = None) -> RunRecord:
     """The finished run with a checkpoint that was written last, of those whose queries keep fewer than L keys.
 
-    Adds to `notes` which newer ones were passed over. Raises StoreError when there is none.
+    Adds to `notes` which newer ones were passed over. One whose attention is a plugin's is: looking for a run executes
+    no file, naming it does. Raises StoreError when there is none.
     """
     runs = load_runs(store)
     done = runs[(runs["status"] == "done") & (runs["attention"] != "dense")]
-    n_selecting = 0
+    n_selecting, of_plugins = 0, list[str]()
     for run_id in done.sort_values(["updated", "run_id"], ascending=False)["run_id"]:
         record = read_run(store, run_id)
+        if needed_plugins(record.spec):
+            of_plugins.append(run_id)
+            continue
         try:
-            spec = validate(record.spec)
-        except SpecError:  # its plugin is not here any more
+            spec = stored_spec(record.spec, run_id)
+        except SpecError:  # of another version, or damaged
             continue
         k = spec.attention.n_selected(spec.length)
         if k is None or k >= spec.length:
@@ -173,11 +177,22 @@ def newest_selecting_run(store: str | Path, notes: list[str] | None = None) -> R
             if n_selecting and notes is not None:
                 newer = "1 newer run has" if n_selecting == 1 else f"{n_selecting} newer runs have"
                 notes.append(f"{newer} no checkpoint any more: shown is the newest that has one")
+            if of_plugins and notes is not None:
+                notes.append(_passed_over(of_plugins))
             return record
         n_selecting += 1
+    if of_plugins:
+        raise StoreError(f"{store}: no finished run of a built-in attention selects; {_passed_over(of_plugins)}")
     if n_selecting:
         raise StoreError(f"{store}: {n_selecting} finished runs select, and none of them has a checkpoint; {_HINT}")
     raise StoreError(f"{store}: none of its {len(runs)} runs is finished and selects (k < L); {_HINT}")
+
+
+def _passed_over(run_ids: Sequence[str]) -> str:
+    newer = "1 run was" if len(run_ids) == 1 else f"{len(run_ids)} runs were"
+    return (
+        f"{newer} passed over because a plugin file would be executed to open it; name the run to do so: {run_ids[0]}"
+    )
 
 
 def selection_frame(layers: Sequence[LayerSelection], questions: Questions | None = None) -> pd.DataFrame:

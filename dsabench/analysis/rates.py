@@ -24,6 +24,7 @@ def best_rates(runs: pd.DataFrame, baseline: str, metric: str) -> Iterator[BestR
     if RATE not in runs or runs[RATE].nunique() < 2:
         return
     labelled = label_variants(runs, ignoring=[RATE])
+    labelled[RATE] = pd.to_numeric(labelled[RATE], errors="coerce")  # a record may hold anything
     done = labelled[labelled["finished"] & ~labelled["leak"] & labelled[RATE].notna()]
     if done.empty or done[RATE].nunique() < 2:
         return

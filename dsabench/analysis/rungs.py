@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
+from dsabench.data.pieces import visible
 from dsabench.store import SweepRecord
 
 RUNG = "rung"
@@ -17,7 +18,7 @@ def on_rungs(runs: pd.DataFrame, sweep: SweepRecord | None) -> pd.DataFrame:
         return runs
     place = {run_id: i for i, run_id in enumerate(runs["run_id"])}
     steps = enumerate(sweep.rungs.items(), 1)
-    found = [(f"{i} {name}", place[run]) for i, (name, ids) in steps for run in ids if run in place]
+    found = [(f"{i} {visible(name)}", place[run]) for i, (name, ids) in steps for run in ids if run in place]
     rows = runs.iloc[[row for _, row in found]].reset_index(drop=True)
     rows[RUNG] = [rung for rung, _ in found]
     return rows

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from dsabench.analysis.rungs import RUNG, rungs_of
+from dsabench.data.pieces import visible
 from dsabench.spec.fields import RunSpec, keys_kept
 
 SPREAD = ("val_loss", "val_accuracy", "step_ms")
@@ -35,6 +36,9 @@ MEANS = (
     *TASK_MEANS,
 )
 """Measures of which the mean over seeds is reported."""
+
+_UNCHECKED = {"tokens_per_step", "train_seconds", "vocab_size"}
+"""Positive numbers of a summary that the store takes as they come."""
 
 TOP_K, RATIO = "attention.top_k", "attention.top_k_ratio"
 """The fields that say how many keys a query keeps."""
@@ -64,10 +68,14 @@ def label_variants(runs: pd.DataFrame, ignoring: Collection[str] = ()) -> pd.Dat
         labelled[column] = pd.Series(
             [None if pd.isna(value) else str(value) for value in values], index=labelled.index, dtype=object
         )
+    labelled["attention"] = labelled["attention"].map(visible, na_action="ignore")  # a name, wherever it is shown
     for column in ("length", "seed", *SPREAD, *MEANS):
         values = labelled[column] if column in labelled else pd.Series(index=labelled.index, dtype=float)
         numbers = pd.to_numeric(values, errors="coerce").astype("Float64").astype("float64")
         labelled[column] = numbers.where(numbers.abs() < math.inf)
+    for column in _UNCHECKED & set(labelled.columns):
+        numbers = pd.to_numeric(labelled[column], errors="coerce").astype("Float64").astype("float64")
+        labelled[column] = numbers.where((numbers > 0) & (numbers < math.inf))
     leak = labelled["leak"] if "leak" in labelled else pd.Series(False, index=labelled.index)
     labelled["leak"] = leak.astype("boolean").fillna(False).astype(bool)
     if rungs_of(labelled):
@@ -98,7 +106,9 @@ def within(variant: str, setting: str) -> str:
 def keys(runs: pd.DataFrame) -> pd.Series[float]:
     """k of each run by its spec, at most its length; NaN where the spec says none."""
     found = []
-    for run in runs.reindex(columns=["length", TOP_K, RATIO]).to_dict("records"):
+    numbers = runs.reindex(columns=["length", TOP_K, RATIO]).apply(pd.to_numeric, errors="coerce")
+    numbers = numbers.astype("Float64").astype("float64")  # a record may hold anything
+    for run in numbers.where(numbers.abs() < math.inf).to_dict("records"):
         length = 0 if pd.isna(run["length"]) else int(run["length"])
         top_k, ratio = (None if pd.isna(run[name]) else run[name] for name in (TOP_K, RATIO))
         known = length > 0 and (top_k is not None or ratio is not None)

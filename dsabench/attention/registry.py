@@ -10,11 +10,13 @@ class MyAttention(Attention):
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import hashlib
 import importlib
 import importlib.util
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -33,6 +35,8 @@ _variants: dict[str, type[Attention]] = {}
 _plugins: dict[Path, str] = {}
 _files: dict[str, Path] = {}
 """The plugin file that registered each kind."""
+
+_refused = False
 
 A = TypeVar("A", bound="type[Attention]")
 
@@ -84,15 +88,45 @@ def spec_class(kind: str) -> type[AttentionSpec]:
     return variant(kind).spec_class
 
 
-def load_plugin(path: str) -> str:
+def is_built_in(kind: object) -> bool:
+    """Whether a variant of this name comes with dsabench, and needs no plugin."""
+    return kind in _BUILT_IN
+
+
+@contextlib.contextmanager
+def no_plugins() -> Iterator[None]:
+    """Inside, every plugin file is refused before it is looked at: for specs and stored runs of somebody else."""
+    global _refused
+    before, _refused = _refused, True
+    try:
+        yield
+    finally:
+        _refused = before
+
+
+def check_plugin_allowed(path: str, origin: str = "") -> None:
+    """Raises SpecError inside `no_plugins`, naming the file and, as `origin`, who names it."""
+    if _refused:
+        raise SpecError(
+            f"{origin}plugins: {path} is a Python file that would be executed, and --no-plugins refuses that; "
+            "leave --no-plugins out if you trust the file"
+        )
+
+
+def load_plugin(path: str, origin: str = "") -> str:
     """Import a user's Python file, which registers its variants; once a file and content. It runs as code.
 
-    path: absolute, from ~, or from the current folder. Returns the absolute path. Raises SpecError naming the file, and
-    the line where Python knows it, when the file is missing, fails to import, or registers nothing; then all that was
-    registered before is as it was.
+    path: absolute, from ~, or from the current folder. origin: who names it, for `check_plugin_allowed`. Returns the
+    absolute path. Raises SpecError naming the file, and the line where Python knows it, when the file is missing, fails
+    to import, or registers nothing; then all that was registered before is as it was.
     """
-    file = Path(path).expanduser().resolve()
-    if not file.is_file():
+    check_plugin_allowed(path, origin)
+    try:
+        file = Path(path).expanduser().resolve()
+        is_file = file.is_file()
+    except (OSError, ValueError, RuntimeError) as error:  # a null byte, a name too long, ~ of nobody, a loop of links
+        raise SpecError(f"plugins: {path!r} is not the name of a file: {error}") from error
+    if not is_file:
         raise SpecError(f"plugins: {path} is not a file (seen from {Path.cwd()})")
     try:
         content = file.read_bytes()

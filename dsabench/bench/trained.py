@@ -27,7 +27,7 @@ from dsabench.data import cut
 from dsabench.engine.device import Execution
 from dsabench.errors import SpecError
 from dsabench.kernels import rotate
-from dsabench.spec.sweep import validate
+from dsabench.spec.stored import stored_spec
 from dsabench.store import find_run
 
 _TOKENS_A_PASS = 8192
@@ -39,7 +39,7 @@ class TrainedRun:
 
     def __init__(self, store: str | Path, run: str, layer: int | None) -> None:
         record = find_run(store, run)
-        self.run_id, self.spec = record.run_id, validate(record.spec)
+        self.run_id, self.spec = record.run_id, stored_spec(record.spec, record.run_id)
         if self.spec.attention.kind != "dsa":
             raise SpecError(f"--run {self.run_id}: its attention is {self.spec.attention.kind}; name a run of dsa")
         n_layers = self.spec.model.n_layers

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from dsabench.cli.lists import ListCommand, integers, texts
-from dsabench.cli.options import Device, Json, Out, Quiet, Store
+from dsabench.cli.options import Device, Json, NoPlugins, Out, Quiet, Store
 
 
 def add_to(app: typer.Typer) -> None:
@@ -49,6 +49,7 @@ def bench(
     deterministic: Annotated[bool, typer.Option("--deterministic", help="Gradients whose bits repeat.")] = False,
     device: Device = None,
     out: Out = Path("results"),
+    no_plugins: NoPlugins = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:

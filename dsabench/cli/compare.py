@@ -62,7 +62,9 @@ def compare(
         look_at(store, sweep=sweep, everything=everything, where=where), baseline=baseline, metric=metric, margin=margin
     )
     if forms == ["json"]:
-        typer.echo(found.model_dump_json(indent=2))
+        from dsabench.cli.output import print_json
+
+        print_json(found.model_dump(mode="json"))
     elif forms:
         from dsabench.analysis import formats
 

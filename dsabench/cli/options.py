@@ -39,6 +39,24 @@ Baseline = Annotated[
     str, typer.Option("--baseline", help="The attention (or variant) to compare with.", metavar="NAME")
 ]
 Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.", metavar="NAME")]
+
+
+def _refuse_plugins(context: typer.Context, wanted: bool) -> bool:
+    if wanted:
+        from dsabench.attention.registry import no_plugins
+
+        context.with_resource(no_plugins())  # until the command ends
+    return wanted
+
+
+NoPlugins = Annotated[
+    bool,
+    typer.Option(
+        "--no-plugins",
+        callback=_refuse_plugins,
+        help="Execute no plugin file: what names one is refused.",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of a table.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No plan and no progress on stderr.")]
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from dsabench.cli.console import stdout_console as stdout_console
 from dsabench.cli.progress import duration
 from dsabench.errors import StoreError
 
@@ -22,14 +23,6 @@ if TYPE_CHECKING:
     from dsabench.spec.fields import RunSpec
     from dsabench.spec.sweep import Sweep
     from dsabench.store import RunRecord
-
-
-def stdout_console() -> Console:
-    """The console of results; without a terminal nothing is wrapped or coloured."""
-    console = Console(highlight=False, markup=False, no_color=True if os.environ.get("CI") else None)
-    if not console.is_terminal:
-        console.soft_wrap = True
-    return console
 
 
 def print_json(document: Any) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dsabench.cli.lists import ListCommand, integers, texts
-from dsabench.cli.options import Config, Device, Json, Out, Quiet, Set, overridden
+from dsabench.cli.options import Config, Device, Json, NoPlugins, Out, Quiet, Set, overridden
 
 if TYPE_CHECKING:
     from dsabench.spec.fields import RunSpec
@@ -41,6 +41,7 @@ def profile(
     sets: Set = None,
     device: Device = None,
     out: Out = Path("results"),
+    no_plugins: NoPlugins = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:

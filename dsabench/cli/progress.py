@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from dsabench.cli.console import stderr_console as stderr_console
 
 if TYPE_CHECKING:
     from dsabench.engine.sink import Update
-
-
-def stderr_console() -> Console:
-    """The console of progress and logs; plain in CI and without a terminal, NO_COLOR honoured by rich."""
-    plain = bool(os.environ.get("CI"))
-    return Console(stderr=True, highlight=False, markup=False, force_terminal=False if plain else None, soft_wrap=True)
 
 
 class Display:
@@ -32,10 +26,10 @@ class Display:
         self.numbers: dict[str, int] = {}
         self.shown: set[str] = set()
         self.progress = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[detail]}"),
+            TextColumn("{task.fields[detail]}", markup=False),
             TimeRemainingColumn(),
             console=self.console,
             transient=True,

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from dsabench.cli.lists import ListCommand
-from dsabench.cli.options import All, Baseline, Json, Out, Quiet, Store, Sweep, Where
+from dsabench.cli.options import All, Baseline, Json, NoPlugins, Out, Quiet, Store, Sweep, Where
 
 
 def add_to(app: typer.Typer) -> None:
@@ -34,6 +34,7 @@ def report(
     ] = False,
     store: Store = Path("runs"),
     out: Out = Path("results"),
+    no_plugins: NoPlugins = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:

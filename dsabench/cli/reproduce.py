@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from dsabench.cli.options import Device, Json, Quiet, Store
+from dsabench.cli.options import Device, Json, NoPlugins, Quiet, Store
 
 _RUN = "A run's id, or the start of it."
 Into = Annotated[
@@ -36,6 +36,7 @@ def reproduce(
     into: Into = None,
     plugin: Plugin = None,
     store: Store = Path("runs"),
+    no_plugins: NoPlugins = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:

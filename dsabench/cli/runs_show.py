@@ -18,7 +18,7 @@ from dsabench.store import RunRecord, read_metrics, run_files
 def document(record: RunRecord, store: Path) -> dict[str, Any]:
     """The record as it is stored, and beside it what `print_run` shows: files, last records, and the command."""
     return {
-        **record.model_dump(mode="json"),
+        **json.loads(record.to_json()),  # pydantic's own JSON cannot say half a surrogate pair
         "non_default": non_default(record.spec),
         "folder": str(store / record.run_id),
         "files": run_files(store, record.run_id),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dsabench.cli.lists import ListCommand, integers, numbers, texts
-from dsabench.cli.options import Config, Device, Json, Out, Quiet, Set, Store, overridden
+from dsabench.cli.options import Config, Device, Json, NoPlugins, Out, Quiet, Set, Store, overridden
 
 if TYPE_CHECKING:
     from dsabench.store import RunRecord
@@ -48,6 +48,7 @@ def sweep(
     ] = None,
     store: Store = Path("runs"),
     out: Out = Path("results"),
+    no_plugins: NoPlugins = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and train nothing.")] = False,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Run stored failures again.")] = False,
     on_oom: Annotated[

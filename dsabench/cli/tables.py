@@ -14,6 +14,7 @@ from rich.text import Text
 
 from dsabench.analysis.variants import display_name, scored_unit
 from dsabench.analysis.wording import TARGET_RECALL, number, recall
+from dsabench.cli.console import inert_text
 from dsabench.cli.text import first_line
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ def columns(headings: Sequence[str], rows: Iterable[Sequence[str]], console: Con
     for heading in headings:
         shown.add_column(heading, justify="left" if heading in left else "right", no_wrap=True)
     for row in rows:
-        shown.add_row(*(Text(cell) for cell in row))
+        shown.add_row(*map(inert_text, row))
     return Whole(shown)
 
 

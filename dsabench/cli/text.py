@@ -12,6 +12,11 @@ def printable(text: object) -> str:
     return plain if plain.isascii() else plain.encode(encoding, "backslashreplace").decode(encoding)
 
 
+def spelt_out(text: str) -> str:
+    """`printable`, with the ends of lines kept."""
+    return text if text.isascii() and text.isprintable() else "\n".join(map(printable, text.split("\n")))
+
+
 def first_line(text: object, most: int | None = None) -> str:
     """The first line that is not empty, printable; of a longer one `most` characters, the last of them dots."""
     line = printable(next((line.strip() for line in str(text).splitlines() if line.strip()), ""))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dsabench.cli.lists import ListCommand
-from dsabench.cli.options import Config, Device, Json, Quiet, Set, Store, overridden
+from dsabench.cli.options import Config, Device, Json, NoPlugins, Quiet, Set, Store, overridden
 
 if TYPE_CHECKING:
     from dsabench.spec.fields import RunSpec
@@ -30,6 +30,7 @@ def train(
     sets: Set = None,
     device: Device = None,
     store: Store = Path("runs"),
+    no_plugins: NoPlugins = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what the run needs and train nothing.")] = False,
     json: Json = False,
     quiet: Quiet = False,

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from dsabench.cli.lists import ListCommand, integers
-from dsabench.cli.options import Device, Json, Out, Quiet, Store
+from dsabench.cli.options import Device, Json, NoPlugins, Out, Quiet, Store
 
 
 def add_to(app: typer.Typer) -> None:
@@ -51,6 +51,7 @@ def visualize_selection(
     device: Device = "cpu",
     store: Store = Path("runs"),
     out: Out = Path("results"),
+    no_plugins: NoPlugins = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:

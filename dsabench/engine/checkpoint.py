@@ -14,7 +14,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
+from pydantic import TypeAdapter, ValidationError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from dsabench.engine.optimization import Optimizer
@@ -49,6 +50,9 @@ class Progress:
     """Whether the evaluation at this step is still to be made: the run was stopped before or in it."""
 
 
+_PROGRESS = TypeAdapter(Progress)
+
+
 def save(folder: Path, model: Transformer, optimizer: Optimizer | None, progress: Progress) -> None:
     """Write a checkpoint into an empty folder; without an optimizer it can be loaded but not trained further."""
     tensors = {name: parameter.detach().cpu().contiguous() for name, parameter in model.named_parameters()}
@@ -72,7 +76,7 @@ def _save(tensors: dict[str, torch.Tensor], path: Path) -> None:
 def vocab_size(folder: Path) -> int:
     """Vocabulary of the checkpointed model."""
     size = _state(folder).get("vocab_size")
-    if not isinstance(size, int):
+    if type(size) is not int or not 1 <= size < 2**31:
         raise StoreError(f"{folder / 'state.json'} names no vocab_size")
     return size
 
@@ -80,18 +84,31 @@ def vocab_size(folder: Path) -> int:
 def steps_done(folder: Path) -> int:
     """Training steps behind the checkpoint."""
     step = _state(folder).get("step")
-    if not isinstance(step, int):
+    if type(step) is not int or step < 0:
         raise StoreError(f"{folder / 'state.json'} names no step")
     return step
 
 
+def check_weights(folder: Path, model: Transformer) -> None:
+    """Raise StoreError when the checkpoint is damaged or of another model, which may be an outline without memory: a
+    record that asks for a model of any size is found out before it is built."""
+    path = folder / "model.safetensors"
+    try:
+        with safe_open(path, "pt") as file:
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 (no mapping)
+    except (OSError, SafetensorError) as error:
+        raise StoreError(f"{path} cannot be read: {error}") from error
+    for name, parameter in model.named_parameters():
+        if shapes.get(name) != tuple(parameter.shape):
+            raise StoreError(f"{path} holds no {name} of shape {tuple(parameter.shape)}")
+
+
 def load_weights(folder: Path, model: Transformer) -> None:
     """Copy the checkpoint's weights into the model. Raises StoreError when they are damaged or of another model."""
+    check_weights(folder, model)
     weights = _tensors(folder / "model.safetensors")
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if name not in weights or weights[name].shape != parameter.shape:
-                raise StoreError(f"{folder / 'model.safetensors'} holds no {name} of shape {tuple(parameter.shape)}")
             parameter.copy_(weights[name])
 
 
@@ -100,14 +117,26 @@ def load(folder: Path, model: Transformer, optimizer: Optimizer) -> Progress:
     state = _state(folder)
     state.pop("vocab_size", None)
     try:
-        progress = Progress(**state)  # type: ignore[arg-type]
-    except TypeError as error:
+        progress = _PROGRESS.validate_python(vars(Progress(**state)))  # type: ignore[arg-type]
+    except (TypeError, ValidationError) as error:
         raise StoreError(f"{folder / 'state.json'} is not a checkpoint of this dsabench: {error}") from error
     load_weights(folder, model)
     # A run that was killed between its last checkpoint and its record has no steps left, and no optimizer.
     if progress.step < model.spec.train.steps:
-        optimizer.load_state(_tensors(folder / "optimizer.safetensors"))
+        moments = _tensors(folder / "optimizer.safetensors")
+        _check_moments(folder / "optimizer.safetensors", moments, model)
+        optimizer.load_state(moments)
     return progress
+
+
+def _check_moments(path: Path, moments: dict[str, torch.Tensor], model: Transformer) -> None:
+    shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+    for key, value in moments.items():
+        name, _, part = key.rpartition("/")
+        if name not in shapes or value.shape != (torch.Size() if part == "step" else shapes[name]):
+            raise StoreError(
+                f"{path} holds {key!r} of shape {tuple(value.shape)}, which this model's optimizer has not"
+            )
 
 
 def _tensors(path: Path) -> dict[str, torch.Tensor]:
@@ -120,7 +149,7 @@ def _tensors(path: Path) -> dict[str, torch.Tensor]:
 def _state(folder: Path) -> dict[str, object]:
     try:
         state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise StoreError(f"{folder / 'state.json'} cannot be read: {error}") from error
     if not isinstance(state, dict):
         raise StoreError(f"{folder / 'state.json'} holds no mapping")

@@ -108,6 +108,6 @@ def _limits_of_the_end(row: list[Axes]) -> None:
         for x, y in (np.asarray(points, float).T for points in drawn):
             values += list(y[(x >= first) & (x <= last) & np.isfinite(y)])
     if values:
-        pad = 0.08 * (max(values) - min(values))
+        pad = 0.08 * (max(values) - min(values)) or 0.1  # one value alone has no span
         row[0].set_ylim(min(values) - pad, max(values) + pad)
         at_least(row[0], 0.06)

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, NamedTuple
 from markupsafe import Markup
 
 from dsabench.analysis.formats import Grid
-from dsabench.errors import DsabenchError
+from dsabench.errors import DsabenchError, StoreError
 from dsabench.plots.data import FigureData
 from dsabench.plots.inline import inline_svg
 from dsabench.plots.style import settle, styled
-from dsabench.store import find_checkpoint, find_run
+from dsabench.spec.stored import needed_plugins
+from dsabench.store import find_checkpoint, find_run, read_run
 
 if TYPE_CHECKING:
     from dsabench.analysis.inspect_run import Inspection
@@ -49,8 +50,8 @@ class SelectionView(NamedTuple):
 
 
 def chosen_run(data: FigureData, wanted: str | None) -> str | None:
-    """The run `wanted` (its id or the start of it); else the newest finished one of `data` that selects and has a
-    checkpoint, or None. Loads no torch.
+    """The run `wanted` (its id or the start of it); else the newest finished one of `data` that selects, has a
+    checkpoint, and can be opened without executing a plugin file; or None. Loads no torch.
 
     Raises:
         StoreError: no run, or several, are called `wanted`.
@@ -59,7 +60,14 @@ def chosen_run(data: FigureData, wanted: str | None) -> str | None:
         return find_run(data.scope.store, wanted).run_id
     selects = ~(data.runs["k"] >= data.runs["length"]) & (data.runs["attention"] != "dense")  # k of a plugin: unknown
     runs = data.runs[data.runs["finished"] & selects].sort_values(["updated", "run_id"], ascending=False)
-    return next((run for run in runs["run_id"] if find_checkpoint(data.scope.store, run) is not None), None)
+    return next((run for run in runs["run_id"] if _can_be_shown(data.scope.store, run)), None)
+
+
+def _can_be_shown(store: Path, run_id: str) -> bool:
+    try:
+        return find_checkpoint(store, run_id) is not None and not needed_plugins(read_run(store, run_id).spec)
+    except StoreError:  # gone or damaged since the store was read
+        return False
 
 
 def selection_view(data: FigureData, run_id: str | None, out: Path) -> SelectionView | str:
@@ -67,7 +75,8 @@ def selection_view(data: FigureData, run_id: str | None, out: Path) -> Selection
     if run_id is None:
         return (
             "No finished run of these selects and has its checkpoint in the store (a copy may have been made without "
-            "checkpoints), so what it selects cannot be shown. dsabench train --attention dsa trains one."
+            "checkpoints), so what it selects cannot be shown. dsabench train --attention dsa trains one. A run whose "
+            "attention is a plugin's is shown when it is named (dsabench report --run RUN): its file is then executed."
         )
     if find_checkpoint(data.scope.store, run_id) is None:
         return f"Run {run_id} has no checkpoint in the store, so what it selects cannot be shown."

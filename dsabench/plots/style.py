@@ -28,6 +28,7 @@ from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 
 from dsabench.analysis.experiment import write_file
 from dsabench.analysis.variants import variant_order
+from dsabench.data.pieces import visible
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p")
@@ -106,8 +107,14 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def settle(figure: Figure) -> Figure:
-    """Lay `figure` out, once and for every format: what one format asks for cannot move what another shows."""
+    """Lay `figure` out, once and for every format: what one format asks for cannot move what another shows.
+
+    Text of records may hold anything: what no font has and no SVG may hold is spelt out first.
+    """
     if isinstance(figure.get_layout_engine(), ConstrainedLayoutEngine):
+        for text in figure.findobj(mpl.text.Text):
+            assert isinstance(text, mpl.text.Text)
+            text.set_text("\n".join(map(visible, text.get_text().split("\n"))))
         figure.draw_without_rendering()
         figure.set_layout_engine("none")
     return figure

@@ -161,7 +161,10 @@ class Sweep:
     def _kinds(self) -> list[Any]:
         attention = self.base.get("attention", {})
         base_kind = attention.get("kind", "dsa") if isinstance(attention, dict) else "dsa"
-        return self.axes.get("attention.kind", [base_kind])
+        kinds = [*self.axes.get("attention.kind", [base_kind]), *self.named_kinds]
+        for kind in kinds:
+            _kind_is_text(kind, self._where("attention.kind"))
+        return list(dict.fromkeys(kinds))
 
     def _attention_fields_have_an_owner(self) -> None:
         """A field under attention is a typo unless a kind of this sweep, or the base's own kind, has it."""
@@ -169,7 +172,7 @@ class Sweep:
         if not isinstance(attention, dict):
             return
         _kind_is_text(attention.get("kind", "dsa"), self._where("attention.kind"))
-        kinds = list(dict.fromkeys([*self._kinds(), attention.get("kind", "dsa"), *self.named_kinds]))
+        kinds = list(dict.fromkeys([*self._kinds(), attention.get("kind", "dsa")]))
         models = [_spec_class(kind, self._where("attention.kind")) for kind in kinds]
         paths = [f"attention.{name}" for name in attention] + [p for p in self.axes if p.startswith("attention.")]
         for path in paths:
@@ -186,7 +189,8 @@ class Sweep:
         if isinstance(plugins, list):
             from dsabench.attention.registry import load_plugin
 
-            self.base["plugins"] = [load_plugin(str(plugin)) for plugin in plugins]
+            origin = self._where("plugins")
+            self.base["plugins"] = [load_plugin(str(plugin), origin) for plugin in plugins]
 
     def _known(self, path: str, origin: str) -> None:
         names = path.split(".")
@@ -205,7 +209,7 @@ class Sweep:
 
     def _clear_alternative(self, path: str, origin: str) -> None:
         parent, _, name = path.rpartition(".")
-        for model in _owners(parent, list(dict.fromkeys([*self.named_kinds, *self._kinds()]))):
+        for model in _owners(parent, self._kinds()):
             for pair in model.alternatives:
                 if name in pair:
                     other = f"{parent}.{pair[0] if name == pair[1] else pair[1]}"
@@ -269,14 +273,7 @@ def load_sweep(name_or_path: str = DEFAULT_CONFIG) -> Sweep:
     sweep.origins = {key.partition(".")[2]: origin for key, origin in origins.items() if "." in key}
     sweep.origins |= {key: origin for key, origin in origins.items() if key.startswith("ladder.")}
     if isinstance(base.get("plugins"), list):  # a plugin lies beside its config, or else where the user stands
-        for i, plugin in enumerate(map(str, base["plugins"])):
-            if (beside := path.parent / plugin).is_file():
-                base["plugins"][i] = str(beside)
-            elif not Path(plugin).expanduser().is_file():
-                raise SpecError(
-                    f"{origins.get('base.plugins', '')}plugins: {plugin} is not a file beside this config, nor one "
-                    f"seen from {Path.cwd()}"
-                )
+        base["plugins"] = [_beside(path, str(plugin), origins.get("base.plugins", "")) for plugin in base["plugins"]]
     sweep._load_plugins()
     for axis, values in axes.items():
         before = set(sweep.axes)
@@ -295,6 +292,22 @@ def load_sweep(name_or_path: str = DEFAULT_CONFIG) -> Sweep:
     return sweep
 
 
+def _beside(config: Path, plugin: str, origin: str) -> str:
+    """The path of a plugin that a config file names. Raises SpecError when there is no such file."""
+    from dsabench.attention.registry import check_plugin_allowed
+
+    check_plugin_allowed(plugin, origin)
+    try:
+        if (beside := config.parent / plugin).is_file():
+            return str(beside)
+        found = Path(plugin).expanduser().is_file()
+    except (OSError, ValueError, RuntimeError):  # a null byte, a name too long, ~ of nobody
+        found = False
+    if not found:
+        raise SpecError(f"{origin}plugins: {plugin} is not a file beside this config, nor one seen from {Path.cwd()}")
+    return plugin
+
+
 def shipped_configs() -> dict[str, Path]:
     """The configs that come with dsabench, by name; from the wheel, or from configs/ in a checkout."""
     package = Path(str(resources.files("dsabench")))
@@ -309,7 +322,8 @@ def validate(values: dict[str, Any], where: Any = lambda path: "") -> RunSpec:
     if isinstance(values.get("plugins"), list):
         from dsabench.attention.registry import load_plugin
 
-        values = {**values, "plugins": [load_plugin(str(plugin)) for plugin in values["plugins"]]}
+        origin = where("plugins")
+        values = {**values, "plugins": [load_plugin(str(plugin), origin) for plugin in values["plugins"]]}
     problems: list[str] = []
     rest = dict(values)
     attention = rest.pop("attention", {})

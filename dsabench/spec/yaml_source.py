@@ -5,6 +5,7 @@ ruamel.yaml's round-trip loader builds no Python objects from tags; YAML 1.2 mak
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,18 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from dsabench.errors import SpecError
 
-MAX_BYTES = 1_000_000
+MAX_BYTES = 100_000
+"""The parser takes some seconds for as much, and a long time for brackets in brackets."""
+
+MAX_DEPTH = 100
 MAX_NODES = 100_000
 
 
 def read(path: Path) -> tuple[Any, dict[str, int]]:
     """The file's content as dicts, lists and scalars, and the 1-based line of each field path in it.
 
-    Raises SpecError for a file that is missing, not UTF-8, not YAML, larger than 1 MB, or that expands (through
-    anchors) to more than 100,000 values.
+    Raises SpecError for a file that is missing, not UTF-8, not YAML, larger than 100 kB, nested more
+    than 100 deep, or that expands (through anchors) to more than 100,000 values.
     """
     try:
         with path.open("rb") as file:
@@ -33,7 +37,7 @@ def read(path: Path) -> tuple[Any, dict[str, int]]:
     except OSError as error:
         raise SpecError(f"{path} cannot be read: {error.strerror}") from error
     if len(content) > MAX_BYTES:
-        raise SpecError(f"{path} is larger than 1 MB, which no config is")
+        raise SpecError(f"{path} is larger than 100 kB, which no config is")
     return _parse(text, str(path))
 
 
@@ -43,6 +47,8 @@ def scalar(text: str, name: str) -> Any:
 
 
 def _parse(text: str, name: str) -> tuple[Any, dict[str, int]]:
+    if _brackets_deep(text) > MAX_DEPTH:
+        raise SpecError(f"{name} is nested more than {MAX_DEPTH} deep, which no config is")
     lines: dict[str, int] = {}
     budget = [MAX_NODES]
     try:
@@ -56,6 +62,15 @@ def _parse(text: str, name: str) -> tuple[Any, dict[str, int]]:
         if isinstance(error, SpecError):
             raise
         raise SpecError(f"{name} is not valid YAML: {str(error) or type(error).__name__}") from error
+
+
+def _brackets_deep(text: str) -> int:
+    """The most brackets that are open at once; those in quotes count too."""
+    depth = deepest = 0
+    for bracket in re.findall(r"[\[\]{}]", text):
+        depth = max(0, depth + (1 if bracket in "[{" else -1))
+        deepest = max(deepest, depth)
+    return deepest
 
 
 def _plain(node: Any, path: str, lines: dict[str, int], budget: list[int], name: str) -> Any:

@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from dsabench.errors import StoreError
-from dsabench.store.files import Signature, acquire, explained, signature, write_atomic
+from dsabench.store.files import Signature, acquire, explained, read_regular, signature, write_atomic
 from dsabench.store.layout import METRICS, check_schema, existing_store
 from dsabench.store.reader import parse_metrics, run_names
 from dsabench.store.records import SCHEMA_VERSION, is_id
@@ -122,7 +122,7 @@ def _read(store: Path) -> tuple[pa.Table, _State]:
     nothing = _empty(), _State(_FORMAT, [], {}, {})
     try:
         with explained(store / CURVES):
-            table = pq.read_table(io.BytesIO((store / CURVES).read_bytes()), page_checksum_verification=True)
+            table = pq.read_table(io.BytesIO(read_regular(store / CURVES)), page_checksum_verification=True)
         state = _State(**json.loads((table.schema.metadata or {})[_KEY]))
         whole = state.format == _FORMAT and state.columns == table.column_names
         # Metadata have no checksum either; and only a table of these types can be joined with what is read anew.

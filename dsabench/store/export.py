@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import pandas as pd
 import pyarrow as pa
@@ -15,6 +16,9 @@ from dsabench.errors import StoreError
 from dsabench.store.files import replacing
 
 SUFFIXES = (".parquet", ".csv")
+
+_FORMULA = re.compile(r"[=+\-@\t\r](?![\d.]+([eE][+-]?\d+)?$)")
+"""The start of text that a spreadsheet takes for a formula; a number is none."""
 
 
 def check_table_path(path: Path, store: Path) -> None:
@@ -39,7 +43,8 @@ def write_table(parts: Iterable[pd.DataFrame], path: Path) -> int:
     """Write the rows of `parts`, frames of the same columns and dtypes, to `path`; returns how many there are.
 
     As its suffix says, whole or not at all; a file of that name is replaced. parquet keeps the dtypes. CSV is UTF-8,
-    a missing value is an empty cell, times are ISO 8601 in UTC.
+    a missing value is an empty cell, times are ISO 8601 in UTC, and text that begins like a formula gets an
+    apostrophe before it.
 
     Raises:
         StoreError: it cannot be written.
@@ -48,10 +53,21 @@ def write_table(parts: Iterable[pd.DataFrame], path: Path) -> int:
         return (_write_csv if path.suffix.lower() == ".csv" else _write_parquet)(parts, file)
 
 
+def inert(frame: pd.DataFrame) -> pd.DataFrame:
+    """`frame` for a CSV file: an apostrophe before text, and names of columns, that a spreadsheet would compute."""
+    texts = [name for name in frame.columns if not pd.api.types.is_numeric_dtype(frame[name].dtype)]
+    guarded = frame.assign(**{str(name): frame[name].map(_guarded, na_action="ignore") for name in texts})
+    return guarded.rename(columns=_guarded)
+
+
+def _guarded(value: Any) -> Any:
+    return f"'{value}" if isinstance(value, str) and _FORMULA.match(value) else value
+
+
 def _write_csv(parts: Iterable[pd.DataFrame], file: BinaryIO) -> int:
     n = 0
     for i, frame in enumerate(parts):
-        frame.to_csv(file, index=False, lineterminator="\n", header=i == 0)
+        inert(frame).to_csv(file, index=False, lineterminator="\n", header=i == 0)
         n += len(frame)
     return n
 

@@ -117,6 +117,13 @@ def replacing(path: Path, temporary: Path | None = None) -> Iterator[BinaryIO]:
         sync_folder(path.parent)
 
 
+def read_regular(path: Path) -> bytes:
+    """The content of `path`; OSError for what is no regular file: a pipe would be waited for for ever."""
+    if signature(path) is None and path.exists():
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return path.read_bytes()
+
+
 def signature(path: Path) -> Signature:
     """The signature of `path`, by one stat call."""
     try:
@@ -128,6 +135,13 @@ def signature(path: Path) -> Signature:
     return [found.st_mtime_ns, found.st_ctime_ns, found.st_size, found.st_ino]
 
 
+def refuse_links(*paths: Path) -> None:
+    """Raises StoreError for one that is a link: what is written there would be outside the store."""
+    for path in paths:
+        if path.is_symlink():
+            raise StoreError(f"{path}: a link, and nothing is written through one; put what it leads to in its place")
+
+
 def acquire(path: Path, timeout_s: float) -> FileLock | None:
     """Take the lock file `path`, waiting up to `timeout_s`; None when another process (or object) keeps it.
 
@@ -136,6 +150,7 @@ def acquire(path: Path, timeout_s: float) -> FileLock | None:
     Raises:
         StoreError: the lock file cannot be made, or the file system has no locks.
     """
+    refuse_links(path)  # older versions of filelock would empty the file that it leads to
     # thread_local=False: whichever thread ends the run may free it.
     lock = FileLock(path, thread_local=False)
     try:

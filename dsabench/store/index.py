@@ -14,6 +14,7 @@ import json
 import os
 import secrets
 import zlib
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,11 +23,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dsabench.errors import StoreError
-from dsabench.store.files import Signature, explained, signature, write_atomic
+from dsabench.store.files import Signature, explained, read_regular, signature, write_atomic
 from dsabench.store.layout import RECORD, check_schema, existing_store, locked
 from dsabench.store.reader import run_names
 from dsabench.store.records import SCHEMA_VERSION
-from dsabench.store.table import Row, row_of, table
+from dsabench.store.table import COLUMNS, Row, row_of, table
 
 INDEX = "index.parquet"
 _ROWS = ".index.json.gz"
@@ -68,7 +69,7 @@ def load_runs(store: str | Path = "runs") -> pd.DataFrame:
             return _update_locked(path, timeout_s=5)
         except StoreError:
             pass  # busy, full or read-only: the index is only a cache, what is returned is right without it
-    return table(_current_rows(path)[0].values())
+    return _current(path)[0]
 
 
 def update(store: Path) -> None:
@@ -83,8 +84,7 @@ def update(store: Path) -> None:
 def _update_locked(store: Path, timeout_s: float) -> pd.DataFrame:
     with locked(store, timeout_s):
         # The runs are looked at under the lock, or an older view could replace a newer one.
-        rows, signatures, unsettled = _current_rows(store)
-        frame = table(rows.values())
+        frame, rows, signatures, unsettled = _current(store)
         _write_index(store, frame, rows, signatures, unsettled)
         return frame
 
@@ -94,9 +94,22 @@ def _scan(store: Path) -> dict[str, Signature]:
     return {name: signature(store / name / RECORD) for name in run_names(store)}
 
 
-def _current_rows(store: Path) -> tuple[dict[str, Row], dict[str, Signature], dict[str, list[str | None]]]:
-    """Every run's row and signature as they are, and the unsettled runs; cached rows where none changed."""
+_Rows = tuple[dict[str, Row], dict[str, Signature], dict[str, list[str | None]]]
+
+
+def _current(store: Path) -> tuple[pd.DataFrame, dict[str, Row], dict[str, Signature], dict[str, list[str | None]]]:
+    """The table of every run, and what `_current_rows` gives."""
     cached = _read_rows(store)
+    if cached is not None:
+        with suppress(ValueError, TypeError, KeyError, AttributeError, OverflowError):  # no rows of ours: made anew
+            rows, signatures, unsettled = _current_rows(store, cached)
+            return table(rows.values()), rows, signatures, unsettled
+    rows, signatures, unsettled = _current_rows(store, None)
+    return table(rows.values()), rows, signatures, unsettled
+
+
+def _current_rows(store: Path, cached: tuple[dict[str, Row], _State] | None) -> _Rows:
+    """Every run's row and signature as they are, and the unsettled runs; cached rows where none changed."""
     # Signatures first: a run.json that is replaced in between then looks stale next time, not fresh for ever.
     signatures = _scan(store)
     rows: dict[str, Row] = {}
@@ -144,27 +157,32 @@ def _state_of(metadata: dict[bytes, bytes] | None) -> _State | None:
         state = _State(**json.loads((metadata or {})[_KEY]))
     except (KeyError, ValueError, TypeError):
         return None
-    return state if state.format == _FORMAT else None
+    whole = state.format == _FORMAT and isinstance(state.signatures, dict) and isinstance(state.unsettled, dict)
+    return state if whole else None
 
 
 def _read_index(store: Path) -> tuple[pd.DataFrame, _State] | None:
     """The index and what it says of itself; None when it is missing, damaged or of another format."""
     try:
         with explained(store / INDEX):
-            content = pq.read_table(io.BytesIO((store / INDEX).read_bytes()), page_checksum_verification=True)
+            content = pq.read_table(io.BytesIO(read_regular(store / INDEX)), page_checksum_verification=True)
         state = _state_of(content.schema.metadata)
-        return None if state is None else (content.to_pandas(), state)
-    except (StoreError, pa.ArrowException):
+        frame = content.to_pandas()
+    except (StoreError, pa.ArrowException, ValueError, TypeError, KeyError, AttributeError):
         return None
+    ours = all(str(frame.dtypes.get(name)) == dtype for name, dtype in COLUMNS.items()) and frame.columns.is_unique
+    return (frame, state) if ours and state and list(frame["run_id"]) == sorted(state.signatures) else None
 
 
 def _read_rows(store: Path) -> tuple[dict[str, Row], _State] | None:
     """The rows behind the index, when they are those that it was made from."""
     try:
-        state = _state_of(pq.read_schema(store / INDEX).metadata)
-        cache: Any = json.loads(gzip.decompress((store / _ROWS).read_bytes()))
-    except (OSError, EOFError, ValueError, zlib.error, pa.ArrowException):
+        state = _state_of(pq.read_schema(io.BytesIO(read_regular(store / INDEX))).metadata)
+        cache: Any = json.loads(gzip.decompress(read_regular(store / _ROWS)))
+    except (OSError, EOFError, ValueError, RecursionError, zlib.error, pa.ArrowException):
         return None
     if state is None or not isinstance(cache, dict) or cache.get("token") != state.token:
         return None
-    return dict(cache["rows"]), state
+    rows: Any = cache.get("rows")
+    ours = isinstance(rows, dict) and all(isinstance(row, dict) and row.get("run_id") == n for n, row in rows.items())
+    return (rows, state) if ours else None

@@ -26,6 +26,9 @@ from dsabench.store.files import explain
 SCHEMA_VERSION = 1
 """Version of the store's files; a store or record with a larger one was written by a newer dsabench."""
 
+MAX_DEPTH = 100
+"""Mappings and lists inside each other in a record."""
+
 Status = Literal["running", "done", "failed", "interrupted"]
 Scalar = bool | int | float | str | None
 
@@ -238,6 +241,8 @@ def read_document(path: Path) -> dict[str, Any]:
         raise
     except (ValueError, RecursionError) as error:
         raise StoreError(f"{path}: damaged, not JSON ({error})") from error
+    if isinstance(document, dict) and _is_deep(document):
+        raise StoreError(f"{path}: damaged, nested more than {MAX_DEPTH} deep")
     found: Any = document.get("schema_version") if isinstance(document, dict) else None
     if not isinstance(found, int) or isinstance(found, bool) or found < 1:
         raise StoreError(f"{path}: damaged, not a JSON object with a schema_version of 1 or more")
@@ -247,6 +252,17 @@ def read_document(path: Path) -> dict[str, Any]:
             f"this one ({__version__}) reads up to {SCHEMA_VERSION}. Upgrade dsabench, or use another store"
         )
     return dict(document)
+
+
+def _is_deep(document: Any) -> bool:
+    """Whether a walk through it, or writing it, might not come back."""
+    level = [document]
+    for _ in range(MAX_DEPTH):
+        inner = (value for one in level for value in (one.values() if isinstance(one, dict) else one))
+        level = [value for value in inner if isinstance(value, dict | list)]
+        if not level:
+            return False
+    return True
 
 
 R = TypeVar("R", bound=Record)

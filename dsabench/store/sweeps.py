@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from dsabench.errors import StoreError
-from dsabench.store.files import explained, write_atomic
+from dsabench.store.files import explained, refuse_links, write_atomic
 from dsabench.store.layout import SWEEPS, existing_store, locked, make_store
 from dsabench.store.records import SweepRecord, check_id, read_record
 
@@ -14,6 +14,7 @@ def write_sweep(store: str | Path, record: SweepRecord) -> None:
     """Store `record` as it is, in place of one of the same id; StoreError when it cannot be written."""
     path = Path(store) / SWEEPS / f"{check_id(record.id, 'sweep')}.json"
     make_store(Path(store))
+    refuse_links(path.parent)
     with explained(path):
         path.parent.mkdir(exist_ok=True)
     with locked(Path(store)):

@@ -15,7 +15,7 @@ from filelock import FileLock
 
 from dsabench.errors import DsabenchError, StoreError
 from dsabench.store import checkpoint, index
-from dsabench.store.files import acquire, explain, explained, write_all, write_atomic
+from dsabench.store.files import acquire, explain, explained, refuse_links, write_all, write_atomic
 from dsabench.store.layout import LOCK, LOG, METRICS, RECORD, make_store, run_folder
 from dsabench.store.reader import parse_metrics, read_raw
 from dsabench.store.records import RunBusyError, RunDoneError, RunRecord, Scalar, now
@@ -65,6 +65,7 @@ class RunWriter:
         """
         path = run_folder(Path(store), run_id)
         make_store(Path(store))
+        refuse_links(path, path / METRICS)
         with explained(path):
             path.mkdir(exist_ok=True)
         lock = acquire(path / LOCK, _PATIENCE_S)

@@ -6,7 +6,7 @@ import ast
 import inspect
 import textwrap
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pytest
 from shell import Shell
@@ -29,7 +29,11 @@ def test_every_option_does_something() -> None:
         (node,) = ast.parse(textwrap.dedent(inspect.getsource(function))).body
         assert isinstance(node, ast.FunctionDef)
         read = {use.id for statement in node.body for use in ast.walk(statement) if isinstance(use, ast.Name)}
-        assert {argument.arg for argument in node.args.args} <= read, name
+        hints = get_type_hints(function, include_extras=True)
+        acts = {
+            option for option, hint in hints.items() if any(getattr(part, "callback", None) for part in get_args(hint))
+        }
+        assert {argument.arg for argument in node.args.args} <= read | acts, name
 
 
 @pytest.mark.parametrize("words", [(), ("runs",)])
