@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -51,3 +52,8 @@ def own_registry(monkeypatch: pytest.MonkeyPatch) -> None:
     registry.kinds()
     for name in ("_variants", "_plugins", "_files"):
         monkeypatch.setattr(registry, name, dict(getattr(registry, name)))
+
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # As in a shell's background job: what the tests start would inherit it, and no test of stopping could pass.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
