@@ -28,7 +28,16 @@ from dsabench.attention.registry import no_plugins
 from dsabench.errors import SpecError, StoreError
 from dsabench.runner import loop
 from dsabench.spec.sweep import load_sweep, parse_override
-from dsabench.store import RunWriter, find_checkpoint, load_metrics, load_runs, remove_runs
+from dsabench.store import (
+    RunWriter,
+    SweepRecord,
+    find_checkpoint,
+    load_metrics,
+    load_runs,
+    read_sweep,
+    remove_runs,
+    write_sweep,
+)
 from dsabench.store.index import INDEX
 
 EVIL = "\x1b]0;owned\x07\x1b[31m<script>alert(1)</script>|`x`\u202e\n# y"
@@ -303,6 +312,8 @@ def test_an_id_that_could_name_something_outside_the_store_is_refused(tmp_path: 
         lambda: remove_runs(store, [name]),
         lambda: load_metrics(store, [name]),
         lambda: find_checkpoint(store, name),
+        lambda: read_sweep(store, name),
+        lambda: write_sweep(store, SweepRecord(id=name, spec={}, run_ids=[])),
         lambda: RunWriter.open(store, name, spec={}, fingerprint={}, environment={}),
     ):
         with pytest.raises(StoreError):
