@@ -16,6 +16,7 @@ from dsabench.engine.checkpoint import steps_done
 from dsabench.engine.device import environment, resolve
 from dsabench.errors import DataError, DeviceError, ScopeError, SpecError, StoreError
 from dsabench.spec.fields import EngineSpec, RunSpec
+from dsabench.spec.stored import needed_plugins
 from dsabench.spec.sweep import validate
 from dsabench.store import RunRecord, find_checkpoint, find_run, read_metrics
 
@@ -120,8 +121,7 @@ def _spec(original: RunRecord, device: str | None, plugins: Sequence[str]) -> Ru
     Raises SpecError, and DataError when corpus, tokenizer or plugin are not those of the run.
     """
     values = dict(original.spec)
-    stored = [str(path) for path in values.get("plugins") or []]
-    values["plugins"] = _found(original, stored, plugins)
+    values["plugins"] = _found(original, [str(path) for path in needed_plugins(values) or []], plugins)
     engine = dict(values.get("engine") or {})
     recorded = str(original.environment.get("device") or "").partition(":")[0]
     if device is not None:

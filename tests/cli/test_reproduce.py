@@ -266,6 +266,19 @@ def test_a_plugin_must_be_there_as_it_was(shell: Shell, corpus: Path) -> None:
     assert (code, out) == (2, "") and "error: the plugin is not what run mine-L16-s1-" in err
 
 
+def test_a_built_in_attentions_record_executes_no_plugin(shell: Shell, corpus: Path, tmp_path: Path) -> None:
+    """A run of a ladder's dense rung names the plugin of the others; another machine need not have it."""
+    mine = tmp_path / "mine.py"
+    mine.write_text(PLUGIN)
+    run = runner.train(validate(values(corpus, plugins=[str(mine)])), "runs")
+    dsabench_forgets(mine)
+    mine.write_text("open('executed', 'w').close()")
+    for word in ((), ("--no-plugins",)):
+        code, out, err = shell("reproduce", run.run_id, "-q", *word)
+        assert (code, Path("executed").exists()) == (0, False), out + err
+        assert "same bits" in out
+
+
 def dsabench_forgets(plugin: Path) -> None:
     """As in a new process: a variant that a file registered is not known."""
     from dsabench.attention import registry
