@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,13 +119,13 @@ def flops_per_step(spec: RunSpec) -> dict[str, float]:
     return {item: spec.batch_size * value for item, value in flops_per_window(model, "sparse").items()}
 
 
-def choose_concurrency(planned: Sequence[PlannedRun], execution: Execution) -> int:
-    """How many runs share the device: several when their steps are too small to fill a GPU, as many as fit; else 1."""
+def choose_concurrency(planned: Sequence[PlannedRun], execution: Execution, n_devices: int = 1) -> int:
+    """How many runs share a device: several when their steps are too small to fill a GPU, as many as fit; else 1."""
     todo = [run.spec for run in planned if run.status != "done"]
     if why_alone(todo, execution) or len(todo) < 2:
         return 1
     rate = matmul_rate(execution.device, execution.precision)
-    fits = min(MOST_AT_A_TIME, len(todo))
+    fits = min(MOST_AT_A_TIME, math.ceil(len(todo) / n_devices))
     for spec, plan in fit(planned, execution):
         if sum(flops_per_step(spec).values()) / rate > SMALL_STEP_SECONDS:
             return 1

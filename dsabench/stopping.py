@@ -15,7 +15,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
@@ -44,12 +44,13 @@ def deferred() -> Iterator[None]:
 
 
 @contextmanager
-def on_signals() -> Iterator[None]:
-    """Handle SIGINT (unless it is ignored, as under nohup) and SIGTERM while inside, in the main thread."""
+def on_signals(asking: Sequence[signal.Signals] = (signal.SIGINT, signal.SIGTERM)) -> Iterator[None]:
+    """Handle SIGINT and SIGTERM, or others that ask to stop, while inside, in the main thread; but not those that are
+    ignored, as SIGINT is under nohup."""
     if threading.current_thread() is not threading.main_thread():
         yield  # no other thread can handle signals
         return
-    numbers = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) is not signal.SIG_IGN]
+    numbers = [n for n in asking if signal.getsignal(n) is not signal.SIG_IGN]
     # The interpreter writes each signal to `inlet` as it comes, even while the main thread waits for a device.
     outlet, inlet = socket.socketpair()
     inlet.setblocking(False)

@@ -20,6 +20,8 @@ from dsabench.engine import checkpoint, failures, loop
 from dsabench.engine.failures import smaller
 from dsabench.engine.step import TrainStep
 from dsabench.errors import DeviceError, StoreError
+from dsabench.launch import sweep as launch_sweep
+from dsabench.launch.sweep import run_sweep
 from dsabench.spec.sweep import Sweep, load_sweep
 from dsabench.store import RunRecord, RunWriter, find_checkpoint, records
 
@@ -47,7 +49,7 @@ def sweep_of(config: Path, **axes: Any) -> Sweep:
 
 def swept(config: Path, store: Path, axes: dict[str, Any] | None = None, **more: Any) -> list[RunRecord]:
     sweep = sweep_of(config, **(axes or {}))
-    return list(runner.run_sweep(sweep, planning.plan(sweep.runs(), store), store, **more))
+    return list(run_sweep(sweep, planning.plan(sweep.runs(), store), store, **more))
 
 
 # Disks
@@ -278,7 +280,7 @@ def test_a_kill_amid_the_cutting_leaves_no_unequal_pair(
     """Stopped after the run that was cut is done, and before its partner is trained again."""
     scarce(monkeypatch, 2)
     sweep = sweep_of(config)
-    for record in runner.run_sweep(
+    for record in run_sweep(
         sweep, planning.plan(sweep.runs(), tmp_path / "runs"), tmp_path / "runs", on_oom="accumulate"
     ):
         if record.run_id.startswith("dsa"):
@@ -312,9 +314,9 @@ def test_a_run_that_another_process_trains_is_waited_for(
             other.finish(end, {"val_loss": 1.5})
         other._lock.release()
 
-    monkeypatch.setattr(runner.time, "sleep", later)
+    monkeypatch.setattr(launch_sweep.time, "sleep", later)
     ended = list(
-        runner.run_sweep(
+        run_sweep(
             sweep, planned, store, notify=told.append, retry_failed=True,
             started=lambda run: (began.append(run.run_id), lambda update: None)[1],
         )

@@ -24,6 +24,7 @@ from dsabench.engine.evaluation import Evaluator
 from dsabench.engine.slot import Slots
 from dsabench.engine.step import TrainStep
 from dsabench.errors import DataError, DeviceError, StoreError
+from dsabench.launch.sweep import run_sweep
 from dsabench.spec.fields import EngineSpec, RunSpec
 from dsabench.spec.sweep import Sweep, validate
 
@@ -326,7 +327,7 @@ def test_a_sweep_goes_on_after_a_failed_run(corpus: Path, tmp_path: Path, monkey
     sweep = Sweep(base(corpus, steps=10), {"attention.kind": ["dense", "dsa"]})
     sweep.base["attention"] = {**DSA}
     planned = planning.plan(sweep.runs(), tmp_path / "runs")
-    records = list(runner.run_sweep(sweep, planned, tmp_path / "runs"))
+    records = list(run_sweep(sweep, planned, tmp_path / "runs"))
     assert [record.status for record in records] == ["failed", "done"]
     assert records[0].error == "RuntimeError: a bug in a plugin (log.txt in the run's folder)"
     trace = (tmp_path / "runs" / records[0].run_id / "log.txt").read_text(encoding="utf-8")

@@ -97,7 +97,7 @@ def test_a_run_that_waits_for_its_device_is_landed_and_checkpointed(
     """Of runs that share a GPU, one hears of the signal; the others are closed while their steps are under way."""
     monkeypatch.setattr(timing, "TIMED_SEGMENTS", 1)  # then the last segment of the five is not alone
     store = tmp_path / "wild"
-    training = runner._training(spec, store, None, False, lambda update: None, lambda message: None, Slots(2))
+    training = runner.training(spec, store, None, False, lambda update: None, lambda message: None, Slots(2))
     next(training)
     training.close()
     (run,) = dsabench.load_runs(store).to_dict("records")

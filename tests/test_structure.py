@@ -27,6 +27,7 @@ ORDER = [
     "planning",
     "microbatches",
     "runner",
+    "launch",
     "bench",
     "analysis",
     "plots",

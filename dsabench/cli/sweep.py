@@ -42,9 +42,13 @@ def sweep(
     ] = None,
     sets: Set = None,
     device: Device = None,
+    devices: Annotated[
+        list[str] | None,
+        texts("--devices", "all, GPUs by number (0 1), or cpu: a worker process each.", metavar="DEVICE"),
+    ] = None,
     concurrency: Annotated[
         int | None,
-        typer.Option(min=1, help="Runs that share the GPU; default: 5 when steps are small, else 1.", metavar="N"),
+        typer.Option(min=1, help="Runs that share a GPU; default: 5 when steps are small, else 1.", metavar="N"),
     ] = None,
     store: Store = Path("runs"),
     out: Out = Path("results"),
@@ -76,6 +80,15 @@ def sweep(
         "--learning-rates": ("train.learning_rate", learning_rates),
         "--sources": ("data.source", sources),
     }
+    names: list[str] = []
+    if devices is not None:
+        from dsabench.errors import SpecError
+        from dsabench.launch.devices import devices_of
+
+        if device is not None:
+            raise SpecError(f"--device {device} and --devices {' '.join(devices)}: give one of them")
+        names = devices_of(devices)
+        device = names[0]  # what is planned and audited is the same for all
     experiment = overridden(config, sets, {"--device": ("engine.device", device)}, axes)
     if margin is not None:
         experiment.set_verdict({"margin": margin}, lambda path: "--margin: ")
@@ -86,9 +99,11 @@ def sweep(
     from dsabench.store import check_writable
 
     check_writable(store)
-    from dsabench import planning, runner
+    from dsabench import planning
     from dsabench.engine.device import resolve
     from dsabench.errors import SpecError
+    from dsabench.launch.devices import Workers
+    from dsabench.launch.sweep import run_sweep, sweep_id
 
     execution = resolve(specs[0].engine)
     planned = planning.plan(specs, store)
@@ -96,8 +111,9 @@ def sweep(
     if alone and (concurrency or 1) > 1:
         raise SpecError(f"--concurrency {concurrency}: {alone}; leave it out or give 1")
     fits = planning.fit(planned, execution)
-    at_a_time = planning.choose_concurrency(planned, execution) if concurrency is None else concurrency
-    seconds = planning.estimate_seconds(planned, execution)
+    n_devices = len(names) or 1
+    at_a_time = planning.choose_concurrency(planned, execution, n_devices) if concurrency is None else concurrency
+    seconds = planning.estimate_seconds(planned, execution) / n_devices
     if dry_run:
         if json:
             output.print_json(output.plan_document(planned, experiment, seconds, fits, at_a_time))
@@ -114,7 +130,8 @@ def sweep(
     with Display(len(planned), done, quiet) as display:
         try:
             planning.check_data(planned, display.note_once)
-            for record in runner.run_sweep(
+            workers = Workers(store, specs[0].engine, names, at_a_time, display.note_once) if names else None
+            for record in run_sweep(
                 experiment,
                 planned,
                 store,
@@ -122,6 +139,7 @@ def sweep(
                 retry_failed=retry_failed,
                 concurrency=at_a_time,
                 on_oom=on_oom.value,
+                launcher=workers,
                 started=lambda run: display.start(run.run_id, run.spec.train.steps),
                 notify=display.note_once,
             ):
@@ -137,5 +155,5 @@ def sweep(
             display.note(f"{len(failed)} of {len(records)} runs failed; --retry-failed runs them again:")
             for record in failed:
                 display.note(f"  {record.run_id}  {output.describe(record)}")
-    output.report_sweep(runner.sweep_id(experiment, planned), planned, store, out, json)
+    output.report_sweep(sweep_id(experiment, planned), planned, store, out, json)
     raise typer.Exit(1 if failed else 0)

@@ -18,6 +18,7 @@ from dsabench.engine.memory import MemoryPlan
 from dsabench.engine.slot import Slot, Slots
 from dsabench.engine.step import TrainStep
 from dsabench.errors import DsabenchError
+from dsabench.launch.sweep import run_sweep
 from dsabench.model.transformer import build
 from dsabench.spec.sweep import Sweep, validate
 from dsabench.store import read_run
@@ -49,7 +50,7 @@ def sweep_of(corpus: Path, **train: Any) -> Sweep:
 def swept(corpus: Path, store: Path, concurrency: int, **train: Any) -> list[str]:
     sweep = sweep_of(corpus, **train)
     planned = planning.plan(sweep.runs(), store)
-    return [record.status for record in runner.run_sweep(sweep, planned, store, concurrency=concurrency)]
+    return [record.status for record in run_sweep(sweep, planned, store, concurrency=concurrency)]
 
 
 @pytest.fixture(scope="module")
@@ -153,7 +154,7 @@ def test_times_of_shared_segments_are_those_of_the_ones_alone(
 def test_a_sweep_that_is_closed_leaves_its_runs_interrupted(corpus: Path, tmp_path: Path) -> None:
     sweep, store = sweep_of(corpus), tmp_path / "runs"
     planned = planning.plan(sweep.runs(), store)
-    running = runner.run_sweep(sweep, planned, store, concurrency=4)
+    running = run_sweep(sweep, planned, store, concurrency=4)
     next(running)
     running.close()  # type: ignore[attr-defined]
     states = [read_run(store, run.run_id).status for run in planned if (store / run.run_id).exists()]
@@ -180,7 +181,7 @@ def test_a_run_that_finds_no_memory_beside_others_is_trained_alone(
     sweep, store = sweep_of(corpus), tmp_path / "runs"
     planned = planning.plan(sweep.runs(), store)
     records = []
-    for record in runner.run_sweep(sweep, planned, store, concurrency=3, notify=notes.append):
+    for record in run_sweep(sweep, planned, store, concurrency=3, notify=notes.append):
         records.append(record)
         monkeypatch.setattr(TrainStep, "run", honest)
     assert [record.status for record in records] == ["done"] * 6

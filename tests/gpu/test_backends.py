@@ -136,8 +136,8 @@ def test_compiled_blocks_learn_what_eager_ones_do() -> None:
 
 
 def test_the_gate_audits_the_kernels() -> None:
-    """At full size and in small copies, by the backend that trains."""
-    found = gate.audit(spec_of("triton"), VOCAB, resolve(EngineSpec(device="cuda:0")))
+    """At full size, and in small copies with its share of keys and its number of them, by the backend that trains."""
+    found = gate.audit(spec_of("triton", top_k=24), VOCAB, resolve(EngineSpec(device="cuda:0")))
     assert found.crash is None
     assert found.first is None
     assert len(found.copies) == 2
