@@ -23,6 +23,12 @@ class OnOutOfMemory(StrEnum):
     ACCUMULATE = "accumulate"
 
 
+class Launcher(StrEnum):
+    """Where runs are trained, if not in this process."""
+
+    RAY = "ray"
+
+
 def add_to(app: typer.Typer) -> None:
     """Register the command."""
     app.command("sweep", cls=ListCommand)(sweep)
@@ -45,6 +51,13 @@ def sweep(
     devices: Annotated[
         list[str] | None,
         texts("--devices", "all, GPUs by number (0 1), or cpu: a worker process each.", metavar="DEVICE"),
+    ] = None,
+    launcher: Annotated[
+        Launcher | None, typer.Option("--launcher", help="ray: runs are trained by the nodes of a Ray cluster.")
+    ] = None,
+    address: Annotated[
+        str | None,
+        typer.Option("--address", help="Of the Ray cluster; else one of this machine.", metavar="auto|HOST:PORT"),
     ] = None,
     concurrency: Annotated[
         int | None,
@@ -80,6 +93,7 @@ def sweep(
         "--learning-rates": ("train.learning_rate", learning_rates),
         "--sources": ("data.source", sources),
     }
+    _check_launcher(launcher, address, device, devices)
     names: list[str] = []
     if devices is not None:
         from dsabench.errors import SpecError
@@ -102,17 +116,21 @@ def sweep(
     from dsabench import planning
     from dsabench.engine.device import resolve
     from dsabench.errors import SpecError
+    from dsabench.launch import job
+    from dsabench.launch.cluster import Cluster
     from dsabench.launch.devices import Workers
     from dsabench.launch.sweep import run_sweep, sweep_id
 
     execution = resolve(specs[0].engine)
     planned = planning.plan(specs, store)
-    alone = planning.why_alone(specs, execution)
+    alone = None if launcher else planning.why_alone(specs, execution)
     if alone and (concurrency or 1) > 1:
         raise SpecError(f"--concurrency {concurrency}: {alone}; leave it out or give 1")
     fits = planning.fit(planned, execution)
     n_devices = len(names) or 1
-    at_a_time = planning.choose_concurrency(planned, execution, n_devices) if concurrency is None else concurrency
+    if concurrency is None:
+        concurrency = 1 if launcher else planning.choose_concurrency(planned, execution, n_devices)
+    at_a_time = concurrency
     seconds = planning.estimate_seconds(planned, execution) / n_devices
     if dry_run:
         if json:
@@ -130,7 +148,11 @@ def sweep(
     with Display(len(planned), done, quiet) as display:
         try:
             planning.check_data(planned, display.note_once)
-            workers = Workers(store, specs[0].engine, names, at_a_time, display.note_once) if names else None
+            place: job.Launcher | None = None
+            if names:
+                place = Workers(store, specs[0].engine, names, at_a_time, display.note_once)
+            elif launcher:
+                place = Cluster(store, specs, at_a_time, display.note_once, address)
             for record in run_sweep(
                 experiment,
                 planned,
@@ -139,7 +161,7 @@ def sweep(
                 retry_failed=retry_failed,
                 concurrency=at_a_time,
                 on_oom=on_oom.value,
-                launcher=workers,
+                launcher=place,
                 started=lambda run: display.start(run.run_id, run.spec.train.steps),
                 notify=display.note_once,
             ):
@@ -157,3 +179,23 @@ def sweep(
                 display.note(f"  {record.run_id}  {output.describe(record)}")
     output.report_sweep(sweep_id(experiment, planned), planned, store, out, json)
     raise typer.Exit(1 if failed else 0)
+
+
+def _check_launcher(
+    launcher: Launcher | None, address: str | None, device: str | None, devices: list[str] | None
+) -> None:
+    from dsabench.errors import SpecError
+
+    if launcher is None:
+        if address is not None:
+            raise SpecError(f"--address {address} is that of a Ray cluster: give --launcher ray too")
+        return
+    for flag, value in (("--device", device), ("--devices", devices and " ".join(devices))):
+        if value is not None:
+            raise SpecError(
+                f"{flag} {value} and --launcher ray: Ray gives each run a GPU of its cluster, or a CPU where there is "
+                "none or engine.device is cpu (--set engine.device=cpu); leave one of them out"
+            )
+    from dsabench.launch import rays
+
+    rays.library()

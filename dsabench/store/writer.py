@@ -166,10 +166,12 @@ class RunWriter:
         summary: Mapping[str, Scalar] | None = None,
         error: str | None = None,
         log: str | None = None,
+        environment: Mapping[str, Any] | None = None,
     ) -> RunRecord:
         """Record how the run ended, durably, and bring the index up to date. Call it once, last.
 
-        log: what else is known of a failure, such as its traceback; kept in the run's folder.
+        log: what else is known of a failure, such as its traceback; kept in the run's folder. environment: of the
+        machine that trained it, where that was not known when the run was begun.
 
         Raises:
             StoreError: the record, or after it the index, cannot be written.
@@ -184,6 +186,7 @@ class RunWriter:
                 # File names may hold bytes that are no text, and so may messages about them.
                 "error": None if error is None else error.encode(errors="backslashreplace").decode(),
                 "updated": now(),
+                **({} if environment is None else {"environment": dict(environment)}),
             }
         )
         if log is not None:

@@ -1,0 +1,238 @@
+"""What a task on a node of a cluster does: it trains one run in a store of its own, and sends home what comes of it.
+
+What travels was made by the driver and its tasks alone, so that it may be pickled; a spec travels as plain values all
+the same, because a plugin's class is found by executing the plugin, which the spec names.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import tempfile
+import time
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dsabench import data as data_package
+from dsabench.data.cache import cache_folder, replace_file
+from dsabench.engine.device import resolve
+from dsabench.engine.sink import Update
+from dsabench.errors import DataError, DsabenchError
+from dsabench.launch.here import Here
+from dsabench.launch.job import Crowded, Ended, Job, Outcome, Refused
+from dsabench.planning import fingerprint
+from dsabench.runner import DeviceLostError
+from dsabench.spec.sweep import validate
+from dsabench.store import RunRecord, find_checkpoint
+from dsabench.store.files import signature
+from dsabench.store.layout import LOG, METRICS, run_folder
+
+PIECE_BYTES = 8 * 2**20
+"""Most of a checkpoint in one piece: what a node or the driver holds in memory of it at a time."""
+
+HOME_SECONDS = 60.0
+"""Least time between checkpoints that are sent home while a run is trained: the most that a node's death loses."""
+
+UPDATE_SECONDS = 1.0
+"""Least time between updates for the display."""
+
+
+@dataclass(frozen=True)
+class Order:
+    """A Job, as plain values, and what its node needs besides."""
+
+    run_id: str
+    spec: dict[str, Any]
+    """Its paths are absolute ones of the driver's machine."""
+
+    fingerprint: dict[str, str]
+    """What the digests of corpus, tokenizer and plugin must be: with others it would be another run."""
+
+    halve: bool
+    concurrency: int
+    threads: int | None
+    """Of PyTorch, for a run on a CPU."""
+
+    metrics: bytes
+    """What is there of the run, up to its checkpoint's step."""
+
+
+@dataclass(frozen=True)
+class Began:
+    """The run is about to be trained."""
+
+    host: str
+
+
+@dataclass(frozen=True)
+class Note:
+    """A line for the user."""
+
+    line: str
+
+
+@dataclass(frozen=True)
+class Lines:
+    """What metrics.jsonl has gained."""
+
+    text: bytes
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint; its files follow one after another, as `bytes` of at most PIECE_BYTES."""
+
+    sizes: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What became of the run: the last report. An `Ended` holds the record that the node's own store has."""
+
+    outcome: Outcome
+    log: str | None = None
+
+
+Report = Began | Note | Update | Lines | Checkpoint | bytes | Result
+
+
+def train(order: Order, plugins: Mapping[str, bytes], checkpoint: Mapping[str, Iterable[bytes]]) -> Iterator[Report]:
+    """Train the run, resuming from `checkpoint`'s files where there are any; its reports.
+
+    plugins: the content of each plugin file of the spec, by the path that it has there.
+    """
+    host = platform.node()
+    yield Began(host)
+    if order.threads is not None:
+        torch.set_num_threads(order.threads)
+    names: dict[str, str] = {}
+    try:
+        with tempfile.TemporaryDirectory(prefix="dsabench-", ignore_cleanup_errors=True) as folder:
+            spec = dict(order.spec)
+            here = {path: _write(path, content) for path, content in plugins.items()}
+            names = {ours: theirs for theirs, ours in here.items()}
+            spec["plugins"] = [here[path] for path in spec["plugins"]]
+            for report in _train(
+                order, Job(order.run_id, validate(spec), "", halve=order.halve), Path(folder), checkpoint
+            ):
+                yield _as_at_home(report, names, host)
+    except (DsabenchError, OSError) as error:  # no corpus, a full disk
+        yield _as_at_home(
+            Result(Refused(error if isinstance(error, DsabenchError) else DataError(str(error)))), names, host
+        )
+
+
+def _train(order: Order, job: Job, store: Path, checkpoint: Mapping[str, Iterable[bytes]]) -> Iterator[Report]:
+    found = fingerprint(job.spec, data_package.fingerprint(job.spec.data))
+    if found != order.fingerprint:
+        other = ", ".join(name for name in order.fingerprint if found.get(name) != order.fingerprint[name])
+        raise DataError(
+            f"{job.spec.data.source}: not the same as where the sweep was started (its {other} has another digest), "
+            "so that this would be another run; give every node the same files"
+        )
+    folder = run_folder(store, job.run_id)
+    if checkpoint:
+        (folder / "checkpoint").mkdir(parents=True)
+        for name, pieces in checkpoint.items():
+            with (folder / "checkpoint" / name).open("wb") as file:
+                file.writelines(pieces)
+        (folder / METRICS).write_bytes(order.metrics)
+    notes: list[str] = []
+    updates: list[Update] = []
+    here = Here(store, resolve(job.spec.engine), order.concurrency, notes.append)
+    sent = _Sent(folder, len(order.metrics))
+    told_at = -UPDATE_SECONDS
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *rest, **more: notes.append(str(message))
+        try:
+            here.begin(job, updates.append)
+            ended = None
+            while ended is None:
+                ended = here.turn()
+                yield from map(Note, notes)
+                notes.clear()
+                if updates and time.monotonic() - told_at >= UPDATE_SECONDS:
+                    told_at = time.monotonic()
+                    yield updates[-1]
+                updates.clear()
+                yield from sent.since(last=ended is not None)
+        finally:
+            here.close()
+    _, outcome = ended
+    if isinstance(outcome, Refused) and isinstance(outcome.error, DeviceLostError):
+        outcome = Crowded("lost its GPU beside others")
+    with suppress(OSError):
+        yield Result(outcome, (folder / LOG).read_text(encoding="utf-8"))
+        return
+    yield Result(outcome)
+
+
+class _Sent:
+    """What of a run's folder is at home."""
+
+    def __init__(self, folder: Path, metrics: int) -> None:
+        self.folder, self.metrics = folder, metrics
+        self.checkpoint, self.at = self._newest(), time.monotonic()
+
+    def _newest(self) -> object:
+        return signature(self.folder / "checkpoint" / "state.json")
+
+    def since(self, last: bool) -> Iterator[Report]:
+        """What is new there: metrics before the checkpoint that they lead to; all of it when it is the last time."""
+        newest = self._newest()
+        if not last and (newest == self.checkpoint or time.monotonic() - self.at < HOME_SECONDS):
+            return
+        with suppress(FileNotFoundError), (self.folder / METRICS).open("rb") as file:
+            file.seek(self.metrics)
+            text = file.read()
+            if text:
+                self.metrics += len(text)
+                yield Lines(text)
+        if newest == self.checkpoint or (folder := find_checkpoint(self.folder.parent, self.folder.name)) is None:
+            return
+        self.checkpoint, self.at = newest, time.monotonic()
+        files = sorted(folder.iterdir())
+        yield Checkpoint({path.name: path.stat().st_size for path in files})
+        for path in files:
+            with path.open("rb") as file:
+                while piece := file.read(PIECE_BYTES):
+                    yield piece
+
+
+def _write(plugin: str, content: bytes) -> str:
+    """Where this node has a plugin file: always in the same place, for a process loads it once."""
+    folder = cache_folder("plugins") / hashlib.sha256(content).hexdigest()[:32]
+    folder.mkdir(exist_ok=True)
+    file = folder / Path(plugin).name
+    if not file.exists() or file.read_bytes() != content:
+
+        def write(temporary: Path) -> None:
+            temporary.write_bytes(content)
+
+        replace_file(file, write)
+    return str(file)
+
+
+def _as_at_home(report: Report, names: Mapping[str, str], host: str) -> Report:
+    """The report with the driver's paths of plugins in its texts, and an error that says where it came up."""
+
+    def said(text: str) -> str:
+        for ours, theirs in names.items():
+            text = text.replace(ours, theirs)
+        return text
+
+    match report:
+        case Note(line):
+            return Note(said(line))
+        case Result(Ended(RunRecord(error=str(error)) as record), log):
+            return Result(Ended(record.model_copy(update={"error": said(error)})), None if log is None else said(log))
+        case Result(Refused(error)):
+            return replace(report, outcome=Refused(type(error)(said(f"on node {host}: {error}"))))
+        case _:
+            return report
