@@ -81,15 +81,16 @@ def estimate_seconds(planned: Sequence[PlannedRun], execution: Execution) -> flo
     rate = matmul_rate(execution.device, execution.precision) * 0.35
     floor = 2.5e-3 if execution.graph else 1e-3 if execution.device.type == "cpu" else 20e-3
     seconds = 0.0
+    shapes: dict[str, list[RunSpec]] = {}
     for run in planned:
-        if run.status == "done":
-            continue
-        spec = run.spec
+        if run.status != "done":
+            shapes.setdefault(shape_of(run.spec).model_dump_json(), []).append(run.spec)
+    for spec, *others in shapes.values():
         step = sum(flops_per_step(spec).values())
         evaluations = spec.train.steps / spec.train.eval_every + 1
-        seconds += spec.train.steps * max(floor, step / rate)
-        seconds += evaluations * 2 * (spec.train.eval_tokens / spec.tokens_per_step) * (step / 3) / rate
-        seconds += 0.5  # start, captures, checkpoints
+        one = spec.train.steps * max(floor, step / rate)
+        one += evaluations * 2 * (spec.train.eval_tokens / spec.tokens_per_step) * (step / 3) / rate
+        seconds += (one + 0.5) * (1 + len(others))  # start, captures, checkpoints
     libraries = 15.0 if execution.device.type == "cuda" else 2.0  # loaded, and kernels built, once
     return seconds + libraries if seconds else 0.0
 
@@ -99,9 +100,14 @@ def check_data(planned: Sequence[PlannedRun], notify: Callable[[str], None] = la
 
     Before the first run of a sweep, so that a length too long for the documents is not found hours later.
     """
+    lengths: dict[DataSpec, dict[int, None]] = {}
     for run in planned:
         if run.status != "done":
-            cut(data_package.prepare(run.spec.data, progress=notify), run.spec.length)
+            lengths.setdefault(run.spec.data, {})[run.spec.length] = None
+    for spec, wanted in lengths.items():
+        data = data_package.prepare(spec, progress=notify)
+        for length in wanted:
+            cut(data, length)
 
 
 def fit(planned: Sequence[PlannedRun], execution: Execution) -> list[tuple[RunSpec, MemoryPlan]]:

@@ -1,4 +1,4 @@
-"""What a node sends home of one run, on its way into the store."""
+"""What a node sends home of one run, on its way into the store. One thread at a time works on a run."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from pathlib import Path
 from dsabench.engine import checkpoint, failures
 from dsabench.launch.job import Job
 from dsabench.planning import status
-from dsabench.stopping import deferred
 from dsabench.store import RunDoneError, RunRecord, RunWriter, read_run
 from dsabench.store.layout import METRICS, run_folder
 
@@ -71,13 +70,13 @@ class Arrival:
     def end(self, record: RunRecord, log: str | None) -> RunRecord:
         """Record how the run ended, as the node's `record` says."""
         assert record.status in ("done", "failed"), record.status
-        with deferred(), self.writer as writer:
+        with self.writer as writer:
             return writer.finish(record.status, record.summary, record.error, log, record.environment)
 
     def died(self, how: str, log: str) -> RunRecord:
         """Record the failure of a run that nothing is left of to tell why."""
         reason = f"its process died: {how} ({failures.LOG}); --retry-failed runs it again"
-        with deferred(), self.writer as writer:
+        with self.writer as writer:
             return writer.finish("failed", error=reason, log=log)
 
     def give_up(self) -> None:

@@ -7,25 +7,25 @@ from the checkpoint that came home last.
 
 from __future__ import annotations
 
-import hashlib
-import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from dsabench import data as data_package
-from dsabench.attention.registry import plugin_digest
 from dsabench.engine.sink import Update
-from dsabench.errors import DeviceError, SpecError, StoreError
+from dsabench.errors import DeviceError, StoreError
 from dsabench.launch import node, rays
 from dsabench.launch.arrival import Arrival
 from dsabench.launch.job import Busy, Ended, Job, Outcome, Refused
+from dsabench.launch.order import Order, absolute, contents, pieces
 from dsabench.planning import fingerprint
-from dsabench.spec.fields import DataSpec, EngineSpec, RunSpec
+from dsabench.spec.fields import DataSpec, RunSpec
 from dsabench.store import RunBusyError, RunRecord
 
 TURN_SECONDS = 0.5
@@ -37,6 +37,12 @@ RESOURCES_SECONDS = 5.0
 AHEAD = 2
 """Runs that wait for a place, so that none stands idle."""
 
+WRITERS = 8
+"""Threads that write to the store: what waits for the disk together is written together."""
+
+WORK_SECONDS = 0.005
+"""Between looks at what nodes send while the store is written."""
+
 MOST_DEATHS = 3
 """Nodes that may die under one run, which may be why they do."""
 
@@ -47,12 +53,20 @@ class _Run:
 
     job: Job
     observe: Callable[[Update], None]
-    arrival: Arrival
+    arrival: Arrival | None = None
     stream: Any = None
-    """Of its task's reports."""
+    """Of its task's reports, several at a time."""
+
+    reports: deque[node.Report] = field(default_factory=deque)
+    """Those that have come, and have not been looked at."""
+
+    is_home: bool = False
+    """Whether its task has said all."""
 
     host: str = "its node"
     deaths: int = 0
+    work: Future[Outcome | None] | None = None
+    """What a thread does for it: its outcome, if it has ended."""
 
 
 class Cluster:
@@ -72,28 +86,29 @@ class Cluster:
 
         Raises SpecError, and DeviceError when there is no cluster or it lacks what the specs ask for.
         """
-        self.store, self.concurrency, self.notify, self.train = Path(store), concurrency, notify, train
-        self.plugins = _contents(specs)
+        self.store, self.concurrency, self.notify = Path(store), concurrency, notify
+        plugins = contents(specs)
         self.runs: list[_Run] = []
-        self.ended: deque[tuple[Job, Outcome]] = deque()
-        """Jobs that have, and have not been told of."""
+        self.said: deque[Callable[[], None]] = deque()
+        """What the display is to be told, by the main thread."""
         self.digests: dict[DataSpec, dict[str, str]] = {}
+        self.is_closing = False
         self.ray = rays.join(address)
         try:
-            self.shared = self.ray.put(self.plugins)
-            self.looked_at, self.places = time.monotonic(), 0
-            self.on_gpu = _on_gpu(specs[0].engine, self.ray.cluster_resources())
+            # By reference, so that a node is sent the plugins once.
+            self.train = self.ray.put(self.ray.cloudpickle.dumps(partial(_task, train, plugins)))
+            self.on_gpu = rays.on_gpu(specs[0].engine, self.ray.cluster_resources())
             self._place()
         except BaseException:
             self.ray.shutdown()
             raise
+        self.threads = ThreadPoolExecutor(WRITERS, "arrivals")
 
     def _place(self) -> None:
         """Choose what of a node each run takes, from now on."""
         share = 1 / self.concurrency
-        self.threads = None if self.on_gpu else _threads()
-        cpus = share if self.threads is None else self.threads
-        self.placement = rays.Placement(cpus, share if self.on_gpu else 0)
+        self.cpu_threads = None if self.on_gpu else rays.cpu_threads()
+        self.placement = rays.Placement(self.cpu_threads or share, share if self.on_gpu else 0)
         self.task = rays.task(self.ray, self.placement)
         self._look()
 
@@ -105,115 +120,139 @@ class Cluster:
         """As `Launcher` says."""
         if time.monotonic() - self.looked_at > RESOURCES_SECONDS:
             self._look()
-        return len(self.runs) + len(self.ended) < self.places + AHEAD
+        out = sum(not run.is_home for run in self.runs)
+        return out < self.places + AHEAD and len(self.runs) - out < WRITERS
 
     def begin(self, job: Job, observe: Callable[[Update], None]) -> None:
         """As `Launcher` says."""
         if job.spec.data not in self.digests:
             self.digests[job.spec.data] = data_package.fingerprint(job.spec.data)
-        try:
-            found = Arrival.expect(job, self.store, fingerprint(job.spec, self.digests[job.spec.data]))
-        except RunBusyError:
-            self.ended.append((job, Busy()))
-            return
-        if isinstance(found, RunRecord):
-            self.ended.append((job, Ended(found)))
-            return
-        run = _Run(job, observe, found)
+        run = _Run(job, observe)
+        run.work = self.threads.submit(self._start, run, fingerprint(job.spec, self.digests[job.spec.data]))
         self.runs.append(run)
-        self._send(run)
-
-    def _send(self, run: _Run) -> int:
-        """Start the run's task; the step that it goes on from, or -1."""
-        step, metrics, files = run.arrival.rewind()
-        spec = _absolute(run.job.spec.model_dump(mode="json"), cpu=not self.on_gpu)
-        order = node.Order(
-            run.job.run_id,
-            spec,
-            run.arrival.writer.record.fingerprint,
-            run.job.halve,
-            self.concurrency,
-            self.threads,
-            metrics,
-        )
-        pieces = {name: [self.ray.put(piece) for piece in _pieces(file)] for name, file in files.items()}
-        known = self.ray.cloudpickle.dumps((self.train, order))
-        run.stream = self.task.remote(rays.versions(), known, self.shared, pieces)
-        return step
 
     def turn(self) -> tuple[Job, Outcome] | None:
         """As `Launcher` says."""
-        if not self.ended:
-            streams = [run.stream for run in self.runs]
-            ready, _ = self.ray.wait(streams, num_returns=1, timeout=TURN_SECONDS)
+        at_work = [run.work for run in self.runs if run.work is not None]
+        idle = {id(run.stream): run for run in self.runs if run.work is None}
+        if idle:
+            streams = [run.stream for run in idle.values()]
+            ready, _ = self.ray.wait(streams, num_returns=1, timeout=0 if at_work else TURN_SECONDS)
             if ready:
                 ready, _ = self.ray.wait(streams, num_returns=len(streams), timeout=0)
-            for run in [run for run in self.runs if any(run.stream is stream for stream in ready)]:
-                self._listen(run)
-        return self.ended.popleft() if self.ended else None
+            for stream in ready:
+                run = idle[id(stream)]
+                run.work = self.threads.submit(self._listen, run)
+                at_work.append(run.work)
+        if at_work:
+            wait(at_work, WORK_SECONDS if idle else TURN_SECONDS, FIRST_COMPLETED)
+        while self.said:
+            self.said.popleft()()
+        for run in self.runs:
+            if run.work is not None and run.work.done():
+                outcome = run.work.result()
+                run.work = None
+                if outcome is not None:
+                    self.runs.remove(run)
+                    return run.job, outcome
+        return None
 
-    def _listen(self, run: _Run) -> None:
-        """Take in one report of the run, or see to it if there will be none."""
-        errors = self.ray.exceptions
+    # What the threads do: the disk is waited for, and large checkpoints, while other runs go on.
+
+    def _start(self, run: _Run, digests: dict[str, str]) -> Outcome | None:
         try:
-            report = self.ray.get(next(run.stream))
-            self._take_in(run, report)
-        except StopIteration:
-            self._end(run, Ended(run.arrival.died("it stopped without a word", "")))
-        except (
-            errors.NodeDiedError,
-            errors.ObjectLostError,
-            errors.OutOfMemoryError,
-            errors.TaskCancelledError,
-        ) as lost:
-            self._lost(run, lost)
-        except errors.WorkerCrashedError:
-            self._end(run, Ended(run.arrival.died(f"on node {run.host}, killed or by a fault of its own", "")))
-        except errors.RayTaskError as error:
-            first = str(error.cause).strip().partition("\n")[0] if error.cause else "of an unknown reason"
-            said = f"on node {run.host}, {type(error.cause).__name__}: {first}"
-            self._end(run, Ended(run.arrival.died(said, str(error))))
-        except errors.RayError as error:
-            raise DeviceError(f"the Ray cluster is lost: {' '.join(str(error).split())}") from error
+            found = Arrival.expect(run.job, self.store, digests)
+        except RunBusyError:
+            return Busy()
+        if isinstance(found, RunRecord):
+            return Ended(found)
+        run.arrival = found
+        self._send(run, found)
+        return None
 
-    def _take_in(self, run: _Run, report: node.Report | str) -> None:
+    def _send(self, run: _Run, arrival: Arrival) -> int:
+        """Start the run's task; the step that it goes on from, or -1."""
+        step, metrics, files = arrival.rewind()
+        spec = absolute(run.job.spec.model_dump(mode="json"), cpu=not self.on_gpu)
+        digests = arrival.writer.record.fingerprint
+        halve = run.job.halve
+        order = Order(run.job.run_id, spec, digests, halve, self.concurrency, self.cpu_threads, metrics)
+        parts = {name: [self.ray.put(part) for part in pieces(file)] for name, file in files.items()}
+        run.reports.clear()
+        run.stream = self.task.remote(rays.versions(), self.train, self.ray.cloudpickle.dumps(order), parts)
+        return step
+
+    def _listen(self, run: _Run) -> Outcome | None:
+        """Take in what has come of the run, or see to it if nothing will."""
+        arrival = run.arrival
+        assert arrival is not None
+        try:
+            outcome = self._take_in(run, arrival, self._next(run))
+            while run.reports:
+                outcome = self._take_in(run, arrival, self._next(run))
+        except StopIteration:
+            return Ended(arrival.died("it stopped without a word", ""))
+        except self.ray.exceptions.RayError as error:
+            return None if self.is_closing else self._trouble(run, arrival, error)
+        if outcome is not None and not isinstance(outcome, Ended):
+            arrival.give_up()
+        return outcome
+
+    def _next(self, run: _Run) -> Any:
+        if not run.reports:
+            come: list[node.Report] | str = self.ray.get(next(run.stream))
+            if isinstance(come, str):
+                return come
+            run.reports.extend(come)
+            run.is_home = isinstance(come[-1], node.Result)
+        return run.reports.popleft()
+
+    def _take_in(self, run: _Run, arrival: Arrival, report: node.Report | str) -> Outcome | None:
         match report:
             case str(useless):
-                self._end(run, Refused(DeviceError(useless)))
+                return Refused(DeviceError(useless))
             case node.Began(host):
                 run.host = host
             case node.Note(line):
-                self.notify(line)
+                self._say(line)
             case Update():
-                run.observe(report)
+                self.said.append(partial(run.observe, report))
             case node.Lines(text):
-                run.arrival.lines(text)
+                arrival.lines(text)
             case node.Checkpoint(sizes):
-                run.arrival.checkpoint(sizes, lambda: self.ray.get(next(run.stream)))
+                arrival.checkpoint(sizes, lambda: self._next(run))
             case node.Result(Ended(record), log):
-                self._end(run, Ended(run.arrival.end(record, log)))
+                return Ended(arrival.end(record, log))
             case node.Result(outcome):
-                self._end(run, outcome)
+                return outcome
             case _:
                 raise AssertionError(report)
+        return None
 
-    def _end(self, run: _Run, outcome: Outcome) -> None:
-        self.runs.remove(run)
-        if not isinstance(outcome, Ended):
-            run.arrival.give_up()
-        self.ended.append((run.job, outcome))
-
-    def _lost(self, run: _Run, error: Exception) -> None:
-        """The run's node has gone, or had no memory for it: send it to another one."""
+    def _trouble(self, run: _Run, arrival: Arrival, error: Exception) -> Outcome | None:
+        """No more reports will come: a failure of the run, or it is sent to another node."""
+        errors = self.ray.exceptions
+        if isinstance(error, errors.RayTaskError):
+            first = str(error.cause).strip().partition("\n")[0]
+            return Ended(arrival.died(f"on node {run.host}, {type(error.cause).__name__}: {first}", str(error)))
+        if isinstance(error, errors.WorkerCrashedError):
+            return Ended(arrival.died(f"on node {run.host}, killed or by a fault of its own", ""))
+        gone = errors.NodeDiedError, errors.ObjectLostError, errors.TaskCancelledError
+        if not isinstance(error, (errors.OutOfMemoryError, *gone)):
+            raise DeviceError(f"the Ray cluster is lost: {' '.join(str(error).split())}") from error
         run.deaths += 1
-        what = "ran out of memory" if isinstance(error, self.ray.exceptions.OutOfMemoryError) else "is gone"
+        what = "is gone" if isinstance(error, gone) else "ran out of memory"
         if run.deaths == MOST_DEATHS:
             how = f"{run.deaths} nodes were lost under it; the last one, {run.host}, {what}"
-            self._end(run, Ended(run.arrival.died(how, str(error))))
-            return
-        step = self._send(run)
+            return Ended(arrival.died(how, str(error)))
+        run.is_home = False
+        step = self._send(run, arrival)
         again = f"goes on from step {step}" if step >= 0 else "is trained again"
-        self.notify(f"{run.host} {what}: {run.job.run_id} {again} elsewhere")
+        self._say(f"{run.host} {what}: {run.job.run_id} {again} elsewhere")
+        return None
+
+    def _say(self, line: str) -> None:
+        self.said.append(partial(self.notify, line))
 
     def one_at_a_time(self) -> None:
         """As `Launcher` says."""
@@ -222,60 +261,28 @@ class Cluster:
 
     def close(self) -> None:
         """As `Launcher` says, but that a checkpoint is not waited for: the last one that came home stays."""
+        self.is_closing = True
         for run in self.runs:
-            with suppress(self.ray.exceptions.RayError):
-                self.ray.cancel(run.stream, force=True)
-        for run in self.runs:
-            with suppress(StoreError):  # of the others each is to be closed
-                run.arrival.give_up()
+            if run.stream is not None:
+                with suppress(self.ray.exceptions.RayError):
+                    self.ray.cancel(run.stream, force=True)
+        wait([run.work for run in self.runs if run.work is not None])
+        list(self.threads.map(_give_up, [run.arrival for run in self.runs if run.arrival is not None]))
+        self.threads.shutdown()
         self.runs.clear()
         self.ray.shutdown()
 
 
-def _on_gpu(engine: EngineSpec, resources: dict[str, float]) -> bool:
-    """Whether runs take GPUs of the cluster. Raises SpecError and DeviceError."""
-    if engine.device not in ("auto", "cuda", "cpu"):
-        raise SpecError(f"engine.device = {engine.device}: with --launcher ray Ray chooses; use auto, cuda or cpu")
-    has_gpus = resources.get("GPU", 0) >= 1
-    if engine.device == "cuda" and not has_gpus:
-        raise DeviceError("engine.device = cuda: no node of the Ray cluster has a GPU; use auto or cpu")
-    return has_gpus and engine.device != "cpu"
+def _give_up(arrival: Arrival) -> None:
+    with suppress(StoreError):  # of the others each is to be closed
+        arrival.give_up()
 
 
-def _threads() -> int:
-    """CPUs, and threads, of a run on CPUs: those that OMP_NUM_THREADS says, or one, for runs are many."""
-    given = os.environ.get("OMP_NUM_THREADS", "")
-    return max(1, int(given)) if given.isascii() and given.isdigit() else 1
-
-
-def _contents(specs: Sequence[RunSpec]) -> dict[str, bytes]:
-    """What each plugin file of the specs holds, by its path. Raises SpecError when it is not what was loaded."""
-    contents: dict[str, bytes] = {}
-    for path in dict.fromkeys(path for spec in specs for path in spec.plugins):
-        try:
-            contents[path] = Path(path).read_bytes()
-        except OSError as error:
-            raise SpecError(f"plugins: {path} cannot be read: {error.strerror}") from error
-    there = {hashlib.sha256(content).hexdigest() for content in contents.values()}
-    if changed := {kind for kind in {s.attention.kind for s in specs} if (d := plugin_digest(kind)) and d not in there}:
-        raise SpecError(f"plugins: the file of attention {min(changed)} was changed just now; start the sweep again")
-    return contents
-
-
-def _absolute(spec: dict[str, Any], cpu: bool) -> dict[str, Any]:
-    """The spec's values for a node: no path in it depends on the current folder. cpu: without a GPU of Ray's."""
-    data, engine = spec["data"], spec["engine"]
-    kind, colon, path = data["source"].partition(":")
-    if colon and kind == "path":
-        data = {**data, "source": f"path:{Path(path).expanduser().absolute()}"}
-    if data["tokenizer"] not in ("bpe", "bytes"):
-        data = {**data, "tokenizer": str(Path(data["tokenizer"]).expanduser().absolute())}
-    if cpu and engine["device"] == "auto":
-        engine = {**engine, "device": "cpu"}
-    return {**spec, "data": data, "engine": engine}
-
-
-def _pieces(path: Path) -> Iterator[bytes]:
-    with path.open("rb") as file:
-        while piece := file.read(node.PIECE_BYTES):
-            yield piece
+def _task(
+    train: Callable[..., Iterator[node.Report]],
+    plugins: dict[str, bytes],
+    order: Order,
+    files: dict[str, Iterator[bytes]],
+) -> Iterator[list[node.Report]]:
+    """On a node: what a task streams home."""
+    return node.together(train(order, plugins, files))

@@ -15,7 +15,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -26,6 +25,7 @@ from dsabench.engine.sink import Update
 from dsabench.errors import DataError, DsabenchError
 from dsabench.launch.here import Here
 from dsabench.launch.job import Crowded, Ended, Job, Outcome, Refused
+from dsabench.launch.order import PIECE_BYTES, Order, pieces
 from dsabench.planning import fingerprint
 from dsabench.runner import DeviceLostError
 from dsabench.spec.sweep import validate
@@ -33,34 +33,11 @@ from dsabench.store import RunRecord, find_checkpoint
 from dsabench.store.files import signature
 from dsabench.store.layout import LOG, METRICS, run_folder
 
-PIECE_BYTES = 8 * 2**20
-"""Most of a checkpoint in one piece: what a node or the driver holds in memory of it at a time."""
-
 HOME_SECONDS = 60.0
 """Least time between checkpoints that are sent home while a run is trained: the most that a node's death loses."""
 
 UPDATE_SECONDS = 1.0
 """Least time between updates for the display."""
-
-
-@dataclass(frozen=True)
-class Order:
-    """A Job, as plain values, and what its node needs besides."""
-
-    run_id: str
-    spec: dict[str, Any]
-    """Its paths are absolute ones of the driver's machine."""
-
-    fingerprint: dict[str, str]
-    """What the digests of corpus, tokenizer and plugin must be: with others it would be another run."""
-
-    halve: bool
-    concurrency: int
-    threads: int | None
-    """Of PyTorch, for a run on a CPU."""
-
-    metrics: bytes
-    """What is there of the run, up to its checkpoint's step."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +79,20 @@ class Result:
 Report = Began | Note | Update | Lines | Checkpoint | bytes | Result
 
 
+def together(reports: Iterable[Report]) -> Iterator[list[Report]]:
+    """The reports, several at a time where others follow at once, about PIECE_BYTES at most: each trip costs time."""
+    batch: list[Report] = []
+    size = 0
+    for report in reports:
+        batch.append(report)
+        size += len(report) if isinstance(report, bytes) else 0
+        if size >= PIECE_BYTES or not isinstance(report, Began | Lines | Checkpoint | bytes):
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
 def train(order: Order, plugins: Mapping[str, bytes], checkpoint: Mapping[str, Iterable[bytes]]) -> Iterator[Report]:
     """Train the run, resuming from `checkpoint`'s files where there are any; its reports.
 
@@ -139,9 +130,9 @@ def _train(order: Order, job: Job, store: Path, checkpoint: Mapping[str, Iterabl
     folder = run_folder(store, job.run_id)
     if checkpoint:
         (folder / "checkpoint").mkdir(parents=True)
-        for name, pieces in checkpoint.items():
+        for name, parts in checkpoint.items():
             with (folder / "checkpoint" / name).open("wb") as file:
-                file.writelines(pieces)
+                file.writelines(parts)
         (folder / METRICS).write_bytes(order.metrics)
     notes: list[str] = []
     updates: list[Update] = []
@@ -200,9 +191,7 @@ class _Sent:
         files = sorted(folder.iterdir())
         yield Checkpoint({path.name: path.stat().st_size for path in files})
         for path in files:
-            with path.open("rb") as file:
-                while piece := file.read(PIECE_BYTES):
-                    yield piece
+            yield from pieces(path)
 
 
 def _write(plugin: str, content: bytes) -> str:

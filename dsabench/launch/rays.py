@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import socket
@@ -15,6 +16,7 @@ from typing import Any
 
 import dsabench
 from dsabench.errors import DeviceError, SpecError
+from dsabench.spec.fields import EngineSpec
 
 CONNECT_SECONDS = 5.0
 """For a cluster to answer at all; Ray itself would try for longer and say less."""
@@ -109,22 +111,40 @@ class Placement:
         return min(cpus, int(resources.get("GPU", 0) / self.gpus + 1e-6)) if self.gpus else cpus
 
 
+def on_gpu(engine: EngineSpec, resources: dict[str, float]) -> bool:
+    """Whether runs take GPUs of the cluster. Raises SpecError and DeviceError."""
+    if engine.device not in ("auto", "cuda", "cpu"):
+        raise SpecError(f"engine.device = {engine.device}: with --launcher ray Ray chooses; use auto, cuda or cpu")
+    has_gpus = resources.get("GPU", 0) >= 1
+    if engine.device == "cuda" and not has_gpus:
+        raise DeviceError("engine.device = cuda: no node of the Ray cluster has a GPU; use auto or cpu")
+    return has_gpus and engine.device != "cpu"
+
+
+def cpu_threads() -> int:
+    """CPUs, and threads, of a run on CPUs: those that OMP_NUM_THREADS says, or one, for runs are many."""
+    given = os.environ.get("OMP_NUM_THREADS", "")
+    return max(1, int(given)) if given.isascii() and given.isdigit() else 1
+
+
+@functools.cache
 def versions() -> dict[str, str]:
     """Of what must be the same on all machines; builds of PyTorch for a CPU and for CUDA are."""
     return {"dsabench": dsabench.__version__, "torch": metadata.version("torch").partition("+")[0]}
 
 
 def task(ray: ModuleType, placement: Placement) -> Any:
-    """The remote function: `.remote(versions, order, plugins, checkpoint)` streams the reports of one run; a text in
-    place of a report says why the node is of no use.
+    """The remote function: `.remote(versions, train, order, pieces)` streams what `train(order, files)` yields; a text
+    in place of that says why the node is of no use.
 
-    order: (train, Order), pickled by Ray's pickle, for it may be unpickled only where dsabench is the same. checkpoint:
-    references to the pieces of each file. Ray does not retry it, because the driver knows of a later checkpoint. With a
-    GPU each call has a process of its own: the next one's GPU may be another, and a process keeps its first.
+    train, order: pickled by Ray's pickle, for they may be unpickled only where dsabench is the same. pieces: of each
+    file, references to its parts; `files` are iterators of these. Ray does not retry it, because the driver knows of a
+    later checkpoint. With a GPU each call has a process of its own: the next one's GPU may be another, and a process
+    keeps its first.
     """
 
     # By value, as whatever is defined in a function is: a node without dsabench can execute it, and say so.
-    def dsabench_run(wanted: dict[str, str], order: bytes, plugins: Any, checkpoint: dict[str, list[Any]]) -> Any:
+    def dsabench_run(wanted: dict[str, str], train: bytes, order: bytes, pieces: dict[str, list[Any]]) -> Any:
         import platform
         from importlib import metadata
 
@@ -146,9 +166,8 @@ def task(ray: ModuleType, placement: Placement) -> Any:
         import ray
         from ray import cloudpickle
 
-        train, known = cloudpickle.loads(order)
-        files = {name: (ray.get(piece) for piece in pieces) for name, pieces in checkpoint.items()}
-        yield from train(known, plugins, files)
+        files = {name: (ray.get(part) for part in parts) for name, parts in pieces.items()}
+        yield from cloudpickle.loads(train)(cloudpickle.loads(order), files)
 
     return ray.remote(
         num_cpus=placement.cpus,
