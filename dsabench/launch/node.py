@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import platform
+import queue
 import tempfile
+import threading
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,7 +24,7 @@ from dsabench import data as data_package
 from dsabench.data.cache import cache_folder, replace_file
 from dsabench.engine.device import resolve
 from dsabench.engine.sink import Update
-from dsabench.errors import DataError, DsabenchError
+from dsabench.errors import DataError, DsabenchError, StoreError
 from dsabench.launch.here import Here
 from dsabench.launch.job import Crowded, Ended, Job, Outcome, Refused
 from dsabench.launch.order import PIECE_BYTES, Order, pieces
@@ -35,6 +37,9 @@ from dsabench.store.layout import LOG, METRICS, run_folder
 
 HOME_SECONDS = 60.0
 """Least time between checkpoints that are sent home while a run is trained: the most that a node's death loses."""
+
+MOST_UNSENT = 4
+"""Reports that wait to be taken by Ray; then the run waits for it."""
 
 UPDATE_SECONDS = 1.0
 """Least time between updates for the display."""
@@ -98,28 +103,49 @@ def train(order: Order, plugins: Mapping[str, bytes], checkpoint: Mapping[str, I
 
     plugins: the content of each plugin file of the spec, by the path that it has there.
     """
-    host = platform.node()
-    yield Began(host)
-    if order.threads is not None:
-        torch.set_num_threads(order.threads)
+    yield Began(platform.node())
     names: dict[str, str] = {}
-    try:
+    """The driver's paths of the plugins, by their paths here."""
+
+    def work(say: Callable[[Report], None]) -> None:
+        if order.threads is not None:
+            torch.set_num_threads(order.threads)
+        here = {path: _write(path, content) for path, content in plugins.items()}
+        names.update({ours: theirs for theirs, ours in here.items()})
+        spec = validate({**order.spec, "plugins": [here[path] for path in order.spec["plugins"]]})
         with tempfile.TemporaryDirectory(prefix="dsabench-", ignore_cleanup_errors=True) as folder:
-            spec = dict(order.spec)
-            here = {path: _write(path, content) for path, content in plugins.items()}
-            names = {ours: theirs for theirs, ours in here.items()}
-            spec["plugins"] = [here[path] for path in spec["plugins"]]
-            for report in _train(
-                order, Job(order.run_id, validate(spec), "", halve=order.halve), Path(folder), checkpoint
-            ):
-                yield _as_at_home(report, names, host)
-    except (DsabenchError, OSError) as error:  # no corpus, a full disk
-        yield _as_at_home(
-            Result(Refused(error if isinstance(error, DsabenchError) else DataError(str(error)))), names, host
-        )
+            _train(order, Job(order.run_id, spec, "", halve=order.halve), Path(folder), checkpoint, say)
+
+    try:
+        for report in _said(work):
+            yield _as_at_home(report, names)
+    except DsabenchError as error:  # no corpus, say
+        yield _as_at_home(Result(Refused(error)), names)
+    except OSError as error:  # a full disk, say
+        yield _as_at_home(Result(Refused(StoreError(str(error)))), names)
 
 
-def _train(order: Order, job: Job, store: Path, checkpoint: Mapping[str, Iterable[bytes]]) -> Iterator[Report]:
+def _said(work: Callable[[Callable[[Report], None]], None]) -> Iterator[Report]:
+    """What `work(say)` says, and raises, in a thread of its own: a run does not stop for what it tells."""
+    said: queue.Queue[Report | BaseException | None] = queue.Queue(MOST_UNSENT)
+
+    def run() -> None:
+        try:
+            work(said.put)
+            said.put(None)
+        except BaseException as error:
+            said.put(error)
+
+    threading.Thread(target=run, name="training", daemon=True).start()
+    while (report := said.get()) is not None:
+        if isinstance(report, BaseException):
+            raise report
+        yield report
+
+
+def _train(
+    order: Order, job: Job, store: Path, checkpoint: Mapping[str, Iterable[bytes]], say: Callable[[Report], None]
+) -> None:
     found = fingerprint(job.spec, data_package.fingerprint(job.spec.data))
     if found != order.fingerprint:
         other = ", ".join(name for name in order.fingerprint if found.get(name) != order.fingerprint[name])
@@ -134,34 +160,33 @@ def _train(order: Order, job: Job, store: Path, checkpoint: Mapping[str, Iterabl
             with (folder / "checkpoint" / name).open("wb") as file:
                 file.writelines(parts)
         (folder / METRICS).write_bytes(order.metrics)
-    notes: list[str] = []
-    updates: list[Update] = []
-    here = Here(store, resolve(job.spec.engine), order.concurrency, notes.append)
+    here = Here(store, resolve(job.spec.engine), order.concurrency, lambda line: say(Note(line)))
     sent = _Sent(folder, len(order.metrics))
     told_at = -UPDATE_SECONDS
+
+    def observe(update: Update) -> None:
+        nonlocal told_at
+        if time.monotonic() - told_at >= UPDATE_SECONDS:
+            told_at = time.monotonic()
+            say(update)
+        for report in sent.since(last=False):
+            say(report)
+
     with warnings.catch_warnings():
-        warnings.showwarning = lambda message, *rest, **more: notes.append(str(message))
+        warnings.showwarning = lambda message, *rest, **more: say(Note(str(message)))
         try:
-            here.begin(job, updates.append)
-            ended = None
-            while ended is None:
-                ended = here.turn()
-                yield from map(Note, notes)
-                notes.clear()
-                if updates and time.monotonic() - told_at >= UPDATE_SECONDS:
-                    told_at = time.monotonic()
-                    yield updates[-1]
-                updates.clear()
-                yield from sent.since(last=ended is not None)
+            here.begin(job, observe)
+            while (ended := here.turn()) is None:
+                pass
         finally:
             here.close()
-    _, outcome = ended
+    for report in sent.since(last=True):
+        say(report)
+    outcome = ended[1]
     if isinstance(outcome, Refused) and isinstance(outcome.error, DeviceLostError):
         outcome = Crowded("lost its GPU beside others")
-    with suppress(OSError):
-        yield Result(outcome, (folder / LOG).read_text(encoding="utf-8"))
-        return
-    yield Result(outcome)
+    log = folder / LOG
+    say(Result(outcome, log.read_text(encoding="utf-8") if log.exists() else None))
 
 
 class _Sent:
@@ -208,7 +233,7 @@ def _write(plugin: str, content: bytes) -> str:
     return str(file)
 
 
-def _as_at_home(report: Report, names: Mapping[str, str], host: str) -> Report:
+def _as_at_home(report: Report, names: Mapping[str, str]) -> Report:
     """The report with the driver's paths of plugins in its texts, and an error that says where it came up."""
 
     def said(text: str) -> str:
@@ -222,6 +247,6 @@ def _as_at_home(report: Report, names: Mapping[str, str], host: str) -> Report:
         case Result(Ended(RunRecord(error=str(error)) as record), log):
             return Result(Ended(record.model_copy(update={"error": said(error)})), None if log is None else said(log))
         case Result(Refused(error)):
-            return replace(report, outcome=Refused(type(error)(said(f"on node {host}: {error}"))))
+            return replace(report, outcome=Refused(type(error)(said(f"on node {platform.node()}: {error}"))))
         case _:
             return report

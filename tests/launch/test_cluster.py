@@ -1,0 +1,241 @@
+"""Runs trained by the nodes of a Ray cluster: stored as those of this process are, whatever becomes of nodes."""
+
+from __future__ import annotations
+
+import os
+import platform
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("ray", reason="Ray is not installed: pip install 'dsabench[ray]'")
+
+import chaos
+from ray.cluster_utils import Cluster as Nodes
+
+from dsabench import planning
+from dsabench.errors import DataError, DeviceError, DsabenchError
+from dsabench.launch import node, rays
+from dsabench.launch.cluster import Cluster
+from dsabench.launch.order import Order
+from dsabench.launch.sweep import run_sweep
+from dsabench.spec.sweep import Sweep
+from dsabench.store import RunRecord, read_run
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # Ray's own
+
+Train = Callable[..., Iterator[node.Report]]
+
+
+@pytest.fixture(scope="module")
+def nodes() -> Iterator[Any]:
+    """A head with a place for one run, and a GPU that there is not."""
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    found = Nodes(initialize_head=True, head_node_args={"num_cpus": 1, "num_gpus": 1, "include_dashboard": False})
+    yield found
+    found.shutdown()
+
+
+def sweep_of(corpus: Path, seeds: int = 2, **fields: Any) -> Sweep:
+    base = {
+        "length": 16,
+        "attention": {"kind": "dense"},
+        "model": {"d_model": 16, "n_layers": 1, "n_heads": 2, "d_ff": 16, "n_experts": 2, "experts_per_token": 1},
+        "data": {"source": f"path:{corpus}", "tokenizer": "bytes", "val_share": 0.25},
+        "train": {
+            "steps": 12, "tokens_per_step": 64, "warmup_steps": 5, "eval_every": 6, "eval_tokens": 128, "log_every": 5,
+        },
+        "engine": {"device": "cpu", "checkpoint_every": 2},
+        **fields,
+    }  # fmt: skip
+    return Sweep(base, {"seed": list(range(1, seeds + 1))}, "few")
+
+
+def trained(
+    sweep: Sweep,
+    store: Path,
+    nodes: Any,
+    train: Train = node.train,
+    told: list[str] | None = None,
+    concurrency: int = 1,
+) -> Iterator[RunRecord]:
+    specs = sweep.runs()
+    notify = (told if told is not None else []).append
+    cluster = Cluster(store, specs, concurrency, notify, nodes.address, train)
+    yield from run_sweep(sweep, planning.plan(specs, store), store, launcher=cluster, notify=notify)
+
+
+def here(sweep: Sweep, store: Path) -> Path:
+    assert {record.status for record in run_sweep(sweep, planning.plan(sweep.runs(), store), store)} == {"done"}
+    return store
+
+
+@pytest.mark.parametrize("sends", [False, True])
+def test_a_node_that_dies_costs_nothing_but_time(
+    corpus: Path, tmp_path: Path, nodes: Any, sends: bool, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """sends: a checkpoint came home before, and another node goes on from it."""
+    sweep = sweep_of(corpus, seeds=5)
+    calm, wild = here(sweep, tmp_path / "calm"), tmp_path / "wild"
+    second = nodes.add_node(num_cpus=1)
+    its_id, told = second.node_id, []
+
+    class Told(list[str]):
+        def append(self, line: str) -> None:
+            told.append(line)
+            if line == "doomed":
+                nodes.remove_node(second, allow_graceful=False)
+
+    def train(order: Order, *rest: Any) -> Iterator[node.Report]:
+        import ray
+
+        from dsabench.launch import node
+
+        node.HOME_SECONDS = 0 if sends else 1000
+        left = -1
+        for report in node.train(order, *rest):
+            yield report
+            if isinstance(report, node.Checkpoint):
+                left = sum(report.sizes.values())
+            elif isinstance(report, bytes):
+                left -= len(report)
+            is_time = left == 0 if sends else isinstance(report, node.Began)
+            if is_time and ray.get_runtime_context().get_node_id() == its_id:
+                yield node.Note("doomed")
+                time.sleep(1000)
+
+    ids = [record.run_id for record in trained(sweep, wild, nodes, train, Told())]
+    assert len(ids) == len(set(ids)) == 5
+    assert chaos.differences(calm, wild) == []
+    (again,) = [line for line in told if "elsewhere" in line]
+    assert ("goes on from step" in again) == sends and "step 12" not in again, again
+    assert "raylet" not in capfd.readouterr().out
+
+
+def test_a_run_that_outlives_its_nodes_too_often_has_failed(
+    corpus: Path, tmp_path: Path, nodes: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dsabench.launch.cluster.MOST_DEATHS", 1)
+    second = nodes.add_node(num_cpus=1, resources={"second": 1})
+    its_id = second.node_id
+
+    class Told(list[str]):
+        def append(self, line: str) -> None:
+            if line == "doomed":
+                nodes.remove_node(second, allow_graceful=False)
+
+    def train(order: Order, *rest: Any) -> Iterator[node.Report]:
+        import ray
+
+        from dsabench.launch import node
+
+        if ray.get_runtime_context().get_node_id() == its_id:
+            yield node.Note("doomed")
+            time.sleep(1000)
+        yield from node.train(order, *rest)
+
+    records = list(trained(sweep_of(corpus, seeds=4), tmp_path / "runs", nodes, train, Told()))
+    assert sorted(record.status for record in records) == ["done", "done", "done", "failed"]
+    (failed,) = [record for record in records if record.status == "failed"]
+    assert "1 nodes were lost under it" in str(failed.error) and "--retry-failed" in str(failed.error)
+
+
+def test_a_process_that_dies_is_its_runs_failure(corpus: Path, tmp_path: Path, nodes: Any) -> None:
+    def train(order: Order, *rest: Any) -> Iterator[node.Report]:
+        from dsabench.launch import node
+
+        if order.spec["seed"] == 2:
+            yield node.Began("there")
+            yield node.Note("now")
+            os.kill(os.getpid(), signal.SIGSEGV)
+        if order.spec["seed"] == 3:
+            raise RuntimeError("no fault of the training")
+        yield from node.train(order, *rest)
+
+    sweep, store = sweep_of(corpus, seeds=3), tmp_path / "runs"
+    records = {record.spec["seed"]: record for record in trained(sweep, store, nodes, train)}
+    assert {seed: record.status for seed, record in records.items()} == {1: "done", 2: "failed", 3: "failed"}
+    assert "its process died: on node there" in str(records[2].error)
+    assert "RuntimeError: no fault of the training" in str(records[3].error)
+    assert "no fault of the training" in (store / records[3].run_id / "log.txt").read_text()
+    again = list(trained(sweep, store, nodes, train))  # failures are not trained again
+    assert sorted(record.status for record in again) == ["done", "failed", "failed"]
+
+
+PLUGIN = """
+from typing import Literal
+from dsabench.attention.dense import Dense, DenseSpec
+from dsabench.attention.registry import register
+
+class Spec(DenseSpec):
+    kind: Literal["shipped"] = "shipped"
+
+@register
+class Shipped(Dense):
+    spec_class = Spec
+    calls = 0
+
+    def forward(self, x_BTD, context):
+        Shipped.calls += 1
+        if context.step is not None and {fails} and Shipped.calls > 300:
+            raise RuntimeError("on purpose")
+        return super().forward(x_BTD, context)
+"""
+
+
+def test_what_a_node_lacks_is_one_message(corpus: Path, tmp_path: Path, nodes: Any) -> None:
+    def elsewhere(source: str) -> Train:
+        def train(order: Order, *rest: Any) -> Iterator[node.Report]:
+            from dataclasses import replace
+
+            from dsabench.launch import node
+
+            data = {**order.spec["data"], "source": f"path:{source}"}
+            yield from node.train(replace(order, spec={**order.spec, "data": data}), *rest)
+
+        return train
+
+    host = platform.node()
+    with pytest.raises(DataError) as missing:
+        list(trained(sweep_of(corpus), tmp_path / "runs", nodes, elsewhere("/no/such/corpus")))
+    assert f"on node {host}: " in str(missing.value) and "/no/such/corpus" in str(missing.value)
+    other = tmp_path / "other"
+    other.mkdir()
+    for path in corpus.iterdir():
+        (other / path.name).write_text(path.read_text() + " more")
+    with pytest.raises(DataError, match="its corpus has another digest"):
+        list(trained(sweep_of(corpus), tmp_path / "runs", nodes, elsewhere(str(other))))
+    assert {read_run(tmp_path / "runs", path.name).status for path in (tmp_path / "runs").glob("*-L*")} == {
+        "interrupted"
+    }
+
+
+def test_other_versions_are_refused(corpus: Path, tmp_path: Path, nodes: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = rays.versions()
+    monkeypatch.setattr(rays, "versions", lambda: {**ours, "dsabench": "9.9"})
+    with pytest.raises(DeviceError) as refused:
+        list(trained(sweep_of(corpus), tmp_path / "runs", nodes))
+    assert f"has dsabench {ours['dsabench']}, and this machine dsabench 9.9" in str(refused.value)
+    assert "torch" not in str(refused.value)
+
+
+def test_runs_share_a_gpu_by_halves(corpus: Path, tmp_path: Path, nodes: Any) -> None:
+    def train(order: Order, *rest: Any) -> Iterator[node.Report]:
+        import ray
+
+        from dsabench.launch import node
+
+        yield node.Note(f"{os.environ['CUDA_VISIBLE_DEVICES']} {ray.get_runtime_context().get_assigned_resources()}")
+        yield from node.train(order, *rest)
+
+    told: list[str] = []
+    sweep = sweep_of(corpus, engine={"device": "auto"})
+    assert [r.status for r in trained(sweep, tmp_path / "runs", nodes, train, told, concurrency=2)] == ["done"] * 2
+    shares = [line for line in told if line.startswith("0 ")]
+    assert len(shares) == 2 and all("'GPU': 0.5" in line and "'CPU': 0.5" in line for line in shares)
+    with pytest.raises(DsabenchError, match="with --launcher ray Ray chooses"):
+        list(trained(sweep_of(corpus, engine={"device": "cuda:1"}), tmp_path / "runs", nodes))
