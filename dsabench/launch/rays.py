@@ -57,8 +57,9 @@ def join(address: str | None) -> ModuleType:
         except SystemExit:  # its handler of SIGTERM
             raise KeyboardInterrupt from None
         except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-            where = f"--address {address}: the cluster cannot be joined" if address else "Ray does not start here"
-            raise DeviceError(f"{where}: {' '.join(str(error).split())}") from None
+            where = f"--address {address}: no cluster can be joined" if address else "Ray does not start here"
+            hint = " (`ray start --head` starts one)" if address == "auto" else ""
+            raise DeviceError(f"{where}: {' '.join(str(error).split())}{hint}") from None
     with suppress(ImportError, AttributeError):  # it prints the deaths of nodes to stdout; they are told of here
         from ray._private import worker
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -168,6 +171,7 @@ def test_a_process_that_dies_is_its_runs_failure(corpus: Path, tmp_path: Path, n
 
 PLUGIN = """
 from typing import Literal
+import torch
 from dsabench.attention.dense import Dense, DenseSpec
 from dsabench.attention.registry import register
 
@@ -177,11 +181,9 @@ class Spec(DenseSpec):
 @register
 class Shipped(Dense):
     spec_class = Spec
-    calls = 0
 
     def forward(self, x_BTD, context):
-        Shipped.calls += 1
-        if context.step is not None and {fails} and Shipped.calls > 300:
+        if FAILS and torch.is_grad_enabled() and x_BTD.shape[0] == 4:  # as in training
             raise RuntimeError("on purpose")
         return super().forward(x_BTD, context)
 """
@@ -239,3 +241,109 @@ def test_runs_share_a_gpu_by_halves(corpus: Path, tmp_path: Path, nodes: Any) ->
     assert len(shares) == 2 and all("'GPU': 0.5" in line and "'CPU': 0.5" in line for line in shares)
     with pytest.raises(DsabenchError, match="with --launcher ray Ray chooses"):
         list(trained(sweep_of(corpus, engine={"device": "cuda:1"}), tmp_path / "runs", nodes))
+
+
+def test_a_plugin_need_not_be_on_the_node(corpus: Path, tmp_path: Path, nodes: Any) -> None:
+    """Its file is gone when the nodes train; a failure names it as the user knows it."""
+    from dsabench.spec.sweep import validate
+
+    plugin = tmp_path / "shipped.py"
+    plugin.write_text(PLUGIN.replace("FAILS", "False"))
+    validate({"plugins": [str(plugin)], "attention": {"kind": "shipped"}})
+    sweep = sweep_of(corpus, seeds=1, plugins=[str(plugin)], attention={"kind": "shipped"})
+    specs = sweep.runs()
+    calm, wild = here(sweep, tmp_path / "calm"), tmp_path / "wild"
+    cluster = Cluster(wild, specs, 1, print, nodes.address)
+    planned = planning.plan(specs, wild)
+    plugin.unlink()
+    assert [record.status for record in run_sweep(sweep, planned, wild, launcher=cluster)] == ["done"]
+    assert chaos.differences(calm, wild) == []
+
+    plugin.write_text(PLUGIN.replace("FAILS", "True"))
+    sweep = sweep_of(corpus, seeds=1, plugins=[str(plugin)], attention={"kind": "shipped"})
+    (record,) = trained(sweep, tmp_path / "failing", nodes)
+    assert record.status == "failed"
+    assert f"{plugin}:16: attention shipped raised RuntimeError: on purpose" in str(record.error)
+    assert str(plugin) in (tmp_path / "failing" / record.run_id / "log.txt").read_text()
+
+
+def test_a_sweep_begins_where_one_of_this_process_stopped(corpus: Path, tmp_path: Path, nodes: Any) -> None:
+    """A checkpoint of the store travels to the node; what is done stays."""
+    sweep = sweep_of(corpus, seeds=2)
+    calm, wild = here(sweep, tmp_path / "calm"), tmp_path / "wild"
+    first = planning.plan(sweep.runs(), wild)[0]
+    stopped = run_sweep(sweep, planning.plan(sweep.runs(), wild), wild)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dsabench.engine.loop.TrainingRun._is_time_to_save", lambda self: stop(self.progress.step))
+        with pytest.raises(KeyboardInterrupt):
+            list(stopped)
+    assert read_run(wild, first.run_id).status == "interrupted"
+
+    def train(order: Order, *rest: Any) -> Iterator[node.Report]:
+        from dsabench.launch import node
+
+        yield node.Note(f"{order.spec['seed']}: {order.metrics.count(b'eval')} records")
+        yield from node.train(order, *rest)
+
+    told: list[str] = []
+    assert [record.status for record in trained(sweep, wild, nodes, train, told)] == ["done", "done"]
+    assert any(line.startswith("1: ") and not line.endswith(" 0 records") for line in told), told
+    assert chaos.differences(calm, wild) == []
+
+
+def stop(step: int) -> bool:
+    """Asked to stop after step 6."""
+    if step >= 6:
+        raise KeyboardInterrupt
+    return True
+
+
+# The command, with a cluster of this machine that it starts and stops
+
+
+def command(folder: Path, *words: str, steps: int = 12) -> subprocess.Popen[str]:
+    chaos.prepare(folder)
+    fixed = ["--config", "chaos.yaml", "--lengths", "16", "--set", f"train.steps={steps}", "--launcher", "ray"]
+    code = "from dsabench.cli.app import main; main()"
+    return subprocess.Popen(
+        [sys.executable, "-c", code, "sweep", *fixed, *words],
+        cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+    )  # fmt: skip
+
+
+def ray_processes(session: int) -> list[str]:
+    """What is left of the processes of a session."""
+    found = subprocess.run(["ps", "-o", "args=", "-s", str(session)], capture_output=True, text=True, check=False)
+    return found.stdout.split("\n")[:-1]
+
+
+def test_the_command_prints_what_it_prints_without_ray(tmp_path: Path) -> None:
+    sweep = command(tmp_path, "--json", "--seeds", "1")
+    out, err = sweep.communicate(timeout=300)
+    assert sweep.returncode == 0, err
+    assert set(json.loads(out)["results"]["16"]) == {"classic", "sparse"}
+    assert "ray" not in err.replace("--launcher ray", "").lower(), err
+    until = time.monotonic() + 20
+    while ray_processes(sweep.pid) and time.monotonic() < until:
+        time.sleep(0.2)
+    assert not ray_processes(sweep.pid)
+
+
+@pytest.mark.parametrize("asks", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_it_within_five_seconds(asks: signal.Signals, tmp_path: Path) -> None:
+    sweep = command(tmp_path, "--seeds", "1", "2", steps=100_000)
+    store, until = tmp_path / "runs", time.monotonic() + 200
+    assert sweep.stderr is not None
+    while not any("step" in line for line in sweep.stderr if "/100000" in line):
+        assert time.monotonic() < until
+    began = time.monotonic()
+    os.killpg(sweep.pid, asks) if asks is signal.SIGINT else sweep.send_signal(asks)
+    _, err = sweep.communicate(timeout=60)
+    assert time.monotonic() - began < 5, err
+    assert sweep.returncode == 130, err
+    assert "interrupted after 0 of 4 runs" in err
+    assert {read_run(store, path.name).status for path in store.glob("*-L*")} == {"interrupted"}
+    until = time.monotonic() + 20
+    while ray_processes(sweep.pid) and time.monotonic() < until:
+        time.sleep(0.2)
+    assert not ray_processes(sweep.pid)
