@@ -132,9 +132,9 @@ class _Schedule:
     def next(self) -> PlannedRun | None:
         """The next run that may be looked at now; it no longer waits."""
         now = time.monotonic()
-        for run in self.waiting:
+        for place, run in enumerate(self.waiting):
             if now - self.elsewhere.get(run.run_id, -math.inf) >= BUSY_SECONDS:
-                self.waiting.remove(run)
+                del self.waiting[place]  # by its place: runs are slow to compare
                 return run
         return None
 
@@ -164,7 +164,8 @@ class _Schedule:
         """The run, and all that it is compared with, have fewer windows at a time."""
         assert self.micro_batches is not None
         others = self.micro_batches.lower(run, fewer, self.store)
-        self.waiting.extend(other for other in others if other not in self.waiting)
+        waiting = {other.run_id for other in self.waiting}
+        self.waiting.extend(other for other in others if other.run_id not in waiting)
         self.waiting.appendleft(run)
         more = f", and so are {len(others)} done runs that it is compared with" if others else ""
         self.notify(f"{run.run_id} ran out of memory; it is trained with {fewer} windows at a time{more}")
