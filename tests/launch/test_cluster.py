@@ -26,7 +26,7 @@ from dsabench.launch import node, rays
 from dsabench.launch.cluster import Cluster
 from dsabench.launch.order import Order
 from dsabench.launch.sweep import run_sweep
-from dsabench.spec.sweep import Sweep
+from dsabench.spec.sweep import Sweep, load_sweep, validate
 from dsabench.store import RunRecord, read_run
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Ray's own
@@ -245,7 +245,6 @@ def test_runs_share_a_gpu_by_halves(corpus: Path, tmp_path: Path, nodes: Any) ->
 
 def test_a_plugin_need_not_be_on_the_node(corpus: Path, tmp_path: Path, nodes: Any) -> None:
     """Its file is gone when the nodes train; a failure names it as the user knows it."""
-    from dsabench.spec.sweep import validate
 
     plugin = tmp_path / "shipped.py"
     plugin.write_text(PLUGIN.replace("FAILS", "False"))
@@ -343,6 +342,27 @@ def test_a_signal_stops_it_within_five_seconds(asks: signal.Signals, tmp_path: P
     assert sweep.returncode == 130, err
     assert "interrupted after 0 of 4 runs" in err
     assert {read_run(store, path.name).status for path in store.glob("*-L*")} == {"interrupted"}
+    until = time.monotonic() + 20
+    while ray_processes(sweep.pid) and time.monotonic() < until:
+        time.sleep(0.2)
+    assert not ray_processes(sweep.pid)
+
+
+def test_a_killed_command_leaves_what_the_next_one_goes_on_with(tmp_path: Path) -> None:
+    sweep = command(tmp_path, "--seeds", "1", "2", "3")
+    assert sweep.stderr is not None and sweep.stdout is not None
+    assert any("  done  " in line for line in sweep.stderr)
+    sweep.kill()
+    sweep.wait()
+    sweep.stdout.close()
+    sweep.stderr.close()
+    store = tmp_path / "runs"
+    left = {read_run(store, path.name).status for path in store.glob("*-L*")}
+    assert left == {"done", "interrupted"}
+    experiment = load_sweep(str(tmp_path / "chaos.yaml"))
+    experiment.set_axis("length", [16], "")
+    calm = here(experiment, tmp_path / "calm")
+    assert chaos.differences(calm, here(experiment, store)) == []
     until = time.monotonic() + 20
     while ray_processes(sweep.pid) and time.monotonic() < until:
         time.sleep(0.2)
