@@ -1,4 +1,7 @@
-"""What a node sends home of one run, on its way into the store. One thread at a time works on a run."""
+"""What a node sends home of one run, on its way into the store. One thread at a time works on a run.
+
+The store's index is not brought up to date here: many runs may end at once.
+"""
 
 from __future__ import annotations
 
@@ -25,8 +28,7 @@ class Arrival:
 
         Raises RunBusyError, and StoreError.
         """
-        found = status(store, job.run_id)
-        if found == "done" or (found == "failed" and not job.retry_failed):
+        if status(store, job.run_id) == "failed" and not job.retry_failed:
             return read_run(store, job.run_id)
         died = "" if job.retry_failed else failures.death(run_folder(store, job.run_id))
         try:
@@ -71,15 +73,16 @@ class Arrival:
         """Record how the run ended, as the node's `record` says."""
         assert record.status in ("done", "failed"), record.status
         with self.writer as writer:
-            return writer.finish(record.status, record.summary, record.error, log, record.environment)
+            return writer.finish(record.status, record.summary, record.error, log, record.environment, indexed=False)
 
     def died(self, how: str, log: str) -> RunRecord:
         """Record the failure of a run that nothing is left of to tell why."""
         reason = f"its process died: {how} ({failures.LOG}); --retry-failed runs it again"
         with self.writer as writer:
-            return writer.finish("failed", error=reason, log=log)
+            return writer.finish("failed", error=reason, log=log, indexed=False)
 
     def give_up(self) -> None:
         """The run is not trained to its end: it is marked `interrupted`."""
-        with self.writer:
-            pass
+        with self.writer as writer:
+            if writer.record.status == "running":
+                writer.finish("interrupted", indexed=False)

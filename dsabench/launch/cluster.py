@@ -26,7 +26,7 @@ from dsabench.launch.job import Busy, Ended, Job, Outcome, Refused
 from dsabench.launch.order import Order, absolute, contents, pieces
 from dsabench.planning import fingerprint
 from dsabench.spec.fields import DataSpec, RunSpec
-from dsabench.store import RunBusyError, RunRecord
+from dsabench.store import RunBusyError, RunRecord, index
 
 TURN_SECONDS = 0.5
 """Longest wait of a turn."""
@@ -39,6 +39,9 @@ AHEAD = 2
 
 WRITERS = 8
 """Threads that write to the store: what waits for the disk together is written together."""
+
+INDEX_SHARE = 0.05
+"""Of the time, that the store's index takes."""
 
 WORK_SECONDS = 0.005
 """Between looks at what nodes send while the store is written."""
@@ -102,7 +105,10 @@ class Cluster:
         except BaseException:
             self.ray.shutdown()
             raise
-        self.threads = ThreadPoolExecutor(WRITERS, "arrivals")
+        self.threads = ThreadPoolExecutor(WRITERS + 1, "arrivals")
+        self.index: Future[None] | None = None
+        """The last update of the store's index."""
+        self.index_at = 0.0
 
     def _place(self) -> None:
         """Choose what of a node each run takes, from now on."""
@@ -154,8 +160,21 @@ class Cluster:
                 run.work = None
                 if outcome is not None:
                     self.runs.remove(run)
+                    self._keep_index()
                     return run.job, outcome
         return None
+
+    def _keep_index(self) -> None:
+        """Bring the store's index up to date, unless that was done a moment ago: it costs as much for many runs."""
+        if time.monotonic() >= self.index_at and (self.index is None or self.index.done()):
+            if self.index is not None:
+                self.index.result()
+            self.index = self.threads.submit(self._index)
+
+    def _index(self) -> None:
+        began = time.monotonic()
+        index.update(self.store)
+        self.index_at = time.monotonic() + max(1.0, (time.monotonic() - began) / INDEX_SHARE)
 
     # What the threads do: the disk is waited for, and large checkpoints, while other runs go on.
 
@@ -270,6 +289,8 @@ class Cluster:
         list(self.threads.map(_give_up, [run.arrival for run in self.runs if run.arrival is not None]))
         self.threads.shutdown()
         self.runs.clear()
+        with suppress(StoreError):  # a cache, and what went before counts more
+            index.update(self.store)
         self.ray.shutdown()
 
 

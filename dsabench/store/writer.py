@@ -167,11 +167,13 @@ class RunWriter:
         error: str | None = None,
         log: str | None = None,
         environment: Mapping[str, Any] | None = None,
+        indexed: bool = True,
     ) -> RunRecord:
         """Record how the run ended, durably, and bring the index up to date. Call it once, last.
 
         log: what else is known of a failure, such as its traceback; kept in the run's folder. environment: of the
-        machine that trained it, where that was not known when the run was begun.
+        machine that trained it, where that was not known when the run was begun. indexed: without, the caller sees to
+        the index (`index.update`), for several runs at once.
 
         Raises:
             StoreError: the record, or after it the index, cannot be written.
@@ -195,7 +197,8 @@ class RunWriter:
         write_atomic(self.path / RECORD, record.to_json())
         self.record = record
         self._close_metrics()
-        index.update(self.path.parent)
+        if indexed:
+            index.update(self.path.parent)
         return record
 
     def __enter__(self) -> Self:

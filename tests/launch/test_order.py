@@ -26,6 +26,7 @@ from dsabench.store import RunBusyError, RunRecord, read_metrics, read_run
         (1, 1, {"CPU": 64.0, "GPU": 8.0}, 8),
         (1 / 3, 1 / 3, {"CPU": 64.0, "GPU": 2.0}, 6),
         (1, 1, {"CPU": 2.0, "GPU": 8.0}, 2),
+        (1 / 93, 1 / 93, {"CPU": 1.0, "GPU": 1.0}, 93),  # the quotient is a little less
         (1, 1, {"CPU": 4.0}, 0),
     ],
 )
