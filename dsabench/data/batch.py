@@ -71,6 +71,8 @@ class WindowSource(Protocol):
 
     length: int
     notes: list[str]
+    most_documents: int | None
+    """Documents of which a window holds a part, at most, where windows hold several and say which."""
 
     def batch(self, seed: int, step: int, batch_size: int, steps: int) -> Batch:
         """The windows of training step 0..steps-1: keyed by seed and step alone, so the same for every attention."""

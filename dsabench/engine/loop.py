@@ -113,6 +113,7 @@ class TrainingRun:
         self.spec, self.data, self.slot, self.sink, self.observe, self.shared = spec, data, slot, sink, observe, shared
         self.execution, self.model, self.optimizer, self.step = slot.execution, slot.model, slot.optimizer, slot.step
         self.windows = cut(data, spec.length)
+        self.model.most_documents = self.windows.most_documents
         self.progress = checkpoint.Progress()
         self.held_out = self.windows.evaluation("val", spec.train.eval_tokens)
         self.seen = self.windows.evaluation("train", spec.train.eval_tokens)

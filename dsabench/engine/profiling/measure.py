@@ -74,6 +74,7 @@ class _Bench:
         self.windows = cut(data, case.spec.length)
         self.slot = Slots().take(case.spec, data.vocab_size, execution)
         self.slot.begin(case.spec)
+        self.slot.model.most_documents = self.windows.most_documents
         self.taken = 0
         with self.slot.active():
             memory = Memory(self.slot)
