@@ -44,6 +44,25 @@ def deferred() -> Iterator[None]:
 
 
 @contextmanager
+def interruptible() -> Iterator[None]:
+    """Inside `deferred`: a signal that comes inside raises at once all the same, and one that has come, here."""
+    global _deferring, _asked
+    before, _deferring = _deferring, 0
+    try:
+        if _asked:
+            _asked = False
+            raise KeyboardInterrupt
+        yield
+    finally:
+        _deferring = before
+
+
+def asked() -> bool:
+    """Whether a signal has come that waits for the end of `deferred`."""
+    return _asked
+
+
+@contextmanager
 def on_signals() -> Iterator[None]:
     """Handle SIGINT (unless it is ignored, as under nohup) and SIGTERM while inside, in the main thread."""
     if threading.current_thread() is not threading.main_thread():
