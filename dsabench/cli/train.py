@@ -100,10 +100,13 @@ def _plan(spec: RunSpec, experiment: Sweep, store: Path, data_parallel: int, jso
     flops = planning.flops_per_step(spec)
     if json:
         document = output.plan_document(planned, experiment, seconds, fits, 1)
-        output.print_json({**document, "flops_per_step": flops})
+        output.print_json({**document, "flops_per_step": flops, "data_parallel": data_parallel})
         return
     console = output.stdout_console()
     output.print_plan(planned, experiment, execution, seconds, fits, 1, console, full=True)
+    if data_parallel > 1:
+        share = execution.ranks.windows(spec.batch_size)
+        console.print(f"{data_parallel} processes, of {share} windows a step each; the memory is each one's")
     total = sum(flops.values())
     parts = ", ".join(f"{item} {value / total:.0%}" for item, value in flops.items() if value >= 0.005 * total)
     console.print(f"model FLOPs a step: {total:.3g} ({parts})")

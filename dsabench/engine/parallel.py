@@ -55,6 +55,12 @@ class Ranks:
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, timeout=_PATIENCE)
 
+    @property
+    def capture_mode(self) -> str:
+        """capture_error_mode of a CUDA graph. NCCL has a thread that asks after earlier collectives all the time, which
+        in the mode `global` would spoil a capture in another thread."""
+        return "global" if self.size == 1 else "thread_local"
+
     def windows(self, batch_size: int) -> int:
         """Windows of a rank's share of a batch."""
         return batch_size // self.size

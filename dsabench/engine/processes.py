@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -45,7 +45,7 @@ GRACE_SECONDS = 2.0
 """How long a rank that lost another waits for that one's own words, or its end, to be the reason."""
 
 END_SECONDS = 10.0
-"""How long the end of the ranks is waited for: they end at once, and Python may be loading something in them."""
+"""How long the end of the ranks is waited for, which comes at once but on a busy machine."""
 
 
 def spread(spec: RunSpec, execution: Execution, size: int) -> Execution:
@@ -104,7 +104,7 @@ def train(
 class _Agent(threading.Thread):
     """torchrun's agent, in a thread: in the main one it would handle signals its own way."""
 
-    def __init__(self, size: int, folder: Path, address: str) -> None:
+    def __init__(self, size: int, folder: Path) -> None:
         super().__init__(daemon=True)
         self.config = LaunchConfig(
             min_nodes=1,
@@ -115,9 +115,9 @@ class _Agent(threading.Thread):
             rdzv_endpoint="127.0.0.1:0",
             local_addr="127.0.0.1",
             max_restarts=0,
-            logs_specs=DefaultLogsSpecs(log_dir=str(folder), redirects=Std.ALL),
+            logs_specs=DefaultLogsSpecs(log_dir=str(folder / "agent")),
         )
-        self.address = address
+        self.folder = folder
         self.exit_codes: dict[int, int] = {}
         """Of the ranks that failed."""
         self.error: Exception | None = None
@@ -128,7 +128,7 @@ class _Agent(threading.Thread):
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
         try:
             with _hushed():
-                elastic_launch(self.config, sys.executable)("-P", "-c", ENTRY, self.address.replace("$", "$$"))
+                elastic_launch(self.config, sys.executable)("-P", "-c", ENTRY, str(self.folder).replace("$", "$$"))
         except ChildFailedError as error:
             self.exit_codes = {rank: failure.exitcode for rank, failure in error.failures.items()}
         except Exception as error:
@@ -148,7 +148,7 @@ class _Ranks:
         self.begun = self.asked = False
         self.ended: dict[int, Said] = {}
         self.lost: tuple[float, Said] | None = None
-        self.agent = _Agent(size, folder, str(folder / "line"))
+        self.agent = _Agent(size, folder)
         self.agent.start()
 
     def to_the_end(self) -> dict[str, Any]:
@@ -178,7 +178,7 @@ class _Ranks:
             line.close()
         self.door.close()
         self.lines.clear()
-        self.agent.join(END_SECONDS)
+        self.agent.join(1.0 if self.asked else END_SECONDS)  # who was asked to stop has the run to record, in time
 
     def _welcome(self) -> None:
         connected, _ = self.door.accept()
@@ -257,9 +257,9 @@ class _Ranks:
         return RankFailedError(f"rank {rank} of {self.size} {how}; {again} ({failures.LOG})", self._logs())
 
     def _logs(self) -> str:
-        """What each rank printed, by the file's folder, which is the rank."""
-        found = ((path.parent.name, path.read_text(errors="replace")) for path in self.folder.rglob("std*.log"))
-        return "".join(f"\nrank {rank}:\n{text}" for rank, text in sorted(found) if text.strip())
+        """What each rank printed."""
+        found = ((path.stem, path.read_text(errors="replace")) for path in sorted(self.folder.glob("rank*.log")))
+        return "".join(f"\n{rank}:\n{text}" for rank, text in found if text.strip())
 
 
 @contextlib.contextmanager

@@ -149,8 +149,7 @@ class TrainStep:
         self.model.stage = stage
         self.optimizer.adamw.zero_grad(set_to_none=True)  # gradients are then allocated in the graph's own pool
         graph = torch.cuda.CUDAGraph()
-        # NCCL's own threads look after earlier collectives meanwhile, which `global` would take for a mistake.
-        mode = "global" if self.ranks.size == 1 else "thread_local"
+        mode = self.ranks.capture_mode
         with torch.cuda.graph(graph, self.pool, own_stream(self.execution), capture_error_mode=mode):
             self._compute(stage)
         self.graphs[stage] = graph

@@ -24,14 +24,17 @@ from typing import Any, Literal
 import dsabench
 
 ENTRY = """
-import sys
+import os, sys
 from multiprocessing.connection import Client
-line = Client(sys.argv[1])
+os.dup2(os.open(os.path.join(sys.argv[1], "rank" + os.environ["RANK"] + ".log"), os.O_WRONLY | os.O_CREAT, 0o600), 1)
+os.dup2(1, 2)
+line = Client(os.path.join(sys.argv[1], "line"))
 sys.path[:] = line.recv()
 from dsabench.engine.worker import main
 main(line)
 """
-"""What Python is started with: it finds modules where the process that started it does, and nowhere else."""
+"""What Python is started with, and a folder. What it prints goes to a file there; it finds modules where the process
+that started it does, and nowhere else."""
 
 STOP = "stop"
 
