@@ -80,6 +80,7 @@ def estimate_seconds(planned: Sequence[PlannedRun], execution: Execution) -> flo
     small models reach, or launch-bound time a step where that is longer, and evaluation as forward FLOPs."""
     rate = matmul_rate(execution.device, execution.precision) * 0.35
     floor = 2.5e-3 if execution.graph else 1e-3 if execution.device.type == "cpu" else 20e-3
+    devices = execution.ranks.size if execution.device.type == "cuda" else 1  # processes on a CPU share its cores
     seconds = 0.0
     for run in planned:
         if run.status == "done":
@@ -87,7 +88,7 @@ def estimate_seconds(planned: Sequence[PlannedRun], execution: Execution) -> flo
         spec = run.spec
         step = sum(flops_per_step(spec).values())
         evaluations = spec.train.steps / spec.train.eval_every + 1
-        seconds += spec.train.steps * max(floor, step / rate)
+        seconds += spec.train.steps * max(floor, step / devices / rate)
         seconds += evaluations * 2 * (spec.train.eval_tokens / spec.tokens_per_step) * (step / 3) / rate
         seconds += 0.5  # start, captures, checkpoints
     libraries = 15.0 if execution.device.type == "cuda" else 2.0  # loaded, and kernels built, once

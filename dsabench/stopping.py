@@ -44,6 +44,25 @@ def deferred() -> Iterator[None]:
 
 
 @contextmanager
+def interruptible() -> Iterator[None]:
+    """Inside `deferred`: a signal that comes inside raises at once all the same, and one that has come, here."""
+    global _deferring, _asked
+    before, _deferring = _deferring, 0
+    try:
+        if _asked:
+            _asked = False
+            raise KeyboardInterrupt
+        yield
+    finally:
+        _deferring = before
+
+
+def asked() -> bool:
+    """Whether a signal has come that waits for the end of `deferred`."""
+    return _asked
+
+
+@contextmanager
 def on_signals(asking: Sequence[signal.Signals] = (signal.SIGINT, signal.SIGTERM)) -> Iterator[None]:
     """Handle SIGINT and SIGTERM, or others that ask to stop, while inside, in the main thread; but not those that are
     ignored, as SIGINT is under nohup."""

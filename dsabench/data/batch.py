@@ -6,7 +6,7 @@ Legend: B windows, L inputs of a window, M listed positions of an answer.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +32,11 @@ class Batch:
 
     documents: NDArray[np.int32] | None = None
     """(B, L): which document of the window each input belongs to, ascending; None where a window is one document."""
+
+    def rows(self, first: int, end: int) -> Batch:
+        """Windows first..end-1."""
+        parts: dict[str, Any] = {name: None if x is None else x[first:end] for name, x in vars(self).items()}
+        return Batch(**parts)
 
     @property
     def scored_targets(self) -> NDArray[np.int32]:
