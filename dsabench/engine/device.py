@@ -93,8 +93,13 @@ class Execution:
 
 
 def resolve(engine: EngineSpec) -> Execution:
-    """The Execution of an EngineSpec here. Raises DeviceError naming what is missing and what there is."""
+    """The Execution of an EngineSpec here, whose GPU becomes the current one: Triton launches where that is.
+
+    Raises DeviceError naming what is missing and what there is.
+    """
     device = _device(engine.device)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     if engine.compile in ("graph", "full") and device.type != "cuda":
         raise DeviceError(
             f"engine.compile = {engine.compile} needs a CUDA GPU, and the device is {device}; use auto or off"

@@ -79,9 +79,11 @@ def test_a_stopped_run_goes_on_with_one_gpu_and_with_two(corpus: Path, tmp_path:
     spec = spec_of("dsa", corpus, precision="fp32")
     whole = runner.train(spec, tmp_path / "calm")
     for size, step in ((2, 20), (1, 60)):
+        sent: list[int] = []
 
-        def stop(update: Any, at: int = step) -> None:
-            if update.step >= at:
+        def stop(update: Any, at: int = step, sent: list[int] = sent) -> None:
+            if update.step >= at and not sent:  # a second one would end this process at once
+                sent.append(update.step)
                 os.kill(os.getpid(), signal.SIGTERM)
 
         with stopping.on_signals(), pytest.raises(KeyboardInterrupt):
