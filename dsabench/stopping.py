@@ -13,10 +13,9 @@ import os
 import select
 import signal
 import socket
-import sys
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 PATIENCE_S = 4.5
@@ -105,6 +104,7 @@ def _watch(outlet: socket.socket, numbers: list[signal.Signals]) -> None:
             seen += sum(number in numbers for number in received)
             if seen > 1:
                 break
-        show_cursor = "\x1b[?25h\n" if sys.stderr.isatty() else ""  # a live display hides it
-        os.write(2, f"{show_cursor}stopped at once, without a checkpoint; the same command goes on\n".encode())
+        show_cursor = "\x1b[?25h\n" if os.isatty(2) else ""  # a live display hides it
+        with suppress(OSError):  # a terminal that is gone, or whoever read a pipe
+            os.write(2, f"{show_cursor}stopped at once, without a checkpoint; the same command goes on\n".encode())
         os._exit(INTERRUPTED)

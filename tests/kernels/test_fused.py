@@ -277,12 +277,15 @@ def test_unfused_is_plain_and_ends_where_it_began() -> None:
     assert not kernels.fused(x), "never on a CPU outside of tests"
 
 
-@pytest.mark.parametrize("d_ff", [12, 13], ids=["grouped", "side by side"])
-@pytest.mark.parametrize("attention", [{"kind": "dense"}, {"kind": "dsa", "top_k_ratio": 0.5}])
+@pytest.mark.parametrize(
+    ("attention", "d_ff"),
+    [({"kind": "dense"}, 12), ({"kind": "dsa", "top_k_ratio": 0.5}, 13)],
+    ids=["dense, experts grouped", "dsa, experts side by side"],
+)
 def test_a_whole_training_step_is_the_same(attention: dict[str, Any], d_ff: int) -> None:
     model = {"d_model": 16, "n_layers": 2, "n_heads": 2, "d_ff": d_ff, "n_experts": 3, "n_kv_heads": 1}
-    spec = validate({"length": 12, "attention": attention, "model": model, "train": {"tokens_per_step": 24}})
-    tokens = torch.randint(50, (2, 13), generator=torch.Generator().manual_seed(0))
+    spec = validate({"length": 7, "attention": attention, "model": model, "train": {"tokens_per_step": 14}})
+    tokens = torch.randint(50, (2, 8), generator=torch.Generator().manual_seed(0))
     grads = []
     for fuse in (False, True):
         network = build(spec, 50)
