@@ -89,7 +89,11 @@ def deaths(folder: Path) -> Iterator[None]:
 def death(folder: Path) -> str:
     """What `deaths` left in a run's folder; "" where nothing died so."""
     path = folder / DEATH
-    return path.read_text(encoding="utf-8", errors="replace").strip() if path.exists() else ""
+    if path.is_symlink() or not path.is_file():  # in a store of somebody else's it may be anything
+        return ""
+    with suppress(OSError):  # a writer of the run has just removed it
+        return path.read_text(encoding="utf-8", errors="replace").strip()
+    return ""
 
 
 def log(error: BaseException) -> str:
