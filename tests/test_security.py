@@ -409,13 +409,13 @@ def test_rows_behind_the_index_that_are_none_are_made_anew(tmp_path: Path, damag
     store = tmp_path / "runs"
     ids = experiment(store, lengths=(16,), seeds=(1, 2))
     good = load_runs(store)
-    cache = json.loads(gzip.decompress((store / ".index.json.gz").read_bytes()))
+    token, *rows = map(json.loads, gzip.decompress((store / ".index.json.gz").read_bytes()).splitlines())
     if damage == "created":
-        for row in cache["rows"].values():
+        for row in rows:
             row["created"] = "yesterday"
     if damage == "rows":
-        cache["rows"] = [1]
-    (store / ".index.json.gz").write_bytes(gzip.compress(json.dumps(cache).encode()))
+        rows = [1] * len(rows)
+    (store / ".index.json.gz").write_bytes(gzip.compress("\n".join(map(json.dumps, [token, *rows])).encode()))
     if damage == "pipe":
         for name in ("index.parquet", ".index.json.gz", "curves.parquet"):
             (store / name).unlink(missing_ok=True)
