@@ -74,6 +74,12 @@ class Swept:
         return next(worker.process.pid for worker in self.workers.workers if run_id in worker.jobs)
 
 
+def here(swept: Swept, **more: Any) -> list[str]:
+    """The rest of a sweep, in this process: how each run ended."""
+    planned = planning.plan(swept.sweep.runs(), swept.store)
+    return [record.status for record in run_sweep(swept.sweep, planned, swept.store, **more)]
+
+
 def killing(swept: Swept, victim: str, step: int = 5) -> Callable[[str, Update], None]:
     """Kills, once, the worker of a run that has come so far."""
     done: list[str] = []
@@ -98,8 +104,7 @@ def test_a_worker_that_dies_fails_its_run_and_no_other(config: Path, calm: Path,
     assert "--retry-failed" in str(ended[victim].error)
     assert any("another one takes its place" in line for line in swept.told)
     assert all(worker.process.poll() is not None for worker in swept.workers.workers), "none is left behind"
-    again = Swept(config, tmp_path / "wild", retry_failed=True)
-    assert [record.status for record in again.records()] == ["done"] * 4
+    assert here(swept, retry_failed=True) == ["done"] * 4
     assert differences(calm, tmp_path / "wild") == []
 
 
@@ -127,7 +132,7 @@ def test_who_asks_to_stop_finds_all_runs_interrupted_and_no_process(config: Path
     assert "interrupted" in found.values()
     assert set(found.values()) <= {"interrupted", "done", "new"}
     assert time.monotonic() - began < 60
-    assert [record.status for record in Swept(config, tmp_path / "wild").records()] == ["done"] * 4
+    assert here(swept) == ["done"] * 4
     assert differences(calm, tmp_path / "wild") == []
 
 
