@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from dsabench.planning import PlannedRun
+from dsabench.planning import PlannedRun, status
 from dsabench.spec.fields import RunSpec
 from dsabench.store import RunRecord, read_run, remove_runs
 
@@ -35,7 +35,7 @@ class MicroBatches:
         size = self.agreed.get(company(run.spec))
         if size is None or size >= (run.spec.engine.micro_batch or run.spec.batch_size):
             return run.spec
-        if (Path(store) / run.run_id).exists() and not _fits(read_run(store, run.run_id), size):
+        if status(store, run.run_id) != "new" and not _fits(read_run(store, run.run_id), size):
             remove_runs(store, [run.run_id])
         return run.spec.model_copy(update={"engine": run.spec.engine.model_copy(update={"micro_batch": size})})
 
@@ -44,7 +44,7 @@ class MicroBatches:
         key = company(run.spec)
         self.agreed[key] = size
         others = [other for other in self.planned if other.run_id != run.run_id and company(other.spec) == key]
-        stored = [(other, read_run(store, other.run_id)) for other in others if (Path(store) / other.run_id).exists()]
+        stored = [(run, read_run(store, run.run_id)) for run in others if status(store, run.run_id) != "new"]
         return [other for other, record in stored if record.status == "done" and not _fits(record, size)]
 
 

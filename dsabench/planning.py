@@ -80,6 +80,7 @@ def estimate_seconds(planned: Sequence[PlannedRun], execution: Execution) -> flo
     small models reach, or launch-bound time a step where that is longer, and evaluation as forward FLOPs."""
     rate = matmul_rate(execution.device, execution.precision) * 0.35
     floor = 2.5e-3 if execution.graph else 1e-3 if execution.device.type == "cpu" else 20e-3
+    devices = execution.ranks.size if execution.device.type == "cuda" else 1  # processes on a CPU share its cores
     seconds = 0.0
     shapes: dict[str, list[RunSpec]] = {}
     for run in planned:
@@ -88,7 +89,7 @@ def estimate_seconds(planned: Sequence[PlannedRun], execution: Execution) -> flo
     for spec, *others in shapes.values():
         step = sum(flops_per_step(spec).values())
         evaluations = spec.train.steps / spec.train.eval_every + 1
-        one = spec.train.steps * max(floor, step / rate)
+        one = spec.train.steps * max(floor, step / devices / rate)
         one += evaluations * 2 * (spec.train.eval_tokens / spec.tokens_per_step) * (step / 3) / rate
         seconds += (one + 0.5) * (1 + len(others))  # start, captures, checkpoints
     libraries = 15.0 if execution.device.type == "cuda" else 2.0  # loaded, and kernels built, once

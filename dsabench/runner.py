@@ -9,7 +9,7 @@ from typing import Any
 
 from dsabench import data as data_package
 from dsabench.data import cut
-from dsabench.engine import checkpoint, failures, gate, loop, memory
+from dsabench.engine import checkpoint, failures, gate, loop, memory, processes
 from dsabench.engine.device import environment, resolve
 from dsabench.engine.sink import Update
 from dsabench.engine.slot import Slots
@@ -74,6 +74,7 @@ def train(
     *,
     sweep: str | None = None,
     retry_failed: bool = False,
+    data_parallel: int = 1,
     observe: Callable[[Update], None] = lambda update: None,
     notify: Callable[[str], None] = lambda message: None,
 ) -> RunRecord:
@@ -83,8 +84,14 @@ def train(
     `failed` and its reason; a stored failure is returned again unless `retry_failed`. Raises DsabenchError for bad
     input before anything is written and when the store cannot be written (RunBusyError: another process trains the
     run), and lets KeyboardInterrupt through after a checkpoint and marking the run `interrupted`.
+
+    data_parallel: processes that train it together, a GPU each (on a CPU, cores of it), on equal shares of every batch;
+    the same run for every number of them. The store is written, and signals are heard, by this process alone.
     """
-    return loop.to_the_end(training(spec, Path(store), sweep, retry_failed, observe, notify, Slots()))
+    slots = Slots()
+    return loop.to_the_end(
+        training(spec, Path(store), sweep, retry_failed, observe, notify, slots, data_parallel=data_parallel)
+    )
 
 
 def training(
@@ -96,13 +103,14 @@ def training(
     notify: Callable[[str], None],
     slots: Slots,
     halve: bool = False,
+    data_parallel: int = 1,
 ) -> Generator[None, None, RunRecord]:
     """`train`, in a slot, yielding while the device is at work.
 
     Raises NoRoomBesideOthersError when memory runs out in a slot that is not the only one, with `halve`
     TooManyWindowsError when it does with a micro-batch that can be halved, and DeviceLostError.
     """
-    execution = resolve(spec.engine)
+    execution = processes.spread(spec, resolve(spec.engine), data_parallel)
     data = data_package.prepare(spec.data, progress=notify)
     windows = cut(data, spec.length)  # raises before the run exists when no document holds a window
     notes = [*data.notes, *windows.notes]
@@ -141,7 +149,10 @@ def training(
                 raise audit.crash
             listening = failures.deaths(writer.path) if slots.count == 1 else nullcontext()
             with listening:
-                summary = yield from loop.train(spec, data, execution, writer, observe, slots)
+                if data_parallel > 1:
+                    summary = processes.train(spec, identity, data.fingerprint, execution, writer, observe)
+                else:
+                    summary = yield from loop.train(spec, data, execution, writer, observe, slots)
         except (KeyboardInterrupt, GeneratorExit, DsabenchError):
             writer.finish("interrupted", summary=mark)
             raise

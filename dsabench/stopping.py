@@ -13,10 +13,9 @@ import os
 import select
 import signal
 import socket
-import sys
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 PATIENCE_S = 4.5
@@ -41,6 +40,25 @@ def deferred() -> Iterator[None]:
     if _asked and not _deferring:
         _asked = False
         raise KeyboardInterrupt
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Inside `deferred`: a signal that comes inside raises at once all the same, and one that has come, here."""
+    global _deferring, _asked
+    before, _deferring = _deferring, 0
+    try:
+        if _asked:
+            _asked = False
+            raise KeyboardInterrupt
+        yield
+    finally:
+        _deferring = before
+
+
+def asked() -> bool:
+    """Whether a signal has come that waits for the end of `deferred`."""
+    return _asked
 
 
 @contextmanager
@@ -86,6 +104,7 @@ def _watch(outlet: socket.socket, numbers: list[signal.Signals]) -> None:
             seen += sum(number in numbers for number in received)
             if seen > 1:
                 break
-        show_cursor = "\x1b[?25h\n" if sys.stderr.isatty() else ""  # a live display hides it
-        os.write(2, f"{show_cursor}stopped at once, without a checkpoint; the same command goes on\n".encode())
+        show_cursor = "\x1b[?25h\n" if os.isatty(2) else ""  # a live display hides it
+        with suppress(OSError):  # a terminal that is gone, or whoever read a pipe
+            os.write(2, f"{show_cursor}stopped at once, without a checkpoint; the same command goes on\n".encode())
         os._exit(INTERRUPTED)

@@ -22,6 +22,7 @@ from dsabench.engine.step import TrainStep
 from dsabench.errors import DeviceError, StoreError
 from dsabench.launch import sweep as launch_sweep
 from dsabench.launch.sweep import run_sweep
+from dsabench.microbatches import MicroBatches
 from dsabench.spec.sweep import Sweep, load_sweep
 from dsabench.store import RunRecord, RunWriter, find_checkpoint, records
 
@@ -288,6 +289,16 @@ def test_a_kill_amid_the_cutting_leaves_no_unequal_pair(
     assert cut(tmp_path / "runs") == {"dense-L16": 4, "dsa-L16-s": 2}
     swept(config, tmp_path / "runs", on_oom="accumulate")
     assert cut(tmp_path / "runs") == {"dense-L16": 2, "dsa-L16-s": 2}
+
+
+def test_a_kill_before_a_runs_record_does_not_stop_the_cutting(config: Path, tmp_path: Path) -> None:
+    """The folder of a run exists a moment before its record does."""
+    first, second = planning.plan(sweep_of(config).runs(), tmp_path)
+    (tmp_path / second.run_id).mkdir()
+    (tmp_path / second.run_id / ".lock").touch()
+    micro_batches = MicroBatches([first, second], tmp_path)
+    assert micro_batches.lower(first, 2, tmp_path) == []
+    assert micro_batches.agree(second, tmp_path).engine.micro_batch == 2
 
 
 def test_a_micro_batch_divides_the_batch() -> None:

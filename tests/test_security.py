@@ -32,6 +32,7 @@ from dsabench.store import (
     RunWriter,
     SweepRecord,
     find_checkpoint,
+    load_curves,
     load_metrics,
     load_runs,
     read_sweep,
@@ -358,6 +359,24 @@ def test_a_run_is_not_written_through_a_link(tmp_path: Path, name: str) -> None:
         assert precious.read_text() == '{"kind": "train", "step": 1}\n{"to'
 
 
+@pytest.mark.parametrize("kind", ["link", "pipe"])
+def test_a_temporary_file_that_somebody_left_is_neither_followed_nor_waited_for(tmp_path: Path, kind: str) -> None:
+    """Their names are known: a store of somebody else's may hold them, and a mere look at it writes its index."""
+    store, precious = tmp_path / "runs", tmp_path / "precious"
+    experiment(store, lengths=(16,), seeds=(1,))
+    precious.write_text("precious")
+    for name in ("index.parquet", ".index.json.gz", "curves.parquet"):
+        (store / name).unlink(missing_ok=True)
+        temporary = store / f".{name}.tmp"
+        os.mkfifo(temporary) if kind == "pipe" else temporary.symlink_to(precious)
+    assert len(load_runs(store)) == 2
+    load_curves(store)
+    assert precious.read_text() == "precious"
+    for name in ("index.parquet", ".index.json.gz", "curves.parquet"):
+        assert (store / name).is_file() and not (store / name).is_symlink()
+    assert not list(store.glob("*.tmp"))
+
+
 # Caches that somebody made.
 
 
@@ -390,13 +409,13 @@ def test_rows_behind_the_index_that_are_none_are_made_anew(tmp_path: Path, damag
     store = tmp_path / "runs"
     ids = experiment(store, lengths=(16,), seeds=(1, 2))
     good = load_runs(store)
-    cache = json.loads(gzip.decompress((store / ".index.json.gz").read_bytes()))
+    token, *rows = map(json.loads, gzip.decompress((store / ".index.json.gz").read_bytes()).splitlines())
     if damage == "created":
-        for row in cache["rows"].values():
+        for row in rows:
             row["created"] = "yesterday"
     if damage == "rows":
-        cache["rows"] = [1]
-    (store / ".index.json.gz").write_bytes(gzip.compress(json.dumps(cache).encode()))
+        rows = [1] * len(rows)
+    (store / ".index.json.gz").write_bytes(gzip.compress("\n".join(map(json.dumps, [token, *rows])).encode()))
     if damage == "pipe":
         for name in ("index.parquet", ".index.json.gz", "curves.parquet"):
             (store / name).unlink(missing_ok=True)

@@ -157,6 +157,24 @@ def test_a_second_signal_and_the_end_of_patience_end_the_process_at_once(
         assert "the same command goes on" in process.stderr.read()
 
 
+@pytest.mark.parametrize("stderr", ["a pipe that nobody reads", "closed"])
+def test_the_process_ends_where_nobody_can_be_told(stderr: str) -> None:
+    """As after a terminal is gone."""
+    shut = ["sh", "-c", 'exec "$0" "$@" 2>&-'] if stderr == "closed" else []
+    words = [*shut, sys.executable, "-c", BLOCKED, "30"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.readline()
+        process.stderr.close()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            process.send_signal(number)
+            time.sleep(0.1)
+        try:
+            assert process.wait(5) == 130
+        finally:
+            process.kill()
+
+
 def test_signals_are_handled_as_before_afterwards() -> None:
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     with pytest.raises(KeyboardInterrupt), stopping.on_signals():

@@ -23,6 +23,7 @@ ORDER = [
     "model",
     "engine",
     "store",
+    "trackers",
     "testing",
     "planning",
     "microbatches",

@@ -158,7 +158,10 @@ def compare_runs(a: RunRecord, b: RunRecord, stores: tuple[Path, Path]) -> RunDi
 def difference(change: Change) -> float | None:
     """b - a of two numbers; None of anything else."""
     numbers = [value for value in (change.a, change.b) if isinstance(value, int | float) and type(value) is not bool]
-    return numbers[1] - numbers[0] if len(numbers) == 2 else None
+    try:
+        return numbers[1] - numbers[0] if len(numbers) == 2 else None
+    except OverflowError:  # a whole number beyond every float, and a float
+        return None
 
 
 def records_document(records: Records) -> dict[str, Any]:

@@ -17,6 +17,7 @@ _FIRST = (
     "precision",
     "deterministic",
     "threads",
+    "data_parallel",
     "torch",
     "cuda",
     "cudnn",
@@ -58,6 +59,7 @@ def environment_of(record: RunRecord) -> dict[str, Any]:
     """What a run recorded of its machine and versions, `dsabench`'s own among them, by dotted names; no nulls."""
     found = {name: value for name, value in record.environment.items() if name not in NO_ENVIRONMENT}
     found["dsabench"] = record.version
+    found.setdefault("data_parallel", 1)
     return {name: value for name, value in flatten(found).items() if value is not None}
 
 

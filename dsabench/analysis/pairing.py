@@ -18,9 +18,13 @@ MACHINE = (
     "environment.cuda_graph",
     "environment.deterministic",
     "environment.threads",
+    "environment.data_parallel",
     "environment.torch",
 )
 """What must agree for two times to be comparable; a column that the store lacks agrees."""
+
+UNSAID = {"environment.data_parallel": "1"}
+"""What a record means that does not say."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +91,7 @@ def machines(runs: pd.DataFrame) -> pd.Series[str]:
     for column in MACHINE:
         if column not in runs:
             continue
-        texts = runs[column].astype("string").fillna("unknown").astype(object)
+        texts = runs[column].astype("string").fillna(UNSAID.get(column, "unknown")).astype(object)
         if column == "environment.device_name":
             names = texts.where(texts != "unknown", names)
         elif column == "environment.precision":
@@ -109,6 +113,6 @@ def _same_machine(frame: pd.DataFrame) -> np.ndarray:
     same = np.ones(len(frame), dtype=bool)
     for column in MACHINE:
         if f"a.{column}" in frame:
-            ours, theirs = (frame[f"{side}.{column}"].astype("string").fillna("") for side in "ab")
+            ours, theirs = (frame[f"{side}.{column}"].astype("string").fillna(UNSAID.get(column, "")) for side in "ab")
             same &= (ours == theirs).to_numpy(dtype=bool)
     return same

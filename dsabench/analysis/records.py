@@ -131,7 +131,10 @@ def _deviations(kind: str, step: int, a: Mapping[str, Any], b: Mapping[str, Any]
 
 
 def _number(value: Any) -> float | None:
-    return float(value) if isinstance(value, int | float) else None
+    try:
+        return float(value) if isinstance(value, int | float) else None
+    except OverflowError:  # JSON knows whole numbers beyond every float
+        return math.inf if value > 0 else -math.inf
 
 
 def _same_bits(a: Any, b: Any) -> bool:
@@ -163,6 +166,16 @@ class Weights:
         return not self.name
 
 
+def check_weights_file(folder: Path) -> None:
+    """Raise StoreError when a checkpoint's weights cannot be read."""
+    path = folder / "model.safetensors"
+    try:
+        with safe_open(path, framework="numpy"):
+            pass
+    except (OSError, SafetensorError) as error:
+        raise StoreError(f"{path} cannot be read: {error}") from error
+
+
 def compare_weights(a: Path, b: Path) -> Weights:
     """Compare `model.safetensors` of two checkpoint folders, a tensor at a time.
 
@@ -171,12 +184,8 @@ def compare_weights(a: Path, b: Path) -> Weights:
     """
     same, largest, worst = 0, 0.0, ""
     paths = [folder / "model.safetensors" for folder in (a, b)]
-    for path in paths:
-        try:
-            with safe_open(path, framework="numpy"):
-                pass
-        except (OSError, SafetensorError) as error:
-            raise StoreError(f"{path} cannot be read: {error}") from error
+    for folder in (a, b):
+        check_weights_file(folder)
     with safe_open(paths[0], framework="numpy") as ours, safe_open(paths[1], framework="numpy") as theirs:
         names, others = list(ours.keys()), set(theirs.keys())
         for name in names:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from dsabench import __version__, planning, runner
 from dsabench import data as data_package
 from dsabench.analysis.environments import Change, environment_changes, may_vary, reasons, text, unrecorded
-from dsabench.analysis.records import Records, Weights, compare_records, compare_weights
+from dsabench.analysis.records import Records, Weights, check_weights_file, compare_records, compare_weights
 from dsabench.engine.checkpoint import steps_done
 from dsabench.engine.device import environment, resolve
 from dsabench.errors import DataError, DeviceError, ScopeError, SpecError, StoreError
@@ -76,22 +76,25 @@ def reproduce(
     device: str | None = None,
     tolerance: float | None = None,
     plugins: Sequence[str] = (),
-    observe: Callable[[RunRecord], Callable[[Any], None]] = lambda original: lambda update: None,
+    observe: Callable[[RunSpec], Callable[[Any], None]] = lambda spec: lambda update: None,
     notify: Callable[[str], None] = lambda message: None,
 ) -> Reproduction:
     """Train the stored run `run` (the start of its id) again and compare: records step by step, and final weights.
 
     into: the store that keeps the second run, never that of the first; None: a temporary one. device: None takes the
     kind of device that the run was trained on. tolerance: nats by which losses may be off. plugins: files that lie
-    elsewhere now, by their names. `observe(original)` gives the observer of the training's updates.
+    elsewhere now, by their names. `observe(spec)` gives the observer of the training's updates.
 
     Raises:
-        StoreError: there is no such run, it has nothing to compare with, or `into` holds it already.
+        StoreError: there is no such run, it has nothing to compare with or is damaged, or `into` holds it already.
         SpecError, DataError: its spec, plugin or data are not what they were.
         DeviceError: the device is not there.
     """
     original = find_run(store, run)
     metrics = _metrics(Path(store), original)
+    if (saved := find_checkpoint(store, original.run_id)) is not None:  # not only when all is trained
+        steps_done(saved)
+        check_weights_file(saved)
     spec = _spec(original, device, plugins)
     if into is None:
         with tempfile.TemporaryDirectory(prefix="dsabench-") as folder:
@@ -121,13 +124,14 @@ def _spec(original: RunRecord, device: str | None, plugins: Sequence[str]) -> Ru
     Raises SpecError, and DataError when corpus, tokenizer or plugin are not those of the run.
     """
     values = dict(original.spec)
-    values["plugins"] = _found(original, [str(path) for path in needed_plugins(values) or []], plugins)
-    engine = dict(values.get("engine") or {})
+    stored, engine = needed_plugins(values) or [], values.get("engine") or {}
+    values["plugins"] = _found(original, list(map(str, stored)), plugins) if isinstance(stored, list) else stored
     recorded = str(original.environment.get("device") or "").partition(":")[0]
-    if device is not None:
-        engine["device"] = device
-    elif engine.get("device", "auto") == "auto" and recorded not in ("", resolve(EngineSpec()).device.type):
-        engine["device"] = recorded
+    if isinstance(engine, Mapping):  # of another kind it is refused below
+        if device is not None:
+            engine = {**engine, "device": device}
+        elif engine.get("device", "auto") == "auto" and recorded not in ("", resolve(EngineSpec()).device.type):
+            engine = {**engine, "device": recorded}
     values["engine"] = engine
     try:
         spec = validate(values)
@@ -180,7 +184,7 @@ def _train(
     spec: RunSpec,
     original: RunRecord,
     store: Path,
-    observe: Callable[[RunRecord], Callable[[Any], None]],
+    observe: Callable[[RunSpec], Callable[[Any], None]],
     notify: Callable[[str], None],
 ) -> RunRecord:
     here = original.model_copy(
@@ -188,7 +192,7 @@ def _train(
     )
     if others := ", ".join(f"{c.field} {text(c.a)} -> {text(c.b)}" for c in reasons(original, here)):
         notify(f"the environment is not the run's: {others}")
-    return runner.train(spec, store, retry_failed=True, observe=observe(original), notify=notify)
+    return runner.train(spec, store, retry_failed=True, observe=observe(spec), notify=notify)
 
 
 def _compare(

@@ -69,6 +69,9 @@ class AttentionContext:
     """Whether a captured Selection must hold the whole attention mass and scores; False asks for mass_inside_BQ, whose
     memory does not grow with L x L. A variant that heeds only True is right too."""
 
+    most_documents: int | None = None
+    """Documents of which a window has part in document_ids_BT, at most, where that is known before."""
+
     _allowed: Tensor | None = field(default=None, init=False, repr=False)
     _rotations: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict, init=False, repr=False)
 

@@ -32,7 +32,7 @@ class Dense(Attention):
     def forward(self, x_BTD: Tensor, context: AttentionContext) -> AttentionOutput:
         """(B, T, D) -> (B, T, D); the stage changes nothing, there is no loss of its own."""
         q_BTHD, k_BTGD, v_BTGD = self.projections.heads(x_BTD, context)
-        out_BTHD = dense.attention(q_BTHD, k_BTGD, v_BTGD, context.document_ids_BT)
+        out_BTHD = dense.attention(q_BTHD, k_BTGD, v_BTGD, context.document_ids_BT, context.most_documents)
         return AttentionOutput(self.projections.merge(out_BTHD))
 
     def flops(self, stage: Stage) -> dict[str, float]:

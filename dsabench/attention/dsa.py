@@ -57,8 +57,7 @@ class DSASpec(AttentionSpec):
     """How it is computed; results differ by rounding alone. `reference` gathers, slowly and plainly; `masked` masks a
     dense product; `triton` (a CUDA GPU) streams scores and gathers the selection, without any L x L tensor. `auto`
     takes `triton` on a GPU where it was measured to be faster: from 2048 tokens on and k <= L/4 where at least 8 query
-    heads share a KV head (model.n_kv_heads), else from 8192 tokens on and k <= L/8; `masked` elsewhere, and where
-    documents are packed (data.packing), which the kernels have not been shown to get right on a GPU."""
+    heads share a KV head (model.n_kv_heads), else from 8192 tokens on and k <= L/8; `masked` elsewhere."""
 
     indexer: IndexerSpec = IndexerSpec()
     """The lightning indexer."""
@@ -182,7 +181,7 @@ class DSA(Attention):
                 with part("indexer loss"):
                     loss = sparse_kl(q_BTHD, k_BTGD, lse_BTH, *heads, selected_BTK, index_lse_BT)
         else:
-            out_BTHD = dense.attention(q_BTHD, k_BTGD, v_BTGD, ids_BT)
+            out_BTHD = dense.attention(q_BTHD, k_BTGD, v_BTGD, ids_BT, context.most_documents)
             if learns and heads is not None:
                 with part("indexer loss"):
                     loss = dense_kl(q_BTHD, k_BTGD, *heads, ids_BT)
@@ -242,6 +241,4 @@ def _size(spec: RunSpec) -> tuple[str, int, int, int, str | None]:
     k, indexer = min(attention.n_selected(spec.length), spec.length), attention.indexer
     limit = dispatch.limit_of(k, spec.model.head_dim, indexer.n_heads, indexer.head_dim)
     sharing = spec.model.n_heads // (spec.model.n_kv_heads or spec.model.n_heads)
-    # Documents packed into one window: the kernels' test on a GPU fails, for a reason not yet found (tests/gpu).
-    unproven = attention.backend == "auto" and spec.data.packing == "documents"
-    return "masked" if unproven else attention.backend, spec.length, k, sharing, limit
+    return attention.backend, spec.length, k, sharing, limit

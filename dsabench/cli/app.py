@@ -9,7 +9,21 @@ from typing import Annotated
 import typer
 
 from dsabench import __version__, stopping
-from dsabench.cli import audit, bench, compare, plot, profile, report, reproduce, runs, schema, sweep, train, visualize
+from dsabench.cli import (
+    audit,
+    bench,
+    compare,
+    export,
+    plot,
+    profile,
+    report,
+    reproduce,
+    runs,
+    schema,
+    sweep,
+    train,
+    visualize,
+)
 from dsabench.cli.text import printable
 from dsabench.errors import DsabenchError
 
@@ -31,6 +45,7 @@ profile.add_to(app)
 bench.add_to(app)
 audit.add_to(app)
 runs.add_to(app)
+export.add_to(app)
 reproduce.add_to(app)
 schema.add_to(app)
 

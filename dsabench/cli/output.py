@@ -105,12 +105,18 @@ Fits = Sequence[tuple["RunSpec", "MemoryPlan"]]
 
 
 def plan_document(
-    planned: Sequence[PlannedRun], sweep: Sweep, seconds: float, fits: Fits, at_a_time: int
+    planned: Sequence[PlannedRun],
+    sweep: Sweep,
+    seconds: float,
+    fits: Fits,
+    at_a_time: int,
+    devices: Sequence[str] = (),
 ) -> dict[str, Any]:
     """The plan of `sweep --dry-run --json`."""
     return {
         "sweep": sweep.plain(),
         "estimated_seconds": round(seconds),
+        "devices": list(devices),
         "runs_at_a_time": at_a_time,
         "estimated_memory": [
             {
@@ -138,14 +144,19 @@ def print_plan(
     at_a_time: int,
     console: Console,
     *,
+    devices: Sequence[str] = (),
     config: str = "",
     full: bool = False,
 ) -> None:
-    """What a sweep will do, for how long, and what it will not repeat."""
+    """What a sweep will do, for how long, and what it will not repeat.
+
+    devices: each with a worker process, where there are any.
+    """
     done = sum(run.status == "done" for run in planned)
     first = planned[0].spec
     runs = "1 run" if len(planned) == 1 else f"{len(planned)} runs"
-    console.print(f"{runs} of {first.train.steps} steps on {execution.device} ({execution.precision}):")
+    where = ", ".join(devices) or execution.device
+    console.print(f"{runs} of {first.train.steps} steps on {where} ({execution.precision}):")
     for path, values in sweep.axes.items():
         console.print(f"  {path:20} {', '.join(map(str, values))}")
     if sweep.ladder:
@@ -178,7 +189,7 @@ def print_plan(
 def _print_memory(fits: Fits, at_a_time: int, console: Console) -> None:
     """What the largest run takes, and which runs are cut to fit."""
     spec, plan = max(fits, key=lambda fit: fit[1].total)
-    together = f", {at_a_time} runs at a time" if at_a_time > 1 else ""
+    together = f", {at_a_time} runs at a time on a device" if at_a_time > 1 else ""
     parts = ", ".join(f"{item} {size / 1e9:.2f}" for item, size in plan.bytes.items() if size >= 0.01 * plan.total)
     console.print(f"memory: about {plan.total / 1e9:.2f} GB for {spec.attention.kind} at L={spec.length}{together}")
     console.print(f"  in GB: {parts}")

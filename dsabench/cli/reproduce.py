@@ -64,7 +64,7 @@ def reproduce(
                 device=device,
                 tolerance=tolerance,
                 plugins=plugin or [],
-                observe=lambda run: display.start(run.run_id, int(run.spec["train"]["steps"])),
+                observe=lambda spec: display.start(original.run_id, spec.train.steps),
                 notify=display.note_once,
             )
         except KeyboardInterrupt:

@@ -134,15 +134,19 @@ def sweep(
     seconds = planning.estimate_seconds(planned, execution) / n_devices
     if dry_run:
         if json:
-            output.print_json(output.plan_document(planned, experiment, seconds, fits, at_a_time))
+            output.print_json(output.plan_document(planned, experiment, seconds, fits, at_a_time, names))
         else:
             console = output.stdout_console()
-            output.print_plan(planned, experiment, execution, seconds, fits, at_a_time, console, full=True)
+            output.print_plan(
+                planned, experiment, execution, seconds, fits, at_a_time, console, devices=names, full=True
+            )
         return
     output.check_out(out)
     if not quiet:
         console = stderr_console()
-        output.print_plan(planned, experiment, execution, seconds, fits, at_a_time, console, config=config)
+        output.print_plan(
+            planned, experiment, execution, seconds, fits, at_a_time, console, devices=names, config=config
+        )
     done = sum(run.status == "done" for run in planned)
     records: dict[str, RunRecord] = {}
     with Display(len(planned), done, quiet) as display:

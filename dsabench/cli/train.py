@@ -30,6 +30,9 @@ def train(
     sets: Set = None,
     device: Device = None,
     store: Store = Path("runs"),
+    data_parallel: Annotated[
+        int, typer.Option(min=1, help="Processes that train it together, a GPU each.", metavar="N")
+    ] = 1,
     no_plugins: NoPlugins = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what the run needs and train nothing.")] = False,
     json: Json = False,
@@ -57,7 +60,7 @@ def train(
     if dry_run:
         experiment.axes.clear()
         experiment.ladder.clear()
-        _plan(spec, experiment, store, json)
+        _plan(spec, experiment, store, data_parallel, json)
         return
     name = f"{spec.attention.kind} L={spec.length} seed={spec.seed}"
     with Display(1, 0, quiet) as display:
@@ -66,6 +69,7 @@ def train(
                 spec,
                 store,
                 retry_failed=True,
+                data_parallel=data_parallel,
                 observe=display.start(name, spec.train.steps),
                 notify=display.note_once,
             )
@@ -82,23 +86,27 @@ def train(
     raise typer.Exit(0 if record.status == "done" else 1)
 
 
-def _plan(spec: RunSpec, experiment: Sweep, store: Path, json: bool) -> None:
+def _plan(spec: RunSpec, experiment: Sweep, store: Path, data_parallel: int, json: bool) -> None:
     """What the run will do, its memory and its model FLOPs."""
     from dsabench import planning
     from dsabench.cli import output
     from dsabench.engine.device import resolve
+    from dsabench.engine.processes import spread
 
-    execution = resolve(spec.engine)
+    execution = spread(spec, resolve(spec.engine), data_parallel)
     planned = planning.plan([spec], store)
     fits = planning.fit(planned, execution)
     seconds = planning.estimate_seconds(planned, execution)
     flops = planning.flops_per_step(spec)
     if json:
         document = output.plan_document(planned, experiment, seconds, fits, 1)
-        output.print_json({**document, "flops_per_step": flops})
+        output.print_json({**document, "flops_per_step": flops, "data_parallel": data_parallel})
         return
     console = output.stdout_console()
     output.print_plan(planned, experiment, execution, seconds, fits, 1, console, full=True)
+    if data_parallel > 1:
+        share = execution.ranks.windows(spec.batch_size)
+        console.print(f"{data_parallel} processes, of {share} windows a step each; the memory is each one's")
     total = sum(flops.values())
     parts = ", ".join(f"{item} {value / total:.0%}" for item, value in flops.items() if value >= 0.005 * total)
     console.print(f"model FLOPs a step: {total:.3g} ({parts})")

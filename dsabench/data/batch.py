@@ -6,7 +6,7 @@ Legend: B windows, L inputs of a window, M listed positions of an answer.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +32,11 @@ class Batch:
 
     documents: NDArray[np.int32] | None = None
     """(B, L): which document of the window each input belongs to, ascending; None where a window is one document."""
+
+    def rows(self, first: int, end: int) -> Batch:
+        """Windows first..end-1."""
+        parts: dict[str, Any] = {name: None if x is None else x[first:end] for name, x in vars(self).items()}
+        return Batch(**parts)
 
     @property
     def scored_targets(self) -> NDArray[np.int32]:
@@ -71,6 +76,8 @@ class WindowSource(Protocol):
 
     length: int
     notes: list[str]
+    most_documents: int | None
+    """Documents of which a window holds a part, at most, where windows hold several and say which."""
 
     def batch(self, seed: int, step: int, batch_size: int, steps: int) -> Batch:
         """The windows of training step 0..steps-1: keyed by seed and step alone, so the same for every attention."""

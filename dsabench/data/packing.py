@@ -34,6 +34,7 @@ class PackedWindows:
                     f"{FULL_NAME[name]} documents have {len(split.tokens):,}; use a shorter length or more text"
                 )
         self._start_S = _starts(data.train.offsets, length)
+        self.most_documents: int | None = max(_most_documents(split.offsets, length) for split in self._splits.values())
 
     def batch(self, seed: int, step: int, batch_size: int, steps: int) -> Batch:
         """The windows of a training step; how many steps there are makes no difference."""
@@ -72,6 +73,15 @@ class PackedWindows:
         began_NT[:, 0] = False
         ids_NT = began_NT.cumsum(axis=1).astype(np.int32)
         return Batch(tokens=split.tokens[place_NT].astype(np.int32), scored=~began_NT[:, 1:], documents=ids_NT[:, :-1])
+
+
+def _most_documents(offsets: NDArray[np.int64], length: int) -> int:
+    """Most documents that `length` consecutive tokens have part in, the split's first ones following its last."""
+    offset_D = np.unique(offsets)[:-1]  # of documents that have tokens
+    twice_D = np.concatenate([offset_D, offset_D + offsets[-1]])
+    # A window that starts with the last token of the document before D sees the most.
+    began_D = np.searchsorted(twice_D, offset_D + length - 1, side="left") - np.arange(len(offset_D))
+    return 1 + int(began_D.max())
 
 
 def _starts(offsets: NDArray[np.int64], length: int) -> NDArray[np.int64]:

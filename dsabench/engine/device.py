@@ -17,6 +17,7 @@ import torch
 
 from dsabench import kernels
 from dsabench.engine.machine import machine
+from dsabench.engine.parallel import Ranks
 from dsabench.errors import DeviceError
 from dsabench.spec.fields import EngineSpec
 
@@ -43,6 +44,9 @@ class Execution:
     compiled: bool = False
     """Whether the model's blocks are compiled by torch.compile."""
 
+    ranks: Ranks = Ranks()  # noqa: RUF009 - frozen
+    """The processes that train one run together, this one among them."""
+
     @property
     def compile(self) -> str:
         """engine.compile with `auto` resolved."""
@@ -65,7 +69,8 @@ class Execution:
         graph = "eager" if self.compile == "off" else self.compile
         fused = " fused" if self.fused else ""
         threads = torch.get_num_threads()
-        return f"{self.device.type} {name} {self.precision} {graph} {self.deterministic} {threads}{fused}"
+        ranks = f" x{self.ranks.size}" if self.ranks.size > 1 else ""
+        return f"{self.device.type} {name} {self.precision} {graph} {self.deterministic} {threads}{fused}{ranks}"
 
     def reset_peak_memory(self) -> None:
         """Begin a new measurement of peak memory; of use before training steps, so that evaluation does not count."""
@@ -88,8 +93,13 @@ class Execution:
 
 
 def resolve(engine: EngineSpec) -> Execution:
-    """The Execution of an EngineSpec here. Raises DeviceError naming what is missing and what there is."""
+    """The Execution of an EngineSpec here, whose GPU becomes the current one: Triton launches where that is.
+
+    Raises DeviceError naming what is missing and what there is.
+    """
     device = _device(engine.device)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     if engine.compile in ("graph", "full") and device.type != "cuda":
         raise DeviceError(
             f"engine.compile = {engine.compile} needs a CUDA GPU, and the device is {device}; use auto or off"
@@ -187,4 +197,5 @@ def environment(execution: Execution) -> dict[str, Any]:
         "cuda_graph": execution.graph,
         "fused_kernels": execution.fused,
         "deterministic": execution.deterministic,
+        **({"data_parallel": execution.ranks.size} if execution.ranks.size > 1 else {}),
     }

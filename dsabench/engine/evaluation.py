@@ -106,7 +106,8 @@ class Evaluator:
         """For the next batches of this shape; the one just scored has warmed up what a capture needs."""
         inputs, graph = [tensor.clone() for tensor in given], torch.cuda.CUDAGraph()
         self.execution.synchronize()
-        with torch.cuda.graph(graph, pool=self.pool, stream=own_stream(self.execution)):
+        mode = self.execution.ranks.capture_mode
+        with torch.cuda.graph(graph, self.pool, own_stream(self.execution), capture_error_mode=mode):
             scores = _scores(self.model, *inputs)
         self.graphs[key] = (graph, inputs, scores)
 

@@ -14,6 +14,7 @@ from dsabench.attention.faults import file_of, line_in, said
 from dsabench.attention.registry import plugin_digest, variant
 from dsabench.engine.device import Execution, first_line
 from dsabench.engine.loop import TrainingDiverged
+from dsabench.engine.parallel import RankFailedError
 from dsabench.spec.fields import RunSpec
 
 LOG = "log.txt in the run's folder"
@@ -45,6 +46,8 @@ def smaller(batch: int, micro_batch: int) -> int | None:
 
 def reason(spec: RunSpec, error: Exception, micro_batch: int) -> str:
     """What a failed run's record says."""
+    if isinstance(error, RankFailedError):
+        return str(error)
     if isinstance(error, TrainingDiverged):
         return f"{error} ({LOG})"
     if is_out_of_memory(error):
@@ -86,11 +89,17 @@ def deaths(folder: Path) -> Iterator[None]:
 def death(folder: Path) -> str:
     """What `deaths` left in a run's folder; "" where nothing died so."""
     path = folder / DEATH
-    return path.read_text(encoding="utf-8", errors="replace").strip() if path.exists() else ""
+    if path.is_symlink() or not path.is_file():  # in a store of somebody else's it may be anything
+        return ""
+    with suppress(OSError):  # a writer of the run has just removed it
+        return path.read_text(encoding="utf-8", errors="replace").strip()
+    return ""
 
 
 def log(error: BaseException) -> str:
     """All that is known of a failure."""
+    if isinstance(error, RankFailedError):
+        return error.log
     text = "".join(traceback.format_exception(error))
     if is_out_of_memory(error) and torch.cuda.is_available():
         text += f"\n{torch.cuda.memory_summary()}"

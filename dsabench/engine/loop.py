@@ -4,6 +4,9 @@ The run is cut into segments, at whose ends the host waits for the device: to lo
 stage. Between them the device is never waited for, and a segment's wall time over its steps is an honest step time.
 
 Who stops a run (KeyboardInterrupt, or closing the generator) has it checkpointed where it is.
+
+Several processes that train one run together are each in this loop, at the same place: what a clock or a signal
+decides, rank 0 decides for all, and it alone evaluates and records.
 """
 
 from __future__ import annotations
@@ -112,7 +115,9 @@ class TrainingRun:
         slot.begin(spec)
         self.spec, self.data, self.slot, self.sink, self.observe, self.shared = spec, data, slot, sink, observe, shared
         self.execution, self.model, self.optimizer, self.step = slot.execution, slot.model, slot.optimizer, slot.step
+        self.ranks = slot.execution.ranks
         self.windows = cut(data, spec.length)
+        self.model.most_documents = self.windows.most_documents
         self.progress = checkpoint.Progress()
         self.held_out = self.windows.evaluation("val", spec.train.eval_tokens)
         self.seen = self.windows.evaluation("train", spec.train.eval_tokens)
@@ -150,6 +155,7 @@ class TrainingRun:
                 update = self._arrive()
             if update is not None:
                 self.observe(update)
+            self.ranks.stop_if_asked()
             with self.slot.active():
                 if self.progress.owes_evaluation:
                     self._evaluate()
@@ -181,7 +187,7 @@ class TrainingRun:
                 self._checkpoint()
 
     def _start(self) -> None:
-        saved = self.sink.checkpoint()
+        saved = self.ranks.same(self.sink.checkpoint())
         if saved is not None:
             self.progress = checkpoint.load(saved, self.model, self.optimizer)
             self.saved_step = self.progress.step
@@ -197,7 +203,7 @@ class TrainingRun:
         """Set the device to work on steps first..end-1, which lie in one stage."""
         spec, alone = self.spec, self.times.wants_alone(stage)
         size, steps = spec.batch_size, spec.train.steps
-        batches = [self.windows.batch(spec.seed, step, size, steps) for step in range(first, end)]
+        batches = [self.ranks.share(self.windows.batch(spec.seed, step, size, steps)) for step in range(first, end)]
         given = staged(batches, self.execution.device)
         if alone:
             self.execution.synchronize()  # the other runs' work too
@@ -223,9 +229,10 @@ class TrainingRun:
         """Wait for the device, look at what it did, and capture the stage's graph if this was its first segment."""
         slot, stage, steps = self.slot, flight.stage, flight.end - flight.first
         slot.wait()
-        seconds = time.perf_counter() - flight.start
+        seconds, peak = self.ranks.largest(time.perf_counter() - flight.start, self.progress.peak_memory_mb or 0.0)
         self.step_seconds = seconds / steps
-        history_SM = flight.history_SM.cpu()
+        self.progress.peak_memory_mb = peak or None
+        history_SM = self.ranks.mean(flight.history_SM.cpu().double())
         self._check(history_SM, flight.first)
         self.progress.step = flight.end
         graph = slot.running.graph
@@ -268,6 +275,11 @@ class TrainingRun:
             raise TrainingDiverged(f"the {name} became {value} at step {first + bad + 1}; {_ADVICE}")
 
     def _evaluate(self, record: bool = True) -> None:
+        self.ranks.check_equal(self.model.parameters())
+        self.last_eval = self.ranks.by_first(lambda: self._evaluated(record))
+        self.progress.owes_evaluation = self.progress.owes_evaluation and not record
+
+    def _evaluated(self, record: bool) -> dict[str, Any]:
         stage = stage_at(self.spec, max(0, self.progress.step - 1))
         self.model.stage = stage
         start = time.perf_counter()
@@ -275,7 +287,7 @@ class TrainingRun:
         is_task, bytes_per_token = self.spec.data.task is not None, self.baseline.bytes_per_token
         recall = selection_recall(self.model, self.held_out, self.execution) or {}
         lists = {name: recall.pop(name) for name in [*recall] if isinstance(recall[name], list)}
-        self.last_eval = {
+        found = {
             "val_loss": val["loss"],
             "val_accuracy": val["accuracy"],
             "val_bits_per_byte": None if bytes_per_token is None else bits_per_byte(val["loss"], bytes_per_token),
@@ -287,10 +299,10 @@ class TrainingRun:
             **recall,
         }
         for name in ("val_loss", "train_loss"):
-            if not math.isfinite(self.last_eval[name]):
-                raise TrainingDiverged(f"{name} is {self.last_eval[name]} after step {self.progress.step}; {_ADVICE}")
+            if not math.isfinite(found[name]):
+                raise TrainingDiverged(f"{name} is {found[name]} after step {self.progress.step}; {_ADVICE}")
         if not record:
-            return
+            return found
         with deferred():  # recorded once
             self.progress.owes_evaluation = False
             self.sink.metrics(
@@ -300,17 +312,18 @@ class TrainingRun:
                     "stage": stage,
                     "seconds": self.progress.seconds,
                     "flops": self._flops_after(self.progress.step),
-                    **self.last_eval,
+                    **found,
                     "loss_by_position": val["loss_by_position"],
                     **lists,
                     "eval_seconds": time.perf_counter() - start,
                 }
             )
+        return found
 
     def _is_time_to_save(self) -> bool:
         """A checkpoint of a small model takes as long as a hundred of its steps: not worth it every few seconds."""
         asked = self.spec.engine.checkpoint_every is not None
-        return asked or time.monotonic() - self.saved_at >= CHECKPOINT_SECONDS
+        return asked or self.ranks.same(time.monotonic() - self.saved_at >= CHECKPOINT_SECONDS)
 
     def _checkpoint(self) -> None:
         self.saved_at = time.monotonic()
@@ -342,7 +355,7 @@ class TrainingRun:
             "warmup_step_ms": self.times.step_ms("dense"),
             "tokens_per_second": None if step_ms is None else spec.tokens_per_step / step_ms * 1e3,
             "train_seconds": self.progress.seconds,
-            "mfu": None if step_ms is None else windows * self.flops[last] / (step_ms / 1e3) / rate,
+            "mfu": None if step_ms is None else windows * self.flops[last] / (step_ms / 1e3) / (rate * self.ranks.size),
             "matmul_flops_per_second": rate,
             "peak_memory_mb": self.progress.peak_memory_mb,
             "compile": self.slot.running.compile,

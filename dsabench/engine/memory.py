@@ -27,7 +27,7 @@ class MemoryPlan:
     """How a step is cut so that it fits, and what it then takes."""
 
     micro_batch: int
-    """Windows of one forward and backward pass."""
+    """Windows of one forward and backward pass, of each process."""
 
     recompute: bool
     """Whether blocks are computed again in the backward pass instead of being kept."""
@@ -51,11 +51,13 @@ def plan(spec: RunSpec, vocab_size: int, execution: Execution, share: float = 1.
     DeviceError when nothing fits.
     """
     spec = resolved(spec, execution)
-    batch, wanted = spec.batch_size, spec.engine.micro_batch
+    ranks = execution.ranks
+    batch, wanted = ranks.windows(spec.batch_size), spec.engine.micro_batch
     divisors = [n for n in range(batch, 0, -1) if batch % n == 0]
     if wanted is not None and wanted not in divisors:
         near = ", ".join(map(str, sorted(sorted(divisors, key=lambda n: abs(n - wanted))[:4])))
-        raise SpecError(f"engine.micro_batch = {wanted} does not divide the batch of {batch} windows; {near} would")
+        of = "the batch" if ranks.size == 1 else f"each of {ranks.size} processes' share"
+        raise SpecError(f"engine.micro_batch = {wanted} does not divide {of} of {batch} windows; {near} would")
     sizes = divisors if wanted is None else [wanted]
     ways = [False, True] if spec.engine.recompute == "auto" else [spec.engine.recompute]
     model = outline(spec, vocab_size)

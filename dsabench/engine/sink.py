@@ -24,6 +24,22 @@ class RunSink(Protocol):
         """Have `write` fill a new folder, then put it in the old one's place at once."""
 
 
+class Nowhere:
+    """The sink of a rank that records nothing."""
+
+    def metrics(self, record: dict[str, Any]) -> None:
+        """Nothing."""
+
+    def rewind(self, step: int) -> None:
+        """Nothing."""
+
+    def checkpoint(self) -> Path | None:
+        """None: rank 0 knows."""
+
+    def replace_checkpoint(self, write: Callable[[Path], None]) -> None:
+        """Nothing."""
+
+
 @dataclass(frozen=True)
 class Update:
     """What a progress display needs after each segment."""

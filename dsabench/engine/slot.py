@@ -85,11 +85,16 @@ class Slot:
         return self.execution if self.eager_because is None else replace(self.execution, graph=False)
 
     def capture(self, stage: Stage) -> None:
-        """Capture the stage's step; when that fails, say so and go on without graphs."""
+        """Capture the stage's step; when that fails, on any rank, say so and go on without graphs, on all of them."""
+        reason = None
         try:
             self.step.capture(stage)
         except RuntimeError as error:
-            self.eager_because = first_line(error)
+            reason = first_line(error)
+        reason = self.execution.ranks.first_of(reason)
+        if reason is not None:
+            self.step.graphs.pop(stage, None)
+            self.eager_because = reason
             warnings.warn(
                 f"the training step cannot be captured in a CUDA graph, so training is slower: {self.eager_because} "
                 "(engine.compile = off silences this)",
@@ -142,7 +147,7 @@ class Slots:
 
         Raises DeviceError when the run does not fit.
         """
-        plan = memory.plan(spec, vocab_size, execution, share=1 / self.count)
+        plan = execution.ranks.same(memory.plan(spec, vocab_size, execution, share=1 / self.count))
         fitting = [slot for slot in self.free if isinstance(slot, Slot) and slot.fits(spec, vocab_size, execution)]
         chosen = fitting[0] if fitting else min(self.free, key=lambda slot: isinstance(slot, Slot))
         self.free.remove(chosen)

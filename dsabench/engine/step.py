@@ -58,11 +58,17 @@ class TrainStep:
         micro_batch: int | None = None,
         recompute: bool = False,
     ) -> None:
-        """micro_batch: windows of one forward and backward pass, a divisor of the batch; None is all of them.
+        """micro_batch: windows of one forward and backward pass, a divisor of this rank's share; None is all of it.
         recompute: keep only what enters each block, and compute the block again in the backward pass."""
         self.model, self.optimizer, self.spec, self.execution = model, optimizer, spec, execution
-        self.micro_batch, self.recompute = micro_batch or spec.batch_size, recompute
-        assert spec.batch_size % self.micro_batch == 0, "micro-batches of one size keep the mean of means the mean"
+        self.ranks = execution.ranks
+        windows = self.ranks.windows(spec.batch_size)
+        self.micro_batch, self.recompute = micro_batch or windows, recompute
+        assert spec.batch_size == self.ranks.size * windows, "equal shares keep the mean of means the mean"
+        assert windows % self.micro_batch == 0, "and so do micro-batches of one size"
+        if self.ranks.size > 1:
+            for block in model.layers():
+                block.experts.mean_load = self.ranks.mean
         if execution.device.type == "cuda":
             for block in model.layers():
                 block.experts.lay_out_for_products()  # before there are copies and optimizer states like them
@@ -74,12 +80,12 @@ class TrainStep:
         """Whether the last computed step had a loss of the attention's own (an indexer's KL)."""
         steps = max(1, min(SEGMENT_STEPS, SEGMENT_TOKENS // spec.tokens_per_step))
         device = execution.device
-        self.batches_SBT = torch.zeros(steps, spec.batch_size, spec.length + 1, dtype=torch.int64, device=device)
+        self.batches_SBT = torch.zeros(steps, windows, spec.length + 1, dtype=torch.int64, device=device)
         self.scored_SBT: Tensor | None = None
         """Which targets count, where not all of them do: of a task, or of packed documents."""
         self.documents_SBT: Tensor | None = None
         """Which of its window's documents each input belongs to, where windows hold several."""
-        shape = (steps, spec.batch_size, spec.length)
+        shape = (steps, windows, spec.length)
         if spec.data.task is not None or spec.data.packing == "documents":
             self.scored_SBT = torch.zeros(shape, dtype=torch.bool, device=device)
         if spec.data.packing == "documents":
@@ -101,8 +107,8 @@ class TrainStep:
         scored_SBT: Tensor | None = None,
         documents_SBT: Tensor | None = None,
     ) -> Tensor:
-        """Train on batches[i], of which scored[i] count, as step first + i; the metrics (S, M), on the device and
-        possibly still running."""
+        """Train on this rank's share batches[i] of a batch, of which scored[i] count, as step first + i; the metrics
+        (S, M) of the share, on the device and possibly still running."""
         size, parts = len(self.batches_SBT), []
         for i in range(0, len(batches_SBT), size):
             scored, documents = (None if x is None else x[i : i + size] for x in (scored_SBT, documents_SBT))
@@ -129,8 +135,8 @@ class TrainStep:
         self.model.step.fill_(first)
         for i in range(steps):
             if self.spec.model.dropout:
-                # Keyed by seed and step alone: the same masks for every variant, and after a resume.
-                torch.manual_seed(dropout_seed(self.spec.seed, first + i))
+                # Keyed by seed, step and rank: the same masks for every variant, and after a resume.
+                torch.manual_seed(dropout_seed(self.spec.seed, first + i, self.ranks.rank))
             if stage in self.graphs:
                 self.graphs[stage].replay()
             else:
@@ -143,7 +149,8 @@ class TrainStep:
         self.model.stage = stage
         self.optimizer.adamw.zero_grad(set_to_none=True)  # gradients are then allocated in the graph's own pool
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self.pool, stream=own_stream(self.execution)):
+        mode = self.ranks.capture_mode
+        with torch.cuda.graph(graph, self.pool, own_stream(self.execution), capture_error_mode=mode):
             self._compute(stage)
         self.graphs[stage] = graph
 
@@ -163,6 +170,7 @@ class TrainStep:
         )
         metrics = [self._backward(stage, 1 / len(parts), *part) for part in zip(parts, scored, documents, strict=True)]
         with part("optimizer"):
+            self.ranks.average_([p.grad for p in self.model.parameters() if p.grad is not None])
             norm, own_norm = self.optimizer.step()
         means = metrics[0] if len(parts) == 1 else torch.stack(metrics).mean(0)
         loss, kl, balance, entropy, most, least = means.unbind()
@@ -193,6 +201,7 @@ class TrainStep:
             loss, output = self.model.training_losses(
                 tokens_BT[:, :-1], tokens_BT[:, 1:], self._call_block, scored_BT, documents_BT
             )
+        loss = self.ranks.part_of_mean(loss, scored_BT)
         total = self._total(stage, loss, output)
         (total if share == 1 else total * share).backward()
         kl = torch.zeros((), device=loss.device) if output.attention_loss is None else output.attention_loss
@@ -239,7 +248,8 @@ def own_stream(execution: Execution) -> torch.cuda.Stream | None:
     return None if stream == torch.cuda.default_stream(execution.device) else stream
 
 
-def dropout_seed(seed: int, step: int) -> int:
-    """63 bits keyed by training seed and step."""
-    digest = hashlib.blake2b(f"dropout/{seed}/{step}".encode(), digest_size=8).digest()
+def dropout_seed(seed: int, step: int, rank: int = 0) -> int:
+    """63 bits keyed by training seed, step and rank. One process draws other masks for a batch than several do."""
+    of = f"/{rank}" if rank else ""
+    digest = hashlib.blake2b(f"dropout/{seed}/{step}{of}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -169,17 +169,24 @@ class Routes(NamedTuple):
     """Mean over tokens of the softmax's entropy in nats."""
 
 
-def route(x_ND: Tensor, router_ED: Tensor, k: int, side_by_side: bool) -> Routes:
+def route(
+    x_ND: Tensor,
+    router_ED: Tensor,
+    k: int,
+    side_by_side: bool,
+    mean_load: Callable[[Tensor], Tensor] | None = None,
+) -> Routes:
     """Top k of the logits x W^T, weighted by the softmax over the chosen ones, for k = 1 by the chosen one's p.
 
     Logits are computed in fp32 (fp64 for fp64 inputs), whatever autocast says: a rounding would send tokens elsewhere.
-    `side_by_side` asks for the weight as (N, E).
+    `side_by_side` asks for the weight as (N, E). mean_load(load_E) replaces the load of these tokens by that of a batch
+    which they are a part of, before the balance loss is formed; the mean over equal parts is then the batch's.
     """
     if fused(x_ND, router_ED):
         from dsabench.kernels.router import MOST_EXPERTS, Route
 
         if len(router_ED) <= MOST_EXPERTS:
-            return Routes(*Route.apply(x_ND, router_ED, k, side_by_side))
+            return Routes(*Route.apply(x_ND, router_ED, k, side_by_side, mean_load))
     wide = torch.promote_types(x_ND.dtype, torch.float32)
     with torch.autocast(x_ND.device.type, enabled=False):
         logits_NE = F.linear(x_ND.to(wide), router_ED.to(wide))
@@ -190,6 +197,8 @@ def route(x_ND: Tensor, router_ED: Tensor, k: int, side_by_side: bool) -> Routes
     if side_by_side:
         weight = torch.zeros_like(logits_NE).scatter(1, expert_NK, weight)
     load_E = count_routes(expert_NK, len(router_ED)).to(wide) / expert_NK.numel()
+    if mean_load is not None:
+        load_E = mean_load(load_E)
     balance_loss = len(router_ED) * (load_E * p_NE.mean(0)).sum()
     entropy = -torch.xlogy(p_NE.detach(), p_NE.detach()).sum(-1).mean()
     return Routes(weight, expert_NK, balance_loss, load_E, entropy)

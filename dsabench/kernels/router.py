@@ -12,6 +12,7 @@ Legend: N tokens, D model width, E experts, K experts a token, P blocks or progr
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -90,7 +91,18 @@ def _forward(
 
 @triton.jit
 def _statistics(
-    sums, entropies, load, balance, entropy, N, E, blocks, K: tl.constexpr, WIDE_E: tl.constexpr, B: tl.constexpr
+    sums,
+    entropies,
+    load,
+    p_mean,
+    balance,
+    entropy,
+    N,
+    E,
+    blocks,
+    K: tl.constexpr,
+    WIDE_E: tl.constexpr,
+    B: tl.constexpr,
 ):
     """One program: the blocks' sums together."""
     e = tl.arange(0, WIDE_E)
@@ -106,6 +118,7 @@ def _statistics(
         nats += tl.load(entropies + block, mask=keep, other=0.0)
     share = count / (N * K)
     tl.store(load + e, share, mask=e < E)
+    tl.store(p_mean + e, mass / N, mask=e < E)
     tl.store(balance, E * tl.sum(share * mass, axis=0) / N)
     tl.store(entropy, tl.sum(nats, axis=0) / N)
 
@@ -160,8 +173,15 @@ class Route(torch.autograd.Function):
     balance loss; load (E,); mean entropy in nats. All fp32; weight and balance loss have gradients."""
 
     @staticmethod
-    def forward(ctx: Any, x_ND: Tensor, w_ED: Tensor, k: int, dense: bool) -> tuple[Tensor, ...]:
-        """`dense` asks for the weight as (N, E)."""
+    def forward(
+        ctx: Any,
+        x_ND: Tensor,
+        w_ED: Tensor,
+        k: int,
+        dense: bool,
+        mean_load: Callable[[Tensor], Tensor] | None = None,
+    ) -> tuple[Tensor, ...]:
+        """`dense` asks for the weight as (N, E); mean_load as in `kernels.route`."""
         x_ND, w_ED = x_ND.contiguous(), w_ED.contiguous()
         (count, width), n_experts = x_ND.shape, len(w_ED)
         blocks, wide = triton.cdiv(count, _TOKENS), max(16, triton.next_power_of_2(n_experts))
@@ -172,14 +192,17 @@ class Route(torch.autograd.Function):
         logits_NE, weight = empty(count, n_experts), empty(count, n_experts if dense else k)
         expert_NK = empty(count, k, dtype=torch.int64)
         sums, entropies_P = empty(blocks, 2, wide), empty(blocks)
-        load_E, balance, entropy = empty(n_experts), empty(), empty()
+        load_E, p_E, balance, entropy = empty(n_experts), empty(n_experts), empty(), empty()
         _forward[(blocks,)](
             x_ND, w_ED, logits_NE, expert_NK, weight, sums, entropies_P, count, width, n_experts, K=k, DENSE=dense,
             R=_TOKENS, WIDE_E=wide, WIDE=_WIDE,
         )  # fmt: skip
         _statistics[(1,)](
-            sums, entropies_P, load_E, balance, entropy, count, n_experts, blocks, K=k, WIDE_E=wide, B=64
+            sums, entropies_P, load_E, p_E, balance, entropy, count, n_experts, blocks, K=k, WIDE_E=wide, B=64
         )  # fmt: skip
+        if mean_load is not None:
+            load_E = mean_load(load_E)
+            balance = n_experts * (load_E * p_E).sum()
         ctx.save_for_backward(x_ND, w_ED, logits_NE, expert_NK, load_E)
         ctx.dense = dense
         ctx.set_materialize_grads(False)
@@ -187,11 +210,11 @@ class Route(torch.autograd.Function):
         return weight, expert_NK, balance, load_E, entropy
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, Tensor | None, None, None]:
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, Tensor | None, None, None, None]:
         """Gradients of x and W, in their dtypes."""
         d_weight, d_balance = grads[0], grads[2]
         if d_weight is None and d_balance is None:
-            return None, None, None, None
+            return None, None, None, None, None
         x_ND, w_ED, logits_NE, expert_NK, load_E = ctx.saved_tensors
         (count, width), n_experts = x_ND.shape, len(w_ED)
         dx_ND = torch.empty_like(x_ND)
@@ -202,4 +225,4 @@ class Route(torch.autograd.Function):
             HAS_WEIGHT=d_weight is not None, HAS_BALANCE=d_balance is not None, K=expert_NK.shape[1], DENSE=ctx.dense,
             R=_TOKENS, WIDE_E=max(16, triton.next_power_of_2(n_experts)), WIDE=_WIDE, PROGRAMS=_PROGRAMS,
         )  # fmt: skip
-        return dx_ND, dw_PED.sum(0).to(w_ED.dtype), None, None
+        return dx_ND, dw_PED.sum(0).to(w_ED.dtype), None, None, None

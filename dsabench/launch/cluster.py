@@ -99,7 +99,7 @@ class Cluster:
         self.ray = rays.join(address)
         try:
             # By reference, so that a node is sent the plugins once.
-            self.train = self.ray.put(self.ray.cloudpickle.dumps(partial(_task, train, plugins)))
+            self.train = self.ray.put(self.ray.cloudpickle.dumps(partial(node.stream, train, plugins)))
             self.on_gpu = rays.on_gpu(specs[0].engine, self.ray.cluster_resources())
             self._place()
         except BaseException:
@@ -289,21 +289,9 @@ class Cluster:
         list(self.threads.map(_give_up, [run.arrival for run in self.runs if run.arrival is not None]))
         self.threads.shutdown()
         self.runs.clear()
-        with suppress(StoreError):  # a cache, and what went before counts more
-            index.update(self.store)
         self.ray.shutdown()
 
 
 def _give_up(arrival: Arrival) -> None:
     with suppress(StoreError):  # of the others each is to be closed
         arrival.give_up()
-
-
-def _task(
-    train: Callable[..., Iterator[node.Report]],
-    plugins: dict[str, bytes],
-    order: Order,
-    files: dict[str, Iterator[bytes]],
-) -> Iterator[list[node.Report]]:
-    """On a node: what a task streams home."""
-    return node.together(train(order, plugins, files))

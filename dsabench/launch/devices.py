@@ -24,7 +24,8 @@ import dsabench
 from dsabench.engine.sink import Update
 from dsabench.errors import DeviceError, SpecError
 from dsabench.launch.job import Crowded, Died, Job, Outcome
-from dsabench.launch.worker import LOST, STOP, Assignment, OneAtATime, Progress, Report, Result, Start, Told
+from dsabench.launch.messages import Assignment, OneAtATime, Progress, Ready, Report, Result, Start, Told
+from dsabench.launch.worker import LOST, STOP
 from dsabench.spec.fields import EngineSpec
 from dsabench.stopping import PATIENCE_S
 
@@ -34,8 +35,8 @@ TURN_SECONDS = 0.5
 LOG_BYTES = 20_000
 """Of what a dead worker wrote, the last that is kept."""
 
-MOST_DEATHS = 3
-"""Workers in a row that end before they have taken up a job: no other would do better."""
+MOST_STILLBORN = 3
+"""Workers in a row that end before they have their device: no other would do better."""
 
 
 class Workers:
@@ -110,7 +111,8 @@ class _Worker:
         self.jobs: dict[str, tuple[Job, Callable[[Update], None]]] = {}
         self.ended: list[tuple[Job, Outcome]] = []
         """Jobs that have, and have not been told of."""
-        self.idle_deaths = 0
+        self.stillborn = 0
+        """Processes in a row that ended before they had the device."""
         self._start()
 
     def _start(self) -> None:
@@ -125,12 +127,18 @@ class _Worker:
                 stdout=log,
                 stderr=log,
             )
+        self.is_ready = False
         self._send(self.given)
+        for job, _ in self.jobs.values():
+            self._assign(job)
 
     def begin(self, job: Job, observe: Callable[[Update], None]) -> None:
         engine = job.spec.engine.model_copy(update={"device": self.given.engine["device"]})
         job = Job(job.run_id, job.spec.model_copy(update={"engine": engine}), job.sweep, job.retry_failed, job.halve)
         self.jobs[job.run_id] = (job, observe)
+        self._assign(job)
+
+    def _assign(self, job: Job) -> None:
         values = job.spec.model_dump(mode="json")
         self._send(Assignment(values, job.run_id, job.sweep, job.retry_failed, job.halve))
 
@@ -143,8 +151,9 @@ class _Worker:
         try:
             while self.pipe.poll():
                 report: Report = self.pipe.recv()
-                self.idle_deaths = 0
                 match report:
+                    case Ready():
+                        self.is_ready, self.stillborn = True, 0
                     case Told(line):
                         notify(line)
                     case Progress(run_id, update):
@@ -169,16 +178,16 @@ class _Worker:
         said = self.log.read_bytes()[-LOG_BYTES:].decode(errors="replace").strip()
         if code:
             notify(f"the worker of {device} ended {how}; another one takes its place")
-        if len(self.jobs) == 1 and code not in (0, LOST):
-            self.ended += [(job, Died(how, said)) for job, _ in self.jobs.values()]
-        else:
-            self.ended += [(job, Crowded(f"lost its process, {how}, beside others")) for job, _ in self.jobs.values()]
-        if not self.jobs and code:
-            self.idle_deaths += 1
-            if self.idle_deaths == MOST_DEATHS:
+        if not self.is_ready:
+            self.stillborn += 1
+            if self.stillborn == MOST_STILLBORN:
                 last = said.splitlines()[-1] if said else "it wrote nothing"
                 raise DeviceError(f"the worker of {device} does not start: it ended {how} ({last})")
-        self.jobs.clear()
+        else:
+            is_known = len(self.jobs) == 1 and code not in (0, LOST)
+            outcome = Died(how, said) if is_known else Crowded(f"lost its process, {how}, beside others")
+            self.ended += [(job, outcome) for job, _ in self.jobs.values()]
+            self.jobs.clear()
         self._start()
 
     def _send(self, order: object) -> None:

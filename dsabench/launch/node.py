@@ -84,6 +84,16 @@ class Result:
 Report = Began | Note | Update | Lines | Checkpoint | bytes | Result
 
 
+def stream(
+    train: Callable[..., Iterator[Report]],
+    plugins: Mapping[str, bytes],
+    order: Order,
+    files: Mapping[str, Iterable[bytes]],
+) -> Iterator[list[Report]]:
+    """What a task streams home of `train(order, plugins, files)`."""
+    return together(train(order, plugins, files))
+
+
 def together(reports: Iterable[Report]) -> Iterator[list[Report]]:
     """The reports, several at a time where others follow at once, about PIECE_BYTES at most: each trip costs time."""
     batch: list[Report] = []

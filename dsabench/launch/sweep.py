@@ -9,6 +9,7 @@ import re
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
@@ -16,7 +17,7 @@ from dsabench import data as data_package
 from dsabench.engine import failures, gate
 from dsabench.engine.device import environment, resolve
 from dsabench.engine.sink import Update
-from dsabench.errors import DeviceError
+from dsabench.errors import DeviceError, StoreError
 from dsabench.launch.death import record_death
 from dsabench.launch.here import Here
 from dsabench.launch.job import Busy, Crowded, Died, Ended, Job, Launcher, Refused, TooManyWindows
@@ -24,7 +25,7 @@ from dsabench.microbatches import MicroBatches
 from dsabench.planning import PlannedRun, choose_concurrency, rungs, status
 from dsabench.spec.fields import DataSpec, RunSpec
 from dsabench.spec.sweep import Sweep
-from dsabench.store import RunBusyError, RunRecord, SweepRecord, read_sweep, write_sweep
+from dsabench.store import RunBusyError, RunRecord, SweepRecord, index, read_sweep, write_sweep
 
 BUSY_SECONDS = 0.5
 """Time between looks at a run that another process trains."""
@@ -97,6 +98,8 @@ def run_sweep(
                     raise error
     finally:
         launcher.close()
+        with suppress(StoreError):  # a cache
+            index.update_now(Path(store))
 
 
 class _Schedule:

@@ -5,9 +5,6 @@
 FD is the worker's end of a pipe. The parent sends a `Start`, then `Assignment`s; the worker sends updates of runs,
 lines for the user, and what became of each job. It stops, with what is under way checkpointed and marked
 `interrupted`, at STOP and when its parent is gone.
-
-What travels was made by these two processes alone, so that it may be pickled; a spec travels as plain values all the
-same, because a plugin's class is found by executing the plugin, which the spec names.
 """
 
 from __future__ import annotations
@@ -16,20 +13,17 @@ import os
 import signal
 import sys
 import warnings
-from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from typing import Any
 
 import torch
 
 from dsabench.engine.device import resolve
-from dsabench.engine.sink import Update
 from dsabench.errors import DsabenchError
 from dsabench.launch.here import Here
-from dsabench.launch.job import Ended, Job, Outcome, Refused
+from dsabench.launch.job import Ended, Refused
+from dsabench.launch.messages import Assignment, OneAtATime, Order, Progress, Ready, Report, Result, Start, Told
 from dsabench.runner import DeviceLostError
 from dsabench.spec.fields import EngineSpec
-from dsabench.spec.sweep import validate
 from dsabench.stopping import on_signals
 
 STOP = signal.SIGUSR1
@@ -39,84 +33,46 @@ LOST = 3
 """Exit code of a worker whose device takes no more work."""
 
 
-@dataclass(frozen=True)
-class Start:
-    """What a worker is to be."""
+class _Parent:
+    """The other end of the pipe."""
 
-    store: str
-    engine: dict[str, Any]
-    """The EngineSpec, as plain values; its device is the worker's."""
+    def __init__(self, pipe: Connection) -> None:
+        self.pipe = pipe
 
-    concurrency: int
-    threads: int | None
-    """Of PyTorch on a CPU that workers share."""
+    def tell(self, report: Report) -> None:
+        """Say something; when the parent is gone, stop as if asked to: a run must not fail of it."""
+        try:
+            self.pipe.send(report)
+        except OSError:
+            raise KeyboardInterrupt from None
 
-
-@dataclass(frozen=True)
-class Assignment:
-    """A Job, as plain values."""
-
-    spec: dict[str, Any]
-    run_id: str
-    sweep: str
-    retry_failed: bool
-    halve: bool
-
-    def job(self) -> Job:
-        """Executes the plugin files that the spec names."""
-        return Job(self.run_id, validate(self.spec), self.sweep, self.retry_failed, self.halve)
-
-
-@dataclass(frozen=True)
-class OneAtATime:
-    """No run is under way, and none shares the device from now on."""
-
-
-@dataclass(frozen=True)
-class Told:
-    """A line for the user."""
-
-    line: str
-
-
-@dataclass(frozen=True)
-class Progress:
-    """An update of a run."""
-
-    run_id: str
-    update: Update
-
-
-@dataclass(frozen=True)
-class Result:
-    """What became of a job."""
-
-    run_id: str
-    outcome: Outcome
-    lost: bool = False
-    """The worker takes no more work."""
-
-
-Order = Assignment | OneAtATime
-Report = Told | Progress | Result
+    def hear(self) -> Order:
+        """The next order."""
+        try:
+            order: Order = self.pipe.recv()
+        except (EOFError, OSError):
+            raise KeyboardInterrupt from None
+        return order
 
 
 def work(pipe: Connection) -> int:
-    """Until the parent closes the pipe; the exit code."""
+    """Until the parent closes the pipe, which is a KeyboardInterrupt, or the device is lost; the exit code."""
     start: Start = pipe.recv()
+    parent = _Parent(pipe)
     if start.threads is not None:
         torch.set_num_threads(start.threads)
-    warnings.showwarning = lambda message, *rest, **more: pipe.send(Told(str(message)))
+    warnings.showwarning = lambda message, *rest, **more: parent.tell(Told(str(message)))
     here = Here(
         start.store,
         resolve(EngineSpec.model_validate(start.engine)),
         start.concurrency,
-        lambda line: pipe.send(Told(line)),
+        lambda line: parent.tell(Told(line)),
     )
+    parent.tell(Ready())
     try:
         while True:
             while not here.active or pipe.poll():
-                _take(pipe.recv(), here, pipe)
+                _take(parent.hear(), here, parent)
             ended = here.turn()
             if ended is None:
                 continue
@@ -125,26 +81,26 @@ def work(pipe: Connection) -> int:
                 print(outcome.error, file=sys.stderr)
                 return LOST
             lost = isinstance(outcome, Ended) and outcome.lost
-            pipe.send(Result(job.run_id, Ended(outcome.record) if isinstance(outcome, Ended) else outcome, lost))
+            parent.tell(Result(job.run_id, Ended(outcome.record) if isinstance(outcome, Ended) else outcome, lost))
             if lost:
                 return 0
-    except (EOFError, BrokenPipeError, ConnectionResetError):  # the parent has gone, or wants no more
-        return 0
     finally:
         here.close()
 
 
-def _take(order: Order, here: Here, pipe: Connection) -> None:
+def _take(order: Order, here: Here, parent: _Parent) -> None:
     match order:
         case Assignment(run_id=run_id):
             try:
                 job = order.job()
             except DsabenchError as error:  # a plugin that works once only, say
-                pipe.send(Result(run_id, Refused(error)))
+                parent.tell(Result(run_id, Refused(error)))
                 return
-            here.begin(job, lambda update: pipe.send(Progress(run_id, update)))
+            here.begin(job, lambda update: parent.tell(Progress(run_id, update)))
         case OneAtATime():
             here.one_at_a_time()
+        case _:
+            raise AssertionError(order)
 
 
 def main() -> int:

@@ -5,6 +5,7 @@ Legend: N tokens (batch and time together), D model width, F expert width, E exp
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -40,6 +41,8 @@ class MixtureOfExperts(nn.Module):
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
         self.n_experts, self.per_token = spec.n_experts, spec.experts_per_token
+        self.mean_load: Callable[[Tensor], Tensor] | None = None
+        """In training with others: the mean over all of them of the load of this process's tokens."""
         self.router = nn.Linear(spec.d_model, spec.n_experts, bias=False)
         self.gate_EDF = nn.Parameter(torch.empty(spec.n_experts, spec.d_model, spec.d_ff))
         self.up_EDF = nn.Parameter(torch.empty(spec.n_experts, spec.d_model, spec.d_ff))
@@ -49,7 +52,8 @@ class MixtureOfExperts(nn.Module):
         """(B, T, D) -> (B, T, D) and the router's statistics over all B T tokens."""
         x_ND = x_BTD.flatten(0, 1)
         grouped = self._grouping_saves(x_ND.device) and grouped_products_work(x_ND, self.gate_EDF.shape[-1])
-        routes = kernels.route(x_ND, self.router.weight, self.per_token, side_by_side=not grouped)
+        mean_load = self.mean_load if self.training else None
+        routes = kernels.route(x_ND, self.router.weight, self.per_token, not grouped, mean_load)
         if grouped:
             y_ND = self._grouped(x_ND, routes.expert_NK, routes.weight)
         else:

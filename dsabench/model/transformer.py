@@ -96,6 +96,8 @@ class Transformer(nn.Module):
         self.stage: Stage = "sparse"
         self.step: Tensor | None = None
         """The training step, where the training loop keeps it on the device; evaluation does not look at it."""
+        self.most_documents: int | None = None
+        """As AttentionContext has it; of all windows that the model is given, set by who knows them."""
 
     def forward(
         self,
@@ -139,7 +141,8 @@ class Transformer(nn.Module):
         dropout = self.spec.model.dropout if self.training else 0.0
         positions_T = torch.arange(tokens_BT.shape[1], device=tokens_BT.device)
         step = self.step if self.training else None
-        context = AttentionContext(positions_T, self.stage, document_ids_BT, capture, step, whole_mass)
+        most = None if document_ids_BT is None else self.most_documents
+        context = AttentionContext(positions_T, self.stage, document_ids_BT, capture, step, whole_mass, most)
         with part("attention"):
             self.layers()[0].attention.prepare(context)
         x_BTD = F.dropout(embed(tokens_BT, self.embedding.weight, self.spec.model.embedding_scale), dropout)

@@ -2,8 +2,12 @@
 
 Two files. `index.parquet` is for everyone; its metadata say of each run which version of run.json it shows.
 The rows it was made from are in `.index.json.gz`, so that an update has the exact values (a column's dtype
-depends on all of them) without reading every run.json again. A token ties the two: a kill between their
-writes shows, and both are rebuilt.
+depends on all of them) without reading every run.json again: a line of JSON each, and a first line with a token.
+The token ties the two files: a kill between their writes shows, and both are rebuilt.
+
+Both are written anew as a whole, whose cost grows with the store. So the end of a run does it only when that costs
+little beside what happened since the last time (`update`), and `load_runs` whenever something changed: it looks at
+the signature of every run.json, so that it never gives a stale row.
 """
 
 from __future__ import annotations
@@ -13,10 +17,11 @@ import io
 import json
 import os
 import secrets
+import time
 import zlib
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pandas as pd
 import pyarrow as pa
@@ -24,7 +29,7 @@ import pyarrow.parquet as pq
 
 from dsabench.errors import StoreError
 from dsabench.store.files import Signature, explained, read_regular, signature, write_atomic
-from dsabench.store.layout import RECORD, check_schema, existing_store, locked
+from dsabench.store.layout import RECORD, SWEEPS, check_schema, existing_store, locked
 from dsabench.store.reader import run_names
 from dsabench.store.records import SCHEMA_VERSION
 from dsabench.store.table import COLUMNS, Row, row_of, table
@@ -32,7 +37,13 @@ from dsabench.store.table import COLUMNS, Row, row_of, table
 INDEX = "index.parquet"
 _ROWS = ".index.json.gz"
 _KEY = b"dsabench"
-_FORMAT = f"2 of schema {SCHEMA_VERSION}"
+_FORMAT = f"3 of schema {SCHEMA_VERSION}"
+
+_SHARE = 64
+"""An index is written anew when a run ends if it lacks this part (1/64) of its rows; one of fewer rows always is."""
+
+_PATIENCE_S = 5e-3
+"""Or if it is older than this a row: writing takes 0.2 ms a row, so that it takes 4 % of the time at most."""
 
 
 class _State(NamedTuple):
@@ -73,6 +84,18 @@ def load_runs(store: str | Path = "runs") -> pd.DataFrame:
 
 
 def update(store: Path) -> None:
+    """Bring `index.parquet` up to date after a run has ended; in a large store not after each of many in a row.
+
+    What it then lacks, at most 1/64 of the runs, the next `load_runs` (with which a sweep ends) puts in.
+
+    Raises:
+        StoreError: it cannot be written.
+    """
+    if _is_due(store):
+        update_now(store)
+
+
+def update_now(store: Path) -> None:
     """Bring `index.parquet` up to date with every run.json, reading those that changed.
 
     Raises:
@@ -81,48 +104,69 @@ def update(store: Path) -> None:
     _update_locked(store, timeout_s=120)
 
 
+def _is_due(store: Path) -> bool:
+    """Whether writing the index costs little beside the runs that ended, or the time that passed, since it was."""
+    try:
+        n = int(pq.read_metadata(io.BytesIO(read_regular(store / INDEX))).num_rows)
+        age_s = time.time() - (store / INDEX).stat().st_mtime
+        with os.scandir(store) as entries:
+            folders = sum(e.name != SWEEPS and not e.name.startswith(".") and e.is_dir() for e in entries)
+    except (OSError, pa.ArrowException):
+        return True  # there is none that can be read
+    return n < _SHARE or (folders - n) * _SHARE >= n or age_s > n * _PATIENCE_S
+
+
 def _update_locked(store: Path, timeout_s: float) -> pd.DataFrame:
     with locked(store, timeout_s):
         # The runs are looked at under the lock, or an older view could replace a newer one.
-        frame, rows, signatures, unsettled = _current(store)
-        _write_index(store, frame, rows, signatures, unsettled)
+        frame, now = _current(store)
+        _write_index(store, frame, now)
         return frame
 
 
 def _scan(store: Path) -> dict[str, Signature]:
     """The signature of every run's run.json, by stat calls alone."""
-    return {name: signature(store / name / RECORD) for name in run_names(store)}
+    root = str(store)  # text: a Path for each takes longer than its stat call
+    return {name: signature(f"{root}/{name}/{RECORD}") for name in run_names(store)}
 
 
-_Rows = tuple[dict[str, Row], dict[str, Signature], dict[str, list[str | None]]]
+class _Rows(NamedTuple):
+    """Every run as it is, by its id."""
+
+    rows: dict[str, Row]
+    lines: dict[str, str]
+    """The rows as JSON."""
+
+    signatures: dict[str, Signature]
+    unsettled: dict[str, list[str | None]]
+    """As in `_State`."""
 
 
-def _current(store: Path) -> tuple[pd.DataFrame, dict[str, Row], dict[str, Signature], dict[str, list[str | None]]]:
-    """The table of every run, and what `_current_rows` gives."""
+def _current(store: Path) -> tuple[pd.DataFrame, _Rows]:
+    """The table of every run, and what it is made of."""
     cached = _read_rows(store)
     if cached is not None:
         with suppress(ValueError, TypeError, KeyError, AttributeError, OverflowError):  # no rows of ours: made anew
-            rows, signatures, unsettled = _current_rows(store, cached)
-            return table(rows.values()), rows, signatures, unsettled
-    rows, signatures, unsettled = _current_rows(store, None)
-    return table(rows.values()), rows, signatures, unsettled
+            now = _current_rows(store, cached)
+            return table(now.rows.values()), now
+    now = _current_rows(store, None)
+    return table(now.rows.values()), now
 
 
-def _current_rows(store: Path, cached: tuple[dict[str, Row], _State] | None) -> _Rows:
-    """Every run's row and signature as they are, and the unsettled runs; cached rows where none changed."""
+def _current_rows(store: Path, cached: _Rows | None) -> _Rows:
+    """Every run's row and signature as they are; cached rows where none changed."""
     # Signatures first: a run.json that is replaced in between then looks stale next time, not fresh for ever.
-    signatures = _scan(store)
-    rows: dict[str, Row] = {}
-    unsettled: dict[str, list[str | None]] = {}
-    old_rows, old = cached if cached is not None else ({}, None)
-    for name, seen in signatures.items():
-        if old and seen and name in old_rows and name not in old.unsettled and old.signatures[name] == seen:
-            rows[name] = old_rows[name]
+    now = _Rows({}, {}, _scan(store), {})
+    old = cached or _Rows({}, {}, {}, {})
+    for name, seen in now.signatures.items():
+        if seen and name in old.rows and name not in old.unsettled and old.signatures[name] == seen:
+            now.rows[name], now.lines[name] = old.rows[name], old.lines[name]
             continue
-        rows[name], may_change = row_of(store / name)
+        row, may_change = row_of(store / name)
+        now.rows[name], now.lines[name] = row, json.dumps(row)
         if may_change or seen is None:
-            unsettled[name] = [rows[name]["status"], rows[name].get("error")]
-    return rows, signatures, unsettled
+            now.unsettled[name] = [row["status"], row.get("error")]
+    return now
 
 
 def _is_fresh(store: Path, state: _State) -> bool:
@@ -135,20 +179,14 @@ def _is_fresh(store: Path, state: _State) -> bool:
     return True
 
 
-def _write_index(
-    store: Path,
-    frame: pd.DataFrame,
-    rows: dict[str, Row],
-    signatures: dict[str, Signature],
-    unsettled: dict[str, list[str | None]],
-) -> None:
-    state = _State(_FORMAT, secrets.token_hex(8), signatures, unsettled)
-    cache = json.dumps({"token": state.token, "rows": rows}).encode()
+def _write_index(store: Path, frame: pd.DataFrame, now: _Rows) -> None:
+    state = _State(_FORMAT, secrets.token_hex(8), now.signatures, now.unsettled)
+    lines = "\n".join([json.dumps(state.token), *now.lines.values()]).encode()
     content = pa.Table.from_pandas(frame, preserve_index=False)
     metadata = {**(content.schema.metadata or {}), _KEY: json.dumps(state._asdict()).encode()}
     buffer = io.BytesIO()
     pq.write_table(content.replace_schema_metadata(metadata), buffer, write_page_checksum=True)
-    write_atomic(store / _ROWS, gzip.compress(cache, compresslevel=1))
+    write_atomic(store / _ROWS, gzip.compress(lines, compresslevel=1))
     write_atomic(store / INDEX, buffer.getvalue())
 
 
@@ -174,15 +212,17 @@ def _read_index(store: Path) -> tuple[pd.DataFrame, _State] | None:
     return (frame, state) if ours and state and list(frame["run_id"]) == sorted(state.signatures) else None
 
 
-def _read_rows(store: Path) -> tuple[dict[str, Row], _State] | None:
+def _read_rows(store: Path) -> _Rows | None:
     """The rows behind the index, when they are those that it was made from."""
     try:
         state = _state_of(pq.read_schema(io.BytesIO(read_regular(store / INDEX))).metadata)
-        cache: Any = json.loads(gzip.decompress(read_regular(store / _ROWS)))
+        first, *lines = gzip.decompress(read_regular(store / _ROWS)).decode().split("\n")
+        token, *rows = json.loads(f"[{','.join([first, *lines])}]")
     except (OSError, EOFError, ValueError, RecursionError, zlib.error, pa.ArrowException):
         return None
-    if state is None or not isinstance(cache, dict) or cache.get("token") != state.token:
+    names = [row.get("run_id") if isinstance(row, dict) else None for row in rows]
+    if state is None or token != state.token or len(rows) != len(lines) or names != list(state.signatures):
         return None
-    rows: Any = cache.get("rows")
-    ours = isinstance(rows, dict) and all(isinstance(row, dict) and row.get("run_id") == n for n, row in rows.items())
-    return (rows, state) if ours else None
+    return _Rows(
+        dict(zip(names, rows, strict=True)), dict(zip(names, lines, strict=True)), state.signatures, state.unsettled
+    )

@@ -62,7 +62,9 @@ def run_names(store: Path) -> list[str]:
     """Names of the folders of `store` that hold a run or the beginning of one, sorted."""
     with explained(store), os.scandir(store) as entries:
         names = [e.name for e in entries if e.name != SWEEPS and not e.name.startswith(".") and e.is_dir()]
-    return sorted(n for n in names if any(os.path.lexists(store / n / file) for file in (RECORD, LOCK)))
+    # Text, not Paths, which take four times as long as the calls themselves.
+    root = str(store)
+    return sorted(n for n in names if any(os.path.lexists(f"{root}/{n}/{file}") for file in (RECORD, LOCK)))
 
 
 def find_run(store: str | Path, prefix: str) -> RunRecord:

@@ -64,7 +64,7 @@ def remove_runs(store: str | Path, run_ids: Iterable[str]) -> list[str]:
             break
     try:
         _delete_leftovers(Path(store))
-        index.update(Path(store))
+        index.update_now(Path(store))
     except StoreError as error:
         failure = failure or error
     if failure is not None:

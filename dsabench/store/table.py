@@ -54,9 +54,9 @@ def row_of(folder: Path) -> tuple[Row, bool]:
 
 def _flat_record(record: RunRecord) -> Row:
     row: Row = {}
-    _flatten(record.environment, "environment.", row)
-    _flatten(record.fingerprint, "fingerprint.", row)
-    _flatten(record.spec, "", row)
+    flatten(record.environment, "environment.", row)
+    flatten(record.fingerprint, "fingerprint.", row)
+    flatten(record.spec, "", row)
     return (
         row
         | record.summary
@@ -75,10 +75,11 @@ def _flat_record(record: RunRecord) -> Row:
     )
 
 
-def _flatten(value: Mapping[str, Any], prefix: str, row: Row) -> None:
+def flatten(value: Mapping[str, Any], prefix: str, row: Row) -> None:
+    """Put the fields of `value` into `row` by their paths after `prefix`; lists and empty mappings as JSON text."""
     for key, inner in value.items():
         if isinstance(inner, dict) and inner:
-            _flatten(inner, f"{prefix}{key}.", row)
+            flatten(inner, f"{prefix}{key}.", row)
         else:
             row[prefix + key] = json.dumps(inner) if isinstance(inner, dict | list) else inner
 
@@ -88,7 +89,7 @@ def table(rows: Iterable[Row]) -> pd.DataFrame:
     ordered = sorted(rows, key=lambda row: str(row["run_id"]))
     others = sorted({name for row in ordered for name in row} - COLUMNS.keys())
     columns = {name: _fixed([row.get(name) for row in ordered], dtype) for name, dtype in COLUMNS.items()}
-    columns |= {_clean(name): typed([row.get(name) for row in ordered]) for name in others}
+    columns |= {clean(name): typed([row.get(name) for row in ordered]) for name in others}
     return pd.DataFrame(columns)
 
 
@@ -98,7 +99,7 @@ def _fixed(values: list[Any], dtype: str) -> pd.Series[Any]:
         times = [value and datetime.fromisoformat(value).replace(tzinfo=None) for value in values]
         return pd.Series(np.array(times, dtype="datetime64[us]")).dt.tz_localize("UTC")
     if dtype == "string":
-        values = [None if value is None else _clean(value) for value in values]
+        values = [None if value is None else clean(value) for value in values]
     if dtype == "float64":
         values = [float("nan") if value is None else float(value) for value in values]
     return pd.Series(values, dtype=dtype)
@@ -139,11 +140,11 @@ def _column(values: list[Any], dtype: str) -> pd.Series[Any]:
         values = [float("nan") if value is None else float(value) for value in values]
     elif dtype == "string":
         texts = [value if value is None or isinstance(value, str) else json.dumps(value) for value in values]
-        values = [None if text is None else _clean(text) for text in texts]
+        values = [None if text is None else clean(text) for text in texts]
     return pd.Series(values, dtype=dtype)
 
 
-def _clean(text: str) -> str:
+def clean(text: str) -> str:
     """`text` with what UTF-8 cannot hold (half a surrogate pair in damaged JSON) spelt out."""
     return text if text.isascii() else text.encode(errors="backslashreplace").decode()
 
@@ -195,7 +196,7 @@ def _kinds_of(records: list[Row]) -> dict[str, set[str]]:
 
 
 def _metrics(records: list[Row], dtypes: Mapping[str, str]) -> pd.DataFrame:
-    columns = {_clean(name): _column([r.get(name) for r in records], dtype) for name, dtype in dtypes.items()}
+    columns = {clean(name): _column([r.get(name) for r in records], dtype) for name, dtype in dtypes.items()}
     first = {"run_id": "string", "kind": "string", "step": "Int64"}
     missing = {name: pd.Series([], dtype=dtype) for name, dtype in first.items() if name not in columns}
     return pd.DataFrame(columns | missing)[[*first, *(name for name in columns if name not in first)]]

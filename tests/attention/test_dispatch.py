@@ -63,12 +63,10 @@ def test_auto_takes_the_kernels_where_they_pay_and_run(
     assert spec.attention.backend == "auto", "what is stored and hashed stays as it was asked for"  # type: ignore[attr-defined]
 
 
-def test_auto_leaves_packed_documents_to_masks() -> None:
-    """Until the test of the kernels with them passes on a GPU; who asks for the kernels gets them."""
-    for name, expected in (("auto", "masked"), ("triton", "triton")):
-        spec = long_spec(name)
-        packed = spec.model_copy(update={"data": spec.data.model_copy(update={"packing": "documents"})})
-        assert backend(packed, GPU) == expected
+def test_packed_documents_change_nothing() -> None:
+    spec = long_spec()
+    packed = spec.model_copy(update={"data": spec.data.model_copy(update={"packing": "documents"})})
+    assert backend(packed, GPU) == backend(spec, GPU) == "triton"
 
 
 def test_other_attentions_have_no_choice() -> None:

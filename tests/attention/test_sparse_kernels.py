@@ -114,7 +114,7 @@ def test_a_good_guess_needs_no_second_pass(kind: str, monkeypatch: pytest.Monkey
             return lambda *args, **sizes: None
 
     monkeypatch.setattr(top_k, "redo", Nothing())
-    x = draw(Sizes(length=150, index_heads=1, index_width=16), 7, grid=kind != "random")
+    x = draw(Sizes(length=130, index_heads=1, index_width=16), 7, grid=kind != "random")
     with torch.no_grad():
         if kind == "all equal":
             x.w_index.zero_()
@@ -188,9 +188,10 @@ def test_the_kl_loss_over_all_keys(sizes: Sizes, seed: int, deterministic: bool)
         assert error(mine, theirs) < TOLERANCE
 
 
-@pytest.mark.parametrize("deterministic", [False, True])
-@pytest.mark.parametrize(("queries", "keys"), [(16, 32), (32, 16)])
-@pytest.mark.parametrize("ahead", [False, True])
+@pytest.mark.parametrize(
+    ("queries", "keys", "ahead", "deterministic"),
+    [(16, 32, False, False), (16, 32, True, True), (32, 16, False, True), (32, 16, True, False)],
+)
 def test_the_dense_kl_loss_by_other_tilings(queries: int, keys: int, ahead: bool, deterministic: bool) -> None:
     """Blocks that end within a tile of keys, documents that start within one, products ahead of exponentials."""
     sizes = Sizes(length=75, batch=2, heads=6, groups=2, width=20, index_heads=3, index_width=9, documents=0.04)

@@ -113,7 +113,10 @@ def test_triton_by_its_interpreter(tmp_path: Path) -> None:
         "--only", "dense-math", "dsa-triton",
     ]  # fmt: skip
     pytest.importorskip("triton", reason="needs triton, which CPU builds of PyTorch do not bring")
-    code = "from dsabench.cli.app import main; main()"
+    code = (
+        f"import sys; sys.path.insert(0, {str(Path(__file__).parents[1])!r}); "
+        "from interpreter import quicken; quicken(); from dsabench.cli.app import main; main()"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code, *words], capture_output=True, text=True, timeout=120, check=False, cwd=tmp_path,
         env={**os.environ, "TRITON_INTERPRET": "1"},

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from shell import Shell
 
+from dsabench.cli import profile_tables
+from dsabench.cli.console import stdout_console
+
 SMALL = [
     "--config", "quick", "--set", "model.d_model=32", "--set", "model.n_heads=2", "--set", "model.d_ff=16",
+    "--set", "model.n_layers=1",
     "--set", "train.tokens_per_step=128", "--set", "data.vocab_size=300", "--set", "data.val_share=0.25",
     "--set", "attention.indexer.head_dim=8", "--device", "cpu", "--steps", "2",
 ]  # fmt: skip
@@ -19,15 +24,21 @@ def small(corpus: Path, *words: str) -> list[str]:
     return ["profile", *SMALL, "--set", f"data.source=path:{corpus}", *words]
 
 
-@pytest.mark.parametrize("width", ["80", "120"])
 def test_each_case_has_a_table_and_all_have_a_summary(
-    shell: Shell, corpus: Path, width: str, monkeypatch: pytest.MonkeyPatch
+    shell: Shell, corpus: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("COLUMNS", width)
+    """No wider in a wide terminal."""
+    printed: list[Any] = []
+    honest = profile_tables.profile_lines
+    monkeypatch.setattr(profile_tables, "profile_lines", lambda *given: (printed.append(given), honest(*given))[1])
+    monkeypatch.setenv("COLUMNS", "80")
     code, out, err = shell(*small(corpus, "--lengths", "16", "32", "--stage", "both"))
     assert code == 0, err
     lines = out.splitlines()
     assert max(map(len, lines)) <= 80, max(lines, key=len)
+    monkeypatch.setenv("COLUMNS", "120")
+    honest(*printed[0][:2], stdout_console())
+    assert shell.capsys.readouterr().out == out
     heads = [line for line in lines if "(cpu, fp32, eager)" in line]
     assert [head.split("  ")[0] for head in heads] == [
         "dense L=16", "dsa L=16 dense stage", "dsa L=16", "dense L=32", "dsa L=32 dense stage", "dsa L=32",
@@ -38,7 +49,7 @@ def test_each_case_has_a_table_and_all_have_a_summary(
     assert [line[:20].strip() for line in summary] == [head.split("  ")[0] for head in heads]
     assert "[6/6] dsa-L32: tracing" in err
     for name in ("dense-L16", "dsa-L16", "dsa-L16-dense-stage", "dsa-L32"):
-        assert (shell.folder / "results/profile" / name / "trace.json.gz").is_file()
+        assert [path.name for path in (shell.folder / "results/profile" / name).iterdir()] == ["trace.json.gz"]
         assert f"trace: results/profile/{name}/trace.json.gz" in lines
     assert not (shell.folder / "runs").exists()
 

@@ -334,3 +334,53 @@ def test_runs_diff_needs_no_torch(store: Path) -> None:
     assert not {"torch", "matplotlib", "scipy"} & set(loaded(["runs", "diff", "dense", "dsa"], store.parent))
     for words in (["runs", "diff", "--help"], ["reproduce", "--help"]):
         assert loaded(words, store.parent) == []
+
+
+# Records that somebody edited, or that are damaged
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        ({"engine": 5}, "engine = 5 is not accepted"),
+        ({"plugins": 5, "attention": {"kind": "mine"}}, "cannot be trained by this one"),
+        ({"train": 5}, "train = 5 is not accepted"),
+    ],
+)
+def test_a_record_that_is_no_spec_is_one_message(
+    shell: Shell, store: Path, damage: dict[str, Any], message: str
+) -> None:
+    edit(folder(store, "dense") / "run.json", lambda record: record["spec"].update(damage))
+    code, _, err = shell("reproduce", "dense")
+    assert code == 2 and message in err
+
+
+def test_a_record_need_not_name_what_is_a_default(shell: Shell, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*args: Any, **more: Any) -> None:
+        raise KeyboardInterrupt
+
+    edit(folder(store, "dense") / "run.json", lambda record: record["spec"]["train"].pop("steps"))
+    monkeypatch.setattr(runner, "train", interrupted)
+    assert shell("reproduce", "dense")[0] == 130
+
+
+@pytest.mark.parametrize("name", ["state.json", "model.safetensors"])
+def test_a_damaged_checkpoint_is_found_before_hours_of_training(
+    shell: Shell, store: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder(store, "dense") / "checkpoint" / name).write_text("{")
+    monkeypatch.setattr(runner, "train", lambda *args, **more: pytest.fail("it was trained"))
+    code, _, err = shell("reproduce", "dense")
+    assert code == 2 and f"{name} cannot be read" in err
+
+
+def test_numbers_beyond_every_float_are_compared(shell: Shell, store: Path) -> None:
+    shutil.copytree(store, "other")
+    edit(folder(store, "dense") / "run.json", lambda record: record["summary"].update(odd=10**400))
+    edit(folder(Path("other"), "dense") / "run.json", lambda record: record["summary"].update(odd=1.5))
+    edit(folder(store, "dense") / "metrics.jsonl", lambda record: record.update(train_loss=10**400))
+    code, out, err = shell("runs", "diff", "dense", "--other-store", "other", "--json")
+    assert code == 0, err
+    document = json.loads(out)
+    assert [(one["field"], one["difference"]) for one in document["outcome"]] == [("odd", None)]
+    assert document["records"]["first_difference"]["size"] is None

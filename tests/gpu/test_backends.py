@@ -5,6 +5,8 @@ Run on a machine with one: pytest -m gpu tests/gpu/test_backends.py
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -19,7 +21,7 @@ from dsabench.engine.device import Execution, determinism, resolve
 from dsabench.engine.evaluation import Evaluator, selection_recall
 from dsabench.engine.optimization import Optimizer
 from dsabench.engine.step import TrainStep
-from dsabench.model.transformer import build
+from dsabench.model.transformer import Transformer, build
 from dsabench.spec.fields import EngineSpec, RunSpec
 from dsabench.spec.sweep import validate
 
@@ -84,6 +86,24 @@ def test_packed_documents_are_learnt_alike_in_a_graph(kind: str, monkeypatch: py
     torch.testing.assert_close(graph[:, :2], eager[:, :2], rtol=0, atol=1e-3)
 
 
+@pytest.mark.parametrize("kind", ["dense", "triton"])
+def test_documents_as_sequences_are_learnt_as_by_masks(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In bf16, eager and in a graph; 20 steps, of which 12 are DSA's dense stage."""
+    spec, eager = packed_spec(kind), Execution(CUDA, "bf16", False, False)
+    masks = history(spec, eager, 20)
+    monkeypatch.setattr(Transformer, "__init__", with_most_documents(Transformer.__init__, 60))
+    for execution in (eager, Execution(CUDA, "bf16", True, False)):
+        torch.testing.assert_close(history(spec, execution, 20)[:, :2], masks[:, :2], rtol=0, atol=3e-2)
+
+
+def with_most_documents(init: Any, most: int) -> Any:
+    def made(self: Transformer, *given: Any) -> None:
+        init(self, *given)
+        self.most_documents = most
+
+    return made
+
+
 @pytest.mark.parametrize("steps", [1, 12, 13, 20])
 def test_packed_documents_are_learnt_as_by_masks(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """12 steps are of the dense stage: how many pass says which stage differs."""
@@ -93,16 +113,26 @@ def test_packed_documents_are_learnt_as_by_masks(steps: int, monkeypatch: pytest
     torch.testing.assert_close(triton[:, :2], masked[:, :2], rtol=0, atol=1e-3)
 
 
+@contextlib.contextmanager
+def by_masks_only() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dense.varlen, "varlen_attn", lambda *given, **more: pytest.fail("not by masks"))
+        yield
+
+
+@pytest.mark.parametrize("most", [None, 40])
 @pytest.mark.parametrize("slab", [60, 256])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 1e-2)])
 def test_dense_attention_within_documents(
-    dtype: torch.dtype, tolerance: float, slab: int, monkeypatch: pytest.MonkeyPatch
+    dtype: torch.dtype, tolerance: float, slab: int, most: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Outputs and gradients beside fp64."""
+    """Outputs and gradients beside fp64, by masks and, in bf16 with a bound of their number, as sequences."""
     monkeypatch.setattr(dense, "SLAB_PAIRS", 2 * 256 * slab)
     x = draw(Sizes(batch=2, length=256, heads=4, groups=1, width=16, documents=0.02), 9, "cuda")
+    assert x.ids is not None and int(x.ids.max()) < 40
     mine = x.to(dtype)
-    out = dense.attention(mine.q, mine.k, mine.v, mine.ids)
+    with by_masks_only() if most is None or dtype == torch.float32 else contextlib.nullcontext():
+        out = dense.attention(mine.q, mine.k, mine.v, mine.ids, most)
     (out * mine.d_out).sum().backward()
     logits = torch.einsum("bthd,bshd->bhts", x.q, x.k.expand_as(x.q)) * x.q.shape[-1] ** -0.5
     p = logits.masked_fill(~allowed_by(x)[:, None], -torch.inf).softmax(-1)

@@ -125,6 +125,25 @@ def test_route(
     agrees(routed, x, w, least=2e-5, floor=1e-2)
 
 
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("side_by_side", [False, True])
+def test_parts_that_know_the_mean_load_have_the_balance_loss_of_the_whole(fused: bool, side_by_side: bool) -> None:
+    """Of two halves of a batch on two devices; the gradients too."""
+    x, w = randn(40, 12), randn(5, 12)
+    results: list[tuple[Tensor, ...]] = []
+    for parts in (1, 2):
+        given_ = [one.clone().requires_grad_() for one in (x, w)]
+        with kernels.interpreted() if fused else kernels.unfused():
+            loads = [kernels.route(one, w, 2, side_by_side).load_E for one in x.chunk(parts)]
+            load_E = torch.stack(loads).mean(0)
+            mean_load = None if parts == 1 else lambda own_E, of_all_E=load_E: of_all_E
+            found = [kernels.route(one, given_[1], 2, side_by_side, mean_load) for one in given_[0].chunk(parts)]
+        balance = torch.stack([one.balance_loss for one in found]).mean()
+        results.append((balance, found[0].load_E, *torch.autograd.grad(balance, given_)))
+    for whole, halves in zip(*results, strict=True):
+        torch.testing.assert_close(halves, whole, atol=1e-6, rtol=1e-5)
+
+
 def test_equal_logits_go_to_the_lowest_expert_and_nan_shows() -> None:
     x, w = torch.ones(3, 4), torch.zeros(6, 4)
     w[4] = 1.0
@@ -258,12 +277,15 @@ def test_unfused_is_plain_and_ends_where_it_began() -> None:
     assert not kernels.fused(x), "never on a CPU outside of tests"
 
 
-@pytest.mark.parametrize("d_ff", [12, 13], ids=["grouped", "side by side"])
-@pytest.mark.parametrize("attention", [{"kind": "dense"}, {"kind": "dsa", "top_k_ratio": 0.5}])
+@pytest.mark.parametrize(
+    ("attention", "d_ff"),
+    [({"kind": "dense"}, 12), ({"kind": "dsa", "top_k_ratio": 0.5}, 13)],
+    ids=["dense, experts grouped", "dsa, experts side by side"],
+)
 def test_a_whole_training_step_is_the_same(attention: dict[str, Any], d_ff: int) -> None:
     model = {"d_model": 16, "n_layers": 2, "n_heads": 2, "d_ff": d_ff, "n_experts": 3, "n_kv_heads": 1}
-    spec = validate({"length": 12, "attention": attention, "model": model, "train": {"tokens_per_step": 24}})
-    tokens = torch.randint(50, (2, 13), generator=torch.Generator().manual_seed(0))
+    spec = validate({"length": 7, "attention": attention, "model": model, "train": {"tokens_per_step": 14}})
+    tokens = torch.randint(50, (2, 8), generator=torch.Generator().manual_seed(0))
     grads = []
     for fuse in (False, True):
         network = build(spec, 50)

@@ -8,6 +8,7 @@ Legend: S steps, B batch, T time.
 from __future__ import annotations
 
 import contextlib
+import gzip
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -74,6 +75,7 @@ class _Bench:
         self.windows = cut(data, case.spec.length)
         self.slot = Slots().take(case.spec, data.vocab_size, execution)
         self.slot.begin(case.spec)
+        self.slot.model.most_documents = self.windows.most_documents
         self.taken = 0
         with self.slot.active():
             memory = Memory(self.slot)
@@ -139,7 +141,7 @@ def trace_steps(case: Case, data: TokenData | TaskData, execution: Execution, pa
     step = bench.slot.step
     graphs = dict(step.graphs)
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
-    with bench.slot.active(), profile(activities=activities, acc_events=True) as profiler:
+    with bench.slot.active(), profile(activities=activities) as profiler:
         step.graphs.clear()
         with named():
             for i in range(_TRACED_EAGER + 1):
@@ -157,7 +159,10 @@ def trace_steps(case: Case, data: TokenData | TaskData, execution: Execution, pa
                 bench.run(batches)
             bench.slot.wait()
     path.parent.mkdir(parents=True, exist_ok=True)
-    profiler.export_chrome_trace(str(path))
+    plain = path.with_suffix("")
+    profiler.export_chrome_trace(str(plain))
+    path.write_bytes(gzip.compress(plain.read_bytes(), 6))  # PyTorch does it line by line, several times as slowly
+    plain.unlink()
     found = split(read(path))
     if on_gpu and found.source == "operators":
         raise DeviceError(

@@ -1,0 +1,25 @@
+"""The trackers there are, known without importing any of them."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Kind(NamedTuple):
+    """A tracker that `dsabench export --to` names."""
+
+    title: str
+    packages: tuple[str, ...]
+    """What must be importable."""
+
+    view: str
+    """The command that shows what was written, with {out}."""
+
+
+TRACKERS = {
+    "tensorboard": Kind("TensorBoard", ("tensorboard",), "tensorboard --logdir {out}"),
+    "wandb": Kind("Weights & Biases", ("wandb",), "wandb sync {out}/wandb/offline-run-*   (sends it to their server)"),
+    "mlflow": Kind(
+        "MLflow", ("mlflow", "sqlalchemy", "alembic"), "mlflow ui --backend-store-uri sqlite:///{out}/mlflow.db"
+    ),
+}
