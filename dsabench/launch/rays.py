@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import os
 import signal
 import socket
@@ -27,12 +28,11 @@ def library() -> ModuleType:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # what it does by default it announces on stderr
     try:
-        import ray
+        return importlib.import_module("ray")
     except ImportError as error:
         raise DeviceError(
             f"--launcher ray needs the package ray ({error}); install it with: pip install 'dsabench[ray]'"
         ) from None
-    return ray
 
 
 def join(address: str | None) -> ModuleType:
