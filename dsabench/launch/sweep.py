@@ -98,8 +98,9 @@ def run_sweep(
                     raise error
     finally:
         launcher.close()
-        with suppress(StoreError):  # a cache
-            index.update_now(Path(store))
+        if Path(store).is_dir():  # it may have vanished
+            with suppress(StoreError):  # a cache
+                index.update_now(Path(store))
 
 
 class _Schedule:
