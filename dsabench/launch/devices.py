@@ -6,7 +6,6 @@ failed; where it trained several, nobody knows which one killed it, and each is 
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -20,12 +19,11 @@ from pathlib import Path
 
 import torch
 
-import dsabench
 from dsabench.engine.sink import Update
 from dsabench.errors import DeviceError, SpecError
 from dsabench.launch.job import Crowded, Died, Job, Outcome
 from dsabench.launch.messages import Assignment, OneAtATime, Progress, Ready, Report, Result, Start, Told
-from dsabench.launch.worker import LOST, STOP
+from dsabench.launch.worker import ENTRY, LOST, STOP
 from dsabench.spec.fields import EngineSpec
 from dsabench.stopping import PATIENCE_S
 
@@ -118,16 +116,15 @@ class _Worker:
     def _start(self) -> None:
         self.pipe, theirs = Pipe()
         with theirs, self.log.open("wb") as log:
-            path = os.pathsep.join([str(Path(dsabench.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
             self.process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "dsabench.launch.worker", str(theirs.fileno())],
-                env={**os.environ, "PYTHONPATH": path.strip(os.pathsep)},
+                [sys.executable, "-P", "-c", ENTRY, str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
             )
         self.is_ready = False
+        self._send(sys.path)
         self._send(self.given)
         for job, _ in self.jobs.values():
             self._assign(job)

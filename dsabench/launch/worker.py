@@ -1,10 +1,10 @@
 """A process that trains the runs that its parent, which has `devices.Workers`, sends it.
 
-    python -m dsabench.launch.worker FD
+    python -P -c ENTRY FD
 
-FD is the worker's end of a pipe. The parent sends a `Start`, then `Assignment`s; the worker sends updates of runs,
-lines for the user, and what became of each job. It stops, with what is under way checkpointed and marked
-`interrupted`, at STOP and when its parent is gone.
+FD is the worker's end of a pipe. The parent sends where modules are found, a `Start`, then `Assignment`s; the worker
+sends updates of runs, lines for the user, and what became of each job. At STOP, and when its parent is gone, it ends,
+with what is under way checkpointed and marked `interrupted`.
 """
 
 from __future__ import annotations
@@ -25,6 +25,16 @@ from dsabench.launch.messages import Assignment, OneAtATime, Order, Progress, Re
 from dsabench.runner import DeviceLostError
 from dsabench.spec.fields import EngineSpec
 from dsabench.stopping import on_signals
+
+ENTRY = """
+import sys
+from multiprocessing.connection import Connection
+pipe = Connection(int(sys.argv[1]))
+sys.path[:] = pipe.recv()
+from dsabench.launch.worker import main
+main(pipe)
+"""
+"""What Python is started with: it finds modules where its parent does, and nowhere else."""
 
 STOP = signal.SIGUSR1
 """Asks to stop. SIGINT and SIGTERM often reach all processes of a group, and the parent is the one to decide."""
@@ -103,19 +113,15 @@ def _take(order: Order, here: Here, parent: _Parent) -> None:
             raise AssertionError(order)
 
 
-def main() -> int:
-    """As the module says."""
+def main(pipe: Connection) -> None:
+    """As the module says; does not return."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     with on_signals([STOP]):
         try:
-            return work(Connection(int(sys.argv[1])))
+            code = work(pipe)
         except KeyboardInterrupt:
-            return 0
-
-
-if __name__ == "__main__":
-    code = main()
+            code = 0
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)  # threads of libraries do not keep it

@@ -169,7 +169,8 @@ def children(pid: int) -> list[int]:
 
 def imitation(folder: Path, monkeypatch: pytest.MonkeyPatch, code: str) -> None:
     """Workers that execute this code instead; `pipe` is their end."""
-    text = f"import sys\nfrom multiprocessing.connection import Connection\npipe = Connection(int(sys.argv[1]))\n{code}"
+    start = "import sys\nfrom multiprocessing.connection import Connection\npipe = Connection(int(sys.argv[1]))"
+    text = f"{start}\nsys.path[:] = pipe.recv()\n{code}"
     (folder / "worker.py").write_text(text, encoding="ascii")
     (folder / "python").write_text(f'#!/bin/sh\nexec {sys.executable} {folder}/worker.py "$4"\n', encoding="ascii")
     (folder / "python").chmod(0o700)
