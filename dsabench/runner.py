@@ -142,8 +142,7 @@ def training(
         return done.record
     with writer:
         if died:
-            reason = f"its process died: {died.splitlines()[0]} ({failures.LOG}); --retry-failed runs it again"
-            return writer.finish("failed", summary=mark, error=reason, log=died)
+            return writer.finish("failed", summary=mark, error=failures.of_death(died.splitlines()[0]), log=died)
         try:
             if audit.crash is not None:  # no answer, and the training would only meet it again
                 raise audit.crash

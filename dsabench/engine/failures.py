@@ -96,6 +96,11 @@ def death(folder: Path) -> str:
     return ""
 
 
+def of_death(how: str) -> str:
+    """The reason of a run whose process died; how: by what, or of what."""
+    return f"its process died: {how} ({LOG}); --retry-failed runs it again"
+
+
 def log(error: BaseException) -> str:
     """All that is known of a failure."""
     if isinstance(error, RankFailedError):

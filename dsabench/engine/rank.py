@@ -52,8 +52,6 @@ def _trained(task: Task, ranks: Ranks, line: Line) -> dict[str, Any]:
             line.say("update", update)
 
     try:
-        if task.device == "cuda":
-            torch.cuda.set_device(execution.device)
         ranks.connect(execution.device)
         return loop.to_the_end(loop.train(spec, data, execution, sink, observe))
     except (DsabenchError, LostRankError, RankFailedError):

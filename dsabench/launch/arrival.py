@@ -77,9 +77,8 @@ class Arrival:
 
     def died(self, how: str, log: str) -> RunRecord:
         """Record the failure of a run that nothing is left of to tell why."""
-        reason = f"its process died: {how} ({failures.LOG}); --retry-failed runs it again"
         with self.writer as writer:
-            return writer.finish("failed", error=reason, log=log, indexed=False)
+            return writer.finish("failed", error=failures.of_death(how), log=log, indexed=False)
 
     def give_up(self) -> None:
         """The run is not trained to its end: it is marked `interrupted`."""

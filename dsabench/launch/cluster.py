@@ -22,7 +22,7 @@ from dsabench.engine.sink import Update
 from dsabench.errors import DeviceError, StoreError
 from dsabench.launch import node, rays
 from dsabench.launch.arrival import Arrival
-from dsabench.launch.job import Busy, Ended, Job, Outcome, Refused
+from dsabench.launch.job import Busy, Ended, Job, Note, Outcome, Refused
 from dsabench.launch.order import Order, absolute, contents, pieces
 from dsabench.planning import fingerprint
 from dsabench.spec.fields import DataSpec, RunSpec
@@ -232,7 +232,7 @@ class Cluster:
                 return Refused(DeviceError(useless))
             case node.Began(host):
                 run.host = host
-            case node.Note(line):
+            case Note(line):
                 self._say(line)
             case Update():
                 self.said.append(partial(run.observe, report))

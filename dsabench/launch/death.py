@@ -18,7 +18,7 @@ def record_death(job: Job, store: Path, how: str, log: str) -> RunRecord:
     A run that had ended, or that another process has taken up since, is returned as it is.
     """
     said = failures.death(store / job.run_id)
-    what = f": {said.splitlines()[0]}" if said else ""
+    what = f", {said.splitlines()[0]}" if said else ""
     try:
         writer = RunWriter.open(
             store,
@@ -33,5 +33,6 @@ def record_death(job: Job, store: Path, how: str, log: str) -> RunRecord:
     except RunBusyError:
         return read_run(store, job.run_id)
     with writer:
-        reason = f"its process died, {how}{what} ({failures.LOG}); --retry-failed runs it again"
-        return writer.finish("failed", error=reason, log="\n".join(text for text in (said, log) if text))
+        return writer.finish(
+            "failed", error=failures.of_death(how + what), log="\n".join(text for text in (said, log) if text)
+        )

@@ -21,8 +21,8 @@ import torch
 
 from dsabench.engine.sink import Update
 from dsabench.errors import DeviceError, SpecError
-from dsabench.launch.job import Crowded, Died, Job, Outcome
-from dsabench.launch.messages import Assignment, OneAtATime, Progress, Ready, Report, Result, Start, Told
+from dsabench.launch.job import Crowded, Died, Job, Note, Outcome
+from dsabench.launch.messages import Assignment, OneAtATime, Progress, Ready, Report, Result, Start
 from dsabench.launch.worker import ENTRY, LOST, STOP
 from dsabench.spec.fields import EngineSpec
 from dsabench.stopping import PATIENCE_S
@@ -151,7 +151,7 @@ class _Worker:
                 match report:
                     case Ready():
                         self.is_ready, self.stillborn = True, 0
-                    case Told(line):
+                    case Note(line):
                         notify(line)
                     case Progress(run_id, update):
                         self.jobs[run_id][1](update)

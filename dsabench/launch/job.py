@@ -82,6 +82,13 @@ class Refused:
 Outcome = Ended | Busy | Crowded | TooManyWindows | Died | Refused
 
 
+@dataclass(frozen=True)
+class Note:
+    """A line for the user, from another process."""
+
+    line: str
+
+
 class Launcher(Protocol):
     """A place where runs are trained."""
 

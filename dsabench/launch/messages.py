@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dsabench.engine.sink import Update
-from dsabench.launch.job import Job, Outcome
+from dsabench.launch.job import Job, Note, Outcome
 from dsabench.spec.sweep import validate
 
 
@@ -53,13 +53,6 @@ class Ready:
 
 
 @dataclass(frozen=True)
-class Told:
-    """A line for the user."""
-
-    line: str
-
-
-@dataclass(frozen=True)
 class Progress:
     """An update of a run."""
 
@@ -78,4 +71,4 @@ class Result:
 
 
 Order = Assignment | OneAtATime
-Report = Ready | Told | Progress | Result
+Report = Ready | Note | Progress | Result

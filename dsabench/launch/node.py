@@ -26,7 +26,7 @@ from dsabench.engine.device import resolve
 from dsabench.engine.sink import Update
 from dsabench.errors import DataError, DsabenchError, StoreError
 from dsabench.launch.here import Here
-from dsabench.launch.job import Crowded, Ended, Job, Outcome, Refused
+from dsabench.launch.job import Crowded, Ended, Job, Note, Outcome, Refused
 from dsabench.launch.order import PIECE_BYTES, Order, pieces
 from dsabench.planning import fingerprint
 from dsabench.runner import DeviceLostError
@@ -50,13 +50,6 @@ class Began:
     """The run is about to be trained."""
 
     host: str
-
-
-@dataclass(frozen=True)
-class Note:
-    """A line for the user."""
-
-    line: str
 
 
 @dataclass(frozen=True)

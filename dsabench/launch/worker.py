@@ -20,8 +20,8 @@ import torch
 from dsabench.engine.device import resolve
 from dsabench.errors import DsabenchError
 from dsabench.launch.here import Here
-from dsabench.launch.job import Ended, Refused
-from dsabench.launch.messages import Assignment, OneAtATime, Order, Progress, Ready, Report, Result, Start, Told
+from dsabench.launch.job import Ended, Note, Refused
+from dsabench.launch.messages import Assignment, OneAtATime, Order, Progress, Ready, Report, Result, Start
 from dsabench.runner import DeviceLostError
 from dsabench.spec.fields import EngineSpec
 from dsabench.stopping import on_signals
@@ -71,12 +71,12 @@ def work(pipe: Connection) -> int:
     parent = _Parent(pipe)
     if start.threads is not None:
         torch.set_num_threads(start.threads)
-    warnings.showwarning = lambda message, *rest, **more: parent.tell(Told(str(message)))
+    warnings.showwarning = lambda message, *rest, **more: parent.tell(Note(str(message)))
     here = Here(
         start.store,
         resolve(EngineSpec.model_validate(start.engine)),
         start.concurrency,
-        lambda line: parent.tell(Told(line)),
+        lambda line: parent.tell(Note(line)),
     )
     parent.tell(Ready())
     try:

@@ -99,7 +99,7 @@ def test_a_worker_that_dies_fails_its_run_and_no_other(config: Path, calm: Path,
     assert {name: record.status for name, record in ended.items()} == {
         run.run_id: "failed" if run.run_id == victim else "done" for run in swept.planned
     }
-    assert "its process died, by SIGKILL" in str(ended[victim].error)
+    assert "its process died: by SIGKILL" in str(ended[victim].error)
     assert "--retry-failed" in str(ended[victim].error)
     assert any("another one takes its place" in line for line in swept.told)
     assert all(worker.process.poll() is not None for worker in swept.workers.workers), "none is left behind"

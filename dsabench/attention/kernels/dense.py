@@ -18,13 +18,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention import varlen
 from torch.utils.checkpoint import checkpoint
 
 from dsabench.attention.kernels.reference import allowed_at
-
-_HAS_WINDOWS = "window_size" in inspect.signature(varlen.varlen_attn).parameters
-"""PyTorch 2.10 has `is_causal` in its place."""
 
 SLAB_PAIRS = 2**26
 """Most (query, key) pairs of a slab's mask over all rows of a batch: 128 MiB of bf16 bias."""
@@ -75,12 +71,16 @@ def _is_for_flash(q_BTHD: Tensor) -> bool:
 
 def _by_sequences(q_BTHD: Tensor, k_BSGD: Tensor, v_BSGD: Tensor, ids_BT: Tensor, most: int) -> Tensor:
     """Each document is a sequence; those that rows lack of `most` are empty ones."""
+    from torch.nn.attention import varlen  # loads PyTorch's compiler, for seconds: only who needs it waits for it
+
     heads, groups = q_BTHD.shape[2], k_BSGD.shape[2]
     if groups != heads:  # PyTorch 2.10 knows no KV heads here
         k_BSGD, v_BSGD = (x.repeat_interleave(heads // groups, dim=2) for x in (k_BSGD, v_BSGD))
     end_E, length = sequence_ends(ids_BT, most), q_BTHD.shape[1]
     q_NHD, k_NHD, v_NHD = (x.flatten(0, 1) for x in (q_BTHD, k_BSGD, v_BSGD))
-    causal: dict[str, Any] = {"window_size": (-1, 0)} if _HAS_WINDOWS else {"is_causal": True}
+    causal: dict[str, Any] = {"window_size": (-1, 0)}
+    if "window_size" not in inspect.signature(varlen.varlen_attn).parameters:  # PyTorch 2.10
+        causal = {"is_causal": True}
     out_NHD = varlen.varlen_attn(q_NHD, k_NHD, v_NHD, end_E, end_E, length, length, **causal)
     assert isinstance(out_NHD, Tensor)
     return out_NHD.view_as(q_BTHD)
