@@ -32,7 +32,8 @@ def bench(
         int | None, typer.Option(help="Width of an indexer head; else 64.", metavar="N", min=1)
     ] = None,
     run: Annotated[
-        str | None, typer.Option(help="Take q, k, v and index projections of this stored run of dsa.", metavar="RUN")
+        str | None,
+        typer.Option("--run", help="Take q, k, v and index projections of this stored run of dsa.", metavar="RUN"),
     ] = None,
     layer: Annotated[int | None, typer.Option(help="Which layer of --run; else the last.", metavar="N", min=0)] = None,
     store: Store = Path("runs"),

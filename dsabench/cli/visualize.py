@@ -32,7 +32,7 @@ def visualize_selection(
         typer.Option(help="Validation document, from 0; else the first long enough. Of a task: window.", metavar="N"),
     ] = None,
     start: Annotated[int, typer.Option(help="Token of the document or text where the window starts.", metavar="T")] = 0,
-    text: Annotated[str | None, typer.Option(help="A text of your own instead.", metavar="TEXT")] = None,
+    text: Annotated[str | None, typer.Option("--text", help="A text of your own instead.", metavar="TEXT")] = None,
     text_file: Annotated[Path | None, typer.Option(help="The same, from a file (UTF-8).", metavar="FILE")] = None,
     query: Annotated[
         int | None,

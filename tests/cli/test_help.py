@@ -10,6 +10,7 @@ from typing import Any, get_args, get_type_hints
 
 import pytest
 from shell import Shell
+from typer.models import OptionInfo
 
 from dsabench.cli import app
 
@@ -34,6 +35,20 @@ def test_every_option_does_something() -> None:
             option for option, hint in hints.items() if any(getattr(part, "callback", None) for part in get_args(hint))
         }
         assert {argument.arg for argument in node.args.args} <= read | acts, name
+
+
+def test_every_typer_gives_an_option_the_same_name() -> None:
+    """Typer 0.27 names an option after its metavar where the two differ in case only: `--run RUN` became `--RUN`."""
+    hints = (hint for _, function in commands() for hint in get_type_hints(function, include_extras=True).items())
+    options = [(name, part) for name, hint in hints for part in get_args(hint) if isinstance(part, OptionInfo)]
+    assert len(options) > 100
+    renamed = [
+        name
+        for name, part in options
+        if part.default is ...  # where an Annotated option has its first name
+        and (part.metavar or "").replace("_", "-").lower() == name.replace("_", "-").lower()
+    ]
+    assert not renamed, "say the name: typer.Option(NAME, ...)"
 
 
 @pytest.mark.parametrize("words", [(), ("runs",)])
