@@ -213,6 +213,18 @@ def check_capture(spec: RunSpec) -> None:
         assert _close(sums_T, torch.ones_like(sums_T)), f"{spec.attention.kind}: attention mass does not sum to 1"
 
 
+def check_loss_is_no_output(spec: RunSpec) -> None:
+    """Outputs are the same whether `context.losses` asks for the attention's own loss or not, in both modes and both
+    stages: the audit at full size does not ask."""
+    module = _attention(spec)
+    (x_TD,) = _inputs(spec, 1)
+    for training in (True, False):
+        module.train(training)
+        for stage in STAGES:
+            asked, not_asked = (_run(module, x_TD[None], stage, losses=losses) for losses in (True, False))
+            assert _close(asked, not_asked), f"{spec.attention.kind}: the output depends on whether a loss is asked for"
+
+
 def check_flops(spec: RunSpec) -> None:
     """flops(stage) names its items and gives each as a finite number of FLOPs above zero."""
     module = _attention(spec)
@@ -234,6 +246,7 @@ CHECKS: tuple[Callable[[RunSpec], None], ...] = (
     check_dense_at_full_k,
     check_gradients,
     check_capture,
+    check_loss_is_no_output,
     check_flops,
 )
 """Every check that a variant must pass."""
@@ -264,9 +277,16 @@ def _inputs(spec: RunSpec, count: int) -> list[Tensor]:
     return [torch.randn(spec.length, spec.model.d_model, generator=generator) for _ in range(count)]
 
 
-def _run(module: Attention, x_NTD: Tensor, stage: Stage, ids_BT: Tensor | None = None, seed: int = 0) -> Tensor:
+def _run(
+    module: Attention,
+    x_NTD: Tensor,
+    stage: Stage,
+    ids_BT: Tensor | None = None,
+    seed: int = 0,
+    losses: bool = True,
+) -> Tensor:
     torch.manual_seed(seed)  # dropout and the like may draw in train mode, but the same for every call
-    context = AttentionContext(torch.arange(x_NTD.shape[1]), stage, ids_BT)
+    context = AttentionContext(torch.arange(x_NTD.shape[1]), stage, ids_BT, losses=losses)
     with torch.no_grad():
         out: Tensor = module(x_NTD, context).out_BTD
     assert out.shape == x_NTD.shape, f"forward returned {tuple(out.shape)} for an input of {tuple(x_NTD.shape)}"

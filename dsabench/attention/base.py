@@ -72,6 +72,10 @@ class AttentionContext:
     most_documents: int | None = None
     """Documents of which a window has part in document_ids_BT, at most, where that is known before."""
 
+    losses: bool = True
+    """Whether AttentionOutput.aux_loss is looked at; False where only outputs are, for the sake of time. A variant that
+    heeds only True is right too."""
+
     _allowed: Tensor | None = field(default=None, init=False, repr=False)
     _rotations: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict, init=False, repr=False)
 

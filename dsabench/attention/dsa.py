@@ -121,11 +121,11 @@ class DSA(Attention):
             _ = context.allowed
 
     def forward(self, x_BTD: Tensor, context: AttentionContext) -> AttentionOutput:
-        """(B, T, D) -> (B, T, D), and the KL loss of this layer's indexer when it is trained and gradients are on."""
+        """(B, T, D) -> (B, T, D), and the KL loss of this layer's indexer where it has one and context.losses asks."""
         backend = self.backend_on(x_BTD.device)
         q_BTHD, k_BTGD, v_BTGD = self.projections.heads(x_BTD, context, head_major=backend != "triton")
         k = self.config.n_selected(x_BTD.shape[1])
-        learns = self.config.indexer.loss == "kl"
+        learns = self._learns(context)
         heads = None
         if context.stage == "sparse" or learns or context.capture is not None:
             with part("indexer"):
@@ -168,7 +168,7 @@ class DSA(Attention):
         from dsabench.attention.kernels.sparse.top_k import top_k
 
         ids_BT, sparse, loss = context.document_ids_BT, context.stage == "sparse", None
-        learns = self.config.indexer.loss == "kl"
+        learns = self._learns(context)
         if heads is not None and (sparse or context.capture is not None):
             with part("top-k"):
                 selected_BTK, index_lse_BT = top_k(*heads, min(k, q_BTHD.shape[1]), ids_BT)
@@ -200,11 +200,14 @@ class DSA(Attention):
             selected_BTK = reference.select_top_k(scores_BTS.detach(), context.allowed, k)
         out_BTHD, p_BTK = reference.attention(q_BTHD, k_BTGD, v_BTGD, selected_BTK)
         loss = None
-        if self.config.indexer.loss == "kl":
+        if self._learns(context):
             with part("indexer loss"):
                 slots_BTK = scores_BTS.gather(-1, selected_BTK.clamp(min=0))
                 loss = reference.indexer_kl(slots_BTK, p_BTK, selected_BTK != reference.EMPTY)
         return AttentionOutput(self.projections.merge(out_BTHD), loss)
+
+    def _learns(self, context: AttentionContext) -> bool:
+        return self.config.indexer.loss == "kl" and context.losses
 
     def kept_per_pair(self, width: int) -> float:
         """Probabilities of every head, the mask, and the dots of every indexer head; of a backend that streams them

@@ -115,7 +115,7 @@ class TrainedInputs:
         try:
             with torch.no_grad(), self.execution.autocast():
                 for part_NW in self.tokens_NW.split(max(1, _TOKENS_A_PASS // self.run.spec.length)):
-                    self.run.model.features(part_NW.to(self.execution.device))
+                    self.run.model.features(part_NW.to(self.execution.device), losses=False)
         finally:
             hook.remove()
         return torch.cat(caught)

@@ -176,9 +176,9 @@ def relative_change(base: Tensor, outputs: Tensor) -> Tensor:
     return (outputs - base).abs().amax(-1) / scale_RT
 
 
-def layer_outputs(model: Transformer) -> Forward:
+def layer_outputs(model: Transformer, losses: bool) -> Forward:
     """Tokens (R, T) -> the output of every attention and expert layer and the final hidden state, as the model's mode
-    and stage are: with gradients on in train mode, for code may ask for that too.
+    and stage are: with gradients on in train mode, for code may ask for that too. losses: as AttentionContext has it.
 
     Raises SpecError when an attention returns something else than the contract asks for.
     """
@@ -187,7 +187,7 @@ def layer_outputs(model: Transformer) -> Forward:
         torch.manual_seed(seed)
         outputs: dict[str, Tensor] = {}
         with torch.set_grad_enabled(model.training), _recording(model, outputs):
-            outputs["the final hidden state"] = model.features(tokens_RT).x_BTD.detach()
+            outputs["the final hidden state"] = model.features(tokens_RT, losses=losses).x_BTD.detach()
         return outputs
 
     return forward

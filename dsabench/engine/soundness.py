@@ -99,7 +99,7 @@ def mean_loss(model: Transformer, tokens_NT: Tensor) -> float:
     model.eval()
     with torch.no_grad():
         for tokens_T in tokens_NT:
-            x_ND = model.features(tokens_T[None, :-1]).x_BTD[0]
+            x_ND = model.features(tokens_T[None, :-1], losses=False).x_BTD[0]
             for start in range(0, len(x_ND), step := max(1, _LOGITS // model.vocab_size)):
                 logits_NV = F.linear(x_ND[start : start + step], model.embedding.weight)
                 total += float(F.cross_entropy(logits_NV, tokens_T[start + 1 : start + 1 + step], reduction="sum"))

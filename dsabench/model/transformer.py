@@ -136,13 +136,14 @@ class Transformer(nn.Module):
         capture: dict[int, Selection] | None = None,
         call: Callable[..., Any] = Block.__call__,
         whole_mass: bool = True,
+        losses: bool = True,
     ) -> Features:
-        """All but the product with the embedding."""
+        """All but the product with the embedding. capture, whole_mass and losses as AttentionContext has them."""
         dropout = self.spec.model.dropout if self.training else 0.0
         positions_T = torch.arange(tokens_BT.shape[1], device=tokens_BT.device)
         step = self.step if self.training else None
         most = None if document_ids_BT is None else self.most_documents
-        context = AttentionContext(positions_T, self.stage, document_ids_BT, capture, step, whole_mass, most)
+        context = AttentionContext(positions_T, self.stage, document_ids_BT, capture, step, whole_mass, most, losses)
         with part("attention"):
             self.layers()[0].attention.prepare(context)
         x_BTD = F.dropout(embed(tokens_BT, self.embedding.weight, self.spec.model.embedding_scale), dropout)

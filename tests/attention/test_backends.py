@@ -31,6 +31,7 @@ from dsabench.testing import (
     check_dense_at_full_k,
     check_documents_are_separate,
     check_gradients,
+    check_loss_is_no_output,
 )
 
 CPU = Execution(torch.device("cpu"), "fp32", graph=False, deterministic=True)
@@ -111,7 +112,14 @@ def test_losses_and_gradients_are_the_references(
 
 @pytest.mark.parametrize(
     "check",
-    [check_calls, check_documents_are_separate, check_dense_at_full_k, check_gradients, check_capture],
+    [
+        check_calls,
+        check_documents_are_separate,
+        check_dense_at_full_k,
+        check_gradients,
+        check_capture,
+        check_loss_is_no_output,
+    ],
     ids=lambda check: check.__name__,
 )
 def test_contract(interpreted: None, check: Callable[[RunSpec], None]) -> None:

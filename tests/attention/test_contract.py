@@ -26,6 +26,7 @@ from dsabench.testing import (
     check_dense_at_full_k,
     check_documents_are_separate,
     check_gradients,
+    check_loss_is_no_output,
     check_rows_and_calls_are_independent,
     check_shared_start,
     check_the_seed_lives_in_tensors,
@@ -164,6 +165,19 @@ def test_randomness_drawn_from_a_stream_is_caught(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setitem(__import__("dsabench.attention.registry", fromlist=["_"])._variants, "dsa", Leaky)
     with pytest.raises(AssertionError, match=r"other rows|earlier calls"):
         check_rows_and_calls_are_independent(small(VARIANTS["dsa"]))
+
+
+def test_an_output_that_depends_on_the_loss_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    def forward(self: DSA, x_BTD: Tensor, context: AttentionContext) -> AttentionOutput:
+        output = honest(self, x_BTD, context)
+        if output.aux_loss is None or self.training:
+            return output
+        return AttentionOutput(output.out_BTD + 1e-3 * output.aux_loss, output.aux_loss)
+
+    honest = DSA.forward
+    monkeypatch.setattr(DSA, "forward", forward)
+    with pytest.raises(AssertionError, match="whether a loss is asked for"):
+        check_loss_is_no_output(small(VARIANTS["dsa"]))
 
 
 def test_a_selection_that_is_not_reported_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -373,6 +373,23 @@ def test_without_fp64_small_copies_are_fp32(monkeypatch: pytest.MonkeyPatch) -> 
     assert found is not None and found.leak.position == 0
 
 
+def test_at_full_size_no_loss_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would take two thirds of the time; the small copies and the rehearsal do ask."""
+    asked: dict[int, set[bool]] = {}
+    honest = DSA.forward
+
+    def forward(self: DSA, x_BTD: Tensor, context: AttentionContext) -> AttentionOutput:
+        output = honest(self, x_BTD, context)
+        asked.setdefault(x_BTD.shape[1], set()).add(output.aux_loss is not None)
+        return output
+
+    monkeypatch.setattr(DSA, "forward", forward)
+    audit(spec_of(200))
+    assert len(asked) > 1
+    assert asked.pop(200) == {False}
+    assert all(True in found for found in asked.values()), asked
+
+
 def test_windows_that_do_not_fit_are_halved(monkeypatch: pytest.MonkeyPatch) -> None:
     def hungry(self: Any, x_BTD: Tensor, context: AttentionContext) -> Tensor:
         if x_BTD.shape[1] > 160:
