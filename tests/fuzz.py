@@ -27,7 +27,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import typer
 from synthetic import experiment
 
 from dsabench.analysis.compare import compare
@@ -170,7 +169,6 @@ class Fuzz:
         load_runs(self.store)
         self.beside = self._beside()
         self.outcomes: Counter[str] = Counter()
-        self.command: Any = typer.main.get_command(app.app)  # made anew at every call, it would take half of the time
 
     def example(self, name: str) -> None:
         """Make and read one example. Raises what it must not."""
@@ -253,14 +251,14 @@ class Fuzz:
         """One of these commands, in this process."""
         words = draw.choice(commands)
         out, err = io.StringIO(), io.StringIO()
-        argv, made, sys.argv, app.app = sys.argv, app.app, ["dsabench", *words], self.command
+        argv, sys.argv = sys.argv, ["dsabench", *words]
         try:
             with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
                 app.main()
         except SystemExit as end:
             code = end.code or 0
         finally:
-            sys.argv, app.app = argv, made
+            sys.argv = argv
         shown = out.getvalue() + err.getvalue()
         if code not in (0, 2):
             raise Failure(f"{words}: exit code {code}: {err.getvalue()}")

@@ -152,6 +152,8 @@ def _name(labelled: pd.DataFrame, ignoring: Collection[str]) -> None:
     labels: dict[str, pd.Series[str]] = {}  # field -> " name=value" of each run, "" where it tells nothing apart
     for field in filter(_is_field, texts):
         text = texts[field]
+        if text.nunique() < 2:  # most fields
+            continue
         if field.startswith("attention."):  # a field of one kind only tells that kind's runs apart
             differs = text[known].groupby(kinds[known]).transform("nunique").reindex(labelled.index) > 1
         else:
@@ -204,10 +206,11 @@ def _reason(run: dict[Any, Any]) -> str:
 
 def _keep_newest(labelled: pd.DataFrame, ignored: list[str]) -> None:
     """One run a seed counts: the others are named, not averaged twice."""
-    done = labelled[labelled["reason"] == ""]
-    if "updated" in done:
-        done = done.sort_values("updated", kind="stable", na_position="first")
     keys = ["length", "variant", "seed", *ignored]
+    ordered = ["updated"] if "updated" in labelled else []
+    done = labelled.loc[labelled["reason"] == "", ["run_id", *keys, *ordered]]
+    if ordered:
+        done = done.sort_values("updated", kind="stable", na_position="first")
     older = done[done.duplicated(keys, keep="last")]
     if older.empty:
         return

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -67,11 +68,17 @@ def _root(
         os.environ["DSABENCH_DEBUG"] = "1"
 
 
+@functools.cache
+def _command() -> Any:
+    """The command line as parsed; making it takes a tenth of a second, which a process that runs several pays once."""
+    return typer.main.get_command(app)
+
+
 def main() -> None:
     """Entry point: errors a user can mend are one message and exit code 2, without a traceback unless --debug."""
     try:
         with stopping.on_signals():
-            app()
+            _command()()
     except DsabenchError as error:
         if os.environ.get("DSABENCH_DEBUG"):
             raise

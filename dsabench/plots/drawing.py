@@ -113,8 +113,8 @@ def wrapped(machine: str) -> str:
 
 def by_step(records: pd.DataFrame, value: str) -> pd.DataFrame:
     """One row a step and one column a run: the last finite `value` recorded there."""
-    finite: pd.DataFrame = records[np.isfinite(records[value])]
-    return finite.pivot_table(index="step", columns="run_id", values=value, aggfunc="last")
+    finite: pd.DataFrame = records.loc[np.isfinite(records[value]), ["step", "run_id", value]]
+    return finite.drop_duplicates(["step", "run_id"], keep="last").pivot(index="step", columns="run_id", values=value)
 
 
 def draw_curves(axes: Axes, x: pd.DataFrame | None, y: pd.DataFrame, look: Look, phase: int = 0) -> None:
