@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -34,6 +35,9 @@ COLUMNS: dict[str, str] = {
 """The columns that are always there, with their pandas dtypes; the others follow in alphabetical order."""
 
 Row = dict[str, Any]
+
+Array = pd.api.extensions.ExtensionArray | np.ndarray[Any, Any]
+"""Of a column."""
 
 
 def row_of(folder: Path) -> tuple[Row, bool]:
@@ -93,19 +97,17 @@ def table(rows: Iterable[Row]) -> pd.DataFrame:
     return pd.DataFrame(columns)
 
 
-def _fixed(values: list[Any], dtype: str) -> pd.Series[Any]:
+def _fixed(values: list[Any], dtype: str) -> Array:
     if dtype == TIME:
         # Through NumPy: pandas 2 reads text as nanoseconds, which end in the year 2262.
         times = [value and datetime.fromisoformat(value).replace(tzinfo=None) for value in values]
-        return pd.Series(np.array(times, dtype="datetime64[us]")).dt.tz_localize("UTC")
+        return pd.DatetimeIndex(np.array(times, dtype="datetime64[us]")).tz_localize("UTC").array
     if dtype == "string":
         values = [None if value is None else clean(value) for value in values]
-    if dtype == "float64":
-        values = [float("nan") if value is None else float(value) for value in values]
-    return pd.Series(values, dtype=dtype)
+    return _array(values, dtype)
 
 
-def typed(values: list[Any]) -> pd.Series[Any]:
+def typed(values: list[Any]) -> Array:
     """A column of JSON values in the narrowest dtype that holds all.
 
     boolean, Int64, float64 (NaN is missing), or string. In a column of several kinds, and for lists and
@@ -135,13 +137,19 @@ def _dtype(kinds: set[str]) -> str:
     return "float64" if kinds <= {"int", "large", "float"} else "string"
 
 
-def _column(values: list[Any], dtype: str) -> pd.Series[Any]:
-    if dtype == "float64":
-        values = [float("nan") if value is None else float(value) for value in values]
-    elif dtype == "string":
+def _column(values: list[Any], dtype: str) -> Array:
+    if dtype == "string":
         texts = [value if value is None or isinstance(value, str) else json.dumps(value) for value in values]
         values = [None if text is None else clean(text) for text in texts]
-    return pd.Series(values, dtype=dtype)
+    return _array(values, dtype)
+
+
+def _array(values: list[Any], dtype: Any) -> Array:
+    """The values of a column; a Series for each would take most of a table's time."""
+    if dtype == "float64":
+        return np.array([math.nan if value is None else float(value) for value in values], dtype="float64")
+    column: Array = pd.array(values, dtype=dtype)
+    return column
 
 
 def clean(text: str) -> str:
@@ -198,5 +206,5 @@ def _kinds_of(records: list[Row]) -> dict[str, set[str]]:
 def _metrics(records: list[Row], dtypes: Mapping[str, str]) -> pd.DataFrame:
     columns = {clean(name): _column([r.get(name) for r in records], dtype) for name, dtype in dtypes.items()}
     first = {"run_id": "string", "kind": "string", "step": "Int64"}
-    missing = {name: pd.Series([], dtype=dtype) for name, dtype in first.items() if name not in columns}
+    missing = {name: _array([None] * len(records), dtype) for name, dtype in first.items() if name not in columns}
     return pd.DataFrame(columns | missing)[[*first, *(name for name in columns if name not in first)]]
