@@ -42,9 +42,10 @@ def export(
         raise typer.BadParameter("name the runs (RUN ...), or choose them by --sweep, --all or --where")
 
     from dsabench.cli.export_text import chosen, say_what_was_written, tell_of
+    from dsabench.trackers.export import check_tracker, open_tracker
     from dsabench.trackers.export import export as write
-    from dsabench.trackers.export import open_tracker
 
+    check_tracker(to)  # before a store is looked for
     out = Path("results", to) if out is None else out
     names = chosen(store, runs, sweep, everything, where, follow)
     tracker = open_tracker(to, out, store)

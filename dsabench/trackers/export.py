@@ -34,14 +34,19 @@ class Outcome:
     """run_id -> why it was not written, or not wholly."""
 
 
+def check_tracker(name: str) -> None:
+    """Raises TrackerError when there is no such tracker."""
+    if name not in TRACKERS:
+        raise TrackerError(f"--to {name}: no such tracker; there are: {', '.join(TRACKERS)}")
+
+
 def open_tracker(name: str, out: Path, store: Path) -> Tracker:
     """The tracker `name`, which writes below the folder `out`; the folder is made.
 
     Raises:
         TrackerError: no such tracker, it is not installed, or `out` cannot be its folder.
     """
-    if name not in TRACKERS:
-        raise TrackerError(f"--to {name}: no such tracker; there are: {', '.join(TRACKERS)}")
+    check_tracker(name)
     if missing := [package for package in TRACKERS[name].packages if importlib.util.find_spec(package) is None]:
         raise TrackerError(
             f"--to {name}: the package {missing[0]} is not installed; install it with\npip install 'dsabench[trackers]'"

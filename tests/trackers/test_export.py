@@ -236,6 +236,12 @@ def test_usage_errors_say_what_would_be_right(shell: Shell, memory: Memory) -> N
     assert shell("export", ids[0])[0] == 2
 
 
+def test_a_misspelt_tracker_is_told_before_a_store_is_looked_for(shell: Shell) -> None:
+    code, _, errors = shell("export", "--to", "tensorbored")
+    assert code == 2
+    assert errors == "error: --to tensorbored: no such tracker; there are: tensorboard, wandb, mlflow\n"
+
+
 @pytest.mark.parametrize("kind", TRACKERS)
 def test_a_tracker_that_is_not_installed_says_how_to_install_it(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
