@@ -3,8 +3,8 @@
     with deferred():
         train_a_few_steps()      # whoever asks to stop waits for the end of this
 
-A second signal ends the process at once, and so do PATIENCE_S seconds after the first: what is stored is whole at every
-moment, so that this loses no more than a kill does.
+A second signal, SAME_S seconds or more after the first, ends the process at once, and so do PATIENCE_S seconds: what is
+stored is whole at every moment, so that this loses no more than a kill does.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import select
 import signal
 import socket
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from types import FrameType
@@ -21,11 +22,15 @@ from types import FrameType
 PATIENCE_S = 4.5
 """Time that an orderly stop has; with what was asked for within 5 s, this leaves some for a busy machine."""
 
+SAME_S = 0.25
+"""Signals that come closer are one request: `timeout` sends one to its command and one to the group that it is in."""
+
 INTERRUPTED = 130
 """Exit code."""
 
 _deferring = 0
 _asked = False
+_seen = False
 
 
 @contextmanager
@@ -78,16 +83,19 @@ def on_signals(asking: Sequence[signal.Signals] = (signal.SIGINT, signal.SIGTERM
     try:
         yield
     finally:
-        global _asked
+        global _asked, _seen
         signal.set_wakeup_fd(woken)
         for number, handler in before.items():
             signal.signal(number, handler)
         inlet.close()
-        _asked = False
+        _asked = _seen = False
 
 
 def _handle(number: int, frame: FrameType | None) -> None:
-    global _asked
+    global _asked, _seen
+    if _seen:
+        return  # the same request, which must not interrupt what the first began; of another one `_watch` takes care
+    _seen = True
     if not _deferring:
         raise KeyboardInterrupt
     _asked = True
@@ -96,15 +104,21 @@ def _handle(number: int, frame: FrameType | None) -> None:
 def _watch(outlet: socket.socket, numbers: list[signal.Signals]) -> None:
     """End the process at the second signal, or when the first has been waited for long enough."""
     with outlet:
-        seen = 0
-        while select.select([outlet], [], [], PATIENCE_S if seen else None)[0]:
+        first: float | None = None
+        while True:
+            left = None if first is None else max(0.0, first + PATIENCE_S - time.monotonic())
+            if not select.select([outlet], [], [], left)[0]:
+                break
             received = outlet.recv(64)
             if not received:
                 return  # an orderly end
-            seen += sum(number in numbers for number in received)
-            if seen > 1:
+            if not any(number in numbers for number in received):
+                continue
+            if first is None:
+                first = time.monotonic()
+            elif time.monotonic() - first >= SAME_S:
                 break
         show_cursor = "\x1b[?25h\n" if os.isatty(2) else ""  # a live display hides it
         with suppress(OSError):  # a terminal that is gone, or whoever read a pipe
-            os.write(2, f"{show_cursor}stopped at once, without a checkpoint; the same command goes on\n".encode())
+            os.write(2, f"{show_cursor}stopped at once, without a checkpoint; what is in the store is whole\n".encode())
         os._exit(INTERRUPTED)

@@ -151,10 +151,36 @@ def test_a_second_signal_and_the_end_of_patience_end_the_process_at_once(
         began = time.monotonic()
         for number in (signal.SIGTERM, signal.SIGINT)[:signals]:
             process.send_signal(number)
-            time.sleep(0.1)
+            time.sleep(0.5)
         assert process.wait(20) == 130
         assert least <= time.monotonic() - began < 15
-        assert "the same command goes on" in process.stderr.read()
+        assert "stopped at once" in process.stderr.read()
+
+
+TWICE = """
+import time
+from dsabench import stopping
+with stopping.on_signals():
+    try:
+        {waits}
+    except KeyboardInterrupt:
+        time.sleep(1)  # what an orderly end takes
+        print("orderly", flush=True)
+"""
+
+
+@pytest.mark.parametrize("numbers", [[signal.SIGTERM] * 2, [signal.SIGTERM, signal.SIGINT]], ids=["same", "two"])
+@pytest.mark.parametrize("amid", ["", "with stopping.deferred(): "], ids=["at once", "deferred"])
+def test_signals_that_come_together_are_one_request(numbers: list[signal.Signals], amid: str) -> None:
+    """`timeout` sends its signal to the command, then to the group that the command is in."""
+    code = TWICE.format(waits=f"{amid}print('ready', flush=True); time.sleep({0.5 if amid else 60})")
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        for number in numbers:
+            process.send_signal(number)
+            time.sleep(0.02)
+        assert process.stdout.read() == "orderly\n"
 
 
 @pytest.mark.parametrize("stderr", ["a pipe that nobody reads", "closed"])
@@ -168,7 +194,7 @@ def test_the_process_ends_where_nobody_can_be_told(stderr: str) -> None:
         process.stderr.close()
         for number in (signal.SIGTERM, signal.SIGINT):
             process.send_signal(number)
-            time.sleep(0.1)
+            time.sleep(0.5)
         try:
             assert process.wait(5) == 130
         finally:

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from dsabench.analysis.audit_words import count, difference, listed, missing, of, span
+from dsabench.analysis.pairing import DIFFERENT_MACHINES
 from dsabench.analysis.variants import display_name, variant_order
 from dsabench.store.curves import BY_POSITION
 
@@ -242,8 +243,8 @@ def _machines(pairs: pd.DataFrame) -> Check:
     apart = ~pairs["timed"]
     if apart.any():
         text = (
-            f"{of(int(apart.sum()), len(pairs), 'pair')} ran on two kinds of machine (device, precision, threads or "
-            "PyTorch differ): their losses are compared, their times and memory are not."
+            f"{of(int(apart.sum()), len(pairs), 'pair')} ran on {DIFFERENT_MACHINES}: "
+            "their losses are compared, their times and memory are not."
         )
         return Check(name, "warn", text, tuple(pairs.loc[apart, "a.run_id"]))
     return Check(name, "ok", f"Both runs of each of {count(len(pairs), 'pair')} ran on one kind of machine.")

@@ -12,7 +12,7 @@ from dsabench.analysis.budget import Cost, Curve, at_equal_cost, curves_by_run
 from dsabench.analysis.comparison import Comparison, Estimate, LeftOut, Row, Table, Trend
 from dsabench.analysis.memory import memory_spread
 from dsabench.analysis.metrics import GAP, METRICS, Metric
-from dsabench.analysis.pairing import find_pairs
+from dsabench.analysis.pairing import DIFFERENT_MACHINES, find_pairs
 from dsabench.analysis.provenance import warnings
 from dsabench.analysis.rates import best_rates
 from dsabench.analysis.rungs import rungs_of
@@ -57,8 +57,8 @@ def compare(
         reason += ", or they ran on different machines"
     elif not pairs["timed"].all():
         notes.append(
-            f"{int((~pairs['timed']).sum())} of {len(pairs)} pairs ran on two kinds of machine (device, precision or "
-            "PyTorch differ): their losses are compared, their times and memory are not"
+            f"{int((~pairs['timed']).sum())} of {len(pairs)} pairs ran on {DIFFERENT_MACHINES}: "
+            "their losses are compared, their times and memory are not"
         )
     used = {*pairs.loc[usable, "a.run_id"], *pairs.loc[usable, "b.run_id"]}
     lost = [*pairs.loc[~usable, "a.run_id"], *pairs.loc[~usable, "b.run_id"]]

@@ -23,6 +23,9 @@ MACHINE = (
 )
 """What must agree for two times to be comparable; a column that the store lacks agrees."""
 
+DIFFERENT_MACHINES = "two kinds of machine (device, precision, threads or PyTorch differ)"
+"""MACHINE in words."""
+
 UNSAID = {"environment.data_parallel": "1"}
 """What a record means that does not say."""
 

@@ -190,8 +190,10 @@ def _train(
     here = original.model_copy(
         update={"environment": environment(resolve(spec.engine)), "version": __version__, "summary": {}}
     )
-    if others := ", ".join(f"{c.field} {text(c.a)} -> {text(c.b)}" for c in reasons(original, here)):
-        notify(f"the environment is not the run's: {others}")
+    changes = reasons(original, here)
+    if others := ", ".join(f"{c.field} {text(c.a)} -> {text(c.b)}" for c in changes):
+        mend = [f" (OMP_NUM_THREADS={text(c.a)} mends the threads)" for c in changes if c.field == "threads"]
+        notify(f"the environment is not the run's: {others}{''.join(mend)}")
     return runner.train(spec, store, retry_failed=True, observe=observe(spec), notify=notify)
 
 

@@ -119,7 +119,7 @@ def _one_machine(done: pd.DataFrame) -> tuple[pd.DataFrame, str]:
         return done, ""
     name = min(counts[counts == counts.max()].index)
     rest = int((where != name).sum())
-    return done[where == name], f"Times: on {name}; those of {rest} runs on other machines are not in this panel."
+    return done[where == name], f"Times: on {name}; those of {rest} runs on others are not in this panel."
 
 
 def _time_limits(axes: Axes, times: pd.Series[float]) -> None:

@@ -37,7 +37,7 @@ def test_times_of_different_machines_are_never_one_point(tmp_path: Path) -> None
         assert means(axes, "o")[0].get_ydata() == pytest.approx([time] * 3)
     (experiment,) = pages("experiment", data)
     assert means(experiment.axes[2], "o")[0].get_ydata() == pytest.approx([4.0] * 3)
-    assert "those of 6 runs on other machines are not in this panel" in caption(experiment)
+    assert "those of 6 runs on others are not in this panel" in caption(experiment)
     every = [axes for figure in pages("seconds", data) for axes in figure.axes if axes.get_title("left")]
     assert len(every) == 6, "a panel for each length and machine"
     two = next(axes for axes in every if "H100" in axes.get_title("left"))
