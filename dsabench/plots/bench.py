@@ -1,6 +1,6 @@
 """A bench's figure: time against length, one line an implementation, the crossover marked; and the speed-up.
 
-Nothing here needs torch. Dense implementations are blues and differ in marker and line, so that grey print tells them
+Nothing here needs torch. Dense implementations are blues; all differ in marker and line, so that grey print tells them
 apart too.
 """
 
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
     from dsabench.bench.document import Cell, Document
 
 LOOKS = {
-    "dense-flash": Look("#0072B2", "o", "-"),
+    "dense-flash": Look("#0072B2", "<", "-"),
     "dense-flash-gqa": Look("#0072B2", "v", "--"),
     "dense-cudnn": Look("#56B4E9", "s", "-"),
     "dense-cudnn-gqa": Look("#56B4E9", "D", "--"),
     "dense-efficient": Look("#595959", "P", "-."),
     "dense-math": Look("#595959", "X", ":"),
     "window-flex": Look("#009E73", "^", "-"),
-    "dsa-reference": Look("#CC79A7", "X", ":"),
+    "dsa-reference": Look("#CC79A7", "h", ":"),
     "dsa-masked": Look("#E69F00", "s", "-."),
     "dsa-triton": Look("#D55E00", "o", "-"),
 }

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from dsabench.bench.document import Document
 from dsabench.cli.bench_tables import bench_lines
-from dsabench.plots.bench import bench_figure
+from dsabench.plots.bench import LOOKS, bench_figure
 
 
 def printed(document: Document) -> list[str]:
@@ -87,6 +87,11 @@ def test_a_line_for_every_implementation_that_has_times() -> None:
     ]  # fmt: skip
     empty = document.model_copy(update={"cells": [], "crossovers": []})
     assert [axes.texts[0].get_text() for axes in bench_figure(empty).axes] == ["nothing was timed"] * 2
+
+
+def test_no_two_lines_look_alike_in_grey() -> None:
+    looks = [(look.marker, look.line) for look in LOOKS.values()]
+    assert len(set(looks)) == len(looks)
 
 
 def test_tables_and_figure_need_no_torch() -> None:
