@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from dsabench.spec.identity import flatten
@@ -108,6 +109,15 @@ def unrecorded(a: RunRecord, b: RunRecord) -> list[str]:
 def may_vary(record: RunRecord) -> bool:
     """Whether the run was computed in a way whose last bits vary from run to run: a GPU's, by default."""
     return _kind(record.environment.get("device")) == "cuda" and not record.environment.get("deterministic")
+
+
+def remedies(changes: Iterable[Change]) -> list[str]:
+    """What makes this machine as `a` says, of the changes that it can be done for."""
+    return [
+        f"OMP_NUM_THREADS={text(change.a)} gives the number of threads that the run had"
+        for change in changes
+        if change.field == "threads"
+    ]
 
 
 def text(value: Any) -> str:

@@ -23,7 +23,7 @@ MACHINE = (
 )
 """What must agree for two times to be comparable; a column that the store lacks agrees."""
 
-DIFFERENT_MACHINES = "two kinds of machine (device, precision, threads or PyTorch differ)"
+DIFFERENT_MACHINES = "two kinds of machine (devices, threads, PyTorch or its settings differ)"
 """MACHINE in words."""
 
 UNSAID = {"environment.data_parallel": "1"}

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from dsabench import __version__, planning, runner
 from dsabench import data as data_package
-from dsabench.analysis.environments import Change, environment_changes, may_vary, reasons, text, unrecorded
+from dsabench.analysis.environments import Change, environment_changes, may_vary, reasons, remedies, text, unrecorded
 from dsabench.analysis.records import Records, Weights, check_weights_file, compare_records, compare_weights
 from dsabench.engine.checkpoint import steps_done
 from dsabench.engine.device import environment, resolve
@@ -192,8 +192,7 @@ def _train(
     )
     changes = reasons(original, here)
     if others := ", ".join(f"{c.field} {text(c.a)} -> {text(c.b)}" for c in changes):
-        mend = [f" (OMP_NUM_THREADS={text(c.a)} mends the threads)" for c in changes if c.field == "threads"]
-        notify(f"the environment is not the run's: {others}{''.join(mend)}")
+        notify("; ".join([f"the environment is not the run's: {others}", *remedies(changes)]))
     return runner.train(spec, store, retry_failed=True, observe=observe(spec), notify=notify)
 
 

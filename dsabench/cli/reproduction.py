@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dsabench.analysis.difference import records_document
-from dsabench.analysis.environments import Change, text
+from dsabench.analysis.environments import Change, remedies
 from dsabench.analysis.reproduce import Reproduction
 from dsabench.cli.runs_diff import change_lines, record_lines, wrapped
 from dsabench.cli.text import first_line, printable
@@ -96,9 +96,8 @@ def _print_reasons(found: Reproduction) -> None:
             print(line)
     for line in change_lines("what may explain it", [Change(c.field, c.a, c.b) for c in reasons]):
         print(line)
-    for change in reasons:
-        if change.field == "threads":
-            print(f"  OMP_NUM_THREADS={text(change.a)} gives the number of threads that the run had.")
+    for remedy in remedies(reasons):
+        print(f"  {remedy}.")
     if not found.records.all_same and found.weights is not None and found.weights.all_same:
         for line in wrapped(
             "The final weights are the same, so the training was too: either its records were edited, or evaluation "

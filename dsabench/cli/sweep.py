@@ -117,7 +117,6 @@ def sweep(
     from dsabench.engine.device import resolve
     from dsabench.errors import SpecError
     from dsabench.launch import job
-    from dsabench.launch.cluster import Cluster
     from dsabench.launch.devices import Workers
     from dsabench.launch.sweep import run_sweep, sweep_id
 
@@ -130,22 +129,21 @@ def sweep(
     n_devices = len(names) or 1
     if concurrency is None:
         concurrency = 1 if launcher else planning.choose_concurrency(planned, execution, n_devices)
-    at_a_time = concurrency
     seconds = planning.estimate_seconds(planned, execution) / n_devices
     if dry_run:
         if json:
-            output.print_json(output.plan_document(planned, experiment, seconds, fits, at_a_time, names))
+            output.print_json(output.plan_document(planned, experiment, seconds, fits, concurrency, names))
         else:
             console = output.stdout_console()
             output.print_plan(
-                planned, experiment, execution, seconds, fits, at_a_time, console, devices=names, full=True
+                planned, experiment, execution, seconds, fits, concurrency, console, devices=names, full=True
             )
         return
     output.check_out(out)
     if not quiet:
         console = stderr_console()
         output.print_plan(
-            planned, experiment, execution, seconds, fits, at_a_time, console, devices=names, config=config
+            planned, experiment, execution, seconds, fits, concurrency, console, devices=names, config=config
         )
     done = sum(run.status == "done" for run in planned)
     records: dict[str, RunRecord] = {}
@@ -154,16 +152,18 @@ def sweep(
             planning.check_data(planned, display.note_once)
             place: job.Launcher | None = None
             if names:
-                place = Workers(store, specs[0].engine, names, at_a_time, display.note_once)
+                place = Workers(store, specs[0].engine, names, concurrency, display.note_once)
             elif launcher:
-                place = Cluster(store, specs, at_a_time, display.note_once, address)
+                from dsabench.launch.cluster import Cluster
+
+                place = Cluster(store, specs, concurrency, display.note_once, address)
             for record in run_sweep(
                 experiment,
                 planned,
                 store,
                 command=sys.argv,
                 retry_failed=retry_failed,
-                concurrency=at_a_time,
+                concurrency=concurrency,
                 on_oom=on_oom.value,
                 launcher=place,
                 started=lambda run: display.start(run.run_id, run.spec.train.steps),

@@ -179,7 +179,10 @@ def test_differences_of_the_environment_are_named_where_bits_differ(shell: Shell
     edit(folder(store, "dense") / "run.json", other_machine)
     code, out, err = shell("reproduce", "dense")
     assert code == 0 and "torch" not in out, "the same bits need no explanation"
-    assert f"the environment is not the run's: threads 7 -> 1, torch 2.0.1 -> {torch.__version__}" in err
+    assert (
+        f"the environment is not the run's: threads 7 -> 1, torch 2.0.1 -> {torch.__version__}; OMP_NUM_THREADS=7 gives"
+        in err
+    )
     edit(folder(store, "dense") / "metrics.jsonl", add_to("train", 6, "loss", 1e-3))
     code, out, _ = shell("reproduce", "dense", "-q")
     assert code == 1
