@@ -25,6 +25,10 @@ PATIENCE_S = 4.5
 SAME_S = 0.25
 """Signals that come closer are one request: `timeout` sends one to its command and one to the group that it is in."""
 
+AGAIN_S = 0.1
+"""When a signal is sent to the main thread once more, if that has not noticed: it may have begun to wait for the user
+or a disk just as the signal came, and Python runs handlers between bytecodes only."""
+
 INTERRUPTED = 130
 """Exit code."""
 
@@ -77,7 +81,8 @@ def on_signals(asking: Sequence[signal.Signals] = (signal.SIGINT, signal.SIGTERM
     # The interpreter writes each signal to `inlet` as it comes, even while the main thread waits for a device.
     outlet, inlet = socket.socketpair()
     inlet.setblocking(False)
-    threading.Thread(target=_watch, args=(outlet, numbers), daemon=True).start()
+    watcher = threading.Thread(target=_watch, args=(outlet, numbers), daemon=True)
+    watcher.start()
     before = {number: signal.signal(number, _handle) for number in numbers}
     woken = signal.set_wakeup_fd(inlet.fileno(), warn_on_full_buffer=False)
     try:
@@ -85,9 +90,10 @@ def on_signals(asking: Sequence[signal.Signals] = (signal.SIGINT, signal.SIGTERM
     finally:
         global _asked, _seen
         signal.set_wakeup_fd(woken)
+        inlet.close()
+        watcher.join()  # so that it sends nothing to the handlers that were there before
         for number, handler in before.items():
             signal.signal(number, handler)
-        inlet.close()
         _asked = _seen = False
 
 
@@ -105,10 +111,19 @@ def _watch(outlet: socket.socket, numbers: list[signal.Signals]) -> None:
     """End the process at the second signal, or when the first has been waited for long enough."""
     with outlet:
         first: float | None = None
+        same_until, again = 0.0, False
         while True:
-            left = None if first is None else max(0.0, first + PATIENCE_S - time.monotonic())
+            left = None
+            if first is not None:
+                left = max(0.0, first + (PATIENCE_S if again else AGAIN_S) - time.monotonic())
             if not select.select([outlet], [], [], left)[0]:
-                break
+                if again:
+                    break
+                again = True
+                if not _seen and hasattr(signal, "pthread_kill"):  # Windows has none
+                    same_until = time.monotonic() + SAME_S
+                    signal.pthread_kill(threading.main_thread().ident or 0, numbers[0])
+                continue
             received = outlet.recv(64)
             if not received:
                 return  # an orderly end
@@ -116,7 +131,8 @@ def _watch(outlet: socket.socket, numbers: list[signal.Signals]) -> None:
                 continue
             if first is None:
                 first = time.monotonic()
-            elif time.monotonic() - first >= SAME_S:
+                same_until = first + SAME_S
+            elif time.monotonic() >= same_until:
                 break
         show_cursor = "\x1b[?25h\n" if os.isatty(2) else ""  # a live display hides it
         with suppress(OSError):  # a terminal that is gone, or whoever read a pipe

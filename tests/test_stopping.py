@@ -183,6 +183,29 @@ def test_signals_that_come_together_are_one_request(numbers: list[signal.Signals
         assert process.stdout.read() == "orderly\n"
 
 
+UNNOTICED = """
+import os, signal, threading
+from dsabench import stopping
+def raised_elsewhere():
+    signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
+with stopping.on_signals():
+    threading.Timer(0.2, raised_elsewhere).start()
+    try:
+        os.read(os.pipe()[0], 1)  # as a question that nobody answers
+    except KeyboardInterrupt:
+        print("orderly")
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="signals here have no threads")
+def test_a_signal_is_noticed_while_the_main_thread_waits_for_the_user() -> None:
+    """One that comes just before a system call, or to another thread, doesn't interrupt that call by itself."""
+    began = time.monotonic()
+    found = subprocess.run([sys.executable, "-c", UNNOTICED], capture_output=True, text=True, timeout=30)
+    assert (found.stdout, found.stderr, found.returncode) == ("orderly\n", "", 0)
+    assert time.monotonic() - began < stopping.PATIENCE_S
+
+
 @pytest.mark.parametrize("stderr", ["a pipe that nobody reads", "closed"])
 def test_the_process_ends_where_nobody_can_be_told(stderr: str) -> None:
     """As after a terminal is gone."""
