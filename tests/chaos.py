@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
 
 import dsabench.runner  # noqa: F401
 from dsabench.cli import app, output
@@ -280,7 +279,6 @@ def main() -> None:
         folder = Path(name)
         os.environ["DSABENCH_CACHE"] = str(folder / "cache")
         prepare(folder)
-        torch.optim.AdamW([torch.zeros(1, requires_grad=True)])  # imports more
         if given.short:
             output.report_sweep = lambda *rest: None
         else:

@@ -64,6 +64,18 @@ def trained(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return store
 
 
+def test_training_on_a_cpu_does_without_pytorchs_compiler(corpus: Path, tmp_path: Path) -> None:
+    """Which takes seconds to import: who needs it imports it then."""
+    code = (
+        "import sys; from pathlib import Path; from dsabench import runner; from dsabench.spec.fields import RunSpec\n"
+        "assert runner.train(RunSpec.model_validate_json(sys.argv[1]), Path(sys.argv[2])).status == 'done'\n"
+        "sys.exit('torch._dynamo' in sys.modules)"
+    )
+    words = [sys.executable, "-c", code, spec_of(corpus, steps=2).model_dump_json(), str(tmp_path)]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
+
+
 def test_a_run_learns_and_records_what_it_saw(trained: Path) -> None:
     runs = dsabench.load_runs(trained)
     assert sorted(runs["attention"]) == ["dense", "dsa"]

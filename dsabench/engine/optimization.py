@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.optim.adamw import adamw
 
 from dsabench.attention.base import Stage
 from dsabench.model.transformer import Transformer
@@ -28,11 +30,24 @@ def stage_at(spec: RunSpec, step: int) -> Stage:
     return "dense" if step < spec.attention.warmup_steps(spec.train.steps) else "sparse"
 
 
+@dataclass
+class Group:
+    """Parameters with one learning rate and one weight decay."""
+
+    parameters: list[nn.Parameter]
+    peak: float
+    weight_decay: float
+    rate: Tensor | float = 0.0
+    """In a CUDA graph it must be a tensor: a number would be baked in at capture."""
+
+
 class Optimizer:
     """AdamW (beta1 0.9) over the backbone and the attention's own parameters, clipped apart.
 
     A common clip would couple the language-model loss and the indexer's loss again, which the detached input keeps
     apart. Matrices decay; gains, biases and the tied embedding do not.
+
+    It calls the function that torch.optim.AdamW calls: the class imports PyTorch's compiler, which takes seconds.
     """
 
     def __init__(self, model: Transformer, spec: RunSpec, device: torch.device) -> None:
@@ -40,38 +55,38 @@ class Optimizer:
         self.own = list(own.values())
         self.backbone = [p for name, p in model.named_parameters() if name not in own]
         self.max_norm = spec.train.grad_clip
-        self.names: dict[torch.Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
+        self.names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
         own_rate = spec.attention.own_learning_rate() or spec.train.learning_rate
-        groups = []
+        self.groups: list[Group] = []
         for parameters, rate in ((self.backbone, spec.train.learning_rate), (self.own, own_rate)):
             for decays in (True, False):
                 chosen = [p for p in parameters if (p.ndim > 1 and self.names[p] != "embedding.weight") == decays]
-                decay = spec.train.weight_decay if decays else 0.0
                 if chosen:
-                    groups.append({"params": chosen, "peak": rate, "weight_decay": decay})
-        # In a CUDA graph the learning rate must be a tensor: a number would be baked in at capture.
+                    self.groups.append(Group(chosen, rate, spec.train.weight_decay if decays else 0.0))
+        self.beta2 = spec.train.beta2
+        self.moments: dict[Tensor, dict[str, Tensor]] = {}
+        """Of every parameter that has been updated: `step` (), `exp_avg` and `exp_avg_sq` of its own shape."""
         self._on_device = device.type == "cuda"
-        self.adamw = torch.optim.AdamW(
-            groups,
-            lr=torch.zeros((), device=device) if self._on_device else 0.0,
-            betas=(0.9, spec.train.beta2),
-            fused=device.type in ("cuda", "cpu"),
-            capturable=self._on_device,
-        )
-        self.peaks_G = torch.tensor([group["peak"] for group in groups], device=device)
+        self._fused = device.type in ("cuda", "cpu")
+        self.peaks_G = torch.tensor([group.peak for group in self.groups], device=device)
         self.rates_G = torch.zeros_like(self.peaks_G)
         if self._on_device:
-            for group, rate in zip(self.adamw.param_groups, self.rates_G, strict=True):
-                group["lr"] = rate
+            for group, rate_1 in zip(self.groups, self.rates_G, strict=True):
+                group.rate = rate_1
 
-    def set_rate(self, factor_1: torch.Tensor) -> None:
+    def set_rate(self, factor_1: Tensor) -> None:
         """Set every group's learning rate to its peak times factor (1,), without waiting for the device."""
         torch.mul(self.peaks_G, factor_1, out=self.rates_G)
         if not self._on_device:
-            for group, rate in zip(self.adamw.param_groups, self.rates_G.tolist(), strict=True):
-                group["lr"] = rate
+            for group, rate in zip(self.groups, self.rates_G.tolist(), strict=True):
+                group.rate = rate
 
-    def step(self) -> tuple[torch.Tensor, torch.Tensor]:
+    def zero_grad(self) -> None:
+        """Drop all gradients."""
+        for parameter in self.names:
+            parameter.grad = None
+
+    def step(self) -> tuple[Tensor, Tensor]:
         """Clip, update, and return the gradient norms, before clipping, of backbone and own parameters."""
         norms = []
         for parameters in (self.backbone, self.own):
@@ -80,22 +95,52 @@ class Optimizer:
             if self.max_norm is not None and grads:
                 nn.utils.clip_grads_with_norm_([p for p in parameters if p.grad is not None], self.max_norm, norm)
             norms.append(norm)
-        self.adamw.step()
+        for group in self.groups:
+            self._update(group)
         return norms[0], norms[1]
 
-    def state(self) -> Iterator[tuple[str, torch.Tensor]]:
+    @torch.no_grad()
+    def _update(self, group: Group) -> None:
+        learning: list[Tensor] = []
+        for p in group.parameters:
+            if p.grad is None:
+                continue
+            learning.append(p)
+            if p not in self.moments:
+                step = torch.zeros((), device=p.device if self._fused else "cpu")
+                self.moments[p] = {"step": step, "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
+        states = [self.moments[p] for p in learning]
+        adamw(
+            learning,
+            [p.grad for p in learning if p.grad is not None],
+            [state["exp_avg"] for state in states],
+            [state["exp_avg_sq"] for state in states],
+            [],
+            [state["step"] for state in states],
+            fused=self._fused,
+            capturable=self._on_device,
+            amsgrad=False,
+            beta1=0.9,
+            beta2=self.beta2,
+            lr=group.rate,
+            weight_decay=group.weight_decay,
+            eps=1e-8,
+            maximize=False,
+        )
+
+    def state(self) -> Iterator[tuple[str, Tensor]]:
         """('PARAMETER/STATE', tensor) of every parameter that has been updated."""
-        for parameter, state in self.adamw.state.items():
+        for parameter, state in self.moments.items():
             for key, value in state.items():
                 yield f"{self.names[parameter]}/{key}", value
 
-    def load_state(self, tensors: dict[str, torch.Tensor]) -> None:
+    def load_state(self, tensors: dict[str, Tensor]) -> None:
         """Restore what `state` gave, onto each parameter's device."""
         parameters = {name: parameter for parameter, name in self.names.items()}
         for key, value in tensors.items():
             name, _, part = key.rpartition("/")
             parameter = parameters[name]
-            state = self.adamw.state.setdefault(parameter, {})
+            state = self.moments.setdefault(parameter, {})
             if part in state:  # in place: a captured graph reads it where it lies
                 state[part].copy_(value)
             elif part == "step":
@@ -105,6 +150,6 @@ class Optimizer:
 
     def restart(self) -> None:
         """Forget all steps, in place."""
-        for state in self.adamw.state.values():
+        for state in self.moments.values():
             for value in state.values():
                 value.zero_()

@@ -147,7 +147,7 @@ class TrainStep:
         """Capture the stage's step in a CUDA graph; nothing is executed. Call after EAGER_STEPS steps of the stage."""
         self.execution.synchronize()
         self.model.stage = stage
-        self.optimizer.adamw.zero_grad(set_to_none=True)  # gradients are then allocated in the graph's own pool
+        self.optimizer.zero_grad()  # gradients are then allocated in the graph's own pool
         graph = torch.cuda.CUDAGraph()
         mode = self.ranks.capture_mode
         with torch.cuda.graph(graph, self.pool, own_stream(self.execution), capture_error_mode=mode):
@@ -162,7 +162,7 @@ class TrainStep:
         )
         with part("optimizer"):
             self.optimizer.set_rate(self.factors_S.index_select(0, self.index_1))
-            self.optimizer.adamw.zero_grad(set_to_none=True)
+            self.optimizer.zero_grad()
             self.weights.cast()
         parts = tokens_BT.split(self.micro_batch)
         scored, documents = (

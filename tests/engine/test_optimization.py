@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from adamw import train_beside_adamw
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -77,15 +78,19 @@ def test_every_parameter_is_in_one_group_with_its_rate_and_decay() -> None:
     model, optimizer = model_and_optimizer(spec_of())
     names = {parameter: name for name, parameter in model.named_parameters()}
     seen = {}
-    for group in optimizer.adamw.param_groups:
-        for parameter in group["params"]:
+    for group in optimizer.groups:
+        for parameter in group.parameters:
             assert names[parameter] not in seen
-            seen[names[parameter]] = (group["peak"], group["weight_decay"])
+            seen[names[parameter]] = (group.peak, group.weight_decay)
     assert seen.keys() == set(names.values())
     for name, (peak, decay) in seen.items():
         assert peak == (5e-3 if "indexer" in name else 1e-3), name
         matrix = "norm" not in name and name != "embedding.weight" and not name.endswith("bias")
         assert decay == (0.1 if matrix else 0.0), name
+
+
+def test_steps_have_the_bits_of_pytorchs_adamw() -> None:
+    train_beside_adamw(spec_of(train={"grad_clip": None, "beta2": 0.97, "weight_decay": 0.3}), torch.device("cpu"))
 
 
 def test_indexer_and_backbone_are_clipped_apart() -> None:

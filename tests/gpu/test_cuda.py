@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from adamw import train_beside_adamw
 
 from dsabench import kernels
 from dsabench.data import TokenData, prepare
@@ -332,3 +333,7 @@ def test_compiled_blocks_learn_what_eager_ones_do(attention: dict[str, Any]) -> 
     eager = losses(spec, Execution(CUDA, "fp32", False, False), 30)
     full = losses(spec, Execution(CUDA, "fp32", True, False, fused=True, compiled=True), 30)
     torch.testing.assert_close(full[:, 0], eager[:, 0], rtol=0, atol=1e-3)
+
+
+def test_steps_have_the_bits_of_pytorchs_adamw() -> None:
+    train_beside_adamw(spec_of(DSA, train={"grad_clip": None, "beta2": 0.97, "weight_decay": 0.3}), CUDA)
