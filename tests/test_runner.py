@@ -295,18 +295,19 @@ def test_times_of_two_machines_are_not_mixed(corpus: Path, tmp_path: Path, monke
 def test_the_time_of_a_run_does_not_hold_the_start_of_its_process(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    honest = TrainStep.run
+    honest, awake = TrainStep.run, []
 
     def slow_start(self: TrainStep, first: int, stage: Any, batches: torch.Tensor, *rest: Any) -> torch.Tensor:
         if first == 0:
             time.sleep(2.0)
+            awake.append(time.perf_counter())
         return honest(self, first, stage, batches, *rest)
 
     monkeypatch.setattr(TrainStep, "run", slow_start)
     record = runner.train(spec_of(corpus), tmp_path / "runs")
     spent = record.summary["train_seconds"]
     assert isinstance(spent, float)
-    assert 0 < spent < 2.0
+    assert 0 < spent < time.perf_counter() - awake[0], "a busy machine may well take longer than it slept"
     metrics = dsabench.load_metrics(tmp_path / "runs")
     assert (metrics["seconds"].diff().dropna() >= 0).all()
     assert metrics["seconds"].iloc[-1] == spent

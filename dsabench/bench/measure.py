@@ -93,7 +93,6 @@ class _Bench:
         for length in self.settings.lengths:
             x = None if self.dead else self.source(length)
             for case in self.cases:
-                self.notify(f"L={length}: {case.name}" + (" (dense stage)" if case.stage == "dense" else ""))
                 self._time(case, length, x)
             document = self._document()
             self.save(document)
@@ -139,6 +138,7 @@ class _Bench:
             reason = f"not begun: it takes about {case.scratch_bytes(length) / 1e9:.0f} GB"
             self.cells.append(Cell(**about, status="out of memory", reason=reason))
             return
+        self.notify(f"L={length}: {case.name}" + (" (dense stage)" if case.stage == "dense" else ""))
         status, reason, found = self._guarded(lambda: self._cell(case, length, x))
         self.cells.append(Cell(**about, status=status, reason=reason, **(found or {})))
         if status == "timed":

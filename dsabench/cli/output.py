@@ -240,7 +240,9 @@ def report_sweep(sweep_id: str, planned: Sequence[PlannedRun], store: Path, out:
         experiment_lines(experiment_table(runs), console, not_averaged(runs))
         for line in warnings(runs):
             console.print(f"WARNING: {line}.", soft_wrap=True)
-    console.print(f"Written: {', '.join(str(path) for path in files if path.parent == out)}")
+    folders = dict.fromkeys(path.parent for path in files if path.parent != out)
+    written = [*(path for path in files if path.parent == out), *folders]
+    console.print(f"Written: {', '.join(map(str, written))}")
     console.print(f"Every run: {store} (pandas.read_parquet('{store / 'index.parquet'}'))")
 
 

@@ -96,5 +96,5 @@ def _chosen(words: list[str], known: list[str], what: str, hint: str) -> list[st
     found = list(dict.fromkeys(part for word in words for part in word.split(",") if part))
     for word in found:
         if word not in known:
-            raise PlotError(f"{what} {word}: not one of {', '.join(known)}{near_miss(word, known)}{hint}")
+            raise PlotError(f"{what} {word} is unknown{near_miss(word, known)}{hint}")
     return found

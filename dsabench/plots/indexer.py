@@ -44,7 +44,7 @@ def _page(page: Page, records: pd.DataFrame, dense: pd.Series[int]) -> Figure:
     caption = [
         f"On held-out windows. {spread_of(page.runs)}",
         "KL: from the main attention to the indexer, over all earlier tokens in the dense warm-up and over the "
-        "selected ones after it: values of different k do not compare."
+        "selected ones after it: only values of one stage and one k compare."
         if "val_kl" in rows
         else "",
         "Recall: share of full attention on the selected tokens; at chance nothing has been learnt."

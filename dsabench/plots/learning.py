@@ -19,7 +19,7 @@ def loss_by_step(data: FigureData) -> Drawn | str:
     """Validation and training loss of every variant against the step, and their difference."""
     records = data.evaluations().dropna(subset=list(LOSSES))
     records = records.assign(**{GAP: records["val_loss"] - records["train_loss"]})
-    records = records[records["step"] > 0]  # before the first step both are ln V, which would flatten the rest
+    records = records[records["step"] > 0]  # what is before the first step would flatten the rest
     runs = data.done[data.done["run_id"].isin(records["run_id"])]
     if runs.empty:
         return "no finished run recorded its loss on training and on held-out windows"
@@ -34,7 +34,8 @@ def _page(page: Page, records: pd.DataFrame) -> Figure:
     scored, rows = scored_unit(page.runs["task_accuracy"]), list(_ROWS)
     memorised = "" if scored == "answer" else ", what was memorised"  # a task's windows are never met again
     caption = [
-        f"Held-out windows, and a fixed sample of training windows. {spread_of(page.runs)}",
+        "Held-out windows, and a fixed sample of training windows; without step 0, where both are near ln V. "
+        f"{spread_of(page.runs)}",
         f"Gap: validation minus training loss{memorised}; verdicts: dsabench compare --metric generalisation_gap.",
     ]
     figure, panels = empty_page(page, len(_ROWS), [], caption)

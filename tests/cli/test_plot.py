@@ -68,9 +68,10 @@ def test_scope_options_choose_the_runs(plot: Plot) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["flopz"], "figure flopz: not one of experiment, learning, flops, "),
-        (["flopz"], "did you mean flops?"),
-        (["--formats", "jpg"], "--formats jpg: not one of png, svg, pdf"),
+        (["flopz"], "figure flopz is unknown; did you mean flops?"),
+        (["nosuch"], "figure nosuch is unknown; known: experiment, learning, flops, "),
+        (["--formats", "jpg"], "--formats jpg is unknown; did you mean png?"),
+        (["--formats", "docx"], "--formats docx is unknown; known: png, svg, pdf"),
         (["--formats", "png", "flops"], "name figures before --formats"),
         (["--sweep", "none"], "--sweep none: no such sweep"),
         (["--baseline", "dens"], "--baseline dens: no run has that attention; did you mean dense?"),
