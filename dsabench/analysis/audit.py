@@ -59,7 +59,7 @@ def audit(runs: pd.DataFrame, pairs: pd.DataFrame, curves: pd.DataFrame, audited
     done = runs[runs["finished"]]
     return [
         _look_ahead(runs, audited),
-        _large_wins(pairs),
+        large_wins(pairs),
         _by_position(pairs, curves),
         _start(done, curves),
         _above_chance(done),
@@ -88,7 +88,8 @@ def _look_ahead(runs: pd.DataFrame, audited: int) -> Check:
     )
 
 
-def _large_wins(pairs: pd.DataFrame) -> Check:
+def large_wins(pairs: pd.DataFrame) -> Check:
+    """Pairs in which the variant ends so far below its baseline that it must be looked into; `fail` when there are."""
     name = "No win too large to believe"
     d = difference(pairs, "val_loss")
     if d.empty:

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from dsabench.analysis import statistics
+from dsabench.analysis.audit import large_wins
 from dsabench.analysis.budget import Cost, Curve, at_equal_cost, curves_by_run
 from dsabench.analysis.comparison import Comparison, Estimate, LeftOut, Row, Table, Trend
 from dsabench.analysis.memory import memory_spread
@@ -49,7 +50,7 @@ def compare(
     labelled["k"] = keys(labelled)
     found = find_pairs(labelled, baseline)
     pairs, left_out = found.frame, list(found.left_out)
-    notes = list(scope.notes)
+    notes = [*too_good(pairs), *scope.notes]
     usable = np.isfinite(pairs[f"a.{metric}"].astype(float)) & np.isfinite(pairs[f"b.{metric}"].astype(float))
     reason = f"the run or its partner has no {metric}"
     if about.needs_one_machine:
@@ -100,6 +101,12 @@ def compare(
         left_out=[LeftOut(run_id=run_id, reason=why, error=errors[run_id]) for run_id, why in left_out],
         notes=notes,
     )
+
+
+def too_good(pairs: pd.DataFrame) -> list[str]:
+    """What must be said before anything else where a variant wins by more than can be believed; else nothing."""
+    found = large_wins(pairs)
+    return [found.text.removesuffix(".")] if found.outcome in ("fail", "warn") else []
 
 
 def _margin(scope: Scope, about: Metric, nats: str, given: float | None) -> tuple[float | None, str, str]:

@@ -191,7 +191,10 @@ def _gradients(spec: RunSpec, execution: Execution) -> Iterator[Check]:
         yield Check("KL -> indexer", "n.a.", "it has no loss of its own" + (": an indexer stays as drawn" * bool(own)))
         return
     yield _gradient("KL -> backbone", to_backbone, "reaches", "zero on all tensors")
-    yield _gradient("KL -> indexer", missed, "does not reach", f"not zero on each of {own} tensors")
+    if own:
+        yield _gradient("KL -> indexer", missed, "does not reach", f"not zero on each of {own} tensors")
+    else:
+        yield Check("KL -> indexer", "n.a.", "it has no indexer")
 
 
 def _gradient(name: str, wrong: set[str], verb: str, fine: str) -> Check:

@@ -214,11 +214,13 @@ def check_out(out: Path) -> None:
 
 def report_sweep(sweep_id: str, planned: Sequence[PlannedRun], store: Path, out: Path, as_json: bool) -> None:
     """Write the experiment's files and picture under `out`, and print its table (or summary.json) on stdout."""
-    from dsabench.analysis.compare import compare
+    from dsabench.analysis.compare import compare, too_good
     from dsabench.analysis.experiment import experiment_table, not_averaged, write_results
+    from dsabench.analysis.pairing import find_pairs
     from dsabench.analysis.provenance import warnings
     from dsabench.analysis.rungs import on_rungs, rungs_of
     from dsabench.analysis.scope import look_at
+    from dsabench.analysis.variants import label_variants
     from dsabench.cli.compare_tables import comparison_lines
     from dsabench.cli.tables import experiment_lines
     from dsabench.plots.experiment import sequence_length_comparison
@@ -238,7 +240,9 @@ def report_sweep(sweep_id: str, planned: Sequence[PlannedRun], store: Path, out:
         comparison_lines(compare(look_at(store, sweep=sweep_id)), console)
     else:
         experiment_lines(experiment_table(runs), console, not_averaged(runs))
-        for line in warnings(runs):
+        dense = (runs["attention"] == "dense").any()
+        unbelievable = too_good(find_pairs(label_variants(runs), "dense").frame) if dense else []
+        for line in [*unbelievable, *warnings(runs)]:
             console.print(f"WARNING: {line}.", soft_wrap=True)
     folders = dict.fromkeys(path.parent for path in files if path.parent != out)
     written = [*(path for path in files if path.parent == out), *folders]

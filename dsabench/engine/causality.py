@@ -25,8 +25,8 @@ from dsabench.attention.base import Attention
 from dsabench.engine.rehearsal import check_output
 from dsabench.model.transformer import Transformer
 
-TOLERANCE_FP64 = 1e-6
-"""The same in fp64: parts of a model may still compute in fp32, whose rounding this allows."""
+TOLERANCE_FP64 = 1e-5
+"""The same in fp64: parts of a model may still compute in fp32, whose rounding (a padded FFT's 2e-6) this allows."""
 
 QUIET = 0.1
 """An output below this share of its layer's RMS is judged by that: rounding is large beside what nearly cancels."""
@@ -176,21 +176,38 @@ def relative_change(base: Tensor, outputs: Tensor) -> Tensor:
     return (outputs - base).abs().amax(-1) / scale_RT
 
 
-def layer_outputs(model: Transformer, losses: bool) -> Forward:
+def layer_outputs(model: Transformer, losses: bool = True, packed: bool = False, step: int = 0) -> Forward:
     """Tokens (R, T) -> the output of every attention and expert layer and the final hidden state, as the model's mode
-    and stage are: with gradients on in train mode, for code may ask for that too. losses: as AttentionContext has it.
+    and stage are, called as training or evaluation calls it: code may ask whether gradients are on, and for the step.
 
-    Raises SpecError when an attention returns something else than the contract asks for.
+    losses: as AttentionContext has it. packed: each row has two documents, and no two neighbouring rows the same ones.
+    step: of training; evaluation has none. Raises SpecError when an attention returns something else than the contract
+    asks for.
     """
 
     def forward(tokens_RT: Tensor, seed: int) -> Outputs:
         torch.manual_seed(seed)
         outputs: dict[str, Tensor] = {}
-        with torch.set_grad_enabled(model.training), _recording(model, outputs):
-            outputs["the final hidden state"] = model.features(tokens_RT, losses=losses).x_BTD.detach()
+        before = model.step, model.most_documents
+        if model.training:
+            model.step = torch.full((1,), step, dtype=torch.int64, device=tokens_RT.device)
+        ids_RT = two_documents(*tokens_RT.shape).to(tokens_RT.device) if packed else None
+        model.most_documents = 2
+        try:
+            with torch.enable_grad() if model.training else torch.inference_mode(), _recording(model, outputs):
+                features = model.features(tokens_RT, document_ids_BT=ids_RT, losses=losses)
+                outputs["the final hidden state"] = features.x_BTD.detach()
+        finally:
+            model.step, model.most_documents = before
         return outputs
 
     return forward
+
+
+def two_documents(rows: int, length: int) -> Tensor:
+    """Document ids (rows, length), int32: the second document of row r begins at 1 + 7 r mod (length - 1)."""
+    start_R = 1 + 7 * torch.arange(rows) % max(1, length - 1)
+    return (torch.arange(length) >= start_R[:, None]).int()
 
 
 @contextmanager

@@ -26,11 +26,13 @@ class Finding:
     """Keys that a query keeps there."""
 
     full_size: bool
+    how: str = ""
+    """What else was special of the calls, as `, two documents in each window`."""
 
     def __str__(self) -> str:
         at = f"L={self.length}" + (f", k={self.top_k}" if self.top_k is not None else "")
         size = "" if self.full_size else " of a small copy"
-        where = f"({at}{size}; {self.mode} mode, {self.stage} stage; first in {self.leak.where})"
+        where = f"({at}{size}; {self.mode} mode, {self.stage} stage{self.how}; first in {self.leak.where})"
         changed = f"position {self.leak.position} changes by {self.leak.size:.2g} of its size"
         if self.leak.kind == "rows":
             return f"depends on the other rows of its batch: {changed} when only those change {where}"

@@ -2,14 +2,16 @@
 
 Looked at are the run's own model at full size, at the boundaries where a mistake most likely sits, and small copies
 with the same attention, at every boundary, in fp64 where the attention allows it; each in train and eval mode and in
-every stage that the run goes through. An attention that breaks another part of its contract (rehearsal.py) is refused
-too. At full size no variant is asked for a loss of its own.
+every stage that the run goes through. The copies are also called as only some of training is: at its last step, with
+other random states, one window at a time, with two documents in a window where the run packs them. An attention that
+breaks another part of its contract (rehearsal.py) is refused too. In long windows no variant is asked for a loss of its
+own.
 
 What it cannot see: a leak that the initial weights hide and training opens, such as a gate that starts at zero (the
 small copies' gains and biases are moved for this reason, but only `dsabench audit RUN` looks at trained weights); one
-that needs tokens that were not tried, or at full size positions that were not (no pattern over positions that repeats
-within 8 is missed); one below the tolerances; one between packed documents (the contract in dsabench.testing tries
-that); one that bf16 or a CUDA graph brings in; and code that behaves differently because it is audited.
+that needs tokens, steps or chances that were not tried, or at full size positions that were not (of patterns that
+repeat, those within 8 and those of blocks of many round lengths are seen); one below the tolerances; one that bf16 or
+a CUDA graph brings in; one into gradients alone; and code that behaves differently because it is audited.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import random
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -30,6 +33,8 @@ from dsabench.engine.backend import resolved
 from dsabench.engine.causality import (
     TOLERANCE_FP64,
     Examination,
+    Leak,
+    Trial,
     later,
     layer_outputs,
     other_tokens,
@@ -46,8 +51,24 @@ from dsabench.spec.fields import RunSpec
 CONSECUTIVE = 8
 """Boundaries in a row at full size: no pattern over positions that repeats within so many slips through."""
 
-EVERYWHERE = 512
-"""Longest window of which every boundary is tried when the attention takes no shorter one."""
+CHANCES = 4
+"""Further random states that a small copy is tried with in train mode."""
+
+FACTORS = (3, 25, 15, 9, 7, 125)
+"""The last multiple of each one's largest power-of-two multiple in a window divides by most lengths of blocks."""
+
+SHORT = 32
+"""Longest blocks whose ends the small copies hold; of longer ones that an attention's settings name, one end is
+tried."""
+
+EVERYWHERE = 128
+"""Longest window of which every boundary is tried at full size, in eval mode."""
+
+EVERYWHERE_WITHOUT_COPIES = 512
+"""The same when the attention takes no shorter window, in both modes."""
+
+LOSSES = 2048
+"""Longest window in which an attention is asked for its own loss at full size, as in training."""
 
 SEARCH_SECONDS = 10.0
 """Longest search for the first position at full size once a leak is known."""
@@ -66,7 +87,7 @@ def audit(spec: RunSpec, vocab_size: int, execution: Execution) -> Audit:
     spec = resolved(spec, execution)
     looked_at = spec.model_dump_json(include={"length", "attention", "model"})
     stages = len(list(_circumstances(spec)))
-    how = (stages, spec.data.packing, vocab_size, execution.device, execution.fused)
+    how = (stages, spec.train.steps, spec.data.packing, vocab_size, execution.device, execution.fused)
     key = (looked_at, variant(spec.attention.kind), *how)
     if key not in _audits:
         with torch.random.fork_rng(devices=[]):
@@ -150,27 +171,51 @@ def _audit_small(copy: RunSpec, execution: Execution) -> tuple[str, list[Finding
     """Every boundary of a small copy, in fp64, or fp32 when the attention cannot compute in that."""
     length, k = copy.length, copy.attention.n_selected(copy.length)
     label = f"L={length}" + (f" k={k}" if k is not None else "")
-    trials = [
-        later(length - 1, length),
-        later(-1, length),
-        *(trial for t in range(length - 1) for trial in thorough(t, length)),
-    ]
     for dtype, tolerance in ((torch.float64, TOLERANCE_FP64), (torch.float32, TOLERANCE)):
         model = randomise(build(copy, VOCABULARY)).to(execution.device)
         name = f"{label} fp{torch.finfo(dtype).bits}"
         try:
             found: list[Finding] = []
             for mode, stage in _circumstances(copy):
-                looked = _examination(model.to(dtype), mode, stage, length, len(trials), tolerance)
-                leaks = looked.leaks(trials)
-                calls = looked.calls(seed=1 if mode == "eval" else 0)  # dropout may draw in train mode
-                leaks = leaks if calls is None else [calls]  # then comparing two calls tells nothing else
-                found += [Finding(leak, mode, stage, length, k, full_size=False) for leak in leaks]
+                for how, leaks in _ways(model.to(dtype), mode, stage, tolerance):
+                    found += [Finding(leak, mode, stage, length, k, full_size=False, how=how) for leak in leaks]
+                    if leaks:
+                        break  # in other ways it leaks, too
             return name, found
         except Exception:  # of many kinds: no kernel for it, operands of two dtypes, no fp64 on the device
             if dtype == torch.float32:
                 raise
     raise AssertionError("unreachable")
+
+
+def _ways(model: Transformer, mode: Mode, stage: Stage, tolerance: float) -> Iterator[tuple[str, list[Leak]]]:
+    """What is special of a way to call a small copy, and the leaks that it shows."""
+    length, steps = model.spec.length, model.spec.train.steps
+    trials = [*other_rows(length), *(trial for t in range(length - 1) for trial in thorough(t, length))]
+    looked = _examination(model, mode, stage, length, len(trials), tolerance)
+    leaks = looked.leaks(trials)
+    calls = looked.calls(seed=1 if mode == "eval" else 0)  # dropout may draw in train mode
+    yield "", leaks if calls is None else [calls]  # then comparing two calls tells nothing else
+    if model.spec.data.packing == "documents":
+        yield (
+            ", two documents in a window",
+            _examination(model, mode, stage, length, len(trials), tolerance, packed=True).leaks(trials),
+        )
+    some = [later(t, length) for t in sorted({0, length // 3, length // 2, length - 2}) if 0 <= t < length - 1]
+    yield ", one window at a time", _examination(model, mode, stage, length, 1, tolerance).leaks(some)
+    if mode == "train":
+        if steps > 1:
+            last = _examination(model, mode, stage, length, len(trials), tolerance, step=steps - 1)
+            yield f", step {steps - 1}", last.leaks(trials)
+        for chance in range(1, CHANCES + 1):
+            drawn = _examination(model, mode, stage, length, len(some), tolerance, chance=chance)
+            yield ", another random state", drawn.leaks(some)
+
+
+def other_rows(length: int) -> list[Trial]:
+    """Rows in which nothing is changed, beside others before and after them in which everything is."""
+    all_of_it, nothing = later(-1, length), later(length - 1, length)
+    return [all_of_it, nothing, nothing, all_of_it]
 
 
 def _audit_full(model: Transformer, known: Sequence[Finding], everywhere: bool) -> tuple[int, int, list[Finding]]:
@@ -191,21 +236,22 @@ def _audit_length(
     """everywhere: no small copy was to be had, so that nothing else tries every boundary."""
     k = model.spec.attention.n_selected(length)
     consecutive, others = boundaries_of(length, k, model.spec)
-    if everywhere and length <= EVERYWHERE:
-        others = sorted({*range(length - 1)} - {*consecutive})
-    rows = min(8, max(2, 8192 // length))
+    every = sorted({*range(length - 1)} - {*consecutive})
+    rows, seen = min(8, max(2, 8192 // length)), {*consecutive, *others}
     found: list[Finding] = []
     for mode, stage in _circumstances(model.spec):
         small = [one.leak for one in known if (one.mode, one.stage) == (mode, stage)]
         if any(leak.kind == "calls" for leak in small):
             continue  # nothing can be told from comparing two calls
-        # An indexer's KL loss would take two thirds of the time, and no output depends on it.
-        looked = _examination(model, mode, stage, length, rows, TOLERANCE, losses=False)
-        # Two batches of eight, and one in the warm-up, which attends to everything: k has no part in it. A row in
-        # which nothing is changed, beside one in which everything is, tells of other rows.
+        # An indexer's KL loss would take two thirds of the time in a long window, and no output depends on it.
+        size, step = (model, mode, stage, length, rows, TOLERANCE), model.spec.train.steps - 1
+        looked = _examination(*size, losses=mode == "train" and length <= LOSSES, step=step)
+        # Three batches of eight, and one in the warm-up, which attends to everything: k has no part in it.
         trials = [later(t, length) for t in consecutive]
         if stage == "sparse":
-            trials = [later(length - 1, length), later(-1, length), *(later(t, length) for t in others), *trials]
+            whole = length <= (EVERYWHERE_WITHOUT_COPIES if everywhere else EVERYWHERE if mode == "eval" else 0)
+            seen |= {*every} if whole else set()
+            trials = [*other_rows(length), *(later(t, length) for t in (every if whole else others)), *trials]
         leaks = looked.leaks(trials)
         ahead = [leak for leak in [*leaks, *small] if leak.kind == "look-ahead"]
         if ahead:
@@ -215,30 +261,63 @@ def _audit_length(
             if first is not None and not mine:
                 leaks.append(first)
         found += [Finding(leak, mode, stage, length, k, full_size=True) for leak in leaks]
-    return len({*consecutive, *others}), found
+        if model.spec.data.packing == "documents" and (mode, stage) == ("train", "sparse") and not leaks:
+            packed = _examination(*size, losses=length <= LOSSES, step=step, packed=True)
+            how = ", two documents in a window"
+            ours = packed.leaks([later(t, length) for t in consecutive])
+            found += [Finding(leak, mode, stage, length, k, full_size=True, how=how) for leak in ours]
+    return len(seen), found
 
 
 def _examination(
-    model: Transformer, mode: Mode, stage: Stage, length: int, rows: int, tolerance: float, losses: bool = True
+    model: Transformer,
+    mode: Mode,
+    stage: Stage,
+    length: int,
+    rows: int,
+    tolerance: float,
+    *,
+    losses: bool = True,
+    packed: bool = False,
+    step: int = 0,
+    chance: int = 0,
 ) -> Examination:
     model.train(mode == "train")
     model.stage = stage
     generator = torch.Generator().manual_seed(length)
     x_T = torch.randint(model.vocab_size, (length,), generator=generator).to(model.embedding.weight.device)
     other = other_tokens(x_T, model.vocab_size, seed=length)
-    return Examination(layer_outputs(model, losses), x_T, other, rows, tolerance)
+    outputs = layer_outputs(model, losses, packed, step)
+    return Examination(lambda x_RT, seed: outputs(x_RT, seed + chance), x_T, other, rows, tolerance)
 
 
 def boundaries_of(length: int, k: int | None, spec: RunSpec) -> tuple[list[int], list[int]]:
-    """Boundaries at full size: eight in a row, at random across a multiple of 64 (where blocks end), and k-1, k, k+1,
-    the first, the last and a random one; the same for the same attention and length."""
+    """Boundaries at full size: eight in a row across the largest power of two, where blocks end; and k-1, k, k+1, the
+    first, the last, a random one, and the ends of blocks of many lengths, those that the attention's settings name
+    first; the same for the same attention and length."""
     key = f"{length} {spec.attention.model_dump_json()}".encode()
     draw = random.Random(int.from_bytes(hashlib.sha256(key).digest()[:8], "big"))
     last = length - 2
-    middle = 64 * draw.randint(1, (last - 4) // 64) if last >= 68 else length // 2
+    middle = _power_of_two(last) if last >= 16 else length // 2
     start = max(0, min(middle - CONSECUTIVE // 2, last - CONSECUTIVE + 1))
     consecutive = list(range(start, min(start + CONSECUTIVE, last + 1)))
     wanted = [0, last, draw.randint(0, last)]
     wanted += [k - 1, k, k + 1] if k is not None else [draw.randint(0, last) for _ in range(3)]
+    blocks = [n for n in _whole_numbers(spec.attention.model_dump()) if SHORT < n <= last + 1]
+    for factor in FACTORS[: 2 if length > 8192 else None]:  # a long window takes minutes
+        blocks += [factor * _power_of_two((last + 1) // factor)] if factor <= last + 1 else []
+    wanted += [(last + 1) // size * size - 1 for size in blocks]
     others = sorted({t for t in wanted if 0 <= t <= last} - set(consecutive))
     return consecutive, others
+
+
+def _whole_numbers(values: dict[str, Any]) -> Iterator[int]:
+    for value in values.values():
+        if isinstance(value, dict):
+            yield from _whole_numbers(value)
+        elif type(value) is int:  # a bool is an int, too
+            yield value
+
+
+def _power_of_two(most: int) -> int:
+    return 1 << (most.bit_length() - 1)

@@ -38,7 +38,8 @@ def rehearse(model: Transformer, stages: Iterable[Stage]) -> None:
                 for whole_mass in (True, False):
                     _capture(block.attention.eval(), stage, device, whole_mass)
                 if model.spec.data.packing == "documents":
-                    _documents_apart(block.attention.eval(), stage, device)
+                    for mode in (True, False):
+                        _documents_apart(block.attention.train(mode), stage, device)
     except torch.OutOfMemoryError:
         return
     finally:
@@ -89,17 +90,23 @@ def _forward_and_backward(attention: Attention, stage: Stage, device: torch.devi
 
 
 def _documents_apart(attention: Attention, stage: Stage, device: torch.device) -> None:
-    """The second of two packed documents does not see the first."""
-    x_BTD, half = _input(attention, 1, device), attention.spec.length // 2
-    ids_BT = (torch.arange(attention.spec.length, device=device) >= half).int()[None]
-    changed_BTD = torch.cat([x_BTD[:, :half].flip(-1), x_BTD[:, half:]], dim=1)
-    with torch.no_grad():
-        one, other = (_call(attention, x, stage, ids_BT=ids_BT).out_BTD[:, half:] for x in (x_BTD, changed_BTD))
+    """The second of two packed documents does not see the first, which ends elsewhere in each row."""
+    x_BTD, length = _input(attention, 2, device), attention.spec.length
+    ids_BT = (torch.arange(length) >= torch.tensor([[length // 2], [length // 3]])).int().to(device)
+    second_BT1 = (ids_BT > 0)[..., None]
+    changed_BTD = torch.where(second_BT1, x_BTD, x_BTD.flip(-1))
+    outputs = []
+    for x in (x_BTD, changed_BTD):
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.no_grad():
+            torch.manual_seed(0)  # dropout, in train mode
+            outputs.append(_call(attention, x, stage, ids_BT=ids_BT).out_BTD.masked_fill(~second_BT1, 0.0))
+    one, other = outputs
     if not torch.allclose(one, other, rtol=0.0, atol=TOLERANCE * max(1.0, float(one.abs().max()))):
+        mode = "train" if attention.training else "eval"
         raise _fault(
             attention,
-            f"forward attends across documents ({stage} stage), and data.packing = documents puts several into a "
-            "window; context.document_ids_BT tells them apart, and context.allowed heeds it",
+            f"forward attends across documents ({mode} mode, {stage} stage), and data.packing = documents puts several "
+            "into a window; context.document_ids_BT tells them apart, in each row others, and context.allowed heeds it",
         )
 
 

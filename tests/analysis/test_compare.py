@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -20,6 +21,7 @@ from dsabench.analysis.comparison import Comparison, Row
 from dsabench.analysis.metrics import METRICS
 from dsabench.analysis.scope import ScopeError, look_at
 from dsabench.analysis.wording import trend_lines
+from dsabench.cli.output import report_sweep
 from dsabench.plots.data import figure_data
 from dsabench.plots.figures import draw
 from dsabench.spec.fields import RunSpec
@@ -126,6 +128,21 @@ def test_a_leak_is_shown_and_never_judged(store: Path) -> None:
     assert math.isnan(rows(found)[128].p_adjusted)
     assert not found.tables[0].trends
     assert any("LEAK" in note for note in found.notes)
+
+
+@pytest.mark.parametrize(("size", "said"), [(-2.0, True), (-0.3, False), (2.0, False)])
+def test_a_win_too_large_to_believe_is_said_first(
+    store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], size: float, said: bool
+) -> None:
+    """By compare, whatever the metric, and at the end of a sweep."""
+    synthetic.experiment(store, effect=on("dsa", size))
+    text = "15 of 15 pairs end more than 0.5 nats per token below the baseline (largest -2."
+    for metric in ("val_loss", "step_ms"):
+        notes = compare(look_at(store), metric=metric).notes
+        assert bool(notes and notes[0].startswith(text)) == any("bug" in note for note in notes) == said
+    runs = [SimpleNamespace(run_id=run_id) for run_id in load_runs(store)["run_id"]]
+    report_sweep("synthetic-00000000", cast(Any, runs), store, tmp_path / "out", as_json=False)
+    assert (f"WARNING: {text}" in capsys.readouterr().out) == said
 
 
 def test_every_run_is_in_a_pair_or_left_out_with_a_reason(store: Path) -> None:

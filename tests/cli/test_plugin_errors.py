@@ -234,6 +234,6 @@ def test_documents_are_told_apart_where_windows_pack_them(shell: Shell, corpus: 
     words = ["train", "--set", "plugins=[mine.py]", *tiny(corpus), "--length", "32", "--attention", "mine", "--quiet"]
     code, out, err = shell(*words, "--set", "data.packing=documents")
     assert code == 2 and out == ""
-    assert "mine.py" in err and "forward attends across documents (sparse stage)" in err
+    assert "mine.py" in err and "forward attends across documents (train mode, sparse stage)" in err
     assert not list(shell.folder.glob("runs/*-*"))
     assert shell(*words)[0] == 0, "a window of one document needs no such care"
