@@ -218,7 +218,7 @@ def test_a_failing_plugin_is_named_with_its_line(config: Path, tmp_path: Path) -
         "class MineSpec(AttentionSpec):\n    kind: Literal['mine'] = 'mine'\n"
         "@register\nclass Mine(Dense):\n    spec_class = MineSpec\n"
         "    def forward(self, x_BTD, context):\n"
-        "        if context.step is not None and int(context.step) > 3:\n            {}['gone']\n"
+        "        if context.step is not None and int(context.step) == 4:\n            {}['gone']\n"
         "        return super().forward(x_BTD, context)\n"
     )
     spec = dsabench.load_spec(str(config), {"plugins": [str(plugin)], "attention.kind": "mine"})

@@ -109,10 +109,14 @@ def sweep(
     specs = experiment.runs()
 
     from dsabench.cli import output
+    from dsabench.cli.busy import Others
     from dsabench.cli.progress import Display, stderr_console
     from dsabench.store import check_writable
 
     check_writable(store)
+    others = Others()
+    import torch
+
     from dsabench import planning
     from dsabench.engine.device import resolve
     from dsabench.errors import SpecError
@@ -145,6 +149,8 @@ def sweep(
         output.print_plan(
             planned, experiment, execution, seconds, fits, concurrency, console, devices=names, config=config
         )
+        if execution.device.type == "cpu" and not launcher and (note := others.note(torch.get_num_threads())):
+            console.print(note)
     done = sum(run.status == "done" for run in planned)
     records: dict[str, RunRecord] = {}
     with Display(len(planned), done, quiet) as display:

@@ -135,6 +135,19 @@ def test_who_asks_to_stop_finds_all_runs_interrupted_and_no_process(config: Path
     assert differences(calm, tmp_path / "wild") == []
 
 
+@pytest.mark.parametrize("after", [0.0, 1.5])
+def test_a_worker_that_is_asked_to_stop_while_it_starts_does(config: Path, tmp_path: Path, after: float) -> None:
+    swept = Swept(config, tmp_path / "wild")
+    time.sleep(after)
+    assert not any(worker.is_ready for worker in swept.workers.workers)
+    began = time.monotonic()
+    swept.workers.close()
+    # Before Python itself has begun, the signal ends it.
+    expected = {0} if after else {0, -signal.SIGUSR1}
+    assert {worker.process.poll() for worker in swept.workers.workers} <= expected
+    assert time.monotonic() - began < 3
+
+
 def test_workers_end_when_the_sweep_is_killed(config: Path, tmp_path: Path) -> None:
     """They checkpoint what they have, as for who asks to stop, and leave no lock."""
     store = tmp_path / "wild"

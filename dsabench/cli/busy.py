@@ -1,0 +1,57 @@
+"""How many cores other programs keep busy, where Linux tells."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+_STAT = Path("/proc/stat")
+
+SLACK = 0.3
+"""Cores by which programs may ask for more than there are before anything is said."""
+
+
+class _Moment(NamedTuple):
+    clock: float
+    busy: float
+    """Seconds that all cores have worked since the machine started."""
+    own: float
+    """The same of this process and of those of its own that have ended."""
+
+
+class Others:
+    """Other programs since this was made."""
+
+    def __init__(self) -> None:
+        self._start = _now()
+
+    def cores(self) -> float | None:
+        """Cores that they have kept busy, on average; None where nobody says."""
+        end = _now()
+        if self._start is None or end is None or end.clock <= self._start.clock:
+            return None
+        others = (end.busy - self._start.busy) - (end.own - self._start.own)
+        return max(0.0, others / (end.clock - self._start.clock))
+
+    def note(self, threads: int) -> str | None:
+        """What to tell who is about to train with so many threads on this CPU; None when there is room for them."""
+        cores, there = self.cores(), os.cpu_count() or 1
+        if cores is None or cores + threads <= there + SLACK:
+            return None
+        return (
+            f"note: other programs keep about {cores:.1f} of {there} cores busy. Threads that wait for each other then "
+            "make steps several times slower, and their times mean little; GOMP_SPINCOUNT=1000 before the command helps"
+        )
+
+
+def _now() -> _Moment | None:
+    try:
+        # cpu, then user, nice, system, idle, iowait, irq, softirq, steal; the rest is in user and nice already
+        ticks = [int(word) for word in _STAT.read_text(encoding="ascii").split("\n", 1)[0].split()[1:9]]
+    except (OSError, ValueError):
+        return None
+    if len(ticks) < 8:
+        return None
+    return _Moment(time.monotonic(), (sum(ticks) - sum(ticks[3:5])) / os.sysconf("SC_CLK_TCK"), sum(os.times()[:4]))
