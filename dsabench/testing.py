@@ -68,19 +68,23 @@ def check_shared_start(spec: RunSpec) -> None:
 
 
 def check_causal(spec: RunSpec) -> None:
-    """Changing any or all inputs after t leaves outputs at <= t as they were: every t, train and eval, both stages."""
+    """Changing any or all inputs after t leaves outputs at <= t as they were: every t, train and eval, both stages, in
+    a window of one document and of two."""
     module = _attention(spec)
     x_TD, other_TD = _inputs(spec, 2)
+    ids_BT = (torch.arange(spec.length) >= spec.length // 3).long()[None]
     for training in (True, False):
         module.train(training)
         for stage in STAGES:
-            run = functools.partial(_run, module, stage=stage)
-            leak = find_leak(run, x_TD, other_TD, list(range(spec.length)))
-            mode = "train" if training else "eval"
-            assert leak is None, (
-                f"{spec.attention.kind} looks ahead: in {mode} mode, {stage} stage, output {leak.position} changed by "
-                f"{leak.size:.2g} although only inputs after {leak.boundary} did"
-            )
+            for documents_BT in (None, ids_BT):
+                run = functools.partial(_run, module, stage=stage, ids_BT=documents_BT)
+                leak = find_leak(run, x_TD, other_TD, list(range(spec.length)))
+                mode = "train" if training else "eval"
+                packed = "" if documents_BT is None else " of a window of two documents"
+                assert leak is None, (
+                    f"{spec.attention.kind} looks ahead: in {mode} mode, {stage} stage, output {leak.position}{packed} "
+                    f"changed by {leak.size:.2g} although only inputs after {leak.boundary} did"
+                )
 
 
 def check_causal_model(spec: RunSpec) -> None:
@@ -286,7 +290,8 @@ def _run(
     losses: bool = True,
 ) -> Tensor:
     torch.manual_seed(seed)  # dropout and the like may draw in train mode, but the same for every call
-    context = AttentionContext(torch.arange(x_NTD.shape[1]), stage, ids_BT, losses=losses)
+    ids_NT = None if ids_BT is None else ids_BT.expand(len(x_NTD), -1)
+    context = AttentionContext(torch.arange(x_NTD.shape[1]), stage, ids_NT, losses=losses)
     with torch.no_grad():
         out: Tensor = module(x_NTD, context).out_BTD
     assert out.shape == x_NTD.shape, f"forward returned {tuple(out.shape)} for an input of {tuple(x_NTD.shape)}"

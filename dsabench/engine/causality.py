@@ -180,7 +180,7 @@ def layer_outputs(model: Transformer, losses: bool = True, packed: bool = False,
     """Tokens (R, T) -> the output of every attention and expert layer and the final hidden state, as the model's mode
     and stage are, called as training or evaluation calls it: code may ask whether gradients are on, and for the step.
 
-    losses: as AttentionContext has it. packed: each row has two documents, and no two neighbouring rows the same ones.
+    losses: as AttentionContext has it. packed: each row has two documents, which meet elsewhere than in the next row.
     step: of training; evaluation has none. Raises SpecError when an attention returns something else than the contract
     asks for.
     """

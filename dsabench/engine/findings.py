@@ -27,7 +27,7 @@ class Finding:
 
     full_size: bool
     how: str = ""
-    """What else was special of the calls, as `, two documents in each window`."""
+    """What else was special of the calls, as `, two documents in a window`."""
 
     def __str__(self) -> str:
         at = f"L={self.length}" + (f", k={self.top_k}" if self.top_k is not None else "")

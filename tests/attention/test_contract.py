@@ -128,6 +128,17 @@ def test_an_off_by_one_mask_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
         check_causal(small(VARIANTS["dsa"]))
 
 
+def test_a_mask_of_documents_that_forgets_time_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    def same_document(length: int, document_ids_BT: Tensor | None, device: torch.device) -> Tensor:
+        if document_ids_BT is None:
+            return torch.ones(length, length, dtype=torch.bool).tril()
+        return document_ids_BT[:, :, None] == document_ids_BT[:, None, :]
+
+    monkeypatch.setattr("dsabench.attention.base.allowed_keys", same_document)
+    with pytest.raises(AssertionError, match=r"looks ahead: .* of a window of two documents changed"):
+        check_causal(small(VARIANTS["dsa"]))
+
+
 class Leaky(DSA):
     """DSA plus one small defect; `defect(self, x, out)` returns what is added to the output."""
 
