@@ -228,15 +228,18 @@ def test_swiglu_reads_nothing_where_the_weight_is_zero() -> None:
 
 
 @settings(deadline=None, max_examples=12)
-@given(sizes, st.integers(1, 20), st.integers(1, 70), st.sampled_from([1, 100, 2**29]), dtypes)
-def test_linear_cross_entropy(tokens: int, width: int, vocabulary: int, slab: int, dtype: torch.dtype) -> None:
+@given(sizes, st.integers(1, 20), st.integers(1, 70), st.sampled_from([1, 100, 2**29]), dtypes, st.booleans())
+def test_linear_cross_entropy(
+    tokens: int, width: int, vocabulary: int, slab: int, dtype: torch.dtype, every: bool
+) -> None:
     from dsabench.kernels import cross_entropy
 
     targets = torch.arange(tokens) * 7 % vocabulary
+    scored = None if every else torch.arange(tokens) % 3 > 0
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cross_entropy, "CPU_SLAB", slab)
         agrees(
-            lambda x, e: kernels.linear_cross_entropy(x, e, targets),
+            lambda x, e: kernels.linear_cross_entropy(x, e, targets, scored),
             randn(tokens, width, dtype=dtype),
             randn(vocabulary, width, dtype=dtype).flip(0),
         )
