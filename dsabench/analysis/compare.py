@@ -50,7 +50,7 @@ def compare(
     labelled["k"] = keys(labelled)
     found = find_pairs(labelled, baseline)
     pairs, left_out = found.frame, list(found.left_out)
-    notes = [*too_good(pairs), *scope.notes]
+    notes, unbelievable = list(scope.notes), too_good(pairs)
     usable = np.isfinite(pairs[f"a.{metric}"].astype(float)) & np.isfinite(pairs[f"b.{metric}"].astype(float))
     reason = f"the run or its partner has no {metric}"
     if about.needs_one_machine:
@@ -99,12 +99,13 @@ def compare(
         rungs=rungs,
         best_rates=[] if about.needs_one_machine or rungs else list(best_rates(scope.runs, baseline, metric)),
         left_out=[LeftOut(run_id=run_id, reason=why, error=errors[run_id]) for run_id, why in left_out],
+        warnings=unbelievable,
         notes=notes,
     )
 
 
 def too_good(pairs: pd.DataFrame) -> list[str]:
-    """What must be said before anything else where a variant wins by more than can be believed; else nothing."""
+    """What must be said first where a variant wins by more than can be believed; else nothing."""
     found = large_wins(pairs)
     return [found.text.removesuffix(".")] if found.outcome in ("fail", "warn") else []
 

@@ -283,6 +283,9 @@ class Comparison(Result):
     left_out: list[LeftOut]
     """Runs that are in no pair."""
 
+    warnings: list[str]
+    """What must be read before the tables: a win that is too large to believe."""
+
     notes: list[str]
     """What a reader must know of the runs and of what was done with them."""
 

@@ -175,6 +175,7 @@ def as_csv(found: Comparison) -> str:
 def as_markdown(found: Comparison) -> str:
     """The tables in GitHub's Markdown, with their notes."""
     out = ["### " + _markdown(f"{found.metric} of {found.scope}, against {display_name(found.baseline)}"), ""]
+    out += [f"**{_markdown(f'WARNING: {line}.')}**\n" for line in found.warnings]
     for grid, below in _grids(found):
         head = [heading.replace("\n", " ") for heading in grid.headings]
         marks = [":--" if heading in grid.left else "--:" for heading in grid.headings]
@@ -188,7 +189,7 @@ def as_markdown(found: Comparison) -> str:
 
 def as_latex(found: Comparison) -> str:
     """The tables in LaTeX for the booktabs package, one `table` each, with their notes as comments."""
-    out = []
+    out = [f"% {visible(f'WARNING: {line}.')}" for line in found.warnings]
     for grid, below in _grids(found):
         marks = "".join("l" if heading in grid.left else "r" for heading in grid.headings)
         head = " & ".join(_latex(heading.replace("\n", " ")) for heading in grid.headings)

@@ -43,11 +43,10 @@ def audit(
     """Check an attention for look-ahead and other mistakes.
 
     Looks at each attention of the config (of a ladder: of its first rung) as it would be trained, or at a stored run
-    with its trained weights. Exit 1
-    when a check fails. Training runs the first four checks by itself and refuses a leak, unless allow_leak = true.
-    They cannot see a leak that only training opens (audit the RUN afterwards); one that needs tokens, steps or chances,
-    or in a long window positions, that were not tried; one below 1e-4 of an output, or into gradients alone; or one
-    that bf16 or a CUDA graph brings in: an audit computes in fp32, step by step.
+    with its trained weights. Exit 1 when a check fails. Training runs the first four checks by itself and refuses a
+    leak, unless allow_leak = true. They cannot see a leak that only training opens (audit the RUN afterwards); one that
+    needs tokens, steps or chances, or in a long window positions, that were not tried; one below 1e-4 of an output, or
+    into gradients alone; or one that bf16 or a CUDA graph brings in: an audit computes in fp32, step by step.
     """
     from dsabench.cli.output import print_json, stdout_console
     from dsabench.cli.progress import stderr_console

@@ -39,6 +39,8 @@ def comparison_lines(found: Comparison, console: Console) -> None:
         console.print(Text(line, style=style), soft_wrap=not console.is_terminal)
 
     say(f"{found.metric} of {found.scope}, against {display_name(found.baseline)}", "bold")
+    for line in found.warnings:
+        say(f"WARNING: {line}.", "bold")
     if found.rungs and found.tables:
         ladder, footnotes = _fitting(ladder_grid(found), "rung", _RUNG)
         ladder, more = _fitting(ladder)

@@ -236,11 +236,11 @@ def report_sweep(sweep_id: str, planned: Sequence[PlannedRun], store: Path, out:
         print((out / "summary.json").read_text(encoding="utf-8"))
         return
     console = stdout_console()
-    if rungs_of(runs) and runs["attention"].nunique() > 1 and (runs["attention"] == "dense").any():
+    dense = bool((runs["attention"] == "dense").any())
+    if rungs_of(runs) and runs["attention"].nunique() > 1 and dense:
         comparison_lines(compare(look_at(store, sweep=sweep_id)), console)
     else:
         experiment_lines(experiment_table(runs), console, not_averaged(runs))
-        dense = (runs["attention"] == "dense").any()
         unbelievable = too_good(find_pairs(label_variants(runs), "dense").frame) if dense else []
         for line in [*unbelievable, *warnings(runs)]:
             console.print(f"WARNING: {line}.", soft_wrap=True)

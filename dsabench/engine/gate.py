@@ -67,6 +67,8 @@ EVERYWHERE = 128
 EVERYWHERE_WITHOUT_COPIES = 512
 """The same when the attention takes no shorter window, in both modes."""
 
+PACKED = ", two documents in a window"
+
 LOSSES = 2048
 """Longest window in which an attention is asked for its own loss at full size, as in training."""
 
@@ -198,7 +200,7 @@ def _ways(model: Transformer, mode: Mode, stage: Stage, tolerance: float) -> Ite
     yield "", leaks if calls is None else [calls]  # then comparing two calls tells nothing else
     if model.spec.data.packing == "documents":
         yield (
-            ", two documents in a window",
+            PACKED,
             _examination(model, mode, stage, length, len(trials), tolerance, packed=True).leaks(trials),
         )
     some = [later(t, length) for t in sorted({0, length // 3, length // 2, length - 2}) if 0 <= t < length - 1]
@@ -236,8 +238,7 @@ def _audit_length(
     """everywhere: no small copy was to be had, so that nothing else tries every boundary."""
     k = model.spec.attention.n_selected(length)
     consecutive, others = boundaries_of(length, k, model.spec)
-    every = sorted({*range(length - 1)} - {*consecutive})
-    rows, seen = min(8, max(2, 8192 // length)), {*consecutive, *others}
+    rows, seen = min(8, max(2, 8192 // length)), {*consecutive}
     found: list[Finding] = []
     for mode, stage in _circumstances(model.spec):
         small = [one.leak for one in known if (one.mode, one.stage) == (mode, stage)]
@@ -249,9 +250,10 @@ def _audit_length(
         # Three batches of eight, and one in the warm-up, which attends to everything: k has no part in it.
         trials = [later(t, length) for t in consecutive]
         if stage == "sparse":
-            whole = length <= (EVERYWHERE_WITHOUT_COPIES if everywhere else EVERYWHERE if mode == "eval" else 0)
-            seen |= {*every} if whole else set()
-            trials = [*other_rows(length), *(later(t, length) for t in (every if whole else others)), *trials]
+            limit = EVERYWHERE_WITHOUT_COPIES if everywhere else EVERYWHERE if mode == "eval" else 0
+            rest = sorted({*range(length - 1)} - {*consecutive}) if length <= limit else others
+            seen |= {*rest}
+            trials = [*other_rows(length), *(later(t, length) for t in rest), *trials]
         leaks = looked.leaks(trials)
         ahead = [leak for leak in [*leaks, *small] if leak.kind == "look-ahead"]
         if ahead:
@@ -263,9 +265,8 @@ def _audit_length(
         found += [Finding(leak, mode, stage, length, k, full_size=True) for leak in leaks]
         if model.spec.data.packing == "documents" and (mode, stage) == ("train", "sparse") and not leaks:
             packed = _examination(*size, losses=length <= LOSSES, step=step, packed=True)
-            how = ", two documents in a window"
             ours = packed.leaks([later(t, length) for t in consecutive])
-            found += [Finding(leak, mode, stage, length, k, full_size=True, how=how) for leak in ours]
+            found += [Finding(leak, mode, stage, length, k, full_size=True, how=PACKED) for leak in ours]
     return len(seen), found
 
 

@@ -235,7 +235,8 @@ def linear_cross_entropy(
     """Mean of -log softmax(x E^T)[n, target_n] in nats, fp32 (fp64 for fp64 inputs), over the n where scored_N is True,
     or over all; 0 where it is True nowhere."""
     x_ND, embedding_VD = autocast(x_ND), autocast(embedding_VD)
-    on_cpu = x_ND.device.type == "cpu" and x_ND.dtype in (torch.float32, torch.bfloat16)  # fp64 is the reference
+    # On a CPU the plain rows of the same function; on a GPU plain PyTorch, and fp64 anywhere, is what it is held to.
+    on_cpu = x_ND.device.type == "cpu" and x_ND.dtype in (torch.float32, torch.bfloat16)
     if on_cpu or fused(x_ND, embedding_VD):
         from dsabench.kernels.cross_entropy import LinearCrossEntropy
 

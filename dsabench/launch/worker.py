@@ -26,9 +26,12 @@ from dsabench.runner import DeviceLostError
 from dsabench.spec.fields import EngineSpec
 from dsabench.stopping import on_signals
 
-ENTRY = """
+STOP = signal.SIGUSR1
+"""Asks to stop. SIGINT and SIGTERM often reach all processes of a group, and the parent is the one to decide."""
+
+ENTRY = f"""
 import os, signal, sys
-signal.signal(signal.SIGUSR1, lambda *_: os._exit(0))
+signal.signal(signal.{STOP.name}, lambda *_: os._exit(0))
 from multiprocessing.connection import Connection
 pipe = Connection(int(sys.argv[1]))
 sys.path[:] = pipe.recv()
@@ -37,9 +40,6 @@ main(pipe)
 """
 """What Python is started with: it finds modules where its parent does, and nowhere else. Asked to stop (STOP) before it
 has loaded them it just ends, having begun nothing."""
-
-STOP = signal.SIGUSR1
-"""Asks to stop. SIGINT and SIGTERM often reach all processes of a group, and the parent is the one to decide."""
 
 LOST = 3
 """Exit code of a worker whose device takes no more work."""

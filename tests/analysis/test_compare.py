@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import synthetic
+from rich.console import Console
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
@@ -21,6 +22,7 @@ from dsabench.analysis.comparison import Comparison, Row
 from dsabench.analysis.metrics import METRICS
 from dsabench.analysis.scope import ScopeError, look_at
 from dsabench.analysis.wording import trend_lines
+from dsabench.cli.compare_tables import comparison_lines
 from dsabench.cli.output import report_sweep
 from dsabench.plots.data import figure_data
 from dsabench.plots.figures import draw
@@ -138,8 +140,12 @@ def test_a_win_too_large_to_believe_is_said_first(
     synthetic.experiment(store, effect=on("dsa", size))
     text = "15 of 15 pairs end more than 0.5 nats per token below the baseline (largest -2."
     for metric in ("val_loss", "step_ms"):
-        notes = compare(look_at(store), metric=metric).notes
-        assert bool(notes and notes[0].startswith(text)) == any("bug" in note for note in notes) == said
+        found = compare(look_at(store), metric=metric)
+        assert [line.startswith(text) for line in found.warnings] == [True] * said
+        for written in (formats.as_markdown(found), formats.as_latex(found)):
+            assert ("WARNING: 15 of 15 pairs" in written) == said
+    comparison_lines(found, Console(width=100))
+    assert capsys.readouterr().out.splitlines()[1].startswith(f"WARNING: {text}") == said
     runs = [SimpleNamespace(run_id=run_id) for run_id in load_runs(store)["run_id"]]
     report_sweep("synthetic-00000000", cast(Any, runs), store, tmp_path / "out", as_json=False)
     assert (f"WARNING: {text}" in capsys.readouterr().out) == said
