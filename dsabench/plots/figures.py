@@ -33,7 +33,7 @@ FIGURES = {
         "loss, accuracy and step time against length", "experiment:four_panels", "sequence_length_comparison"
     ),
     "learning": Kind(
-        "validation and training loss over training, and the gap between them", "learning:loss_by_step", "loss_by_step"
+        "validation and training loss over training, and their gap", "learning:loss_by_step", "loss_by_step"
     ),
     "flops": Kind("loss against training FLOPs", "budget:loss_by_flops", "loss_by_flops"),
     "seconds": Kind("loss against training seconds", "budget:loss_by_seconds", "loss_by_seconds"),

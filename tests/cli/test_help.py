@@ -57,3 +57,12 @@ def test_help_cuts_no_command_short(shell: Shell, monkeypatch: pytest.MonkeyPatc
     code, out, _ = shell(*words, "--help")
     assert code == 0
     assert "..." not in out.partition("Commands:")[2]
+
+
+def test_help_fits_eighty_columns(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    for group, within in ((app.app, ()), *((one.typer_instance, (one.name,)) for one in app.app.registered_groups)):
+        for command in group.registered_commands:
+            code, out, _ = shell(*within, command.name, "--help")
+            assert code == 0 and "--" in out
+            assert not [line for line in out.splitlines() if len(line) > 80], command.name
