@@ -16,10 +16,8 @@ import torch
 from pydantic import model_validator
 from torch import Tensor
 
-from dsabench.attention.base import AttentionContext, AttentionOutput
-from dsabench.attention.dsa import DSA, DSASpec, IndexerSpec
-from dsabench.attention.kernels import masked
-from dsabench.attention.registry import register
+from dsabench.attention import DSA, AttentionContext, AttentionOutput, DSASpec, IndexerSpec, register
+from dsabench.attention.dsa import masked
 
 
 class LeakyDSASpec(DSASpec):

@@ -18,35 +18,35 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from dsabench._version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from dsabench.analysis.difference import diff_runs as diff_runs
-    from dsabench.analysis.inspect_run import inspect_selection as inspect_selection
-    from dsabench.analysis.reproduce import reproduce as reproduce
     from dsabench.attention.registry import no_plugins as no_plugins
     from dsabench.bench.api import bench_layer as bench_layer
     from dsabench.errors import DsabenchError as DsabenchError
-    from dsabench.runner import build_model as build_model
-    from dsabench.runner import load_model as load_model
-    from dsabench.runner import load_spec as load_spec
-    from dsabench.runner import train as train
+    from dsabench.models import build_model as build_model
+    from dsabench.models import load_model as load_model
+    from dsabench.models import load_spec as load_spec
+    from dsabench.reproduction.difference import diff_runs as diff_runs
+    from dsabench.reproduction.train_again import reproduce as reproduce
+    from dsabench.selection.stored_run import inspect_selection as inspect_selection
     from dsabench.store import load_metrics as load_metrics
     from dsabench.store import load_runs as load_runs
+    from dsabench.sweeps.single_run import train as train
 
 _HOME = {
     "DsabenchError": "errors",
     "bench_layer": "bench.api",
-    "build_model": "runner",
-    "diff_runs": "analysis.difference",
-    "inspect_selection": "analysis.inspect_run",
+    "build_model": "models",
+    "diff_runs": "reproduction.difference",
+    "inspect_selection": "selection.stored_run",
     "load_metrics": "store",
-    "load_model": "runner",
+    "load_model": "models",
     "load_runs": "store",
-    "load_spec": "runner",
-    "reproduce": "analysis.reproduce",
+    "load_spec": "models",
+    "reproduce": "reproduction.train_again",
     "no_plugins": "attention.registry",
-    "train": "runner",
+    "train": "sweeps.single_run",
 }
 
 __all__ = sorted([*_HOME, "__version__"])

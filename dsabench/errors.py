@@ -1,4 +1,4 @@
-"""What a user can get wrong, one class a place. Each message names what was wrong and what would be right."""
+"""Errors that a user can cause, one class a place. Each message says what was wrong and what would be right."""
 
 
 class DsabenchError(ValueError):

@@ -24,11 +24,11 @@ from torch import Tensor, nn
 
 from dsabench.attention.base import Attention, AttentionContext, Stage
 from dsabench.attention.registry import variant
-from dsabench.engine.causality import Examination, Leak, thorough
-from dsabench.engine.rehearsal import TOLERANCE, rehearse
-from dsabench.engine.soundness import routing, shared_start
+from dsabench.audit.causality import Examination, Leak, thorough
+from dsabench.audit.contract_calls import TOLERANCE, rehearse
+from dsabench.audit.soundness import routing, shared_start
 from dsabench.model.transformer import Transformer, build
-from dsabench.spec.fields import RunSpec
+from dsabench.spec.run import RunSpec
 
 STAGES: tuple[Stage, ...] = ("dense", "sparse")
 

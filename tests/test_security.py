@@ -25,8 +25,8 @@ from synthetic import experiment
 import dsabench
 from dsabench import load_spec, train
 from dsabench.attention.registry import no_plugins
+from dsabench.engine import loop
 from dsabench.errors import SpecError, StoreError
-from dsabench.runner import loop
 from dsabench.spec.sweep import load_sweep, parse_override
 from dsabench.store import (
     RunWriter,
@@ -49,7 +49,7 @@ from pathlib import Path
 from typing import Literal
 from dsabench.attention.dense import Dense
 from dsabench.attention.registry import register
-from dsabench.spec.fields import AttentionSpec
+from dsabench.spec.attention import AttentionSpec
 
 Path(CANARY).touch()
 

@@ -15,13 +15,14 @@ import pytest
 from chaos import comparable, differences, picture, prepare
 
 import dsabench
-from dsabench import runner, stopping
-from dsabench.engine import checkpoint, segments, timing
+from dsabench import shutdown
+from dsabench.engine import checkpoint, segments, step_times
 from dsabench.engine.evaluation import Evaluator
 from dsabench.engine.slot import Slots
 from dsabench.engine.step import TrainStep
-from dsabench.spec.fields import RunSpec
+from dsabench.spec.run import RunSpec
 from dsabench.store import RunWriter, find_checkpoint, index
+from dsabench.sweeps import single_run
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +35,7 @@ def spec(tmp_path_factory: pytest.TempPathFactory) -> RunSpec:
 @pytest.fixture(scope="module")
 def calm(spec: RunSpec, tmp_path_factory: pytest.TempPathFactory) -> Path:
     store = tmp_path_factory.mktemp("calm") / "calm"
-    assert runner.train(spec, store).status == "done"
+    assert single_run.train(spec, store).status == "done"
     return store
 
 
@@ -65,15 +66,15 @@ def test_a_stopped_run_is_checkpointed_where_it_is_and_ends_as_if_it_had_not_bee
         return honest(*args, **more)
 
     store = tmp_path / "wild"
-    with monkeypatch.context() as patch, stopping.on_signals():
+    with monkeypatch.context() as patch, shutdown.on_signals():
         patch.setattr(owner, name, signalled)
         with pytest.raises(KeyboardInterrupt):
-            runner.train(spec, store)
+            single_run.train(spec, store)
     (run,) = dsabench.load_runs(store).to_dict("records")
     assert run["status"] == "interrupted"
     saved = find_checkpoint(store, run["run_id"])
     assert (saved and checkpoint.steps_done(saved)) == step
-    assert runner.train(spec, store).status == "done"
+    assert single_run.train(spec, store).status == "done"
     assert differences(calm, store) == []
 
 
@@ -84,10 +85,10 @@ def test_what_is_done_stays_done(spec: RunSpec, calm: Path, tmp_path: Path, monk
         os.kill(os.getpid(), signal.SIGTERM)
         honest(store)
 
-    with monkeypatch.context() as patch, stopping.on_signals():
+    with monkeypatch.context() as patch, shutdown.on_signals():
         patch.setattr(index, "update", signalled)
         with pytest.raises(KeyboardInterrupt):
-            runner.train(spec, tmp_path / "wild")
+            single_run.train(spec, tmp_path / "wild")
     assert differences(calm, tmp_path / "wild") == []
 
 
@@ -95,9 +96,9 @@ def test_a_run_that_waits_for_its_device_is_landed_and_checkpointed(
     spec: RunSpec, calm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of runs that share a GPU, one hears of the signal; the others are closed while their steps are under way."""
-    monkeypatch.setattr(timing, "TIMED_SEGMENTS", 1)  # then the last segment of the five is not alone
+    monkeypatch.setattr(step_times, "TIMED_SEGMENTS", 1)  # then the last segment of the five is not alone
     store = tmp_path / "wild"
-    training = runner.training(spec, store, None, False, lambda update: None, lambda message: None, Slots(2))
+    training = single_run.training(spec, store, None, False, lambda update: None, lambda message: None, Slots(2))
     next(training)
     training.close()
     (run,) = dsabench.load_runs(store).to_dict("records")
@@ -105,7 +106,7 @@ def test_a_run_that_waits_for_its_device_is_landed_and_checkpointed(
     assert run["status"] == "interrupted"
     assert saved is not None and checkpoint.steps_done(saved) == 12
     assert dsabench.load_metrics(store)["step"].max() == 12, "the steps are recorded, and their evaluation is owed"
-    runner.train(spec, store)
+    single_run.train(spec, store)
     weights = f"{run['run_id']}/checkpoint/model.safetensors"
     assert (store / weights).read_bytes() == (calm / weights).read_bytes()
     name = f"{run['run_id']}/metrics.jsonl"
@@ -131,9 +132,9 @@ def test_slow_steps_are_not_waited_for_by_the_dozen(spec: RunSpec) -> None:
 
 BLOCKED = """
 import signal, sys, time
-from dsabench import stopping
-stopping.PATIENCE_S = float(sys.argv[1])
-with stopping.on_signals(), stopping.deferred():
+from dsabench import shutdown
+shutdown.PATIENCE_S = float(sys.argv[1])
+with shutdown.on_signals(), shutdown.deferred():
     print("ready", flush=True)
     time.sleep(60)
 """
@@ -159,8 +160,8 @@ def test_a_second_signal_and_the_end_of_patience_end_the_process_at_once(
 
 TWICE = """
 import time
-from dsabench import stopping
-with stopping.on_signals():
+from dsabench import shutdown
+with shutdown.on_signals():
     try:
         {waits}
     except KeyboardInterrupt:
@@ -170,7 +171,7 @@ with stopping.on_signals():
 
 
 @pytest.mark.parametrize("numbers", [[signal.SIGTERM] * 2, [signal.SIGTERM, signal.SIGINT]], ids=["same", "two"])
-@pytest.mark.parametrize("amid", ["", "with stopping.deferred(): "], ids=["at once", "deferred"])
+@pytest.mark.parametrize("amid", ["", "with shutdown.deferred(): "], ids=["at once", "deferred"])
 def test_signals_that_come_together_are_one_request(numbers: list[signal.Signals], amid: str) -> None:
     """`timeout` sends its signal to the command, then to the group that the command is in."""
     code = TWICE.format(waits=f"{amid}print('ready', flush=True); time.sleep({0.5 if amid else 60})")
@@ -185,10 +186,10 @@ def test_signals_that_come_together_are_one_request(numbers: list[signal.Signals
 
 UNNOTICED = """
 import os, signal, threading
-from dsabench import stopping
+from dsabench import shutdown
 def raised_elsewhere():
     signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
-with stopping.on_signals():
+with shutdown.on_signals():
     threading.Timer(0.2, raised_elsewhere).start()
     try:
         os.read(os.pipe()[0], 1)  # as a question that nobody answers
@@ -203,7 +204,7 @@ def test_a_signal_is_noticed_while_the_main_thread_waits_for_the_user() -> None:
     began = time.monotonic()
     found = subprocess.run([sys.executable, "-c", UNNOTICED], capture_output=True, text=True, timeout=30)
     assert (found.stdout, found.stderr, found.returncode) == ("orderly\n", "", 0)
-    assert time.monotonic() - began < stopping.PATIENCE_S
+    assert time.monotonic() - began < shutdown.PATIENCE_S
 
 
 @pytest.mark.parametrize("stderr", ["a pipe that nobody reads", "closed"])
@@ -226,9 +227,9 @@ def test_the_process_ends_where_nobody_can_be_told(stderr: str) -> None:
 
 def test_signals_are_handled_as_before_afterwards() -> None:
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
-    with pytest.raises(KeyboardInterrupt), stopping.on_signals():
+    with pytest.raises(KeyboardInterrupt), shutdown.on_signals():
         os.kill(os.getpid(), signal.SIGTERM)
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
-    with stopping.on_signals():
+    with shutdown.on_signals():
         time.sleep(0.05)
         assert threading.active_count() > 1

@@ -16,9 +16,15 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from dsabench.attention.base import Attention, AttentionContext, AttentionOutput, Stage
-from dsabench.attention.registry import register
-from dsabench.spec.fields import AttentionSpec, RunSpec
+from dsabench.attention import (
+    Attention,
+    AttentionContext,
+    AttentionOutput,
+    AttentionSpec,
+    RunSpec,
+    Stage,
+    register,
+)
 
 
 class MyAttentionSpec(AttentionSpec):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from dsabench.spec.fields import RunSpec
+from dsabench.spec.run import RunSpec
 from dsabench.spec.sweep import validate
 from dsabench.testing import CHECKS
 

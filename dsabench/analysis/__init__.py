@@ -1,1 +1,1 @@
-"""What the store's tables say: variants, tables, results."""
+"""The answer that a store's runs give: scope, pairs, statistics, verdicts, wording."""

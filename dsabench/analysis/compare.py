@@ -8,14 +8,14 @@ import numpy as np
 import pandas as pd
 
 from dsabench.analysis import statistics
-from dsabench.analysis.audit import large_wins
-from dsabench.analysis.budget import Cost, Curve, at_equal_cost, curves_by_run
+from dsabench.analysis.best_rates import best_rates
 from dsabench.analysis.comparison import Comparison, Estimate, LeftOut, Row, Table, Trend
-from dsabench.analysis.memory import memory_spread
+from dsabench.analysis.matched_cost import Cost, Curve, at_equal_cost, curves_by_run
 from dsabench.analysis.metrics import GAP, METRICS, Metric
 from dsabench.analysis.pairing import DIFFERENT_MACHINES, find_pairs
+from dsabench.analysis.peak_memory import memory_spread
 from dsabench.analysis.provenance import warnings
-from dsabench.analysis.rates import best_rates
+from dsabench.analysis.record_checks import large_wins
 from dsabench.analysis.rungs import rungs_of
 from dsabench.analysis.scope import Scope, ScopeError
 from dsabench.analysis.variants import keys, label_variants, scored_unit, variant_order

@@ -22,7 +22,7 @@ from dsabench.analysis.wording import (
     trend_lines,
 )
 from dsabench.data.pieces import visible
-from dsabench.store.export import inert
+from dsabench.store.table_file import inert
 
 _DIGITS = {"tokens_per_second": 0, "peak_memory_mb": 0, "step_ms": 2}
 """Digits after the point of a metric; 3 of the others."""

@@ -1,4 +1,4 @@
-"""Which runs are compared with which: pairs of one length, setting and seed, and what is in no pair and why."""
+"""Pairs of runs: one length, setting and seed, a variant beside its baseline; and the runs that are in no pair."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pandas as pd
 
 from dsabench.analysis.scope import ScopeError
 from dsabench.analysis.variants import within
-from dsabench.spec.explain import near_miss
+from dsabench.spec.messages import near_miss
 
 MACHINE = (
     "environment.device_name",

@@ -1,4 +1,4 @@
-"""Where runs come from: the machines and versions behind them, and the commands and specs that make them again."""
+"""The provenance of runs: their machines and versions, and the commands and specs that make them again."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ruamel.yaml import YAML
 from dsabench.analysis.scope import Scope
 from dsabench.analysis.variants import variant_order
 from dsabench.errors import StoreError
-from dsabench.spec.command import spec_as_command
+from dsabench.spec.rerun_command import spec_as_command
 from dsabench.store import SweepRecord, read_run, readable_sweeps
 
 MOST_COMMANDS = 100

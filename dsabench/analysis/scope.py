@@ -1,4 +1,4 @@
-"""Which runs of a store a command looks at, and what it left out and why."""
+"""The scope of a command: the runs of a store that it looks at, and those left out with the reason."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import pandas as pd
 from pydantic import ValidationError
 
-from dsabench.analysis.query import matching
 from dsabench.analysis.rungs import on_rungs
+from dsabench.analysis.where import matching
 from dsabench.errors import ScopeError as ScopeError
 from dsabench.errors import StoreError
 from dsabench.spec.verdict import VerdictSpec

@@ -1,4 +1,4 @@
-"""Which runs may be averaged: the name of each run's variant, and whether the run counts.
+"""Variants: groups of runs that may be averaged, their names, and the runs that do not count.
 
 Runs are comparable over seeds when they agree in everything but the seed. Where runs differ in more than
 attention, length and seed, the differing fields become part of the variant's name: `dsa top_k_ratio=0.25`.
@@ -16,7 +16,8 @@ import pandas as pd
 
 from dsabench.analysis.rungs import RUNG, rungs_of
 from dsabench.data.pieces import visible
-from dsabench.spec.fields import RunSpec, keys_kept
+from dsabench.spec.attention import keys_kept
+from dsabench.spec.run import RunSpec
 
 SPREAD = ("val_loss", "val_accuracy", "step_ms")
 """Measures whose spread over seeds is reported."""

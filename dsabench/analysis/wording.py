@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 
 from dsabench.analysis.comparison import Comparison, Estimate, Row, Table
-from dsabench.analysis.memory import DOUBT, MOST_SPREAD
+from dsabench.analysis.peak_memory import DOUBT, MOST_SPREAD
 from dsabench.analysis.statistics import MIN_PAIRS
 from dsabench.analysis.variants import display_name
 

@@ -17,12 +17,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dsabench.attention.kernels.reference import allowed_at, allowed_keys
+from dsabench.attention.dsa.reference import allowed_at, allowed_keys
 from dsabench.attention.rotary import rotation
-from dsabench.kernels import fused, rotate, split_heads
+from dsabench.ops import fused, rotate, split_heads
 
 if TYPE_CHECKING:
-    from dsabench.spec.fields import AttentionSpec, RunSpec
+    from dsabench.spec.attention import AttentionSpec
+    from dsabench.spec.run import RunSpec
 
 Stage = Literal["dense", "sparse"]
 """`dense`: the warm-up, in which a selecting variant attends to everything while its selector learns; then `sparse`."""

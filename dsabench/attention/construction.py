@@ -13,7 +13,7 @@ from dsabench.attention.registry import variant
 from dsabench.errors import DsabenchError
 
 if TYPE_CHECKING:
-    from dsabench.spec.fields import RunSpec
+    from dsabench.spec.run import RunSpec
 
 DEBUG = "(`dsabench --debug` shows the traceback)"
 

@@ -5,21 +5,12 @@ Legend: B batch, T query, D model width, H heads.
 
 from __future__ import annotations
 
-from typing import Literal
-
 from torch import Tensor
 
+from dsabench.attention import scaled_dot_product
 from dsabench.attention.base import Attention, AttentionContext, AttentionOutput, Stage, pairs
-from dsabench.attention.kernels import dense
 from dsabench.attention.registry import register
-from dsabench.spec.fields import AttentionSpec
-
-
-class DenseSpec(AttentionSpec):
-    """Dense attention has no settings of its own."""
-
-    kind: Literal["dense"] = "dense"
-    """The variant's name."""
+from dsabench.spec.attention import DenseSpec
 
 
 @register
@@ -32,7 +23,7 @@ class Dense(Attention):
     def forward(self, x_BTD: Tensor, context: AttentionContext) -> AttentionOutput:
         """(B, T, D) -> (B, T, D); the stage changes nothing, there is no loss of its own."""
         q_BTHD, k_BTGD, v_BTGD = self.projections.heads(x_BTD, context)
-        out_BTHD = dense.attention(q_BTHD, k_BTGD, v_BTGD, context.document_ids_BT, context.most_documents)
+        out_BTHD = scaled_dot_product.attention(q_BTHD, k_BTGD, v_BTGD, context.document_ids_BT, context.most_documents)
         return AttentionOutput(self.projections.merge(out_BTHD))
 
     def flops(self, stage: Stage) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""What is wrong with an attention's class or its computation, said in one line that names its file. Loads no torch."""
+"""Faults of an attention's class or computation, said in one line that names its file. Loads no torch."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 from dsabench.errors import SpecError
 
 if TYPE_CHECKING:
-    from dsabench.spec.fields import AttentionSpec
+    from dsabench.spec.attention import AttentionSpec
 
 
 def problems(variant: type) -> list[str]:
     """All that keeps a class from being registered as an attention; [] when nothing does."""
     from dsabench.attention.base import Attention
-    from dsabench.spec.fields import AttentionSpec
+    from dsabench.spec.attention import AttentionSpec
 
     found = []
     if not (isinstance(variant, type) and issubclass(variant, Attention)):
-        found.append("it is not a subclass of Attention (from dsabench.attention.base)")
+        found.append("it is not a subclass of Attention (from dsabench.attention)")
     owed = {name: method for name, method in vars(Attention).items() if inspect.isfunction(method)}
     abstract: frozenset[str] = getattr(variant, "__abstractmethods__", frozenset())
     for name in sorted(abstract - owed.keys()):  # of a base between Attention and this class
@@ -37,7 +37,7 @@ def problems(variant: type) -> list[str]:
     spec_class = getattr(variant, "spec_class", None)
     if not (isinstance(spec_class, type) and issubclass(spec_class, AttentionSpec)):
         found.append(
-            "it lacks spec_class, the class of its settings: a subclass of AttentionSpec (from dsabench.spec.fields) "
+            "it lacks spec_class, the class of its settings: a subclass of AttentionSpec (from dsabench.attention) "
             'with kind: Literal["the_variants_name"]'
         )
     elif name_of(spec_class) is None:

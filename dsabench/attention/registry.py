@@ -1,7 +1,6 @@
 """The attention variants there are, by name: the built-in ones, and those that plugin files register.
 
-from dsabench.attention.base import Attention
-from dsabench.attention.registry import register
+from dsabench.attention import Attention, register
 
 @register
 class MyAttention(Attention):
@@ -22,12 +21,13 @@ from typing import TYPE_CHECKING, TypeVar
 
 from dsabench.attention.faults import file_of, line_in, name_of, problems, said
 from dsabench.errors import SpecError
+from dsabench.spec.attention import BUILT_IN
 
 if TYPE_CHECKING:
     from dsabench.attention.base import Attention
-    from dsabench.spec.fields import AttentionSpec
+    from dsabench.spec.attention import AttentionSpec
 
-_BUILT_IN = ("dense", "dsa", "sliding_window", "sink_window", "strided", "random", "oracle", "block")
+_FOLDER = Path(__file__).parent
 _PREFIX = "dsabench_plugin_"
 """What the module names of plugins begin with."""
 
@@ -50,7 +50,7 @@ def register(variant: A) -> A:
         raise SpecError(f"{getattr(variant, '__name__', variant)} cannot be registered: {'; '.join(found)}")
     name = name_of(variant.spec_class)
     assert name is not None, "problems() has seen to it"
-    if name in _BUILT_IN and variant.__module__ != f"dsabench.attention.{name}":
+    if name in BUILT_IN and variant.__module__ != _home(name):
         inherited = "" if "spec_class" in vars(variant) else ", in a spec_class of its own (now it inherits one)"
         raise SpecError(
             f"attention kind {name!r} is built in and cannot be replaced; give the variant another name{inherited}"
@@ -65,9 +65,17 @@ def register(variant: A) -> A:
 
 def kinds() -> list[str]:
     """Names of all registered variants, the built-in ones first."""
-    for name in _BUILT_IN:
-        importlib.import_module(f"dsabench.attention.{name}")
-    return [*_BUILT_IN, *(name for name in _variants if name not in _BUILT_IN)]
+    for name in BUILT_IN:
+        importlib.import_module(_home(name))
+    return [*BUILT_IN, *(name for name in _variants if name not in BUILT_IN)]
+
+
+def _home(name: str) -> str:
+    """The module of a built-in variant: a file, a folder's `layer`, or one of the ablations."""
+    for place in (f"{name}.layer", f"ablations.{name}"):
+        if (_FOLDER / f"{place.replace('.', '/')}.py").exists():
+            return f"dsabench.attention.{place}"
+    return f"dsabench.attention.{name}"
 
 
 def variant(kind: str) -> type[Attention]:
@@ -90,7 +98,7 @@ def spec_class(kind: str) -> type[AttentionSpec]:
 
 def is_built_in(kind: object) -> bool:
     """Whether a variant of this name comes with dsabench, and needs no plugin."""
-    return kind in _BUILT_IN
+    return kind in BUILT_IN
 
 
 @contextlib.contextmanager

@@ -13,8 +13,8 @@ from dsabench.bench.measure import all_cases, bench, chosen
 from dsabench.bench.trained import TrainedRun
 from dsabench.engine.device import Execution, resolve
 from dsabench.errors import SpecError
-from dsabench.spec.explain import explain
-from dsabench.spec.fields import EngineSpec
+from dsabench.spec.messages import explain
+from dsabench.spec.run import EngineSpec
 
 STAGES = {"sparse": ["sparse"], "dense": ["dense"], "both": ["sparse", "dense"]}
 

@@ -1,4 +1,4 @@
-"""What is timed: a layer's forward and backward pass by one implementation, made anew for every length.
+"""The timed cases: a layer's forward and backward pass by one implementation, made anew for every length.
 
 Dense attention by each backend of PyTorch's scaled_dot_product_attention: on K and V copied to all query heads
 beforehand, untimed (`dense-flash`), and on those of the KV heads (`dense-flash-gqa`); a sliding window by
@@ -18,9 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from dsabench.bench.cost import Cost, Layer
 from dsabench.bench.document import Settings, StageName
 from dsabench.bench.inputs import Inputs
+from dsabench.bench.roofline import Cost, Layer
 
 Family = Literal["dense", "window", "dsa"]
 

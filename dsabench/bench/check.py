@@ -1,4 +1,4 @@
-"""No implementation gets a time before its results were seen to be right.
+"""The correctness check of the bench: no implementation gets a time before its results were seen to be right.
 
 On a small input of the same heads and dtype: output, loss and all gradients against `reference` in fp64. At each timed
 length: outputs and dQ of a few queries, the last among them, computed in fp64 from the same inputs, because a kernel
@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dsabench.attention.kernels import masked, reference
+from dsabench.attention.dsa import masked, reference
 from dsabench.bench.cases import Case
 from dsabench.bench.document import Check, Settings
 from dsabench.bench.inputs import Inputs, check_inputs

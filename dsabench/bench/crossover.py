@@ -1,4 +1,4 @@
-"""From which length on an implementation is faster: times at a few lengths, joined by straight lines in log-log."""
+"""Crossover lengths, from which on an implementation is faster: straight lines in log-log between times."""
 
 from __future__ import annotations
 

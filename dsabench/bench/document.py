@@ -1,4 +1,4 @@
-"""What a bench says, as frozen pydantic models: bench.json, `bench --json` and the Python API are this one document."""
+"""The document of a bench as frozen pydantic models: bench.json, `bench --json` and the Python API give this one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a layer is given: random tensors, drawn anew for every length.
+"""Random inputs of a layer, drawn anew for every length.
 
 Legend: B batch, T query, S key, H query heads, G key/value heads, D head width, J indexer heads, I indexer width.
 """

@@ -10,9 +10,9 @@ import torch
 
 from dsabench.bench.cases import Case, dense_cases
 from dsabench.bench.check import check, run_once, small, wrong_rows
-from dsabench.bench.cost import Cost
 from dsabench.bench.document import Cell, Check, Document, Part, Roofline, Settings
 from dsabench.bench.inputs import Inputs, Source, random_inputs
+from dsabench.bench.roofline import Cost
 from dsabench.bench.summary import RANDOM, completed
 from dsabench.bench.timing import Stopwatch, Times, copy_rate, free_bytes
 from dsabench.engine.device import Execution, determinism, environment, first_line, matmul_rate

@@ -12,12 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dsabench import kernels
-from dsabench.attention.kernels import masked, reference
+from dsabench import ops
+from dsabench.attention.dsa import masked, reference
 from dsabench.bench.cases import Case, PartOf, head_major
-from dsabench.bench.cost import Cost
 from dsabench.bench.document import Settings, StageName
 from dsabench.bench.inputs import Inputs
+from dsabench.bench.roofline import Cost
 
 LONGEST_INTERPRETED = 64
 """Tokens that Triton's interpreter does in seconds."""
@@ -125,7 +125,7 @@ class Triton(_DSA):
 
     def why_not(self, length: int) -> str | None:
         """Triton, a GPU that it compiles for or its interpreter, and what the kernels take."""
-        if not kernels.HAS_TRITON:
+        if not ops.HAS_TRITON:
             return "Triton is not installed"
         if self.settings.head_dim > 256:
             return f"the kernels take heads up to 256 wide, and --head-dim is {self.settings.head_dim}"
@@ -189,19 +189,19 @@ class Triton(_DSA):
         ]
 
     def _select(self) -> tuple[Tensor, Tensor]:
-        from dsabench.attention.kernels.sparse.top_k import top_k
+        from dsabench.attention.dsa.triton.top_k import top_k
 
         q_BTJI, k_BSI, w_BTJ = (x.detach() for x in self.leaves[3:])
         return top_k(q_BTJI, k_BSI, w_BTJ, self.settings.top_k)
 
     def _attend(self, selected_BTK: Tensor) -> tuple[Tensor, Tensor]:
-        from dsabench.attention.kernels.sparse.attend import attend
+        from dsabench.attention.dsa.triton.attend import attend
 
         q_BTHD, k_BSGD, v_BSGD = self.leaves[:3]
         return attend(q_BTHD, k_BSGD, v_BSGD, selected_BTK, self.settings.deterministic, ascending=True)
 
     def _sparse_kl(self, lse_BTH: Tensor, selected_BTK: Tensor, index_lse_BT: Tensor) -> Tensor:
-        from dsabench.attention.kernels.sparse.kl import sparse_kl
+        from dsabench.attention.dsa.triton.kl import sparse_kl
 
         q_BTHD, k_BSGD, _, q_BTJI, k_BSI, w_BTJ = self.leaves
         fixed = self.settings.deterministic
@@ -213,7 +213,7 @@ class Triton(_DSA):
         return F.scaled_dot_product_attention(q_BHTD, k_BGSD, v_BGSD, is_causal=True, enable_gqa=shared).transpose(1, 2)
 
     def _dense_kl(self) -> Tensor:
-        from dsabench.attention.kernels.sparse.kl_dense import dense_kl
+        from dsabench.attention.dsa.triton.kl_dense import dense_kl
 
         q_BTHD, k_BSGD, _, q_BTJI, k_BSI, w_BTJ = self.leaves
         return dense_kl(q_BTHD, k_BSGD, q_BTJI, k_BSI, w_BTJ, deterministic=self.settings.deterministic)

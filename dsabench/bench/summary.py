@@ -1,5 +1,4 @@
-"""From cells to a document: speed-ups against the fastest dense implementation, crossovers, and what a reader must
-know."""
+"""The summary of a bench: speed-ups over the fastest dense implementation, crossovers, and notes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How long a forward and a backward pass take on the device: medians of repetitions that begin with a cold cache.
+"""Times of a forward and a backward pass on the device: medians of repetitions that begin with a cold cache.
 
 On a CUDA GPU by events around each pass. Before each repetition a buffer larger than the L2 is written, and a kernel
 that only waits gives the host a lead: launches are queued by the time the device gets to them, so that what is timed is

@@ -18,16 +18,16 @@ import torch
 from torch import Tensor
 
 from dsabench import data as data_package
-from dsabench import runner
+from dsabench import models
 from dsabench.attention.base import AttentionContext
-from dsabench.attention.dsa import DSA
+from dsabench.attention.dsa.layer import DSA
 from dsabench.bench.document import Settings
 from dsabench.bench.inputs import DTYPES, Inputs
 from dsabench.data import cut
 from dsabench.engine.device import Execution
 from dsabench.errors import SpecError
-from dsabench.kernels import rotate
-from dsabench.spec.stored import stored_spec
+from dsabench.ops import rotate
+from dsabench.spec.stored_spec import stored_spec
 from dsabench.store import find_run
 
 _TOKENS_A_PASS = 8192
@@ -46,7 +46,7 @@ class TrainedRun:
         self.layer = n_layers - 1 if layer is None else layer
         if not 0 <= self.layer < n_layers:
             raise SpecError(f"--layer {layer}: run {self.run_id} has layers 0 to {n_layers - 1}")
-        self.model = runner.load_model(store, self.run_id)
+        self.model = models.load_model(store, self.run_id)
         attention = self.model.layers()[self.layer].attention
         assert isinstance(attention, DSA)
         self.attention = attention

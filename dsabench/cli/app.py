@@ -9,8 +9,9 @@ from typing import Annotated, Any
 
 import typer
 
-from dsabench import __version__, stopping
-from dsabench.cli import (
+from dsabench import shutdown
+from dsabench._version import __version__
+from dsabench.cli.commands import (
     audit,
     bench,
     compare,
@@ -23,9 +24,9 @@ from dsabench.cli import (
     schema,
     sweep,
     train,
-    visualize,
+    visualize_selection,
 )
-from dsabench.cli.text import printable
+from dsabench.cli.safe_text import printable
 from dsabench.errors import DsabenchError
 
 app = typer.Typer(
@@ -40,7 +41,7 @@ train.add_to(app)
 sweep.add_to(app)
 compare.add_to(app)
 plot.add_to(app)
-visualize.add_to(app)
+visualize_selection.add_to(app)
 report.add_to(app)
 profile.add_to(app)
 bench.add_to(app)
@@ -77,7 +78,7 @@ def _command() -> Any:
 def main() -> None:
     """Entry point: errors a user can mend are one message and exit code 2, without a traceback unless --debug."""
     try:
-        with stopping.on_signals():
+        with shutdown.on_signals():
             _command()()
     except DsabenchError as error:
         if os.environ.get("DSABENCH_DEBUG"):

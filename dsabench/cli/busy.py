@@ -1,4 +1,4 @@
-"""How many cores other programs keep busy, where Linux tells."""
+"""The number of cores that other programs keep busy, where Linux tells."""
 
 from __future__ import annotations
 

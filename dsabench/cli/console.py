@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from dsabench.cli.text import spelt_out
+from dsabench.cli.safe_text import spelt_out
 
 
 class PlainConsole(Console):

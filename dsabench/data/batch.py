@@ -1,4 +1,4 @@
-"""What windows are made of, text or task, and what both kinds of windows can be asked for.
+"""Batches, baselines and the interface of windows, the same for text and for tasks.
 
 Legend: B windows, L inputs of a window, M listed positions of an answer.
 """

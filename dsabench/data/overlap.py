@@ -1,4 +1,4 @@
-"""How much held-out text also stands in the training text.
+"""Overlap of held-out text with the training text, counted.
 
 Legend: N windows, P places, T time.
 """

@@ -1,4 +1,4 @@
-"""From a DataSpec to tokens on disk: read and split, train or load the tokenizer, encode once, map into memory.
+"""The preparation of data, from a DataSpec to tokens on disk: read, split, tokenize, encode once, map into memory.
 
 Documents stream through in parts, twice or so, and tokens are written as they come: memory does not grow with the
 corpus, but for about a hundred bytes a document.
@@ -12,15 +12,15 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from dsabench.data import stored, tasks
+from dsabench.data import tasks, token_folder
 from dsabench.data.cache import cache_folder, digest, locked, replace_file
-from dsabench.data.encoding import encode
+from dsabench.data.encode import encode
 from dsabench.data.split import FORMAT, Split, draw
-from dsabench.data.stream import OVERLAP_NOTE, Overlapping, as_stream
+from dsabench.data.stream import OVERLAP_NOTE, Overlapping
 from dsabench.data.tokenizer import Bytes, Subwords, Tokenizer, load_file, tokenizer_digest, tokenizer_file, train_bpe
 from dsabench.data.tokens import Names, TaskData, TokenData, TokenSplit
 from dsabench.errors import DataError
-from dsabench.spec.fields import DataSpec
+from dsabench.spec.run import DataSpec
 
 BPE_BYTES = 2**28
 """Text that a tokenizer is trained on; of a larger corpus, training documents drawn until it is reached."""
@@ -61,7 +61,7 @@ def prepare_text(data: DataSpec, *, progress: Callable[[str], None] | None = Non
     overlapping = None
     if data.split == "overlapping":
         overlapping = Overlapping(data.val_share, data.split_seed)
-        train = val = as_stream(train)
+        train = val = train.as_stream()
         notes = [OVERLAP_NOTE, *notes]
     return TokenData(
         train=train,
@@ -163,7 +163,7 @@ def _texts(split: Split, documents: NDArray[np.int64]) -> Iterator[str]:
             yield part
 
 
-def _entry(data: DataSpec, split: Split, tokenizer: Tokenizer, tell: Callable[[str], None]) -> stored.Entry:
+def _entry(data: DataSpec, split: Split, tokenizer: Tokenizer, tell: Callable[[str], None]) -> token_folder.Entry:
     """The stored tokens, made if need be; named by all that decides them: which documents, in which order, and how."""
     train, val = np.sort(split.train), np.sort(split.val)
     drawn = split.digests(split.train) if data.max_tokens is not None else b""
@@ -177,15 +177,15 @@ def _entry(data: DataSpec, split: Split, tokenizer: Tokenizer, tell: Callable[[s
         drawn,
     )
     path = cache_folder("tokens") / key[:32]
-    entry = stored.load(path, key, train, val)
+    entry = token_folder.load(path, key, train, val)
     if entry is None:
         with locked(path, tell):
-            entry = stored.load(path, key, train, val)
+            entry = token_folder.load(path, key, train, val)
             if entry is None:
                 megabytes = int(split.scan.bytes_N[train].sum() + split.scan.bytes_N[val].sum()) / 1e6
                 tell(f"encoding {len(train) + len(val):,} documents ({megabytes:,.1f} MB)")
                 encode(path, key, data, split, tokenizer)
-                entry = stored.load(path, key, train, val)
+                entry = token_folder.load(path, key, train, val)
                 assert entry is not None, "what was just written can be read"
     return entry
 

@@ -16,10 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dsabench.data.cache import cache_folder, digest, replace_file
-from dsabench.data.readers import Document, Part
-from dsabench.data.sources import Source, open_source
+from dsabench.data.sources.readers import Document, Part
+from dsabench.data.sources.source import Source, open_source
 from dsabench.errors import DataError
-from dsabench.spec.fields import DataSpec
+from dsabench.spec.run import DataSpec
 
 FORMAT = 1
 """Part of every digest; raise it when reading, splitting or storing changes what a run is trained on."""

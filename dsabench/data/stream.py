@@ -10,13 +10,12 @@ Legend: N windows.
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dsabench.data.tokens import TokenSplit
 from dsabench.errors import DataError
 
 if TYPE_CHECKING:
@@ -64,9 +63,3 @@ class Overlapping:
         for start_N in drawn.values():
             start_N.flags.writeable = False
         return drawn
-
-
-def as_stream(split: TokenSplit) -> TokenSplit:
-    """The same tokens as a single document, so that windows may cross from one document into the next."""
-    name = f"{len(split.names):,} documents as one stream, training and validation windows alike"
-    return replace(split, offsets=np.array([0, len(split.tokens)], np.int64), names=[name])

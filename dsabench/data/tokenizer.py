@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dsabench.data.cache import digest
-from dsabench.data.readers import Ids
+from dsabench.data.sources.readers import Ids
 from dsabench.errors import DataError
-from dsabench.spec.fields import DataSpec
+from dsabench.spec.run import DataSpec
 
 END_OF_DOCUMENT = "<|endoftext|>"
 

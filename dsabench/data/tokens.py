@@ -1,4 +1,4 @@
-"""What `prepare` gives: token ids on disk, by document, and what each id is worth; or the settings of a task.
+"""Prepared data: token ids on disk, by document, with their bytes and unigram losses; or a task's settings.
 
 Legend: V vocabulary.
 """
@@ -6,18 +6,16 @@ Legend: V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, overload
+from dataclasses import dataclass, field, replace
+from typing import overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dsabench.data.batch import Baseline, Batch
+from dsabench.data.stream import Overlapping
 from dsabench.data.tokenizer import Tokenizer
-from dsabench.spec.task import TaskSettings
-
-if TYPE_CHECKING:
-    from dsabench.data.stream import Overlapping
+from dsabench.spec.task_settings import TaskSettings
 
 
 class Names(Sequence[str]):
@@ -54,6 +52,11 @@ class TokenSplit:
 
     names: Sequence[str]
     """`file`, or `file:record` (line, row or piece, from 1) where a file holds several documents."""
+
+    def as_stream(self) -> TokenSplit:
+        """The same tokens as a single document, so that windows may cross from one document into the next."""
+        name = f"{len(self.names):,} documents as one stream, training and validation windows alike"
+        return replace(self, offsets=np.array([0, len(self.tokens)], np.int64), names=[name])
 
 
 @dataclass(frozen=True, eq=False)

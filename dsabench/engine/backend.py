@@ -1,11 +1,11 @@
-"""Which backend an attention computes with on this machine: decided before a run, planned with and recorded."""
+"""The backend that an attention computes with on this machine: decided before a run, planned with and recorded."""
 
 from __future__ import annotations
 
-from dsabench import kernels
+from dsabench import ops
 from dsabench.attention.registry import variant
 from dsabench.engine.device import Execution
-from dsabench.spec.fields import RunSpec
+from dsabench.spec.run import RunSpec
 
 
 def resolved(spec: RunSpec, execution: Execution) -> RunSpec:
@@ -30,4 +30,4 @@ def why_no_kernels(execution: Execution) -> str | None:
         return None
     if device.type != "cuda":
         return f"it needs a CUDA GPU, and the device is {device}"
-    return kernels.why_not(device) or "engine.kernels = off"
+    return ops.why_not(device) or "engine.kernels = off"

@@ -1,4 +1,4 @@
-"""What a selection holds by chance: one formula for evaluation and analysis, in numpy.
+"""The chance of a selection: the mass and targets that random keys would hold, one formula, in numpy.
 
 Legend: T query.
 """

@@ -18,7 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
-from dsabench.engine.optimization import Optimizer
+from dsabench.engine.optimizer import Optimizer
 from dsabench.errors import StoreError
 from dsabench.model.transformer import Transformer
 

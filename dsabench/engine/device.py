@@ -1,4 +1,4 @@
-"""Which device a run uses and how: device, precision, determinism, its measured rate, and what to record about it."""
+"""The device of a run and its use: precision, determinism, graphs, its measured rate, and its record."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from typing import Any
 
 import torch
 
-from dsabench import kernels
+from dsabench import ops
+from dsabench.engine.data_parallel.ranks import Ranks
 from dsabench.engine.machine import machine
-from dsabench.engine.parallel import Ranks
 from dsabench.errors import DeviceError
-from dsabench.spec.fields import EngineSpec
+from dsabench.spec.run import EngineSpec
 
 _CLEAR_REFS, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 """Linux: writing 5 to the first resets the peak resident size that the second shows as VmHWM."""
@@ -118,7 +118,7 @@ def resolve(engine: EngineSpec) -> Execution:
 def _fused(device: torch.device, wanted: str) -> bool:
     if device.type != "cuda" or wanted == "off":
         return False
-    reason = kernels.why_not(device)
+    reason = ops.why_not(device)
     if reason:  # slower, and the same results: worth a warning, not an end
         warnings.warn(
             f"our Triton kernels do not run here, so training is slower: {reason} (engine.kernels = off silences this)",

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dsabench import kernels
+from dsabench import ops
 from dsabench.attention.base import Selection, Stage, recall_queries
 from dsabench.data import Batch
 from dsabench.data.batch import evenly_spaced
@@ -138,8 +138,8 @@ def _scores(
 
 def token_scores(logits_NV: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor]:
     """Cross-entropy (N,) in nats, fp32, and whether the target is the most probable token (N,), the first of equals."""
-    if kernels.fused(logits_NV):
-        from dsabench.kernels.scores import score_rows
+    if ops.fused(logits_NV):
+        from dsabench.ops.triton.scores import score_rows
 
         return score_rows(logits_NV, targets_N)
     wide_NV = logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32))

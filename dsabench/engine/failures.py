@@ -1,4 +1,4 @@
-"""Why a run failed, in words: what happened, and what would help."""
+"""Reasons of failed runs in words: what happened, and what would help."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import torch
 
 from dsabench.attention.faults import file_of, line_in, said
 from dsabench.attention.registry import plugin_digest, variant
+from dsabench.engine.data_parallel.ranks import RankFailedError
 from dsabench.engine.device import Execution, first_line
 from dsabench.engine.loop import TrainingDiverged
-from dsabench.engine.parallel import RankFailedError
-from dsabench.spec.fields import RunSpec
+from dsabench.spec.run import RunSpec
 
 LOG = "log.txt in the run's folder"
 DEATH = ".death.tmp"

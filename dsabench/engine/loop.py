@@ -26,15 +26,15 @@ from dsabench.engine import checkpoint
 from dsabench.engine.backend import backend
 from dsabench.engine.device import Execution, matmul_rate
 from dsabench.engine.evaluation import bits_per_byte, selection_recall
-from dsabench.engine.optimization import learning_rate_factor, stage_at
+from dsabench.engine.optimizer import learning_rate_factor, stage_at
 from dsabench.engine.segments import segments
 from dsabench.engine.sink import RunSink, Update
 from dsabench.engine.slot import Memory, Slot, Slots
 from dsabench.engine.step import METRICS, staged
-from dsabench.engine.timing import StepTimes
+from dsabench.engine.step_times import StepTimes
 from dsabench.model.transformer import flops_per_window
-from dsabench.spec.fields import RunSpec
-from dsabench.stopping import deferred
+from dsabench.shutdown import deferred
+from dsabench.spec.run import RunSpec
 
 CHECKPOINT_SECONDS = 20.0
 """Without engine.checkpoint_every: the least time between checkpoints, which is also the most that a kill loses."""

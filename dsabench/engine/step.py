@@ -20,11 +20,11 @@ from torch.utils.checkpoint import checkpoint
 from dsabench.attention.base import Stage
 from dsabench.data import Batch
 from dsabench.engine.device import Execution
-from dsabench.engine.optimization import Optimizer, learning_rate_factor
-from dsabench.engine.weights import Weights
+from dsabench.engine.master_weights import Weights
+from dsabench.engine.optimizer import Optimizer, learning_rate_factor
 from dsabench.model.transformer import Block, Features, Transformer
-from dsabench.parts import part
-from dsabench.spec.fields import RunSpec
+from dsabench.ops.profile_labels import part
+from dsabench.spec.run import RunSpec
 
 METRICS = (
     "loss",

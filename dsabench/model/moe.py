@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dsabench import kernels
-from dsabench.spec.fields import ModelSpec
+from dsabench import ops
+from dsabench.spec.run import ModelSpec
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class MixtureOfExperts(nn.Module):
         x_ND = x_BTD.flatten(0, 1)
         grouped = self._grouping_saves(x_ND.device) and grouped_products_work(x_ND, self.gate_EDF.shape[-1])
         mean_load = self.mean_load if self.training else None
-        routes = kernels.route(x_ND, self.router.weight, self.per_token, not grouped, mean_load)
+        routes = ops.route(x_ND, self.router.weight, self.per_token, not grouped, mean_load)
         if grouped:
             y_ND = self._grouped(x_ND, routes.expert_NK, routes.weight)
         else:
@@ -91,15 +91,15 @@ class MixtureOfExperts(nn.Module):
         narrow = torch.uint8 if self.n_experts <= 256 else torch.int16
         order_R = expert_NK.flatten().to(narrow).argsort(stable=True)
         inverse_R = torch.empty_like(order_R).scatter_(0, order_R, torch.arange(len(order_R), device=order_R.device))
-        ends_E = kernels.count_routes(expert_NK, self.n_experts).cumsum(0, dtype=torch.int32)
+        ends_E = ops.count_routes(expert_NK, self.n_experts).cumsum(0, dtype=torch.int32)
         token_R, inverse_NK = order_R // self.per_token, inverse_R.view_as(expert_NK)
-        x_RD = kernels.to_routes(x_ND, token_R, inverse_NK)
-        weight_R1 = kernels.to_routes(weight_NK.reshape(-1, 1), order_R, inverse_R[:, None])
+        x_RD = ops.to_routes(x_ND, token_R, inverse_NK)
+        weight_R1 = ops.to_routes(weight_NK.reshape(-1, 1), order_R, inverse_R[:, None])
         gate_RF = F.grouped_mm(x_RD, self.gate_EDF.to(dtype), offs=ends_E)
         up_RF = F.grouped_mm(x_RD, self.up_EDF.to(dtype), offs=ends_E)
-        hidden_RF = kernels.swiglu(gate_RF[:, None], up_RF[:, None], weight_R1)[:, 0]
+        hidden_RF = ops.swiglu(gate_RF[:, None], up_RF[:, None], weight_R1)[:, 0]
         y_RD = F.grouped_mm(hidden_RF, self.down_EFD.to(dtype), offs=ends_E)
-        return kernels.from_routes(y_RD, token_R, inverse_NK)
+        return ops.from_routes(y_RD, token_R, inverse_NK)
 
     def _all_experts(self, x_ND: Tensor, expert_NK: Tensor, weight_NK: Tensor) -> Tensor:
         """What `_grouped` computes, by `_side_by_side`."""
@@ -113,7 +113,7 @@ class MixtureOfExperts(nn.Module):
             (x_ND @ weight_EDF.transpose(0, 1).flatten(1)).unflatten(1, (self.n_experts, -1))
             for weight_EDF in (self.gate_EDF, self.up_EDF)
         )
-        return kernels.swiglu(gate_NEF, up_NEF, weight_NE).flatten(1) @ self.down_EFD.flatten(0, 1)
+        return ops.swiglu(gate_NEF, up_NEF, weight_NE).flatten(1) @ self.down_EFD.flatten(0, 1)
 
     @staticmethod
     def flops(spec: ModelSpec, length: int) -> dict[str, float]:

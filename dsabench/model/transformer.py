@@ -17,10 +17,10 @@ from torch.overrides import TorchFunctionMode
 
 from dsabench.attention.base import AttentionContext, Selection, Stage
 from dsabench.attention.construction import construct
-from dsabench.kernels import add_norm, embed, linear_cross_entropy
 from dsabench.model.moe import MixtureOfExperts, RouterStatistics
-from dsabench.parts import part
-from dsabench.spec.fields import RunSpec
+from dsabench.ops import add_norm, embed, linear_cross_entropy
+from dsabench.ops.profile_labels import part
+from dsabench.spec.run import RunSpec
 
 
 @dataclass(frozen=True)

@@ -1,1 +1,1 @@
-"""What a run is: fields, configs, overrides, identity."""
+"""Specs of runs and sweeps: fields, configs, overrides, identity."""

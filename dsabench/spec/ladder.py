@@ -8,15 +8,10 @@ ladder:
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 from dsabench.errors import SpecError
-
-if TYPE_CHECKING:
-    from dsabench.spec.sweep import Sweep
 
 Ladder = dict[str, dict[str, Any]]
 """{rung: {field path: value}}."""
@@ -35,18 +30,6 @@ def read(content: Mapping[str, Any], origins: Mapping[str, str]) -> Ladder:
                 where = origins.get(f"ladder.{name}.{path}", "")
                 raise SpecError(f"{where}{path} is no part of what a run is, so a rung cannot change it")
     return ladder
-
-
-def climb(sweep: Sweep) -> Iterator[tuple[str, Sweep]]:
-    """(name, the sweep as it is there, without a ladder) of each rung, first to last. Raises SpecError."""
-    at = replace(sweep, base=copy.deepcopy(sweep.base), axes=copy.deepcopy(sweep.axes), ladder={})
-    at.origins = dict(sweep.origins)
-    for name, changes in sweep.ladder.items():
-        for path, value in changes.items():
-            origin = sweep.origins.get(f"ladder.{name}.{path}", f"ladder, {name}: ")
-            change = at.set_axis if path in at.axes and isinstance(value, list) else at.set
-            change(path, value, origin)
-        yield name, replace(at, base=copy.deepcopy(at.base), axes=copy.deepcopy(at.axes), origins=dict(at.origins))
 
 
 def overridden(ladder: Ladder, path: str) -> Ladder:

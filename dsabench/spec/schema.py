@@ -7,8 +7,8 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from dsabench.spec.explain import models_in
-from dsabench.spec.fields import RunSpec
+from dsabench.spec.messages import models_in
+from dsabench.spec.run import RunSpec
 from dsabench.spec.verdict import VerdictSpec
 
 

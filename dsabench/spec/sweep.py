@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,11 @@ from pydantic import BaseModel, ValidationError
 
 from dsabench.errors import SpecError
 from dsabench.spec import ladder as ladders
-from dsabench.spec import yaml_source
-from dsabench.spec.base import Spec
-from dsabench.spec.explain import explain, field_at, models_in, near_miss
-from dsabench.spec.fields import AttentionSpec, RunSpec
+from dsabench.spec import yaml_file
+from dsabench.spec.attention import AttentionSpec
+from dsabench.spec.messages import explain, field_at, models_in, near_miss
+from dsabench.spec.run import RunSpec
+from dsabench.spec.strict_model import Spec
 from dsabench.spec.verdict import VerdictSpec
 
 DEFAULT_CONFIG = "seed"
@@ -114,11 +115,22 @@ class Sweep:
 
     def rungs(self) -> dict[str, list[RunSpec]]:
         """The runs of each rung of the ladder, by its name, first to last; none without a ladder. Raises as `runs`."""
-        return {name: rung.runs() for name, rung in ladders.climb(self)}
+        return {name: rung.runs() for name, rung in self._climb()}
 
     def lowest(self) -> Sweep:
         """The first rung of the ladder; itself without one."""
-        return next((rung for _, rung in ladders.climb(self)), self)
+        return next((rung for _, rung in self._climb()), self)
+
+    def _climb(self) -> Iterator[tuple[str, Sweep]]:
+        """(name, the sweep as it is there, without a ladder) of each rung, first to last. Raises SpecError."""
+        at = replace(self, base=copy.deepcopy(self.base), axes=copy.deepcopy(self.axes), ladder={})
+        at.origins = dict(self.origins)
+        for name, changes in self.ladder.items():
+            for path, value in changes.items():
+                origin = self.origins.get(f"ladder.{name}.{path}", f"ladder, {name}: ")
+                change = at.set_axis if path in at.axes and isinstance(value, list) else at.set
+                change(path, value, origin)
+            yield name, replace(at, base=copy.deepcopy(at.base), axes=copy.deepcopy(at.axes), origins=dict(at.origins))
 
     def first(self) -> RunSpec:
         """The run of the first value of each axis, on the first rung of a ladder."""
@@ -257,7 +269,7 @@ def load_sweep(name_or_path: str = DEFAULT_CONFIG) -> Sweep:
                 "(or give the path of a .yaml file)"
             )
         path = shipped[name_or_path]
-    content, lines = yaml_source.read(path)
+    content, lines = yaml_file.read(path)
     origins = {key: f"{path}:{line}: " for key, line in lines.items()}
     if not isinstance(content, dict):
         raise SpecError(f"{path} must hold a mapping with `base` and `axes`")
@@ -287,7 +299,7 @@ def load_sweep(name_or_path: str = DEFAULT_CONFIG) -> Sweep:
     for changes in sweep.ladder.values():
         kinds = changes.get("attention.kind", [])
         sweep.named_kinds += kinds if isinstance(kinds, list) else [kinds]
-    for _ in ladders.climb(sweep):  # every rung's fields are known
+    for _ in sweep._climb():  # every rung's fields are known
         pass
     return sweep
 
@@ -357,7 +369,7 @@ def parse_override(text: str) -> tuple[str, Any]:
     path, equals, value = text.partition("=")
     if not equals or not path.strip():
         raise SpecError(f"--set {text}: expected FIELD=VALUE, for example --set train.steps=500")
-    return path.strip(), yaml_source.scalar(value, f"--set {path.strip()}")
+    return path.strip(), yaml_file.scalar(value, f"--set {path.strip()}")
 
 
 def _spec_class(kind: Any, origin: str) -> type[AttentionSpec]:

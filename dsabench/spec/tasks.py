@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal, get_args
 
 from pydantic import Field
 
-from dsabench.spec.task import FILLER, PAD, Count, TaskSettings
+from dsabench.spec.task_settings import FILLER, PAD, Count, TaskSettings
 
 
 def asked(size: int, full: int, n_queries: int | None) -> int:

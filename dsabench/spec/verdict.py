@@ -1,4 +1,4 @@
-"""What a sweep will count as "not worse", said before its first run."""
+"""The margin that a sweep counts as "not worse", fixed before its first run."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from dsabench.spec.base import Spec
+from dsabench.spec.strict_model import Spec
 
 
 class VerdictSpec(Spec):

@@ -1,21 +1,14 @@
 """The run store: one folder a run, written by one process, read by many, and as a pandas table."""
 
 from dsabench.store.curves import Curves, load_curves
-from dsabench.store.export import check_table_path, write_table
 from dsabench.store.index import load_runs
 from dsabench.store.layout import check_writable
-from dsabench.store.reader import (
-    find_checkpoint,
-    find_name,
-    find_run,
-    read_metrics,
-    read_run,
-    run_files,
-)
+from dsabench.store.reader import find_checkpoint, find_name, find_run, read_metrics, read_run, run_files
 from dsabench.store.records import SCHEMA_VERSION, RunBusyError, RunDoneError, RunRecord, SweepRecord
 from dsabench.store.removal import check_removable, remove_runs, sweeps_naming
-from dsabench.store.sweeps import read_sweep, readable_sweeps, write_sweep
+from dsabench.store.sweep_records import read_sweep, readable_sweeps, write_sweep
 from dsabench.store.table import load_metrics, metrics_in_parts
+from dsabench.store.table_file import check_table_path, write_table
 from dsabench.store.writer import RunWriter
 
 __all__ = [

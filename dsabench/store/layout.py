@@ -1,4 +1,4 @@
-"""Where things lie in a store, and whether a folder is, or can become, a store."""
+"""The layout of a store: its folders and files, and folders that are, or can become, a store."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dsabench.errors import StoreError
-from dsabench.store import checkpoint
+from dsabench.store import atomic_folder
 from dsabench.store.files import explain, explained, is_held
 from dsabench.store.layout import LOCK, METRICS, RECORD, SWEEPS, existing_store, run_folder
 from dsabench.store.records import RunRecord, check_id, read_record
@@ -96,7 +96,7 @@ def find_name(store: str | Path, prefix: str) -> str:
 
 def find_checkpoint(store: str | Path, run_id: str) -> Path | None:
     """The folder of a run's last whole checkpoint, or None; StoreError for an id that cannot be one."""
-    return checkpoint.whole(run_folder(existing_store(store), run_id))
+    return atomic_folder.whole(run_folder(existing_store(store), run_id))
 
 
 def run_files(store: str | Path, run_id: str) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""What the store's JSON files hold, as frozen pydantic models, and how such a file is read with care."""
+"""The records of a store's JSON files, as frozen pydantic models, read with care."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pydantic import (
     field_validator,
 )
 
-from dsabench import __version__
+from dsabench._version import __version__
 from dsabench.errors import StoreError
 from dsabench.store.files import explain
 

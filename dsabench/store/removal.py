@@ -19,7 +19,7 @@ from dsabench.store.files import acquire, explained, is_held, sync_folder
 from dsabench.store.layout import LOCK, existing_store, run_folder
 from dsabench.store.reader import run_names
 from dsabench.store.records import RunBusyError
-from dsabench.store.sweeps import readable_sweeps
+from dsabench.store.sweep_records import readable_sweeps
 
 _GONE = ".removed."
 _PATIENCE_S = 1.0

@@ -14,7 +14,7 @@ from typing import Any, Literal, Self
 from filelock import FileLock
 
 from dsabench.errors import DsabenchError, StoreError
-from dsabench.store import checkpoint, index
+from dsabench.store import atomic_folder, index
 from dsabench.store.files import acquire, explain, explained, refuse_links, write_all, write_atomic
 from dsabench.store.layout import LOCK, LOG, METRICS, RECORD, make_store, run_folder
 from dsabench.store.reader import parse_metrics, read_raw
@@ -90,7 +90,7 @@ class RunWriter:
                 **({"created": before.created} if before else {}),
             )
             with explained(path):
-                checkpoint.recover(path)
+                atomic_folder.recover(path)
                 for leftover in (*path.glob(".*.tmp"), path / LOG):  # the log of a failure before
                     leftover.unlink(missing_ok=True)
             _cut_torn_line(path / METRICS)
@@ -154,11 +154,11 @@ class RunWriter:
         self._check_open()
         # A checkpoint whose past was lost in a power failure would leave a hole in the curve.
         self._sync_metrics()
-        checkpoint.replace(self.path, write)
+        atomic_folder.replace(self.path, write)
 
     def checkpoint(self) -> Path | None:
         """The folder of the last whole checkpoint, or None."""
-        return checkpoint.whole(self.path)
+        return atomic_folder.whole(self.path)
 
     def finish(
         self,

@@ -1,4 +1,4 @@
-"""What a run's record and metrics become for a tracker."""
+"""The content of a run's record and metrics as a tracker takes it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from dsabench.store.records import RunRecord, Scalar
 from dsabench.store.table import clean, flatten
-from dsabench.trackers.base import Point, Run
+from dsabench.trackers.tracker import Point, Run
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,79}")  # W&B hides what begins with _
 _NO_METRICS = {"kind", "step"}

@@ -14,9 +14,9 @@ from pathlib import Path
 
 from dsabench.errors import StoreError
 from dsabench.store import read_metrics, read_run
-from dsabench.trackers.base import Run, Session, Tracker, TrackerError
 from dsabench.trackers.content import points_of, run_of
 from dsabench.trackers.names import TRACKERS
+from dsabench.trackers.tracker import Run, Session, Tracker, TrackerError
 
 POLL_S = 1.0
 """Between two looks at runs that train."""

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dsabench.trackers.base import Point, Run, Session, Tracker, TrackerError
+from dsabench.trackers.tracker import Point, Run, Session, Tracker, TrackerError
 
 os.environ |= {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"}  # read when mlflow is imported
 

@@ -18,7 +18,7 @@ from tensorboard.plugins.text import metadata as text
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from dsabench.store.files import refuse_links
-from dsabench.trackers.base import Point, Run, Session, Tracker
+from dsabench.trackers.tracker import Point, Run, Session, Tracker
 
 _EVENTS = "events.out.tfevents."
 _STATUS = {"done": api_pb2.STATUS_SUCCESS, "failed": api_pb2.STATUS_FAILURE, "running": api_pb2.STATUS_RUNNING}

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dsabench.trackers.base import Point, Run, Session, Tracker
+from dsabench.trackers.tracker import Point, Run, Session, Tracker
 
 for _name in [name for name in os.environ if name.startswith("WANDB_")]:
     del os.environ[_name]

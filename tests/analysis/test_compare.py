@@ -22,11 +22,11 @@ from dsabench.analysis.comparison import Comparison, Row
 from dsabench.analysis.metrics import METRICS
 from dsabench.analysis.scope import ScopeError, look_at
 from dsabench.analysis.wording import trend_lines
-from dsabench.cli.compare_tables import comparison_lines
-from dsabench.cli.output import report_sweep
-from dsabench.plots.data import figure_data
-from dsabench.plots.figures import draw
-from dsabench.spec.fields import RunSpec
+from dsabench.cli.views.compare_tables import comparison_lines
+from dsabench.cli.views.outcome import report_sweep
+from dsabench.figures.catalogue import draw
+from dsabench.figures.data import figure_data
+from dsabench.spec.run import RunSpec
 from dsabench.spec.sweep import validate
 from dsabench.store import load_metrics, load_runs
 

@@ -11,10 +11,10 @@ from figure_tools import at, caption, legend, pages
 from shell import Shell
 
 from dsabench.analysis.compare import compare
-from dsabench.analysis.experiment import experiment_table
+from dsabench.analysis.results_table import experiment_table
 from dsabench.analysis.scope import look_at
 from dsabench.analysis.variants import display_name, within
-from dsabench.plots.report import write_report
+from dsabench.report.report_page import write_report
 from dsabench.spec.sweep import validate
 from dsabench.store import SweepRecord, write_sweep
 
@@ -125,7 +125,7 @@ def look_colour(figure: object, name: str) -> object:
 
 @pytest.mark.parametrize("figure", ["experiment", "flops", "forest", "sparsity", "indexer", "cost"])
 def test_the_other_figures_take_a_ladder(store: Path, figure: str) -> None:
-    from dsabench.plots.figures import draw
+    from dsabench.figures.catalogue import draw
 
     assert draw(figure, at(store))
 

@@ -10,10 +10,10 @@ import pandas as pd
 import pytest
 from synthetic import TASK, experiment
 
-from dsabench.analysis.audit import Check, audit
 from dsabench.analysis.compare import compare
 from dsabench.analysis.formats import as_markdown, cost_grid
 from dsabench.analysis.pairing import find_pairs
+from dsabench.analysis.record_checks import Check, audit
 from dsabench.analysis.scope import ScopeError, look_at
 from dsabench.analysis.variants import label_variants, scored_unit, scored_units
 from dsabench.store import load_curves, load_runs

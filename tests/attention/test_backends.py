@@ -14,16 +14,16 @@ pytest.importorskip("triton", reason="needs triton, which CPU builds of PyTorch 
 if torch.cuda.is_available():
     pytest.skip("the interpreter is off where there is a GPU; tests/gpu compares there", allow_module_level=True)
 
-from dsabench.attention import base, dsa
-from dsabench.attention.kernels import dense, reference
-from dsabench.attention.kernels.sparse import top_k
+from dsabench.attention import base, scaled_dot_product
+from dsabench.attention.dsa import layer, reference
+from dsabench.attention.dsa.triton import top_k
 from dsabench.data import Batch
 from dsabench.engine.device import Execution
 from dsabench.engine.evaluation import Evaluator, selection_recall
-from dsabench.engine.optimization import Optimizer
+from dsabench.engine.optimizer import Optimizer
 from dsabench.engine.step import TrainStep
 from dsabench.model.transformer import Transformer, build
-from dsabench.spec.fields import RunSpec
+from dsabench.spec.run import RunSpec
 from dsabench.spec.sweep import validate
 from dsabench.testing import (
     check_calls,
@@ -42,7 +42,7 @@ VOCAB = 31
 @pytest.fixture
 def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
     """The sparse kernels run on the CPU, with lists that suit these lengths; the other fused ones stay out of it."""
-    monkeypatch.setattr(dsa, "runs_on", lambda device: True)
+    monkeypatch.setattr(layer, "runs_on", lambda device: True)
     tiling = top_k.Tiling(queries=16, keys=16, programs=1, stride=4)
     monkeypatch.setattr(top_k, "Tiling", lambda **sizes: tiling)
 
@@ -99,7 +99,9 @@ def learnt(spec: RunSpec, stage: str, ids: Tensor | None) -> dict[str, Tensor]:
 def test_losses_and_gradients_are_the_references(
     interpreted: None, monkeypatch: pytest.MonkeyPatch, stage: str, n_kv_heads: int | None, documents: bool
 ) -> None:
-    monkeypatch.setattr(dense, "SLAB_PAIRS", 2 * 12 * 5)  # documents: slabs of 5 queries, the last one of 2
+    monkeypatch.setattr(
+        scaled_dot_product, "SLAB_PAIRS", 2 * 12 * 5
+    )  # documents: slabs of 5 queries, the last one of 2
     ids = torch.tensor([[0] * 4 + [1] * 8, [0] * 1 + [1] * 2 + [2] * 9]) if documents else None
     expected = learnt(spec_of("reference", n_kv_heads=n_kv_heads), stage, ids)
     for other in ("triton", "masked"):
@@ -193,7 +195,7 @@ def watched(spec: RunSpec, limit: int, documents: bool) -> None:
 @pytest.mark.parametrize("documents", [False, True], ids=["one document", "documents"])
 def test_no_tensor_of_l_by_l_elements(interpreted: None, monkeypatch: pytest.MonkeyPatch, documents: bool) -> None:
     length = 64
-    monkeypatch.setattr(dense, "SLAB_PAIRS", length * 16)
+    monkeypatch.setattr(scaled_dot_product, "SLAB_PAIRS", length * 16)
     monkeypatch.setattr(base, "RECALL_PAIRS", length * 16)
     watched(spec_of("triton", length, n_kv_heads=1), length**2, documents)
     with pytest.raises(AssertionError, match="gives"):
@@ -203,7 +205,7 @@ def test_no_tensor_of_l_by_l_elements(interpreted: None, monkeypatch: pytest.Mon
 def test_slabs_keep_no_masks_for_the_backward_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     length = 64
     kept: dict[int, int] = {}
-    monkeypatch.setattr(dense, "SLAB_PAIRS", length * 8)
+    monkeypatch.setattr(scaled_dot_product, "SLAB_PAIRS", length * 8)
     q, k, v = (torch.randn(1, length, 1, 4, requires_grad=True) for _ in range(3))
 
     def pack(x: Tensor) -> Tensor:
@@ -211,7 +213,7 @@ def test_slabs_keep_no_masks_for_the_backward_pass(monkeypatch: pytest.MonkeyPat
         return x
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
-        out = dense.attention(q, k, v, (torch.arange(length) // 20)[None])
+        out = scaled_dot_product.attention(q, k, v, (torch.arange(length) // 20)[None])
     out.sum().backward()
     assert sum(kept.values()) < length**2
 

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from dsabench.attention import registry
+from dsabench.attention.ablations.sliding_window import SlidingWindow
 from dsabench.attention.base import AttentionContext, AttentionOutput, Selection
-from dsabench.attention.dsa import DSA
-from dsabench.attention.kernels import masked, reference
-from dsabench.attention.sliding_window import SlidingWindow
+from dsabench.attention.dsa import masked, reference
+from dsabench.attention.dsa.layer import DSA
 from dsabench.errors import SpecError
 from dsabench.model.moe import MixtureOfExperts
-from dsabench.spec.fields import RunSpec
+from dsabench.spec.run import RunSpec
 from dsabench.spec.sweep import validate
 from dsabench.testing import (
     CHECKS,

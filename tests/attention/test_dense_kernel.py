@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.attention import varlen
 
-from dsabench.attention.kernels import dense
+from dsabench.attention import scaled_dot_product
 
 
 @given(st.lists(st.lists(st.integers(1, 5), min_size=1, max_size=6), min_size=1, max_size=4), st.integers(0, 3))
@@ -21,7 +21,7 @@ def test_sequences_are_the_documents(rows: list[list[int]], spare: int) -> None:
     rows = [[*row, length - sum(row)] if sum(row) < length else row for row in rows]
     most = max(map(len, rows)) + spare
     ids_BT = torch.stack([torch.arange(len(row)).repeat_interleave(torch.tensor(row)) for row in rows])
-    ends = dense.sequence_ends(ids_BT.int(), most)
+    ends = scaled_dot_product.sequence_ends(ids_BT.int(), most)
     assert ends.dtype == torch.int32
     assert ends[0] == 0 and ends[-1] == ids_BT.numel()
     sizes = [size.tolist() for size in ends.diff().split(most)]
@@ -49,7 +49,7 @@ def test_sequences_attend_as_masks_do(groups: int, monkeypatch: pytest.MonkeyPat
     ids_BT = (torch.rand(3, 40, generator=generator) < 0.1).cumsum(1)
     ids_BT -= ids_BT[:, :1]
     q, k, v = (torch.randn(3, 40, heads, 8, generator=generator, dtype=torch.float64) for heads in (4, groups, groups))
-    masks = dense.attention(q, k, v, ids_BT, 40)
-    monkeypatch.setattr(dense, "_is_for_flash", lambda q_BTHD: True)
-    torch.testing.assert_close(dense.attention(q, k, v, ids_BT, 40), masks)
-    torch.testing.assert_close(dense.attention(q, k, v, ids_BT), masks)
+    masks = scaled_dot_product.attention(q, k, v, ids_BT, 40)
+    monkeypatch.setattr(scaled_dot_product, "_is_for_flash", lambda q_BTHD: True)
+    torch.testing.assert_close(scaled_dot_product.attention(q, k, v, ids_BT, 40), masks)
+    torch.testing.assert_close(scaled_dot_product.attention(q, k, v, ids_BT), masks)

@@ -8,15 +8,17 @@ from typing import Any
 import pytest
 import torch
 
-from dsabench import runner
-from dsabench.attention.kernels import dispatch
-from dsabench.engine import gate, memory
+from dsabench import models
+from dsabench.attention.dsa import backends
+from dsabench.audit import gate
+from dsabench.engine import memory_plan
 from dsabench.engine.backend import backend, resolved
 from dsabench.engine.device import Execution
 from dsabench.errors import SpecError
 from dsabench.model.transformer import build, outline
-from dsabench.spec.fields import RunSpec
+from dsabench.spec.run import RunSpec
 from dsabench.spec.sweep import validate
+from dsabench.sweeps import single_run
 
 CPU = Execution(torch.device("cpu"), "fp32", graph=False, deterministic=True)
 GPU = Execution(torch.device("cuda", 0), "bf16", graph=True, deterministic=False, fused=True)
@@ -85,9 +87,9 @@ def test_other_attentions_have_no_choice() -> None:
 def test_triton_that_cannot_run_is_refused_before_training(
     monkeypatch: pytest.MonkeyPatch, execution: Execution, reason: str
 ) -> None:
-    monkeypatch.setattr("dsabench.kernels.why_not", lambda device: None)
+    monkeypatch.setattr("dsabench.ops.why_not", lambda device: None)
     with pytest.raises(SpecError, match=f"attention.backend = triton cannot run: {reason}; use auto or masked"):
-        memory.plan(small_spec("triton"), VOCAB, execution)
+        memory_plan.plan(small_spec("triton"), VOCAB, execution)
 
 
 @pytest.mark.parametrize(
@@ -129,23 +131,23 @@ def test_a_run_of_the_kernels_can_be_loaded_without_them(corpus: Path, tmp_path:
     spec = validate(
         {**spec.model_dump(), "data": data, "engine": {"device": "cpu"}, "train": {"steps": 1, "batch_size": 1}}
     )
-    record = runner.train(spec, tmp_path)
+    record = single_run.train(spec, tmp_path)
     assert record.summary["attention_backend"] == "masked"
     path = tmp_path / record.run_id / "run.json"
     path.write_text(path.read_text(encoding="utf-8").replace('"masked"', '"triton"'), encoding="utf-8")
-    model = runner.load_model(tmp_path, record.run_id)
+    model = models.load_model(tmp_path, record.run_id)
     assert model(TOKENS).logits_BTV.isfinite().all()
 
 
 def test_limits_are_the_kernels() -> None:
-    top_k = pytest.importorskip("dsabench.attention.kernels.sparse.top_k")
-    assert dispatch.MOST_KEYS == top_k.MOST_KEYS
+    top_k = pytest.importorskip("dsabench.attention.dsa.triton.top_k")
+    assert backends.MOST_KEYS == top_k.MOST_KEYS
 
 
 def test_the_memory_estimate_follows_the_backend() -> None:
     """Quadratic with masks; with the kernels four bytes for each of a query's keys."""
     sizes = {
-        (name, length): memory.estimate(outline(long_spec(name, length), VOCAB), GPU, 1, False)["activations"]
+        (name, length): memory_plan.estimate(outline(long_spec(name, length), VOCAB), GPU, 1, False)["activations"]
         for name in ("masked", "triton")
         for length in (16_384, 32_768)
     }

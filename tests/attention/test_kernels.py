@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dsabench.attention.base import AttentionContext
-from dsabench.attention.indexer import LightningIndexer
-from dsabench.attention.kernels import masked, reference
+from dsabench.attention.dsa import masked, reference
+from dsabench.attention.dsa.indexer import LightningIndexer
 from dsabench.attention.rotary import rotation
-from dsabench.kernels import rotate
+from dsabench.ops import rotate
 from dsabench.spec.sweep import validate
 
 

@@ -28,8 +28,8 @@ from sparse_reference import (
     selection,
 )
 
-from dsabench.attention.kernels import reference
-from dsabench.attention.kernels.sparse import attend, kl, kl_dense, lse, top_k
+from dsabench.attention.dsa import reference
+from dsabench.attention.dsa.triton import attend, kl, kl_dense, lse, top_k
 
 TOLERANCE = 1e-5
 

@@ -9,7 +9,7 @@ from shell import Shell
 
 from dsabench.bench import measure
 from dsabench.engine.device import Execution, resolve
-from dsabench.spec.fields import EngineSpec
+from dsabench.spec.run import EngineSpec
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ import torch
 from shell import Shell
 
 from dsabench.attention.base import AttentionContext, Selection, capture_mass
-from dsabench.attention.kernels import reference
+from dsabench.attention.dsa import reference
 from dsabench.bench.document import load, settings
 from dsabench.bench.sparse_cases import Masked
 from dsabench.bench.trained import TrainedRun
@@ -114,7 +114,7 @@ def test_triton_by_its_interpreter(tmp_path: Path) -> None:
     ]  # fmt: skip
     pytest.importorskip("triton", reason="needs triton, which CPU builds of PyTorch do not bring")
     code = (
-        f"import sys; sys.path.insert(0, {str(Path(__file__).parents[1])!r}); "
+        f"import sys; sys.path.insert(0, {str(Path(__file__).parents[1] / 'support')!r}); "
         "from interpreter import quicken; quicken(); from dsabench.cli.app import main; main()"
     )
     done = subprocess.run(

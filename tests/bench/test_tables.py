@@ -11,8 +11,8 @@ import synthetic_bench
 from rich.console import Console
 
 from dsabench.bench.document import Document
-from dsabench.cli.bench_tables import bench_lines
-from dsabench.plots.bench import LOOKS, bench_figure
+from dsabench.cli.views.bench_tables import bench_lines
+from dsabench.figures.bench_times import LOOKS, bench_figure
 
 
 def printed(document: Document) -> list[str]:

@@ -14,10 +14,9 @@ import torch
 from shell import Shell
 
 import dsabench
-from dsabench.analysis import examination
+from dsabench.audit import experiment_checks, gate, soundness
 from dsabench.data.overlap import RUN, run_hashes, training_overlap
 from dsabench.data.tokens import TokenSplit
-from dsabench.engine import gate, soundness
 from dsabench.engine.device import resolve
 from dsabench.errors import LeakError
 from dsabench.model.transformer import build
@@ -35,7 +34,7 @@ from typing import Literal
 from dsabench.attention.dense import Dense
 from dsabench.attention.registry import register
 from dsabench.attention.base import AttentionOutput
-from dsabench.spec.fields import AttentionSpec
+from dsabench.spec.attention import AttentionSpec
 
 class LeakySpec(AttentionSpec):
     kind: Literal["leaky"] = "leaky"
@@ -181,7 +180,7 @@ DSA = validate({**PLAIN, "attention": {"kind": "dsa", "indexer": {"n_heads": 2, 
 
 
 def test_other_initial_weights_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert examination._shared_start(DSA, 101).result == "ok"
+    assert experiment_checks._shared_start(DSA, 101).result == "ok"
     honest = build
 
     def shifted(spec: Any, vocab_size: int) -> Any:
@@ -193,24 +192,24 @@ def test_other_initial_weights_are_seen(monkeypatch: pytest.MonkeyPatch) -> None
         return model
 
     monkeypatch.setattr(soundness, "build", shifted)
-    found = examination._shared_start(DSA, 101)
+    found = experiment_checks._shared_start(DSA, 101)
     assert found.result == "FAIL" and "differs" in found.detail
 
 
 def test_wrongly_routed_gradients_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     execution = resolve(DSA.engine)
-    assert {check.result for check in examination._gradients(DSA, execution)} == {"ok"}
+    assert {check.result for check in experiment_checks._gradients(DSA, execution)} == {"ok"}
     monkeypatch.setattr(torch.Tensor, "detach", lambda self: self)
-    found = {check.check: check for check in examination._gradients(DSA, execution)}
+    found = {check.check: check for check in experiment_checks._gradients(DSA, execution)}
     assert found["KL -> backbone"].result == "FAIL" and "reaches" in found["KL -> backbone"].detail
 
 
 def test_an_untrained_indexer_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    from dsabench.attention.kernels import reference
+    from dsabench.attention.dsa import reference
 
     honest = reference.indexer_kl
     monkeypatch.setattr(reference, "indexer_kl", lambda scores, p, keep: honest(scores.detach(), p, keep) * 1)
-    found = {check.check: check.result for check in examination._gradients(DSA, resolve(DSA.engine))}
+    found = {check.check: check.result for check in experiment_checks._gradients(DSA, resolve(DSA.engine))}
     assert found["KL -> indexer"] == "FAIL"
 
 

@@ -12,7 +12,7 @@ import synthetic
 from jsonschema import Draft202012Validator
 from shell import Shell
 
-from dsabench.spec.fields import RunSpec
+from dsabench.spec.run import RunSpec
 from dsabench.spec.sweep import validate
 
 DENSE, DSA = {"kind": "dense"}, {"kind": "dsa", "top_k_ratio": 0.25}

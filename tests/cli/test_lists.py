@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from dsabench.cli.lists import ListCommand, integers, numbers, texts
+from dsabench.cli.list_options import ListCommand, integers, numbers, texts
 
 app = typer.Typer()
 

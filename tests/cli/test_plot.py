@@ -13,7 +13,7 @@ import pytest
 import synthetic
 from shell import Shell
 
-from dsabench.plots import style
+from dsabench.figures import style
 
 Plot = Callable[..., tuple[int, str, str]]
 

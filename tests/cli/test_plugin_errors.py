@@ -11,7 +11,7 @@ import pytest
 from shell import Shell
 
 from dsabench.attention import registry
-from dsabench.engine import gate
+from dsabench.audit import gate
 from dsabench.errors import SpecError
 
 
@@ -38,7 +38,7 @@ import torch
 from dsabench.attention.base import Attention, AttentionOutput, Selection
 from dsabench.attention.dense import Dense
 from dsabench.attention.registry import register
-from dsabench.spec.fields import AttentionSpec
+from dsabench.spec.attention import AttentionSpec
 
 class MineSpec(AttentionSpec):
     kind: Literal["mine"] = "mine"

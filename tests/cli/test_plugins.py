@@ -16,7 +16,7 @@ from shell import Shell
 
 import dsabench
 from dsabench.attention import registry
-from dsabench.engine import gate
+from dsabench.audit import gate
 from dsabench.errors import SpecError
 from dsabench.spec.sweep import load_sweep, shipped_configs, validate
 from dsabench.testing import CHECKS
@@ -131,7 +131,7 @@ MINE = """
 from typing import Literal
 from dsabench.attention.dense import Dense
 from dsabench.attention.registry import register
-from dsabench.spec.fields import AttentionSpec
+from dsabench.spec.attention import AttentionSpec
 
 class MineSpec(AttentionSpec):
     kind: Literal["mine"] = "mine"

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from shell import Shell
 
-from dsabench.cli import profile_tables
 from dsabench.cli.console import stdout_console
+from dsabench.cli.views import profile_tables
 
 SMALL = [
     "--config", "quick", "--set", "model.d_model=32", "--set", "model.n_heads=2", "--set", "model.d_ff=16",

@@ -13,7 +13,8 @@ import pytest
 from shell import Shell
 from synthetic import experiment
 
-from dsabench.plots import figures, report
+from dsabench.figures import catalogue
+from dsabench.report import report_page
 
 SMALL = [
     "--config", "quick", "--set", "model.d_model=32", "--set", "model.n_heads=2", "--set", "model.d_ff=16",
@@ -22,14 +23,14 @@ SMALL = [
     "data.val_share=0.25", "--set", "attention.indexer.head_dim=8", "--device", "cpu",
 ]  # fmt: skip
 
-FOREST = {"forest": figures.FIGURES["forest"]}
+FOREST = {"forest": catalogue.FIGURES["forest"]}
 
 
 @pytest.fixture(autouse=True)
 def one_figure(monkeypatch: pytest.MonkeyPatch) -> None:
     """The other figures take seconds and have tests of their own."""
-    monkeypatch.setattr(report, "_ORDER", tuple(FOREST))
-    monkeypatch.setattr(report, "FIGURES", FOREST)
+    monkeypatch.setattr(report_page, "_ORDER", tuple(FOREST))
+    monkeypatch.setattr(report_page, "FIGURES", FOREST)
 
 
 def test_from_trained_runs_to_what_they_select(

@@ -13,10 +13,10 @@ import torch
 from shell import Shell, loaded
 
 import dsabench
-from dsabench import runner
-from dsabench.engine import gate
+from dsabench.audit import gate
 from dsabench.spec.sweep import validate
 from dsabench.store import RunWriter
+from dsabench.sweeps import single_run
 
 PLUGIN = """
 from typing import Literal
@@ -54,7 +54,7 @@ def trained(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     store = tmp_path_factory.mktemp("trained") / "runs"
     dsa = {"kind": "dsa", "top_k_ratio": 0.25, "indexer": {"n_heads": 2, "head_dim": 8, "warmup_share": 0.5}}
     for attention in ({"kind": "dense"}, dsa):
-        assert runner.train(validate(values(corpus, attention=attention)), store).status == "done"
+        assert single_run.train(validate(values(corpus, attention=attention)), store).status == "done"
     yield store
     gate.forget()
 
@@ -252,7 +252,7 @@ def test_a_plugin_must_be_there_as_it_was(shell: Shell, corpus: Path) -> None:
     first, moved = Path("mine.py"), Path("elsewhere", "mine.py")
     first.write_text(PLUGIN)
     spec = validate(values(corpus, attention={"kind": "mine"}, plugins=[str(first)]))
-    assert runner.train(spec, "runs").status == "done"
+    assert single_run.train(spec, "runs").status == "done"
     assert shell("reproduce", "mine", "-q")[0] == 0
     moved.parent.mkdir()
     first.rename(moved)
@@ -273,7 +273,7 @@ def test_a_built_in_attentions_record_executes_no_plugin(shell: Shell, corpus: P
     """A run of a ladder's dense rung names the plugin of the others; another machine need not have it."""
     mine = tmp_path / "mine.py"
     mine.write_text(PLUGIN)
-    run = runner.train(validate(values(corpus, plugins=[str(mine)])), "runs")
+    run = single_run.train(validate(values(corpus, plugins=[str(mine)])), "runs")
     dsabench_forgets(mine)
     mine.write_text("open('executed', 'w').close()")
     for word in ((), ("--no-plugins",)):
@@ -363,7 +363,7 @@ def test_a_record_need_not_name_what_is_a_default(shell: Shell, store: Path, mon
         raise KeyboardInterrupt
 
     edit(folder(store, "dense") / "run.json", lambda record: record["spec"]["train"].pop("steps"))
-    monkeypatch.setattr(runner, "train", interrupted)
+    monkeypatch.setattr(single_run, "train", interrupted)
     assert shell("reproduce", "dense")[0] == 130
 
 
@@ -372,7 +372,7 @@ def test_a_damaged_checkpoint_is_found_before_hours_of_training(
     shell: Shell, store: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (folder(store, "dense") / "checkpoint" / name).write_text("{")
-    monkeypatch.setattr(runner, "train", lambda *args, **more: pytest.fail("it was trained"))
+    monkeypatch.setattr(single_run, "train", lambda *args, **more: pytest.fail("it was trained"))
     code, _, err = shell("reproduce", "dense")
     assert code == 2 and f"{name} cannot be read" in err
 

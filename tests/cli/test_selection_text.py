@@ -9,9 +9,9 @@ import pytest
 from rich.console import Console
 from selections import asking, inspection, random_layer
 
-from dsabench.analysis.targets import Questions
-from dsabench.cli.selection_text import print_inspection, token_kinds, wrapped
-from dsabench.engine.inspection import LayerSelection
+from dsabench.cli.views.selection_text import print_inspection, token_kinds, wrapped
+from dsabench.selection.capture import LayerSelection
+from dsabench.selection.targets import Questions
 
 
 def printed(coloured: bool, layer: LayerSelection, query: int, questions: Questions | None = None) -> str:
@@ -41,7 +41,7 @@ def test_marks_say_what_colours_say() -> None:
 
 
 def test_long_windows_show_the_tokens_near_the_query_and_count_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dsabench.cli.selection_text.BEFORE", 10)
+    monkeypatch.setattr("dsabench.cli.views.selection_text.BEFORE", 10)
     layer = random_layer(60, 20)
     said = printed(False, layer, 50)
     assert f"(40 earlier tokens, {int(layer.member_TS[50, :40].sum())} of them selected" in said
@@ -82,7 +82,7 @@ def test_targets_have_their_own_marks_whatever_else_they_are(monkeypatch: pytest
     assert f"target 'w{rest[0]}' at {rest[0]}: not selected" in plain
     assert "asked is 'a25'; the model answers 'no', which is wrong" in plain
     # Words stand apart, also where the past is cut; and the legend names the marks of a task alone.
-    monkeypatch.setattr("dsabench.cli.selection_text.BEFORE", 5)
+    monkeypatch.setattr("dsabench.cli.views.selection_text.BEFORE", 5)
     assert re.search(r"^\S*w20\S* \S*w21\S* ", printed(False, layer, 25, questions), re.M)
     assert "[*word*] target, selected" in plain
     assert "target" not in printed(False, layer, 25) + printed(True, layer, 25)

@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from dsabench.analysis.experiment import experiment_table, not_averaged
+from dsabench.analysis.results_table import experiment_table, not_averaged
 from dsabench.analysis.variants import display_name
-from dsabench.cli.tables import experiment_lines
+from dsabench.cli.views.results_table_text import experiment_lines
 
 
 def run(kind: str, length: int, seed: int, loss: float, **other: Any) -> dict[str, Any]:

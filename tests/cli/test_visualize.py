@@ -15,8 +15,8 @@ import pytest
 
 from dsabench import inspect_selection, load_spec, train
 from dsabench.cli import app
-from dsabench.cli.selection_text import WIDTH
-from dsabench.runner import loop
+from dsabench.cli.views.selection_text import WIDTH
+from dsabench.engine import loop
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -26,9 +26,9 @@ from typing import Literal
 import torch
 
 from dsabench.attention.base import Attention, AttentionOutput, Selection, capture_mass
-from dsabench.attention.kernels import masked
+from dsabench.attention.dsa import masked
 from dsabench.attention.registry import register
-from dsabench.spec.fields import AttentionSpec
+from dsabench.spec.attention import AttentionSpec
 
 
 class NearSpec(AttentionSpec):

@@ -13,9 +13,9 @@ import pytest
 from shell import Shell
 
 from dsabench import load_spec, train
-from dsabench.cli.output import describe, print_run
+from dsabench.cli.views.outcome import describe, print_run
 from dsabench.data import TaskWindows
-from dsabench.spec.fields import RunSpec
+from dsabench.spec.run import RunSpec
 from dsabench.store import RunRecord, read_metrics
 
 FIELDS = {

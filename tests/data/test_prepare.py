@@ -15,10 +15,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dsabench.data import TokenData, TokenSplit, Windows, encoding, fingerprint, prepare, readers, tokenizer_by_digest
+from dsabench.data import TokenData, TokenSplit, Windows, encode, fingerprint, prepare, tokenizer_by_digest
+from dsabench.data.sources import readers
 from dsabench.data.tokenizer import tokenizer_digest, train_bpe
 from dsabench.errors import DataError
-from dsabench.spec.fields import DataSpec
+from dsabench.spec.run import DataSpec
 
 Folder = Callable[..., DataSpec]
 Texts = Callable[..., dict[str, str]]
@@ -81,7 +82,7 @@ def test_long_documents_are_encoded_in_parts_and_stay_whole(
     files = texts(5, words=500)
     whole = prepare(folder(files))
     monkeypatch.setattr(readers, "PART_CHARS", 100)
-    monkeypatch.setattr(encoding, "BATCH_CHARS", 250)
+    monkeypatch.setattr(encode, "BATCH_CHARS", 250)
     monkeypatch.setenv("DSABENCH_CACHE", os.environ["DSABENCH_CACHE"] + "-2")
     assert same(whole, prepare(folder(files)))
 
@@ -110,7 +111,7 @@ def test_what_is_tried_first_does_not_decide_what_max_tokens_takes(
 ) -> None:
     data = folder(texts(30), max_tokens=5000)
     first = prepare(data)
-    monkeypatch.setattr(encoding, "_FIRST_BYTES_PER_TOKEN", 0.01)
+    monkeypatch.setattr(encode, "_FIRST_BYTES_PER_TOKEN", 0.01)
     monkeypatch.setenv("DSABENCH_CACHE", os.environ["DSABENCH_CACHE"] + "-2")
     assert same(first, prepare(data))
 
@@ -170,7 +171,7 @@ def test_a_full_disk_is_told_and_leaves_nothing(
 
     data = folder(texts(3))
     with monkeypatch.context() as patch:
-        patch.setattr(encoding.stored, "finish", full)
+        patch.setattr(encode.token_folder, "finish", full)
         with pytest.raises(DataError, match="No space left on device; free some space"):
             prepare(data)
     assert [path.suffix for path in (cache / "tokens").iterdir()] in ([], [".lock"])
@@ -192,7 +193,7 @@ def test_a_corpus_that_changes_while_it_is_read_is_refused(folder: Folder, texts
 
 
 PREPARE = (
-    "import sys; from dsabench.data import prepare; from dsabench.spec.fields import DataSpec\n"
+    "import sys; from dsabench.data import prepare; from dsabench.spec.run import DataSpec\n"
     "spec = DataSpec(source=sys.argv[1], tokenizer='bpe', vocab_size=600)\n"
     "data = prepare(spec, progress=lambda line: print(line, flush=True))\n"
     "print(int(data.train.tokens.astype('int64').sum()), len(data.val.tokens))\n"
@@ -227,7 +228,7 @@ def test_a_killed_process_leaves_nothing_in_the_way(folder: Folder, texts: Texts
 
 
 def test_memory_does_not_grow_with_the_corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(encoding, "BATCH_CHARS", 2**17)
+    monkeypatch.setattr(encode, "BATCH_CHARS", 2**17)
     line = "a line of some length that is repeated until there is enough of it. " * 60
     path = tmp_path / "large.jsonl"
     with path.open("w") as file:
@@ -249,7 +250,7 @@ def test_memory_does_not_grow_with_the_corpus(tmp_path: Path, monkeypatch: pytes
 
 def test_a_long_lone_text_is_cut_in_bounded_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(readers, "PIECE_CHARS", 2**18)
-    monkeypatch.setattr(encoding, "BATCH_CHARS", 2**17)
+    monkeypatch.setattr(encode, "BATCH_CHARS", 2**17)
     path = tmp_path / "large.txt"
     path.write_text("".join(f"line {number} of a long text in one file\n" for number in range(600_000)))
     tracemalloc.start()

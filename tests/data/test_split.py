@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from dsabench.data import fingerprint, prepare
 from dsabench.data.split import draw
 from dsabench.errors import DataError
-from dsabench.spec.fields import DataSpec
+from dsabench.spec.run import DataSpec
 
 Folder = Callable[..., DataSpec]
 Texts = Callable[..., dict[str, str]]

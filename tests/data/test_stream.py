@@ -13,8 +13,8 @@ from dsabench.data import Windows, fingerprint, prepare
 from dsabench.data.overlap import training_overlap
 from dsabench.data.stream import Overlapping
 from dsabench.errors import DataError
-from dsabench.spec.fields import DataSpec
 from dsabench.spec.identity import run_id
+from dsabench.spec.run import DataSpec
 from dsabench.spec.sweep import validate
 
 Folder = Callable[..., DataSpec]

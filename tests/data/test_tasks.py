@@ -13,11 +13,7 @@ from hypothesis import strategies as st
 from task_answers import answers_from_targets
 from task_tools import settings_of
 
-from dsabench.data.tasks import (
-    TaskBatch,
-    TaskWindows,
-    piece,
-)
+from dsabench.data.tasks import TaskBatch, TaskWindows, piece
 from dsabench.spec.tasks import TASKS
 
 STEPS = 100

@@ -16,11 +16,8 @@ import pytest
 from task_answers import target_recall, target_recall_chance
 from task_tools import settings_of
 
-from dsabench.data.tasks import (
-    TaskBatch,
-    TaskWindows,
-)
-from dsabench.spec.task import TaskSettings
+from dsabench.data.tasks import TaskBatch, TaskWindows
+from dsabench.spec.task_settings import TaskSettings
 from dsabench.spec.tasks import TASKS, Arithmetic
 
 COVERED = -1

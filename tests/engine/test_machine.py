@@ -16,7 +16,7 @@ import torch
 
 from dsabench.engine import machine
 from dsabench.engine.device import environment, resolve
-from dsabench.spec.fields import EngineSpec
+from dsabench.spec.run import EngineSpec
 
 
 def test_what_can_change_bits_is_there_and_nothing_private() -> None:

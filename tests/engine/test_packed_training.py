@@ -16,8 +16,8 @@ from dsabench.engine.evaluation import Evaluator, keys_seen, selection_recall
 from dsabench.engine.slot import Slots
 from dsabench.engine.step import METRICS, staged
 from dsabench.model.transformer import Transformer, build
-from dsabench.spec.fields import RunSpec
 from dsabench.spec.identity import run_id
+from dsabench.spec.run import RunSpec
 from dsabench.spec.sweep import validate
 
 CPU = Execution(torch.device("cpu"), "fp32", graph=False, deterministic=True)

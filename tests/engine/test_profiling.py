@@ -12,17 +12,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from dsabench import parts
 from dsabench.attention import registry
 from dsabench.attention.base import Attention, AttentionContext, AttentionOutput, Stage
 from dsabench.data import TokenData, prepare
 from dsabench.engine.device import Execution
-from dsabench.engine.profiling.measure import profile_cases, trace_steps
+from dsabench.engine.profiling.attribution import Split, split
+from dsabench.engine.profiling.profiler import profile_cases, trace_steps
 from dsabench.engine.profiling.result import Case, Profile, cases_of
-from dsabench.engine.profiling.split import Split, split
 from dsabench.engine.profiling.trace import EAGER, REPLAY, kernels, read, timeline
-from dsabench.parts import PREFIX, part
-from dsabench.spec.fields import AttentionSpec, RunSpec
+from dsabench.ops import profile_labels
+from dsabench.ops.profile_labels import PREFIX, part
+from dsabench.spec.attention import AttentionSpec
+from dsabench.spec.run import RunSpec
 from dsabench.spec.sweep import validate
 
 CPU = Execution(torch.device("cpu"), "fp32", graph=False, deterministic=True)
@@ -177,7 +178,7 @@ def test_a_part_is_nothing_while_nobody_profiles_and_in_compiled_code() -> None:
 
     torch._dynamo.utils.counters.clear()
     assert double(torch.ones(2)).sum() == 4
-    with parts.named():
+    with profile_labels.named():
         assert part("indexer") is not part("experts")
         assert double(torch.ones(2)).sum() == 4
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1  # not compiled again

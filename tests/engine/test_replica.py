@@ -11,16 +11,17 @@ import numpy as np
 import pytest
 import torch
 
-from dsabench import runner
+from dsabench import models
+from dsabench.audit import gate
 from dsabench.data import Windows, prepare
-from dsabench.engine import gate
 from dsabench.engine.device import resolve
 from dsabench.engine.evaluation import Evaluator
 from dsabench.errors import LeakError, SpecError
 from dsabench.model.transformer import build
-from dsabench.spec.fields import RunSpec
+from dsabench.spec.run import RunSpec
 from dsabench.spec.sweep import load_sweep, shipped_configs, validate
 from dsabench.store import load_curves
+from dsabench.sweeps import single_run
 
 PLUGIN = shipped_configs()["seed_replica"].parent / "leaky_dsa.py"
 SMALL: dict[str, Any] = {
@@ -107,9 +108,9 @@ def test_the_gate_refuses_it_and_names_the_first_leaking_position(corpus: Path) 
 
 def test_with_allow_leak_it_trains_wins_by_memory_of_the_future_and_is_marked(corpus: Path, tmp_path: Path) -> None:
     told: list[str] = []
-    leaky = runner.train(published(corpus, "leaky_dsa"), tmp_path, notify=told.append)
-    dense = runner.train(published(corpus, "dense"), tmp_path)
-    mended = runner.train(published(corpus, "dsa", allow_leak=False), tmp_path)
+    leaky = single_run.train(published(corpus, "leaky_dsa"), tmp_path, notify=told.append)
+    dense = single_run.train(published(corpus, "dense"), tmp_path)
+    mended = single_run.train(published(corpus, "dsa", allow_leak=False), tmp_path)
     assert (leaky.summary["leak"], dense.summary["leak"], mended.summary["leak"]) == (True, False, False)
     assert leaky.environment["audit"]["result"] == "leak"
     assert any(line.startswith("LEAK: attention leaky_dsa looks ahead") for line in told)
@@ -124,8 +125,8 @@ def test_with_allow_leak_it_trains_wins_by_memory_of_the_future_and_is_marked(co
 
 def test_its_indexer_never_moves(corpus: Path, tmp_path: Path) -> None:
     spec = published(corpus, "leaky_dsa", **{"train.steps": 5})
-    record = runner.train(spec, tmp_path)
-    model = runner.load_model(tmp_path, record.run_id)
+    record = single_run.train(spec, tmp_path)
+    model = models.load_model(tmp_path, record.run_id)
     start = dict(build(spec, model.vocab_size).named_parameters())
     moved = {name: not torch.equal(value, start[name]) for name, value in model.named_parameters()}
     assert {moved[name] for name in model.attention_own_parameters()} == {False}

@@ -10,18 +10,18 @@ import torch
 from torch import Tensor
 
 import dsabench
-from dsabench import planning, runner
 from dsabench.data import prepare
 from dsabench.engine import loop
 from dsabench.engine.device import Execution, resolve
-from dsabench.engine.memory import MemoryPlan
+from dsabench.engine.memory_plan import MemoryPlan
 from dsabench.engine.slot import Slot, Slots
 from dsabench.engine.step import TrainStep
 from dsabench.errors import DsabenchError
-from dsabench.launch.sweep import run_sweep
 from dsabench.model.transformer import build
 from dsabench.spec.sweep import Sweep, validate
 from dsabench.store import read_run
+from dsabench.sweeps import plan, single_run
+from dsabench.sweeps.schedule import run_sweep
 
 CPU = Execution(torch.device("cpu"), "fp32", graph=False, deterministic=True)
 MODEL = {"d_model": 32, "n_layers": 2, "n_heads": 2, "d_ff": 32, "n_experts": 2, "experts_per_token": 1}
@@ -49,7 +49,7 @@ def sweep_of(corpus: Path, **train: Any) -> Sweep:
 
 def swept(corpus: Path, store: Path, concurrency: int, **train: Any) -> list[str]:
     sweep = sweep_of(corpus, **train)
-    planned = planning.plan(sweep.runs(), store)
+    planned = plan.plan(sweep.runs(), store)
     return [record.status for record in run_sweep(sweep, planned, store, concurrency=concurrency)]
 
 
@@ -58,7 +58,7 @@ def alone(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store of six runs, each trained in a slot of its own."""
     store = tmp_path_factory.mktemp("alone") / "runs"
     for spec in sweep_of(corpus).runs():
-        assert runner.train(spec, store).status == "done"
+        assert single_run.train(spec, store).status == "done"
     return store
 
 
@@ -130,7 +130,7 @@ def test_times_of_shared_segments_are_those_of_the_ones_alone(
         slow(self)
 
     monkeypatch.setattr(Slot, "wait", waiting)
-    from dsabench.engine.timing import StepTimes
+    from dsabench.engine.step_times import StepTimes
 
     honest = StepTimes.count
     seen: list[tuple[bool, float]] = []
@@ -153,7 +153,7 @@ def test_times_of_shared_segments_are_those_of_the_ones_alone(
 
 def test_a_sweep_that_is_closed_leaves_its_runs_interrupted(corpus: Path, tmp_path: Path) -> None:
     sweep, store = sweep_of(corpus), tmp_path / "runs"
-    planned = planning.plan(sweep.runs(), store)
+    planned = plan.plan(sweep.runs(), store)
     running = run_sweep(sweep, planned, store, concurrency=4)
     next(running)
     running.close()  # type: ignore[attr-defined]
@@ -179,7 +179,7 @@ def test_a_run_that_finds_no_memory_beside_others_is_trained_alone(
     monkeypatch.setattr(TrainStep, "run", crowded)
     notes: list[str] = []
     sweep, store = sweep_of(corpus), tmp_path / "runs"
-    planned = planning.plan(sweep.runs(), store)
+    planned = plan.plan(sweep.runs(), store)
     records = []
     for record in run_sweep(sweep, planned, store, concurrency=3, notify=notes.append):
         records.append(record)
@@ -252,13 +252,13 @@ def test_recomputing_keeps_less(corpus: Path) -> None:
 def test_a_micro_batch_that_does_not_divide_the_batch_is_refused(corpus: Path, tmp_path: Path) -> None:
     spec = validate({**base(corpus), "engine": {"device": "cpu", "micro_batch": 3}})
     with pytest.raises(DsabenchError, match=r"engine\.micro_batch = 3 does not divide the batch of 8 windows; 1, 2, 4"):
-        runner.train(spec, tmp_path / "runs")
+        single_run.train(spec, tmp_path / "runs")
     assert not (tmp_path / "runs").exists()
 
 
 def test_a_train_record_of_a_cut_run_says_so(corpus: Path, tmp_path: Path) -> None:
     spec = validate({**base(corpus), "engine": {"device": "cpu", "micro_batch": 2, "recompute": True}})
-    record = runner.train(spec, tmp_path / "runs")
+    record = single_run.train(spec, tmp_path / "runs")
     assert (record.summary["micro_batch"], record.summary["recompute"], record.summary["compile"]) == (2, True, "off")
     data = prepare(spec.data)
     assert loop.to_the_end(loop.train(spec, data, resolve(spec.engine), Nowhere()))["steps"] == 24

@@ -9,16 +9,18 @@ import numpy as np
 import pytest
 import torch
 
-from dsabench import runner
+from dsabench import models
 from dsabench.data import cut, fingerprint, prepare
+from dsabench.engine.device import resolve
 from dsabench.engine.slot import Slots
 from dsabench.engine.step import staged
 from dsabench.errors import DsabenchError
-from dsabench.planning import plan
-from dsabench.spec.fields import RunSpec
 from dsabench.spec.identity import run_id
+from dsabench.spec.run import RunSpec
 from dsabench.spec.sweep import load_sweep, validate
 from dsabench.store import load_runs, read_metrics
+from dsabench.sweeps import single_run
+from dsabench.sweeps.plan import plan
 
 
 def spec_of(kind: str = "dsa", **changes: Any) -> RunSpec:
@@ -38,7 +40,7 @@ def spec_of(kind: str = "dsa", **changes: Any) -> RunSpec:
 
 def trained(spec: RunSpec, other_unscored: bool = False, micro_batch: int | None = None) -> dict[str, torch.Tensor]:
     """Weights after three steps, and the history; with other tokens where nothing is scored and nothing follows."""
-    data, execution = prepare(spec.data), runner.resolve(spec.engine)
+    data, execution = prepare(spec.data), resolve(spec.engine)
     slot = Slots().take(spec, data.vocab_size, execution)
     slot.begin(spec)
     slot.step.micro_batch = micro_batch or spec.batch_size
@@ -65,7 +67,7 @@ def test_the_loss_is_the_mean_over_answers() -> None:
     windows = cut(prepare(spec.data), 32)
     batch = windows.batch(1, 0, 4, 3)
     assert batch.scored is not None
-    model = runner.build_model(spec)
+    model = models.build_model(spec)
     x = torch.from_numpy(batch.tokens.astype(np.int64))
     nll = -model(x[:, :-1]).logits_BTV.double().log_softmax(-1).gather(-1, x[:, 1:, None])[..., 0].detach()
     first = trained(spec)["history"][0, 0]
@@ -80,7 +82,7 @@ def test_micro_batches_add_up_to_the_batch() -> None:
 
 def test_a_run_records_accuracy_and_target_recall_beside_chance(tmp_path: Path) -> None:
     for kind in ("dense", "dsa"):
-        assert runner.train(spec_of(kind), tmp_path).status == "done"
+        assert single_run.train(spec_of(kind), tmp_path).status == "done"
     runs = load_runs(tmp_path).set_index("attention")
     dsa, dense = runs.loc["dsa"], runs.loc["dense"]
     assert dsa["task_accuracy"] == dsa["val_accuracy"]
@@ -106,8 +108,8 @@ def test_an_interrupted_run_ends_as_an_undisturbed_one(tmp_path: Path) -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        runner.train(spec, tmp_path / "a", observe=stop)
-    again, whole = runner.train(spec, tmp_path / "a"), runner.train(spec, tmp_path / "b")
+        single_run.train(spec, tmp_path / "a", observe=stop)
+    again, whole = single_run.train(spec, tmp_path / "a"), single_run.train(spec, tmp_path / "b")
     assert again.summary["val_loss"] == whole.summary["val_loss"]
     assert again.summary["task_accuracy"] == whole.summary["task_accuracy"]
 

@@ -15,15 +15,16 @@ import torch
 from sparse_reference import Sizes, allowed_by, draw, error
 from torch.nn.attention import varlen
 
-from dsabench.attention.kernels import dense
+from dsabench.attention import scaled_dot_product
+from dsabench.audit import gate
 from dsabench.data import Batch
-from dsabench.engine import gate, loop
+from dsabench.engine import loop
 from dsabench.engine.device import Execution, determinism, resolve
 from dsabench.engine.evaluation import Evaluator, selection_recall
-from dsabench.engine.optimization import Optimizer
+from dsabench.engine.optimizer import Optimizer
 from dsabench.engine.step import TrainStep
 from dsabench.model.transformer import Transformer, build
-from dsabench.spec.fields import EngineSpec, RunSpec
+from dsabench.spec.run import EngineSpec, RunSpec
 from dsabench.spec.sweep import validate
 
 pytestmark = [
@@ -82,7 +83,7 @@ def packed_spec(kind: str) -> RunSpec:
 @pytest.mark.parametrize("kind", ["dense", "masked", "triton"])
 def test_packed_documents_are_learnt_alike_in_a_graph(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """With slabs of 60 queries, recomputed in the backward pass."""
-    monkeypatch.setattr(dense, "SLAB_PAIRS", 4 * 256 * 60)
+    monkeypatch.setattr(scaled_dot_product, "SLAB_PAIRS", 4 * 256 * 60)
     eager, graph = (history(packed_spec(kind), Execution(CUDA, "fp32", graph, False)) for graph in (False, True))
     torch.testing.assert_close(graph[:, :2], eager[:, :2], rtol=0, atol=1e-3)
 
@@ -108,7 +109,7 @@ def with_most_documents(init: Any, most: int) -> Any:
 @pytest.mark.parametrize("steps", [1, 12, 13, 20])
 def test_packed_documents_are_learnt_as_by_masks(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """12 steps are of the dense stage: how many pass says which stage differs."""
-    monkeypatch.setattr(dense, "SLAB_PAIRS", 4 * 256 * 60)
+    monkeypatch.setattr(scaled_dot_product, "SLAB_PAIRS", 4 * 256 * 60)
     execution = Execution(CUDA, "fp32", False, False)
     triton, masked = (history(packed_spec(kind), execution, 20)[:steps] for kind in ("triton", "masked"))
     torch.testing.assert_close(triton[:, :2], masked[:, :2], rtol=0, atol=1e-3)
@@ -128,12 +129,12 @@ def test_dense_attention_within_documents(
     dtype: torch.dtype, tolerance: float, slab: int, most: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Outputs and gradients beside fp64, by masks and, in bf16 with a bound of their number, as sequences."""
-    monkeypatch.setattr(dense, "SLAB_PAIRS", 2 * 256 * slab)
+    monkeypatch.setattr(scaled_dot_product, "SLAB_PAIRS", 2 * 256 * slab)
     x = draw(Sizes(batch=2, length=256, heads=4, groups=1, width=16, documents=0.02), 9, "cuda")
     assert x.ids is not None and int(x.ids.max()) < 40
     mine = x.to(dtype)
     with by_masks_only() if most is None or dtype == torch.float32 else contextlib.nullcontext():
-        out = dense.attention(mine.q, mine.k, mine.v, mine.ids, most)
+        out = scaled_dot_product.attention(mine.q, mine.k, mine.v, mine.ids, most)
     (out * mine.d_out).sum().backward()
     logits = torch.einsum("bthd,bshd->bhts", x.q, x.k.expand_as(x.q)) * x.q.shape[-1] ** -0.5
     p = logits.masked_fill(~allowed_by(x)[:, None], -torch.inf).softmax(-1)
@@ -196,7 +197,7 @@ def use(spec: RunSpec, execution: Execution) -> None:
 def test_no_room_for_l_by_l(length: int, bytes_a_pair: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the allocator capped at one matrix of fp32 scores, or of a mask, beside what is there: top-k's lists alone
     take 0.3 GB of it."""
-    monkeypatch.setattr(dense, "SLAB_PAIRS", 2**24)
+    monkeypatch.setattr(scaled_dot_product, "SLAB_PAIRS", 2**24)
     execution = Execution(CUDA, "bf16", graph=False, deterministic=False)
     train = {"steps": 40, "batch_size": 1, "eval_every": 20}
     use(spec_of("triton", 1024, 64, train=train), execution)  # libraries and their workspaces

@@ -14,18 +14,18 @@ import pytest
 import torch
 from adamw import train_beside_adamw
 
-from dsabench import kernels
+from dsabench import ops
 from dsabench.data import TokenData, prepare
 from dsabench.engine import loop
 from dsabench.engine.device import Execution, determinism, resolve
-from dsabench.engine.memory import MemoryPlan
-from dsabench.engine.optimization import Optimizer
+from dsabench.engine.master_weights import Weights
+from dsabench.engine.memory_plan import MemoryPlan
+from dsabench.engine.optimizer import Optimizer
 from dsabench.engine.slot import Memory, Slot, Slots
 from dsabench.engine.step import EAGER_STEPS, METRICS, TrainStep
-from dsabench.engine.weights import Weights
 from dsabench.model.moe import MixtureOfExperts
 from dsabench.model.transformer import Transformer, build
-from dsabench.spec.fields import EngineSpec, ModelSpec, RunSpec
+from dsabench.spec.run import EngineSpec, ModelSpec, RunSpec
 from dsabench.spec.sweep import validate
 
 pytestmark = [
@@ -211,7 +211,7 @@ def test_fused_kernels_learn_what_plain_pytorch_does(
     plain = resolve(EngineSpec(device="cuda:0", precision=precision, kernels="off"))
     fused = resolve(EngineSpec(device="cuda:0", precision=precision))
     assert (plain.fused, fused.fused) == (False, True)
-    with kernels.unfused():
+    with ops.unfused():
         expected = losses(spec, plain)[:, 0]
     assert torch.allclose(losses(spec, fused)[:, 0], expected, atol=tolerance)
 

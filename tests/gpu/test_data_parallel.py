@@ -13,13 +13,14 @@ from typing import Any
 import pytest
 import torch
 
-from dsabench import runner, stopping
+from dsabench import shutdown
+from dsabench.engine.data_parallel.leader import spread
 from dsabench.engine.device import Execution
-from dsabench.engine.processes import spread
 from dsabench.errors import DeviceError
-from dsabench.spec.fields import RunSpec
+from dsabench.spec.run import RunSpec
 from dsabench.spec.sweep import validate
 from dsabench.store import RunRecord, read_metrics
+from dsabench.sweeps import single_run
 
 pytestmark = [
     pytest.mark.gpu,
@@ -56,8 +57,8 @@ def test_two_gpus_train_as_one_does(attention: str, engine: dict[str, Any], corp
     # The balance loss is of the windows that are computed at a time: 4 on each of two GPUs, or 8 on one.
     alone = {**engine, "micro_batch": 8} if "micro_batch" in engine else engine
     of_one = spec_of(attention, corpus, precision="fp32", **alone)
-    one = runner.train(of_one, tmp_path / "one")
-    two = runner.train(spec, tmp_path / "two", data_parallel=2)
+    one = single_run.train(of_one, tmp_path / "one")
+    two = single_run.train(spec, tmp_path / "two", data_parallel=2)
     assert (one.status, two.status) == ("done", "done"), (one.error, two.error)
     assert one.run_id == two.run_id
     assert two.environment["data_parallel"] == 2
@@ -68,7 +69,7 @@ def test_two_gpus_train_as_one_does(attention: str, engine: dict[str, Any], corp
 
 @pytest.mark.parametrize("attention", ATTENTIONS)
 def test_bf16_learns(attention: str, corpus: Path, tmp_path: Path) -> None:
-    record = runner.train(spec_of(attention, corpus, precision="bf16"), tmp_path, data_parallel=2)
+    record = single_run.train(spec_of(attention, corpus, precision="bf16"), tmp_path, data_parallel=2)
     assert record.status == "done", record.error
     first, *_, last = (one["val_loss"] for one in read_metrics(tmp_path, record.run_id) if one["kind"] == "eval")
     assert last < first - 1
@@ -77,7 +78,7 @@ def test_bf16_learns(attention: str, corpus: Path, tmp_path: Path) -> None:
 
 def test_a_stopped_run_goes_on_with_one_gpu_and_with_two(corpus: Path, tmp_path: Path) -> None:
     spec = spec_of("dsa", corpus, precision="fp32")
-    whole = runner.train(spec, tmp_path / "calm")
+    whole = single_run.train(spec, tmp_path / "calm")
     for size, step in ((2, 20), (1, 60)):
         sent: list[int] = []
 
@@ -86,9 +87,9 @@ def test_a_stopped_run_goes_on_with_one_gpu_and_with_two(corpus: Path, tmp_path:
                 sent.append(update.step)
                 os.kill(os.getpid(), signal.SIGTERM)
 
-        with stopping.on_signals(), pytest.raises(KeyboardInterrupt):
-            runner.train(spec, tmp_path / "wild", data_parallel=size, observe=stop)
-    done = runner.train(spec, tmp_path / "wild", data_parallel=2)
+        with shutdown.on_signals(), pytest.raises(KeyboardInterrupt):
+            single_run.train(spec, tmp_path / "wild", data_parallel=size, observe=stop)
+    done = single_run.train(spec, tmp_path / "wild", data_parallel=2)
     assert done.status == "done", done.error
     assert losses(tmp_path / "wild", done) == pytest.approx(losses(tmp_path / "calm", whole), abs=1e-3)
 

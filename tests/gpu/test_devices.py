@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import torch
 
-from dsabench import planning, runner
-from dsabench.launch.devices import Workers, devices_of
-from dsabench.launch.sweep import run_sweep
 from dsabench.spec.sweep import Sweep, validate
 from dsabench.store import load_runs
+from dsabench.sweeps import plan, single_run
+from dsabench.sweeps.schedule import run_sweep
+from dsabench.sweeps.workers.pool import Workers, devices_of
 
 pytestmark = [
     pytest.mark.gpu,
@@ -35,14 +35,14 @@ def base(corpus: Path, **engine: Any) -> dict[str, Any]:
 
 
 def test_a_run_on_another_gpu_than_the_first(corpus: Path, tmp_path: Path) -> None:
-    record = runner.train(validate(base(corpus, device="cuda:1")), tmp_path)
+    record = single_run.train(validate(base(corpus, device="cuda:1")), tmp_path)
     assert record.status == "done", record.error
 
 
 @pytest.mark.parametrize("concurrency", [1, 2])
 def test_both_gpus_train(concurrency: int, corpus: Path, tmp_path: Path) -> None:
     sweep = Sweep(base(corpus, device="cuda:0"), {"attention.kind": ["dense", "dsa"], "seed": [1, 2, 3, 4]})
-    planned = planning.plan(sweep.runs(), tmp_path)
+    planned = plan.plan(sweep.runs(), tmp_path)
     told: list[str] = []
     workers = Workers(tmp_path, planned[0].spec.engine, devices_of(["0", "1"]), concurrency, told.append)
     records = list(run_sweep(sweep, planned, tmp_path, launcher=workers, notify=told.append))

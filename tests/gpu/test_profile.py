@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from dsabench.engine.device import resolve
-from dsabench.engine.profiling.measure import profile_cases
+from dsabench.engine.profiling.profiler import profile_cases
 from dsabench.engine.profiling.result import Case, Profile
 from dsabench.engine.profiling.trace import EAGER, kernels, read, timeline, windows
 from dsabench.spec.sweep import validate

@@ -23,11 +23,11 @@ from sparse_reference import (
     selection,
 )
 
-from dsabench.attention.kernels import reference
-from dsabench.attention.kernels.sparse.attend import Tiling, attend, backward, forward
-from dsabench.attention.kernels.sparse.kl import sparse_kl
-from dsabench.attention.kernels.sparse.kl_dense import dense_kl
-from dsabench.attention.kernels.sparse.top_k import top_k
+from dsabench.attention.dsa import reference
+from dsabench.attention.dsa.triton.attend import Tiling, attend, backward, forward
+from dsabench.attention.dsa.triton.kl import sparse_kl
+from dsabench.attention.dsa.triton.kl_dense import dense_kl
+from dsabench.attention.dsa.triton.top_k import top_k
 
 pytestmark = [
     pytest.mark.gpu,

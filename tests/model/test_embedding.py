@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 
-from dsabench.engine.soundness import shared_start
+from dsabench.audit.soundness import shared_start
 from dsabench.model.transformer import build
-from dsabench.spec.fields import RunSpec
 from dsabench.spec.identity import run_id
+from dsabench.spec.run import RunSpec
 from dsabench.spec.sweep import validate
 
 VOCABULARY = 2000

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from dsabench.errors import SpecError
-from dsabench.spec.fields import RunSpec
 from dsabench.spec.identity import flatten
+from dsabench.spec.run import RunSpec
 from dsabench.spec.sweep import Sweep, load_sweep
 
 LADDER = """

@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from dsabench.attention.registry import kinds, spec_class
-from dsabench.spec.fields import RunSpec
+from dsabench.spec.run import RunSpec
 from dsabench.spec.schema import config_schema
 
 

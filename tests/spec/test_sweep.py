@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from dsabench.attention import registry
 from dsabench.errors import DsabenchError, SpecError
-from dsabench.spec.fields import RunSpec
 from dsabench.spec.identity import flatten, run_id
+from dsabench.spec.run import RunSpec
 from dsabench.spec.sweep import Sweep, load_sweep, parse_override, shipped_configs, validate
 
 
@@ -297,7 +297,7 @@ def test_a_plugin_s_variant_is_validated_like_a_built_in_one(tmp_path: Path) -> 
         "from typing import Literal\n"
         "from dsabench.attention.dense import Dense\n"
         "from dsabench.attention.registry import register\n"
-        "from dsabench.spec.fields import AttentionSpec\n"
+        "from dsabench.spec.attention import AttentionSpec\n"
         "class MineSpec(AttentionSpec):\n"
         "    kind: Literal['mine'] = 'mine'\n"
         "    size: int = 3\n"
@@ -326,13 +326,13 @@ def test_a_plugin_cannot_replace_a_built_in_attention(tmp_path: Path) -> None:
 
 def test_a_plugin_counts_in_its_own_runs_alone(tmp_path: Path) -> None:
     """Editing a plugin renames the runs of its variants, not the dense ones; a required field is no crash."""
-    from dsabench import planning
+    from dsabench.sweeps import plan
 
     source = (
         "from typing import Literal\n"
         "from dsabench.attention.dense import Dense\n"
         "from dsabench.attention.registry import register\n"
-        "from dsabench.spec.fields import AttentionSpec\n"
+        "from dsabench.spec.attention import AttentionSpec\n"
         "class OursSpec(AttentionSpec):\n"
         "    kind: Literal['ours'] = 'ours'\n"
         "    window: int\n"
@@ -348,7 +348,7 @@ def test_a_plugin_counts_in_its_own_runs_alone(tmp_path: Path) -> None:
             validate({"plugins": [str(plugin)], "attention": {"kind": "ours", "window": 3}}),
             validate({"plugins": [str(plugin)], "attention": {"kind": "dense"}}),
         ]
-        ids.append([run_id(spec, planning.fingerprint(spec, {})) for spec in specs])
+        ids.append([run_id(spec, plan.fingerprint(spec, {})) for spec in specs])
     assert ids[0][0] != ids[1][0]
     assert ids[0][1] == ids[1][1] == run_id(validate({"attention": {"kind": "dense"}}), {})
 

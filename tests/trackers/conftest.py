@@ -10,9 +10,9 @@ import pytest
 from shell import Shell
 from tracker_tools import Live
 
-from dsabench.trackers.base import Tracker
 from dsabench.trackers.export import open_tracker
 from dsabench.trackers.names import TRACKERS
+from dsabench.trackers.tracker import Tracker
 
 
 @pytest.fixture

@@ -22,9 +22,9 @@ from tracker_tools import SUMMARY, Live, train
 
 from dsabench.store import RunRecord, read_run
 from dsabench.trackers import export as exporting
-from dsabench.trackers.base import Tracker
 from dsabench.trackers.content import points_of, run_of
 from dsabench.trackers.export import export
+from dsabench.trackers.tracker import Tracker
 
 # Their imports, and what they call, warn of many things that are not ours to mend.
 pytestmark = pytest.mark.filterwarnings("default")

@@ -15,9 +15,9 @@ from tracker_tools import SUMMARY, Live, train
 
 from dsabench.store import read_sweep, write_sweep
 from dsabench.trackers import export as exporting
-from dsabench.trackers.base import Point, Run, TrackerError
 from dsabench.trackers.export import export, open_tracker
 from dsabench.trackers.names import TRACKERS
+from dsabench.trackers.tracker import Point, Run, TrackerError
 
 
 class Memory:

@@ -7,10 +7,10 @@ held_out = windows.evaluation("val", 131_072)
 windows.decode(batch.tokens[0])                            # "k7 v3 . . k2 v9 . k7 v3"
 """
 
-from dsabench.data.tasks.batch import TaskBatch, piece
 from dsabench.data.tasks.curriculum import Level, full_level, level
 from dsabench.data.tasks.draws import Draws
-from dsabench.data.tasks.windows import TaskWindows, fingerprint, generate
+from dsabench.data.tasks.task_batch import TaskBatch, piece
+from dsabench.data.tasks.task_windows import TaskWindows, fingerprint, generate
 
 __all__ = [
     "Draws",

@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dsabench.data.batch import SplitName
-from dsabench.data.tasks.batch import TaskBatch, blank, first_id
 from dsabench.data.tasks.curriculum import Level
 from dsabench.data.tasks.draws import Draws, Integers
+from dsabench.data.tasks.task_batch import TaskBatch, blank, first_id
 from dsabench.spec.tasks import Arithmetic
 
 HELD_OUT_EIGHTH = np.uint64(7)

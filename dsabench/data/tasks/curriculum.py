@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from dsabench.spec.task import TaskSettings
+from dsabench.spec.task_settings import TaskSettings
 
 
 @dataclass(frozen=True)

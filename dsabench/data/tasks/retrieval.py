@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from dsabench.data.tasks.batch import TaskBatch, blank, first_id, put
 from dsabench.data.tasks.curriculum import Level
 from dsabench.data.tasks.draws import Draws, Integers
+from dsabench.data.tasks.task_batch import TaskBatch, blank, first_id, put
 from dsabench.spec.tasks import Induction, Needle, Recall, SelectiveCopy, asked
 
 

@@ -1,1 +1,1 @@
-"""Where the time of one training step goes: `measure` runs and times it, `trace` and `split` attribute it."""
+"""The time of one training step by part: `profiler` runs and traces it, `trace` and `attribution` attribute it."""

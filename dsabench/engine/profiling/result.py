@@ -1,4 +1,4 @@
-"""What a profile says: a case, its step time, and the parts of the step."""
+"""The result of a profile: a case, its step time, and the parts of the step."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import get_args
 from dsabench.attention.base import Stage
 from dsabench.engine.backend import backend
 from dsabench.engine.device import Execution
-from dsabench.engine.profiling.split import Source, Split
-from dsabench.parts import Part
-from dsabench.spec.fields import RunSpec
+from dsabench.engine.profiling.attribution import Source, Split
+from dsabench.ops.profile_labels import Part
+from dsabench.spec.run import RunSpec
 
 ITEMS: dict[str, Part] = {
     "indexer": "indexer",

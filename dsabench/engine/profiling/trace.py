@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
-from dsabench.parts import PREFIX, Part
+from dsabench.ops.profile_labels import PREFIX, Part
 
 EAGER, REPLAY = "dsabench: one eager step", "dsabench: replayed steps"
 """Names of the ranges that `measure` puts around what it traces."""

@@ -1,0 +1,45 @@
+"""Random selection: what any choice of k tokens is worth. New in every training step, fixed in evaluation.
+
+    score[t, s] = hash(t, s, layer, step)
+
+Keyed, not drawn from a stream: what t selects depends on no other token, row or call, so that it cannot leak, and all
+seeds and a resumed run see the same selections. The hash is lowbias32 (Chris Wellons, public domain).
+
+Legend: T query, S key.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from dsabench.attention.ablations.selecting import SelectingAttention
+from dsabench.attention.base import AttentionContext
+from dsabench.attention.registry import register
+from dsabench.spec.attention import RandomSpec
+
+_LOW = 0xFFFFFFFF
+
+
+@register
+class Random(SelectingAttention):
+    """Attention over k tokens that a hash picks."""
+
+    spec_class = RandomSpec
+
+    def scores(self, q_BTHD: Tensor, k_BSGD: Tensor, context: AttentionContext) -> Tensor:
+        """24 hashed bits in [0, 1)."""
+        place_T = context.positions_T
+        # Made on the device: a number from the host could not be captured in a CUDA graph.
+        step = place_T.new_zeros(1) if context.step is None else context.step
+        key = _mix(step * 0x9E3779B1 + self.layer * 0x85EBCA77)
+        query_T = _mix(place_T * 0xC2B2AE3D + key)
+        hashed_TS = _mix(query_T[:, None] + place_T[None, :] * 0x27D4EB2F)
+        return (hashed_TS >> 8).float() * 2.0**-24
+
+
+def _mix(x: Tensor) -> Tensor:
+    """Spread the low 32 bits of an int64 over each other."""
+    x = x & _LOW
+    x = ((x ^ (x >> 16)) * 0x7FEB352D) & _LOW
+    x = ((x ^ (x >> 15)) * 0x846CA68B) & _LOW
+    return x ^ (x >> 16)

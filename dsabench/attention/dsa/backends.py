@@ -1,0 +1,63 @@
+"""The choice of DSA's backend, which `attention.backend: auto` leaves open, and the sizes that the kernels take.
+
+Imports no Triton: a machine without it must be told so, and not fail.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from dsabench.errors import SpecError
+
+Backend = Literal["reference", "masked", "triton"]
+
+CROSSOVER = {"shared": (2048, 4), "own": (8192, 8)}
+"""`auto` takes the sparse kernels from the first number of tokens on, where a query keeps at most a share of one by the
+second one of them; `shared`: at least SHARING query heads to a KV head, which one gather serves.
+
+Measured on an H100, a layer forward and backward, bf16, D = 64, 16 heads, k = 256, milliseconds of masked / kernels.
+One KV head: 0.25 / 0.24 at L = 1024, 0.78 / 0.40 at 2048, 3.0 / 0.61 at 4096, 56 / 1.1 at 8192. 16 KV heads: 0.77 / 2.1
+at 2048, 2.9 / 4.3 at 4096, 56 / 9.0 at 8192 (where the masks take 19 GB)."""
+
+SHARING = 8
+"""Query heads that share a KV head, from which `shared` counts; measured at 16 and 1 only."""
+
+MOST_KEYS = 4096
+"""Largest k of the top-k kernel."""
+
+WIDEST_HEAD = 256
+"""Largest width of an attention head or an indexer head that the kernels hold on chip."""
+
+MOST_INDEX_HEADS = 64
+"""Most heads of an indexer: the KL kernel holds all of a query's at once."""
+
+
+def choose(wanted: str, length: int, k: int, sharing: int, limit: str | None, no_kernels: str | None) -> Backend:
+    """The backend of DSA over k of `length` keys.
+
+    wanted: attention.backend. sharing: query heads to a KV head. limit: as `limit_of` says. no_kernels: why Triton
+    kernels do not run where the tensors are, None when they do. Raises SpecError when `triton` is wanted and one of
+    them forbids it.
+    """
+    obstacle = limit or no_kernels
+    if wanted == "triton":
+        if obstacle:
+            raise SpecError(f"attention.backend = triton cannot run: {obstacle}; use auto or masked")
+        return "triton"
+    if wanted == "auto":
+        least, share = CROSSOVER["shared" if sharing >= SHARING else "own"]
+        return "triton" if length >= least and k * share <= length and obstacle is None else "masked"
+    return "reference" if wanted == "reference" else "masked"
+
+
+def limit_of(k: int, head_dim: int, index_heads: int, index_dim: int) -> str | None:
+    """Why the sparse kernels do not take these sizes; None when they do. k: keys of a query, at most the length."""
+    for what, value, most in (
+        ("attention.top_k keeps", k, MOST_KEYS),
+        ("model.d_model / model.n_heads is", head_dim, WIDEST_HEAD),
+        ("attention.indexer.head_dim is", index_dim, WIDEST_HEAD),
+        ("attention.indexer.n_heads is", index_heads, MOST_INDEX_HEADS),
+    ):
+        if value > most:
+            return f"{what} {value}, and its kernels take at most {most}"
+    return None

@@ -1,0 +1,191 @@
+"""DeepSeek Sparse Attention: a lightning indexer scores the past, the top k tokens are kept, attention runs on those.
+
+    I[t,s] = sum_j w[t,j] relu(q[t,j] . k[s])      S[t] = top-k of I[t, 0..t]
+    out[t] = softmax(Q[t] K[S[t]]^T / sqrt(D)) V[S[t]]
+
+Top-k passes no gradient, so the indexer has a loss of its own: KL(p[t] || softmax(I[t])), p the main attention's
+probabilities averaged over heads. In the dense warm-up stage attention is dense and the KL runs over all causal keys;
+in the sparse stage both run over S[t]. The indexer's input and target are detached: the language-model loss never
+reaches the indexer, the KL loss never reaches anything else. Source: DeepSeek-V3.2 (arXiv 2512.02556), section 2, and
+the released inference/model.py for LayerNorm, partial rotary embedding and scale.
+
+Backends: `reference` and `masked` hold L x L scores and masks; `triton` streams them, so that memory and, but for the
+scores, time follow the selection (triton/). They differ by rounding alone; `auto` chooses (backends.py).
+
+Legend: B batch, T query, S key, D model width, H heads, J indexer heads, I indexer width, K selected slots.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from dsabench.attention import scaled_dot_product
+from dsabench.attention.base import Attention, AttentionContext, AttentionOutput, Stage, capture, pairs
+from dsabench.attention.dsa import backends, masked, reference
+from dsabench.attention.dsa.indexer import LightningIndexer
+from dsabench.attention.registry import register
+from dsabench.ops import runs_on
+from dsabench.ops.profile_labels import part
+from dsabench.spec.attention import AttentionSpec, DSASpec
+from dsabench.spec.run import RunSpec
+
+
+@register
+class DSA(Attention):
+    """Attention over the indexer's top k, with the indexer's KL loss; dense attention in the warm-up stage."""
+
+    spec_class = DSASpec
+    equals_dense_at_full_k = True
+
+    def __init__(self, spec: RunSpec, layer: int) -> None:
+        super().__init__(spec, layer)
+        assert isinstance(spec.attention, DSASpec)
+        self.config = spec.attention
+        self.indexer = LightningIndexer(spec, self.config)
+        self.size = _size(spec)
+        backends.choose(*self.size, None)  # sizes that the kernels do not take are refused everywhere
+
+    @classmethod
+    def resolve(cls, spec: RunSpec, no_kernels: str | None) -> AttentionSpec:
+        """With `auto` decided."""
+        return spec.attention.model_copy(update={"backend": backends.choose(*_size(spec), no_kernels)})
+
+    def backend_on(self, device: torch.device) -> backends.Backend:
+        """What computes on this device; of the run's own length, so that a shorter window goes the same way. Raises
+        SpecError where `triton` is asked for and does not run."""
+        reason = None if runs_on(device) else "it needs a CUDA GPU with Triton, and its tensors are elsewhere"
+        return backends.choose(*self.size, reason)
+
+    def prepare(self, context: AttentionContext) -> None:
+        """Also the indexer's rotation and, where one is used, the mask."""
+        super().prepare(context)
+        context.rotation(self.indexer.head_dim // 2, self.indexer.rope_base)
+        if self.backend_on(context.positions_T.device) != "triton":
+            _ = context.allowed
+
+    def forward(self, x_BTD: Tensor, context: AttentionContext) -> AttentionOutput:
+        """(B, T, D) -> (B, T, D), and the KL loss of this layer's indexer where it has one and context.losses asks."""
+        backend = self.backend_on(x_BTD.device)
+        q_BTHD, k_BTGD, v_BTGD = self.projections.heads(x_BTD, context, head_major=backend != "triton")
+        k = self.config.n_selected(x_BTD.shape[1])
+        learns = self._learns(context)
+        heads = None
+        if context.stage == "sparse" or learns or context.capture is not None:
+            with part("indexer"):
+                heads = self.indexer.heads(x_BTD, context)
+        if backend == "triton":
+            return self._streamed(q_BTHD, k_BTGD, v_BTGD, heads, k, context)
+        scores_BTS = None
+        if heads is not None:
+            with part("indexer"):
+                scores_BTS = self.indexer.scores(*heads)
+        if context.capture is not None and scores_BTS is not None:
+            selected_BTK = reference.select_top_k(scores_BTS.detach(), context.allowed, k)
+            context.capture[self.layer] = capture(selected_BTK, scores_BTS.detach(), q_BTHD, k_BTGD, context)
+        if context.stage == "dense" or scores_BTS is None:
+            keep = context.allowed
+            out_BTHD, p_BTS = masked.attention(q_BTHD, k_BTGD, v_BTGD, keep)
+        elif backend == "reference":
+            return self._reference(q_BTHD, k_BTGD, v_BTGD, scores_BTS, k, context)
+        else:
+            with part("top-k"):
+                keep = masked.selection_mask(scores_BTS.detach(), context.allowed, k)
+            out_BTHD, p_BTS = masked.attention(q_BTHD, k_BTGD, v_BTGD, keep)
+        with part("indexer loss"):
+            loss = masked.indexer_kl(scores_BTS, p_BTS, keep) if learns and scores_BTS is not None else None
+        return AttentionOutput(self.projections.merge(out_BTHD), loss)
+
+    def _streamed(
+        self,
+        q_BTHD: Tensor,
+        k_BTGD: Tensor,
+        v_BTGD: Tensor,
+        heads: tuple[Tensor, Tensor, Tensor] | None,
+        k: int,
+        context: AttentionContext,
+    ) -> AttentionOutput:
+        """No tensor of L x L elements, in either stage, forward or backward."""
+        from dsabench.attention.dsa.triton.attend import attend
+        from dsabench.attention.dsa.triton.kl import sparse_kl
+        from dsabench.attention.dsa.triton.kl_dense import dense_kl
+        from dsabench.attention.dsa.triton.top_k import top_k
+
+        ids_BT, sparse, loss = context.document_ids_BT, context.stage == "sparse", None
+        learns = self._learns(context)
+        if heads is not None and (sparse or context.capture is not None):
+            with part("top-k"):
+                selected_BTK, index_lse_BT = top_k(*heads, min(k, q_BTHD.shape[1]), ids_BT)
+            if context.capture is not None:
+                scores_BTS = self.indexer.scores(*heads).detach() if context.whole_mass else None
+                context.capture[self.layer] = capture(selected_BTK, scores_BTS, q_BTHD, k_BTGD, context)
+        if heads is not None and sparse:
+            out_BTHD, lse_BTH = attend(q_BTHD, k_BTGD, v_BTGD, selected_BTK, ascending=True)
+            if learns:
+                with part("indexer loss"):
+                    loss = sparse_kl(q_BTHD, k_BTGD, lse_BTH, *heads, selected_BTK, index_lse_BT)
+        else:
+            out_BTHD = scaled_dot_product.attention(q_BTHD, k_BTGD, v_BTGD, ids_BT, context.most_documents)
+            if learns and heads is not None:
+                with part("indexer loss"):
+                    loss = dense_kl(q_BTHD, k_BTGD, *heads, ids_BT)
+        return AttentionOutput(self.projections.merge(out_BTHD), loss)
+
+    def _reference(
+        self,
+        q_BTHD: Tensor,
+        k_BTGD: Tensor,
+        v_BTGD: Tensor,
+        scores_BTS: Tensor,
+        k: int,
+        context: AttentionContext,
+    ) -> AttentionOutput:
+        with part("top-k"):
+            selected_BTK = reference.select_top_k(scores_BTS.detach(), context.allowed, k)
+        out_BTHD, p_BTK = reference.attention(q_BTHD, k_BTGD, v_BTGD, selected_BTK)
+        loss = None
+        if self._learns(context):
+            with part("indexer loss"):
+                slots_BTK = scores_BTS.gather(-1, selected_BTK.clamp(min=0))
+                loss = reference.indexer_kl(slots_BTK, p_BTK, selected_BTK != reference.EMPTY)
+        return AttentionOutput(self.projections.merge(out_BTHD), loss)
+
+    def _learns(self, context: AttentionContext) -> bool:
+        return self.config.indexer.loss == "kl" and context.losses
+
+    def kept_per_pair(self, width: int) -> float:
+        """Probabilities of every head, the mask, and the dots of every indexer head; of a backend that streams them
+        nothing but the selection, 4 bytes for each of a query's k keys."""
+        if self.config.backend == "triton":
+            return 4.0 * min(self.config.n_selected(self.spec.length), self.spec.length) / self.spec.length
+        return (self.spec.model.n_heads + self.indexer.n_heads) * width + 1.0
+
+    def own_parameters(self) -> set[str]:
+        """The indexer's: the KL loss alone trains them."""
+        return {f"indexer.{name}" for name, _ in self.indexer.named_parameters()}
+
+    def flops(self, stage: Stage) -> dict[str, float]:
+        """Projections; attention over the stage's pairs; the indexer; the top-k, a comparison for each causal pair, the
+        least that any selection needs; the KL loss, 4 J I backward for each of the stage's pairs."""
+        chosen = pairs(self.spec, None if stage == "dense" else self.config.n_selected(self.spec.length))
+        items = {
+            "attention projections": self.projections.flops(self.spec),
+            "attention": 12.0 * chosen * self.spec.model.d_model,
+        }
+        if stage == "sparse" or self.config.indexer.loss == "kl":
+            items["indexer"] = self.indexer.flops(self.spec)
+        if stage == "sparse":
+            items["top-k"] = pairs(self.spec)
+        if self.config.indexer.loss == "kl":
+            items["indexer loss"] = 4.0 * chosen * self.indexer.n_heads * self.indexer.head_dim
+        return items
+
+
+def _size(spec: RunSpec) -> tuple[str, int, int, int, str | None]:
+    """What `dispatch.choose` decides by, but for the machine."""
+    attention = spec.attention
+    assert isinstance(attention, DSASpec)
+    k, indexer = min(attention.n_selected(spec.length), spec.length), attention.indexer
+    limit = backends.limit_of(k, spec.model.head_dim, indexer.n_heads, indexer.head_dim)
+    sharing = spec.model.n_heads // (spec.model.n_kv_heads or spec.model.n_heads)
+    return attention.backend, spec.length, k, sharing, limit

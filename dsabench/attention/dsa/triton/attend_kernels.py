@@ -1,0 +1,138 @@
+"""The kernels of `attend`, which says what they compute and in what time.
+
+Legend: B batch, T query, S key, H query heads, G key/value heads, D head width, K selected slots, M heads of a program,
+N slots of a block.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from dsabench.attention.dsa.triton import accumulate
+
+LOG2E = tl.constexpr(1.4426950408889634)
+
+
+@triton.jit
+def load_slots(selected, n, t, K):
+    """The keys of slots n, and whether they count."""
+    s = tl.load(selected + n, mask=n < K, other=-1)
+    keep = (s >= 0) & (s <= t)
+    return tl.where(keep, s, 0), keep
+
+
+@triton.jit
+def gather(x, s, keep, stride, D: tl.constexpr, WIDE: tl.constexpr):
+    """Rows s of x, [N, WIDE]; 0 where not kept."""
+    d = tl.arange(0, WIDE)
+    at = s.to(tl.int64)[:, None] * stride + d[None, :]
+    return tl.load(x + at, mask=keep[:, None] & (d < D)[None, :], other=0.0)
+
+
+@triton.jit
+def _place(T, H, G, BLOCKS, M: tl.constexpr):
+    """This program's query, KV head, heads and which of them there are. Neighbouring programs share a query."""
+    row = tl.program_id(0) // (G * BLOCKS)
+    g = (tl.program_id(0) // BLOCKS) % G
+    m = (tl.program_id(0) % BLOCKS) * M + tl.arange(0, M)
+    return row, (row // T).to(tl.int64), row % T, g, g * (H // G) + m, m < H // G
+
+
+@triton.jit
+def attend_forward(
+    q, k, v, selected, out, lse, T, H, G, K, BLOCKS, scale, D: tl.constexpr, WIDE: tl.constexpr, M: tl.constexpr,
+    N: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """A program is one query and the heads that `_place` gives it."""
+    row, batch, t, g, h, heads = _place(T, H, G, BLOCKS, M)
+    d = tl.arange(0, WIDE)
+    at = (row.to(tl.int64) * H + h)[:, None] * D + d[None, :]
+    mask = heads[:, None] & (d < D)[None, :]
+    q_MD = tl.load(q + at, mask=mask, other=0.0)
+    k += (batch * T * G + g) * D
+    v += (batch * T * G + g) * D
+    selected += row.to(tl.int64) * K
+    top = tl.full((M,), -float("inf"), dtype=tl.float32)
+    mass = tl.zeros((M,), dtype=tl.float32)
+    total = tl.zeros((M, WIDE), dtype=tl.float32)
+    for n0 in range(0, K, N):
+        s, keep = load_slots(selected, n0 + tl.arange(0, N), t, K)
+        k_ND = gather(k, s, keep, G * D, D, WIDE)
+        v_ND = gather(v, s, keep, G * D, D, WIDE)
+        score = tl.dot(q_MD, tl.trans(k_ND), input_precision=PRECISION) * (scale * LOG2E)
+        score = tl.where(keep[None, :], score, -float("inf"))
+        above = tl.maximum(top, tl.max(score, axis=1))
+        finite = tl.where(above == -float("inf"), 0.0, above)  # a block of empty slots first
+        p = tl.exp2(score - finite[:, None])
+        shrink = tl.exp2(top - finite)
+        mass = mass * shrink + tl.sum(p, axis=1)
+        total = total * shrink[:, None] + tl.dot(p.to(v_ND.dtype), v_ND, input_precision=PRECISION)
+        top = above
+    some = mass > 0
+    mass = tl.where(some, mass, 1.0)
+    total = total / mass[:, None]
+    tl.store(out + at, total.to(out.dtype.element_ty), mask=mask)
+    value = tl.where(some, (top + tl.log2(mass)) / LOG2E, -float("inf"))
+    tl.store(lse + row.to(tl.int64) * H + h, value, mask=heads)
+
+
+@triton.jit
+def _first_from(selected, key, K):
+    """The first slot whose key is `key` or beyond, in a row of ascending keys with the empty slots last."""
+    low = 0 * K
+    high = K + low
+    while low < high:
+        middle = (low + high) // 2
+        s = tl.load(selected + middle)
+        before = (s >= 0) & (s < key)
+        low = tl.where(before, middle + 1, low)
+        high = tl.where(before, high, middle)
+    return low
+
+
+@triton.jit(do_not_specialize=["from_key", "to_key"])
+def attend_backward(
+    q, k, v, selected, out, lse, d_out, d_q, d_k, d_v, scale_k, scale_v, T, H, G, K, BLOCKS, scale, from_key, to_key,
+    D: tl.constexpr, WIDE: tl.constexpr, M: tl.constexpr, N: tl.constexpr, PRECISION: tl.constexpr,
+    FIXED: tl.constexpr, RANGED: tl.constexpr,
+):  # fmt: skip
+    """RANGED: only the slots whose keys lie in [from_key, to_key) take part, and dQ is added to what is there."""
+    row, batch, t, g, h, heads = _place(T, H, G, BLOCKS, M)
+    d = tl.arange(0, WIDE)
+    at = (row.to(tl.int64) * H + h)[:, None] * D + d[None, :]
+    mask = heads[:, None] & (d < D)[None, :]
+    q_MD = tl.load(q + at, mask=mask, other=0.0)
+    d_out_MD = tl.load(d_out + at, mask=mask, other=0.0)
+    delta = tl.sum(d_out_MD.to(tl.float32) * tl.load(out + at, mask=mask, other=0.0).to(tl.float32), axis=1)
+    base = tl.load(lse + row.to(tl.int64) * H + h, mask=heads, other=float("inf")) * LOG2E
+    base = tl.where(base == -float("inf"), float("inf"), base)  # no key at all: P is 0
+    start = (batch * T * G + g) * D
+    k += start
+    v += start
+    selected += row.to(tl.int64) * K
+    d_q_MD = tl.zeros((M, WIDE), dtype=tl.float32)
+    begin = 0 * K
+    end = K + begin
+    if RANGED:
+        if t < from_key:
+            return
+        begin = _first_from(selected, from_key, K)
+        end = _first_from(selected, to_key, K)
+        d_q_MD += tl.load(d_q + at, mask=mask, other=0.0)
+    for n0 in range(begin, end, N):
+        s, keep = load_slots(selected, n0 + tl.arange(0, N), t, end)
+        k_ND = gather(k, s, keep, G * D, D, WIDE)
+        v_ND = gather(v, s, keep, G * D, D, WIDE)
+        score = tl.dot(q_MD, tl.trans(k_ND), input_precision=PRECISION) * (scale * LOG2E)
+        p = tl.where(keep[None, :], tl.exp2(score - base[:, None]), 0.0)
+        d_p = tl.dot(d_out_MD, tl.trans(v_ND), input_precision=PRECISION)
+        d_score = (p * (d_p - delta[:, None]) * scale).to(q_MD.dtype)
+        d_q_MD += tl.dot(d_score, k_ND, input_precision=PRECISION)
+        to = start + s.to(tl.int64)[:, None] * (G * D) + d[None, :]
+        kept = keep[:, None] & (d < D)[None, :]
+        d_v_ND = tl.dot(tl.trans(p.to(q_MD.dtype)), d_out_MD, input_precision=PRECISION)
+        accumulate.add(d_v, to, d_v_ND, kept, scale_v, FIXED)
+        d_k_ND = tl.dot(tl.trans(d_score), q_MD, input_precision=PRECISION)
+        accumulate.add(d_k, to, d_k_ND, kept, scale_k, FIXED)
+    tl.store(d_q + at, d_q_MD.to(d_q.dtype.element_ty), mask=mask)

@@ -1,0 +1,1 @@
+"""The causality audit: the gate before every training, and the checks of `dsabench audit`."""

@@ -1,0 +1,83 @@
+"""Small copies of a run's model with the same attention, small enough to try every position."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from pydantic import ValidationError
+
+from dsabench.model.transformer import Transformer, build
+from dsabench.spec.attention import AttentionSpec
+from dsabench.spec.run import ModelSpec, RunSpec
+
+LENGTHS = (32, 64, 128, 256)
+"""Tokens of a small copy's window: the first that the attention takes."""
+
+VOCABULARY = 61
+
+
+def small_copies(spec: RunSpec, device: torch.device) -> list[RunSpec]:
+    """The same attention in a short window: k at its share of the length and, where it is below that length, the
+    run's own number of keys too. None when the attention takes no short window, or nothing but its own size."""
+    for length in sorted({min(length, spec.length) for length in LENGTHS}):
+        for model in _models(spec.model):
+            copies = [
+                spec.model_copy(update={"length": length, "model": model, "attention": attention})
+                for attention in _attentions(spec, length)
+            ]
+            if copies and all(_works(copy, device) for copy in copies):
+                return copies
+    return []
+
+
+def randomise(model: Transformer) -> Transformer:
+    """Move gains and biases off the one and zero that they start at, behind which a path could hide."""
+    generator = torch.Generator().manual_seed(11)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim < 2:
+                parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
+    return model
+
+
+def _attentions(spec: RunSpec, length: int) -> list[AttentionSpec]:
+    cls, k = type(spec.attention), spec.attention.n_selected(spec.length)
+    if k is None or "top_k" not in cls.model_fields:
+        return [spec.attention]
+    share = max(1, math.floor(k * length / spec.length + 0.5))
+    values = spec.attention.model_dump()
+    values.pop("top_k_ratio", None)
+    try:
+        kept = dict.fromkeys([share, k] if k < length else [share])
+        return [cls.model_validate({**values, "top_k": n}) for n in kept]
+    except ValidationError:  # k must be a multiple of something, perhaps
+        return [spec.attention]
+
+
+def _models(of: ModelSpec) -> list[ModelSpec]:
+    """A narrow model, and one of the run's own width, for an attention that takes no other."""
+    n_experts = min(4, of.n_experts)
+    small = {
+        "n_layers": min(2, of.n_layers),
+        "d_ff": min(16, of.d_ff),
+        "n_experts": n_experts,
+        "experts_per_token": min(of.experts_per_token, n_experts),
+    }
+    wide = of.model_copy(update=small)
+    n_heads = min(4, of.n_heads)
+    groups = max(1, n_heads * of.kv_heads // of.n_heads)
+    while n_heads % groups:
+        groups -= 1
+    heads = {"n_heads": n_heads, "n_kv_heads": None if of.n_kv_heads is None else groups, "d_model": 8 * n_heads}
+    return [wide.model_copy(update=heads), wide] if 8 * n_heads < of.d_model else [wide]
+
+
+def _works(copy: RunSpec, device: torch.device) -> bool:
+    try:
+        model = build(copy, VOCABULARY).to(device).eval()
+        with torch.no_grad():
+            model.features(torch.zeros(1, copy.length, dtype=torch.long, device=device))
+    except Exception:  # whatever an attention says to a size that it does not know
+        return False
+    return True

@@ -1,0 +1,78 @@
+"""`dsabench reproduce`: a stored run trained again, and compared with what it was."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dsabench.cli.options import Device, Json, NoPlugins, Quiet, Store
+
+_RUN = "A run's id, or the start of it."
+Into = Annotated[
+    Path | None,
+    typer.Option("--into", help="A store to keep the second run in; else it is thrown away.", metavar="DIR"),
+]
+Tolerance = Annotated[
+    float | None,
+    typer.Option("--tolerance", help="Losses may be off by this, in nats; else every bit counts.", metavar="X", min=0),
+]
+Plugin = Annotated[
+    list[str] | None,
+    typer.Option("--plugin", help="Where a plugin file of the run lies now; repeatable.", metavar="FILE"),
+]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register the command."""
+    app.command("reproduce", short_help="Train a stored run again and compare, bit for bit.")(reproduce)
+
+
+def reproduce(
+    run: Annotated[str, typer.Argument(metavar="RUN", help=_RUN)],
+    tolerance: Tolerance = None,
+    device: Device = None,
+    into: Into = None,
+    plugin: Plugin = None,
+    store: Store = Path("runs"),
+    no_plugins: NoPlugins = False,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train a stored run again and compare, step by step: losses, all that was recorded, and the final weights.
+
+    The run itself is only read. On the same kind of device unless --device says another. Ends with 0 when it is the
+    same (or within --tolerance), with 1 when it differs.
+    """
+    from dsabench.cli.progress import Display
+    from dsabench.cli.views.outcome import print_json
+    from dsabench.store import check_writable, find_run
+
+    original = find_run(store, run)
+    if into is not None:
+        check_writable(into)
+    from dsabench.cli.views import reproduction
+    from dsabench.reproduction import train_again as reproducing
+
+    with Display(1, 0, quiet) as display:
+        try:
+            found = reproducing.reproduce(
+                store,
+                original.run_id,
+                into=into,
+                device=device,
+                tolerance=tolerance,
+                plugins=plugin or [],
+                observe=lambda spec: display.start(original.run_id, spec.train.steps),
+                notify=display.note_once,
+            )
+        except KeyboardInterrupt:
+            kept = "the same command goes on from there" if into else "nothing was kept (--into DIR keeps it)"
+            display.note(f"interrupted; {kept}")
+            raise typer.Exit(130) from None
+    if json:
+        print_json(reproduction.document(found))
+    else:
+        reproduction.print_reproduction(found, store)
+    raise typer.Exit(1 if found.verdict == "differs" else 0)

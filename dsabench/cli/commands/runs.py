@@ -1,0 +1,177 @@
+"""`dsabench runs`: what is in a store: list it, look at one run or at two, remove some, export a table."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from dsabench.cli.list_options import ListCommand, texts
+from dsabench.cli.options import All, Json, Store, Where
+
+_RUN = "A run's id, or the start of it."
+Sweep = Annotated[
+    str | None, typer.Option("--sweep", help="Only runs of this sweep: its id or the start.", metavar="ID")
+]
+
+
+class _ListByDefault(TyperGroup):
+    """`dsabench runs --where ...` is `dsabench runs list --where ...`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if not args or (args[0].startswith("-") and args[0] not in ctx.help_option_names):
+            args = ["list", *args]
+        return super().parse_args(ctx, args)
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register the group of commands."""
+    group = typer.Typer(
+        cls=_ListByDefault,
+        help="List, show, compare, remove or export stored runs. Without a command: list, and its options.",
+    )
+    group.command("list", cls=ListCommand)(list_)
+    group.command("show", short_help="Show one run, and the command that trains it again.")(show)
+    group.command("diff", short_help="How two runs differ: spec, environment, outcome.")(diff)
+    group.command("rm", short_help="Remove runs, after a question.")(rm)
+    group.command("export", short_help="Write the table of runs, or their metrics, to a file.")(export)
+    app.add_typer(group, name="runs")
+
+
+def list_(
+    where: Where = None,
+    sweep: Sweep = None,
+    everything: All = False,
+    sort: Annotated[
+        str, typer.Option("--sort", help="Order by this column; -COLUMN: descending.", metavar="COLUMN")
+    ] = "-updated",
+    reverse: Annotated[bool, typer.Option("--reverse", help="The other way round.")] = False,
+    columns: Annotated[
+        list[str] | None, texts("--columns", "Columns of the index, e.g. run_id train.steps.", metavar="COLUMN")
+    ] = None,
+    limit: Annotated[int | None, typer.Option("--limit", help="At most this many runs.", metavar="N", min=1)] = None,
+    store: Store = Path("runs"),
+    json: Json = False,
+) -> None:
+    """List the runs of the store, the newest first.
+
+    All of them, whatever their sweep (--all is the default here). --columns and --sort take any column of
+    runs/index.parquet: measures, and spec fields by their paths.
+    """
+    from dsabench.analysis.scope import choose
+    from dsabench.cli.views import runs_table
+    from dsabench.cli.views.outcome import print_json, stdout_console
+
+    chosen = choose(store, sweep=sweep, everything=everything, where=where)
+    for note in chosen.notes:
+        _tell(f"note: {note}")
+    shown = runs_table.ordered(chosen.runs, sort, reverse)
+    wanted = runs_table.known_columns(chosen.runs, columns)
+    shown = shown if limit is None else shown.head(limit)
+    hidden = len(chosen.runs) - len(shown)
+    if json:
+        print_json(runs_table.documents(shown if wanted is None else shown[wanted]))
+    elif shown.empty:
+        typer.echo(runs_table.nothing(chosen, where))
+    else:
+        runs_table.print_runs(shown, wanted, stdout_console())
+        runs_table.print_counts(chosen.runs, hidden, limit)
+    if json and hidden:
+        _tell(f"note: {hidden} more runs are not in the document (--limit {limit})")
+
+
+def show(
+    run: Annotated[str, typer.Argument(metavar="RUN", help=_RUN)],
+    store: Store = Path("runs"),
+    json: Json = False,
+) -> None:
+    """Show all that is known of one run, and the command that trains it again."""
+    from dsabench.cli.views import runs_show
+    from dsabench.cli.views.outcome import print_json
+    from dsabench.store import find_run
+
+    record = find_run(store, run)
+    if json:
+        print_json(runs_show.document(record, store))
+    else:
+        runs_show.print_run(record, store)
+
+
+def diff(
+    run: Annotated[str, typer.Argument(metavar="A", help=_RUN)],
+    other: Annotated[str | None, typer.Argument(metavar="B", help="Another; with --other-store by default A.")] = None,
+    store: Store = Path("runs"),
+    other_store: Annotated[
+        Path | None, typer.Option("--other-store", help="The store that B lies in, if not that of A.", metavar="DIR")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Show how two runs differ: spec fields, environment, outcomes, and which data and plugins are equal by digest.
+
+    One spec has one id on every machine: --other-store compares such runs record by record too.
+    """
+    from dsabench.cli.views import runs_diff
+    from dsabench.cli.views.outcome import print_json
+    from dsabench.reproduction.difference import diff_runs
+
+    found = diff_runs(store, run, other, other_store=other_store)
+    if json:
+        print_json(found.document())
+    else:
+        runs_diff.print_difference(found)
+
+
+def rm(
+    runs: Annotated[list[str] | None, typer.Argument(metavar="RUN", help=_RUN)] = None,
+    where: Where = None,
+    sweep: Sweep = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Remove without asking.")] = False,
+    store: Store = Path("runs"),
+) -> None:
+    """Remove runs, with their metrics and checkpoints.
+
+    They are listed first, and nothing is removed before you say yes. Failed runs:
+    dsabench runs rm --where 'status == "failed"'
+    """
+    from dsabench.cli.views import runs_rm
+
+    if bool(runs) == (where is not None or sweep is not None):
+        raise typer.BadParameter("name the runs (RUN ...), or choose them by --where or --sweep")
+    names = runs_rm.named(store, runs) if runs else runs_rm.chosen(store, sweep, where)
+    if names:
+        runs_rm.remove(store, names, yes)
+
+
+def export(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A name that ends in .parquet or .csv.")],
+    metrics: Annotated[bool, typer.Option("--metrics", help="What the runs recorded at each step, instead.")] = False,
+    where: Where = None,
+    sweep: Sweep = None,
+    everything: All = False,
+    store: Store = Path("runs"),
+) -> None:
+    """Write the table of runs to a file: one row a run, a column for each measure and spec field.
+
+    All runs, unless --sweep or --where choose (--all is the default here).
+    """
+    from dsabench.analysis.scope import choose
+    from dsabench.errors import ScopeError
+    from dsabench.store import check_table_path, metrics_in_parts, write_table
+
+    check_table_path(file, store)
+    chosen = choose(store, sweep=sweep, everything=everything, where=where)
+    if chosen.runs.empty:
+        raise ScopeError(f"nothing to export: of {chosen.total} runs ({chosen.title}) none is chosen")
+    n = write_table(metrics_in_parts(store, list(chosen.runs["run_id"])) if metrics else [chosen.runs], file)
+    for note in chosen.notes:
+        _tell(f"note: {note}")
+    typer.echo(f"Written: {file} ({n} {'records' if metrics else 'rows'} of {len(chosen.runs)} runs)")
+
+
+def _tell(message: str) -> None:
+    from dsabench.cli.safe_text import printable
+
+    print(printable(message), file=sys.stderr)

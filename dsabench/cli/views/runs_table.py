@@ -1,0 +1,156 @@
+"""The table of `dsabench runs`: a line a run, and below it what is wrong with the run."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+import typer
+from rich.cells import cell_len
+from rich.console import Console
+
+from dsabench.analysis.scope import Choice
+from dsabench.cli.safe_text import first_line, printable
+from dsabench.errors import ScopeError
+from dsabench.spec.messages import near_miss
+
+_HEADINGS = {
+    "run_id": "id",
+    "status": "status",
+    "attention": "attention",
+    "length": "length",
+    "seed": "seed",
+    "steps": "steps",
+    "val_loss": "val loss",
+    "step_ms": "ms/step",
+    "updated": "updated (UTC)",
+}
+"""The columns that are shown when nobody chooses, and their headings."""
+
+_IN_ID = ("attention", "length", "seed")
+"""What a run's id says too: left out, and that is said, where a terminal is too narrow."""
+
+_FORMATS = {"val_loss": ".4f", "train_loss": ".4f", "unigram_loss": ".4f", "val_accuracy": ".4f", "step_ms": ".2f"}
+_STYLES = {"failed": "red", "unreadable": "red", "interrupted": "yellow", "running": "cyan"}
+
+
+def known_columns(runs: pd.DataFrame, columns: Sequence[str] | None) -> list[str] | None:
+    """The columns that a user asked for, by their names in the index or by the table's headings.
+
+    Raises:
+        ScopeError: there is no such column.
+    """
+    return None if columns is None else list(dict.fromkeys(_known(runs, name, "--columns") for name in columns))
+
+
+def ordered(runs: pd.DataFrame, sort: str, reverse: bool) -> pd.DataFrame:
+    """The runs by a column, `-` before its name turns the order round; where it is missing they come last.
+
+    Raises:
+        ScopeError: there is no such column.
+    """
+    column = _known(runs, sort.removeprefix("-"), "--sort")
+    return runs.sort_values(column, ascending=sort.startswith("-") == reverse, kind="stable", na_position="last")
+
+
+def documents(runs: pd.DataFrame) -> list[dict[str, Any]]:
+    """A mapping a run, JSON values only: null where a value is missing, times in ISO 8601."""
+    columns = {}
+    for name in runs.columns:
+        values = runs[name].astype(object)
+        cells = zip(values, values.isna(), strict=True)
+        columns[str(name)] = [
+            None if missing else value.isoformat() if isinstance(value, pd.Timestamp) else value
+            for value, missing in cells
+        ]
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+def nothing(chosen: Choice, where: str | None) -> str:
+    """What is said in place of a table without rows."""
+    if not chosen.total:
+        return printable(f"No runs: {chosen.title}.")
+    return printable(f"No run: --where {where!r} keeps none of the {chosen.total} ({chosen.title}).")
+
+
+def print_runs(runs: pd.DataFrame, columns: Sequence[str] | None, console: Console) -> None:
+    """Print a line a run; in colour in a terminal, never cut."""
+    rows = documents(runs)
+    chosen = list(_HEADINGS) if columns is None else list(columns)
+    cells = {name: _column(name, rows) for name in chosen}
+    if columns is None and console.is_terminal and _width(cells) > console.width:
+        cells = {name: column for name, column in cells.items() if name not in _IN_ID}
+    widths = {name: max(map(cell_len, column)) for name, column in cells.items()}
+    right = {name for name in cells if pd.api.types.is_numeric_dtype(runs[name]) and runs[name].dtype != "boolean"}
+    colour = console.is_terminal and not console.no_color and not console.is_dumb_terminal
+    lines = []
+    for i in range(len(rows) + 1):
+        line = " ".join(_padded(column[i], widths[name], name in right) for name, column in cells.items()).rstrip()
+        row = rows[i - 1] if i else {}
+        style = {"fg": "red" if row.get("leak") else _STYLES.get(row["status"])} if i else {"bold": True}
+        lines.append(typer.style(line, **style) if colour and any(style.values()) else line)
+        lines += [f"    {remark}" for remark in _remarks(row, with_status="status" in cells)]
+    typer.echo("\n".join(lines))
+    if columns is None and len(cells) < len(_HEADINGS):
+        typer.echo("(The id says attention, length and seed; a wider terminal shows them apart.)")
+
+
+def print_counts(runs: pd.DataFrame, hidden: int, limit: int | None) -> None:
+    """Print how many runs there are of each status, and how many the table leaves out."""
+    counts = Counter(str(status) for status in runs["status"])
+    several = ", ".join(f"{count} {status}" for status, count in counts.most_common())
+    left_out = f"; {hidden} of them are not shown (--limit {limit})" if hidden else ""
+    typer.echo(printable(f"{len(runs)} run{'s' * (len(runs) != 1)}: {several}{left_out}"))
+
+
+def _known(runs: pd.DataFrame, wanted: str, option: str) -> str:
+    names = [str(name) for name in runs.columns]
+    aliases = {heading: name for name, heading in _HEADINGS.items()}
+    if wanted in names:
+        return wanted
+    if wanted in aliases:
+        return aliases[wanted]
+    hint = near_miss(wanted, names) or "; `dsabench runs --limit 1 --json` shows all of them"
+    raise ScopeError(f"{option} {wanted}: no such column in the index{hint}")
+
+
+def _column(name: str, rows: list[dict[str, Any]]) -> list[str]:
+    """The heading, then a cell a run."""
+    cells = [_cell(name, row[name]) for row in rows]
+    if name == "status":
+        cells = [f"{cell} LEAK" if row["leak"] else cell for cell, row in zip(cells, rows, strict=True)]
+    return [_HEADINGS.get(name) or printable(name), *cells]
+
+
+def _cell(name: str, value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):
+        return format(value, _FORMATS.get(name, ".6g")) if math.isfinite(value) else str(value)
+    if name in ("created", "updated"):
+        return str(value)[:16].replace("T", " ")
+    return printable(value)
+
+
+def _width(cells: dict[str, list[str]]) -> int:
+    return sum(max(map(cell_len, column)) for column in cells.values()) + len(cells) - 1
+
+
+def _padded(text: str, width: int, right: bool) -> str:
+    space = " " * (width - cell_len(text))
+    return space + text if right else text + space
+
+
+def _remarks(row: dict[str, Any], with_status: bool) -> list[str]:
+    """What must be seen of a run, whatever columns are shown."""
+    remarks = []
+    if row.get("error"):
+        remarks.append(first_line(row["error"]) if with_status else f"{row['status']}: {first_line(row['error'])}")
+    if row.get("leak"):
+        remarks.append("LEAK: this attention sees later tokens; its loss means nothing")
+    return remarks

@@ -1,0 +1,166 @@
+"""`visualize-selection` in the terminal: the text with a query's keys marked, its highest keys, and the numbers.
+
+In colour where there is any; as ASCII marks elsewhere, which say the same. 80 columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+from rich.cells import cell_len, set_cell_size
+from rich.console import Console
+from rich.text import Text
+
+from dsabench.cli.views.marked_text import FOUND, LATER, LOST, MISSED, QUERY, WIDTH, prose, wrapped
+from dsabench.cli.views.selection_numbers import distance_lines, number_lines
+from dsabench.data.pieces import visible
+from dsabench.engine.chance import selection_chance_T
+from dsabench.selection.numbers import layer_recall_T, missed_TS
+from dsabench.selection.targets import Questions, rank_of
+
+if TYPE_CHECKING:
+    from dsabench.selection.capture import LayerSelection
+    from dsabench.selection.stored_run import Inspection
+
+BEFORE, AFTER = 600, 12
+"""Tokens shown before and after the query; of a longer past, the count of what is left out."""
+
+TOP = 8
+"""Keys listed, of the selected and of the missed ones."""
+
+QUERIES = 8
+"""Scored queries that are named where another was chosen."""
+
+
+def print_inspection(inspection: Inspection, layer: LayerSelection, query: int, console: Console) -> None:
+    """Everything that the terminal shows of one inspection."""
+    coloured = console.is_terminal and not console.no_color and console.color_system is not None
+
+    def say(line: str | Text = "") -> None:
+        text = line if isinstance(line, Text) else Text(line)
+        console.print(text if _can_encode(text.plain, console) else _replaced(text, console), soft_wrap=True)
+
+    for line in wrapped(prose(visible(inspection.title)), WIDTH):
+        say(line)
+    if inspection.numbers["mean"].get("mass_recall") is not None:
+        say()
+        for row in number_lines(inspection.numbers):
+            say(row)
+        say()
+        for row in distance_lines(inspection.numbers["layers"][inspection.layers.index(layer)]):
+            say(row)
+    say()
+    for row in query_lines(inspection, layer, query):
+        say(row)
+    say()
+    kinds = token_kinds(layer, query, inspection.questions)
+    first, last = max(0, query - BEFORE), min(layer.length, query + 1 + AFTER)
+    if first:
+        left_out = int(layer.member_TS[query, :first].sum())
+        say(f"({first} earlier tokens, {left_out} of them selected, are not shown here; the page has all)")
+    tokens = [
+        ((inspection.separator if i > first else "") + visible(inspection.pieces[i]), kinds[i])
+        for i in range(first, last)
+    ]
+    for line in wrapped(tokens, WIDTH, marks=not coloured):
+        say(line)
+    for line in wrapped(_legend(coloured, tasks=inspection.questions is not None), WIDTH):
+        say(line)
+
+
+def token_kinds(layer: LayerSelection, query: int, questions: Questions | None = None) -> list[str]:
+    """What each token of the window is to the query: query, 3, 2, 1 (thirds of the selected keys by score, 3 the
+    highest; by attention mass without scores), missed, later, or nothing. With `questions`, found and lost are the
+    query's targets that are selected and not, whatever else they are."""
+    kinds = [""] * (query + 1) + [LATER] * (layer.length - query - 1)
+    keys = layer.selected_TK[query, : layer.n_selected_T[query]]
+    if layer.scores_TS is None:
+        keys = keys[np.argsort(-layer.mass_TS[query, keys], kind="stable")]
+    for rank, key in enumerate(keys):
+        kinds[key] = str(3 - 3 * rank // len(keys))
+    for key in np.flatnonzero(missed_TS(layer)[query]):
+        kinds[key] = MISSED
+    for key in [] if questions is None else questions.targets(query):
+        kinds[key] = FOUND if layer.member_TS[query, key] else LOST
+    kinds[query] = QUERY
+    return kinds
+
+
+def query_lines(inspection: Inspection, layer: LayerSelection, query: int) -> Iterator[str]:
+    """The query, what its selection holds, its highest keys, and the heaviest of those it missed."""
+    n, recall = int(layer.n_selected_T[query]), layer_recall_T(layer)[query]
+    chance = selection_chance_T(layer.n_selected_T)[query]
+    missed = np.flatnonzero(missed_TS(layer)[query])
+    missed = missed[np.argsort(-layer.mass_TS[query, missed], kind="stable")]
+    token = _token(inspection, query, 30).rstrip()
+    yield f"Layer {layer.layer}, query {query} {token}: {n} of {query + 1} keys selected,"
+    yield f"holding {recall:.2f} of the attention (chance {chance:.2f}); {len(missed)} missed"
+    if inspection.questions is not None:
+        yield from target_lines(inspection, inspection.questions, layer, query)
+    yield ""
+    kept = layer.selected_TK[query, : min(n, TOP)]
+    yield f"{'selected':16}{'at':>6}{'score':>9}{'mass':>8}    {'missed':16}{'at':>6}{'mass':>8}".rstrip()
+    for i in range(max(len(kept), min(TOP, len(missed)))):
+        left, right = " " * 39, ""
+        if i < len(kept):
+            key = int(kept[i])
+            score = "-" if layer.scores_TS is None else f"{layer.scores_TS[query, key]:.3f}"
+            left = f"{_token(inspection, key, 16)}{key:>6}{score:>9}{layer.mass_TS[query, key]:>8.4f}"
+        if i < len(missed):
+            key = int(missed[i])
+            right = f"    {_token(inspection, key, 16)}{key:>6}{layer.mass_TS[query, key]:>8.4f}"
+        yield (left + right).rstrip()
+
+
+def target_lines(inspection: Inspection, questions: Questions, layer: LayerSelection, query: int) -> Iterator[str]:
+    """What is asked at the query and what the model answers; a line for each target, with its rank from 1 on."""
+    if query not in questions.answers:
+        last = questions.queries[-QUERIES:]
+        dots = "... " if len(last) < len(questions.queries) else ""
+        yield f"nothing is asked here; queries that ask something: {dots}{', '.join(map(str, last))}"
+        return
+    right, model = questions.answers[query], questions.model_answers[query]
+    yield f"asked is '{right}'; the model answers '{model}', which is {'right' if model == right else 'wrong'}"
+    for key in questions.targets(query):
+        place = rank_of(layer, query, key)
+        of = "" if place is None else f", rank {place + 1} of {layer.n_selected_T[query]}"
+        found = f"selected{of}" if layer.member_TS[query, key] else "not selected"
+        yield f"target {_token(inspection, key, 16).rstrip()} at {key}: {found}"
+
+
+def _legend(coloured: bool, tasks: bool) -> list[tuple[str, str]]:
+    missed = "not selected, but more than an even share of the attention"
+    if coloured:
+        thirds = [("low", "1"), ("middle", "2"), ("high", "3")]
+        targets = [("  ", ""), ("target", FOUND), *prose(" selected"), ("  ", ""), ("target", LOST),
+                   *prose(" not selected")]  # fmt: skip
+        return [("query", QUERY), *prose("  selected, by score:"), (" ", ""), *thirds, ("  ", ""), ("missed", MISSED),
+                *prose(f": {missed}"), *(targets if tasks else [])]  # fmt: skip
+    return prose(
+        f"<<query>>  [word|3] selected, by score: 3 the highest third, 1 the lowest  {{word}} missed: {missed}"
+        + ("  [*word*] target, selected  (*word*) target, not selected" if tasks else "")
+    )
+
+
+def _token(inspection: Inspection, i: int, width: int) -> str:
+    """A token in quotes, cut and filled to `width` cells."""
+    text = visible(inspection.pieces[i])
+    if cell_len(text) > width - 3:
+        text = set_cell_size(text, width - 4).rstrip() + "~"
+    return set_cell_size(f"'{text}'", width)
+
+
+def _can_encode(text: str, console: Console) -> bool:
+    try:
+        text.encode(console.encoding)
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _replaced(text: Text, console: Console) -> Text:
+    """For an output that cannot say everything (a pipe in an old code page): question marks, styles kept."""
+    plain = "".join(c if _can_encode(c, console) else "?" for c in text.plain)
+    return Text(plain, spans=text.spans)

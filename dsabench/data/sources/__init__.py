@@ -1,0 +1,1 @@
+"""The sources of text, one file each."""

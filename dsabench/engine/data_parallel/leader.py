@@ -1,0 +1,282 @@
+"""The leader of the ranks of one run: it starts them by torchrun's agent, hears them and answers.
+
+This process trains nothing. It has refused what is to be refused, it alone writes the run and hears signals, and it
+tells rank 0 to stop. A rank that fails or dies ends all of them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import socket
+import sys
+import tempfile
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+from dsabench.engine import failures
+from dsabench.engine.data_parallel.rank_process import ENTRY
+from dsabench.engine.data_parallel.rank_protocol import STOP, Said, Task
+from dsabench.engine.data_parallel.ranks import RankFailedError, Ranks
+from dsabench.engine.device import Execution, first_line
+from dsabench.engine.sink import RunSink, Update
+from dsabench.errors import DeviceError, SpecError
+from dsabench.shutdown import deferred
+from dsabench.spec.run import RunSpec
+
+T = TypeVar("T")
+
+LOOK_SECONDS = 0.2
+"""Time between looks at whether the agent still runs; what ranks say is heard at once."""
+
+GRACE_SECONDS = 2.0
+"""How long a rank that lost another waits for that one's own words, or its end, to be the reason."""
+
+END_SECONDS = 10.0
+"""How long the end of the ranks is waited for, which comes at once but on a busy machine."""
+
+
+def spread(spec: RunSpec, execution: Execution, size: int) -> Execution:
+    """The execution by `size` processes, as rank 0 has it; the execution itself for one.
+
+    Raises SpecError where the batch has no `size` equal shares, DeviceError where there are not as many GPUs.
+    """
+    if size == 1:
+        return execution
+    if size < 1:
+        raise SpecError(f"data_parallel = {size} is not accepted; accepted: 1 or more processes")
+    batch = spec.batch_size
+    if batch % size:
+        would = ", ".join(str(n) for n in range(1, batch + 1) if batch % n == 0)
+        raise SpecError(f"data_parallel = {size} does not divide the batch of {batch} windows; {would} would")
+    if execution.compiled:
+        raise SpecError(f"engine.compile = full is for one process, and data_parallel = {size}; use auto, graph or off")
+    if execution.device.type == "mps":
+        raise DeviceError(f"data_parallel = {size} needs {size} devices, and mps is one; use engine.device = cpu")
+    if execution.device.type == "cuda":
+        count = torch.cuda.device_count()
+        if ":" in spec.engine.device:
+            raise SpecError(f"engine.device = {spec.engine.device} is one GPU, and data_parallel = {size}; use cuda")
+        if size > count:
+            there = "there is 1" if count == 1 else f"there are {count}"
+            raise DeviceError(f"data_parallel = {size} needs {size} CUDA GPUs, and {there}; at most {count} will do")
+    return replace(execution, ranks=Ranks(0, size))
+
+
+def train(
+    spec: RunSpec,
+    run_id: str,
+    data: dict[str, str],
+    execution: Execution,
+    sink: RunSink,
+    observe: Callable[[Update], None] = lambda update: None,
+) -> dict[str, Any]:
+    """As loop.train, by execution.ranks.size processes; `data` are the digests of the run's data.
+
+    Raises RankFailedError, and the DsabenchError that a rank met; KeyboardInterrupt after the ranks have stopped.
+    """
+    size = execution.ranks.size
+    if execution.device.type == "cuda":
+        torch.cuda.empty_cache()  # rank 0 uses the same GPU
+    threads = max(1, torch.get_num_threads() // size)
+    task = Task(spec.model_dump(mode="json"), run_id, data, execution.device.type, threads)
+    with tempfile.TemporaryDirectory(prefix="dsabench-") as folder:
+        ranks = _Ranks(size, task, Path(folder), sink, observe)
+        try:
+            return ranks.to_the_end()
+        finally:
+            with deferred():
+                ranks.end()
+
+
+class _Agent(threading.Thread):
+    """torchrun's agent, in a thread: in the main one it would handle signals its own way."""
+
+    def __init__(self, size: int, folder: Path) -> None:
+        super().__init__(daemon=True)
+        self.config = LaunchConfig(
+            min_nodes=1,
+            max_nodes=1,
+            nproc_per_node=size,
+            run_id="dsabench",
+            rdzv_backend="c10d",
+            rdzv_endpoint="127.0.0.1:0",
+            local_addr="127.0.0.1",
+            max_restarts=0,
+            logs_specs=DefaultLogsSpecs(log_dir=str(folder / "agent")),
+        )
+        self.folder = folder
+        self.exit_codes: dict[int, int] = {}
+        """Of the ranks that failed."""
+        self.error: Exception | None = None
+
+    def run(self) -> None:
+        """Until all ranks have ended."""
+        # Ranks inherit it: what is sent to all processes of a job, this one hears alone, and has them stop in order.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+        try:
+            with _hushed():
+                elastic_launch(self.config, sys.executable)("-P", "-c", ENTRY, str(self.folder).replace("$", "$$"))
+        except ChildFailedError as error:
+            self.exit_codes = {rank: failure.exitcode for rank, failure in error.failures.items()}
+        except Exception as error:
+            self.error = error
+
+
+class _Ranks:
+    """The ranks of one run."""
+
+    def __init__(self, size: int, task: Task, folder: Path, sink: RunSink, observe: Callable[[Update], None]) -> None:
+        self.size, self.task, self.folder, self.sink, self.observe = size, task, folder, sink, observe
+        self.door = socket.socket(socket.AF_UNIX)
+        self.door.bind(str(folder / "line"))
+        self.door.listen(size)
+        self.lines: dict[Connection, int | None] = {}
+        """Which rank is at its other end; None before it has said so."""
+        self.begun = self.asked = False
+        self.ended: dict[int, Said] = {}
+        self.lost: tuple[float, Said] | None = None
+        self.agent = _Agent(size, folder)
+        self.agent.start()
+
+    def to_the_end(self) -> dict[str, Any]:
+        """Hear the ranks until all are done; rank 0's summary."""
+        while len(self.ended) < self.size:
+            try:
+                ready = wait([self.door, *self.lines], LOOK_SECONDS)
+                with deferred():
+                    if self.door in ready:
+                        self._welcome()
+                    for line in [line for line in self.lines if line in ready]:
+                        self._hear(line)
+                    self._look()
+            except KeyboardInterrupt:
+                if not self.begun or self.asked:
+                    raise
+                self.asked = True
+                self._line_of(0).send(STOP)
+        if any(said.kind == "stopped" for said in self.ended.values()):
+            raise KeyboardInterrupt
+        summary: dict[str, Any] = self.ended[0].contents[0]
+        return summary
+
+    def end(self) -> None:
+        """End what there is of the ranks."""
+        for line in self.lines:
+            line.close()
+        self.door.close()
+        self.lines.clear()
+        self.agent.join(1.0 if self.asked else END_SECONDS)  # who was asked to stop has the run to record, in time
+
+    def _welcome(self) -> None:
+        connected, _ = self.door.accept()
+        line = Connection(connected.detach())
+        self.lines[line] = None
+        line.send(sys.path)
+
+    def _line_of(self, rank: int) -> Connection:
+        return next(line for line, its in self.lines.items() if its == rank)
+
+    def _hear(self, line: Connection) -> None:
+        try:
+            said: Said = line.recv()
+        except (EOFError, OSError):
+            raise self._death(self.lines[line]) from None
+        match said.kind, said.contents:
+            case "hello", (rank,):
+                self.lines[line] = rank
+                line.send(self.task)
+            case "begins", _:
+                self.begun = self.begun or self.lines[line] == 0
+            case "sink", ("replace_checkpoint",):
+                self.sink.replace_checkpoint(lambda folder: self._have_written(line, folder))
+                line.send(None)
+            case "sink", ("checkpoint",):
+                line.send(self.sink.checkpoint())
+            case "sink", (method, argument):
+                getattr(self.sink, method)(argument)
+            case "update", (update,):
+                self.observe(update)
+            case "warning", (text,):
+                warnings.warn(text, stacklevel=2)
+            case "lost", _:
+                self.lost = self.lost or (time.monotonic() + GRACE_SECONDS, said)
+            case "failed", (reason, log):
+                raise RankFailedError(reason, log + self._logs())
+            case "refused", (error,):
+                raise error
+            case _:
+                rank = self.lines[line]
+                assert rank is not None
+                self.ended[rank] = said
+
+    def _have_written(self, line: Connection, folder: Path) -> None:
+        line.send(folder)
+        try:
+            said: Said = line.recv()
+        except (EOFError, OSError):
+            raise self._death(self.lines[line]) from None
+        if said.kind != "written":
+            raise RankFailedError(str(said.contents[0]), str(said.contents[-1]) + self._logs())
+        if said.contents[0] is not None:
+            raise said.contents[0]
+
+    def _look(self) -> None:
+        """Whether something has gone wrong that no rank says."""
+        if self.lost is not None and time.monotonic() > self.lost[0]:
+            reason, log = self.lost[1].contents
+            raise RankFailedError(reason, log + self._logs())
+        if not self.agent.is_alive() and len(self.ended) < self.size:
+            raise self._death(None)
+
+    def _death(self, rank: int | None) -> RankFailedError | DeviceError:
+        """Of a rank that said nothing; None where it is not known which. Ends the others."""
+        self.end()
+        codes = self.agent.exit_codes
+        if rank is None and self.agent.error is not None:
+            return DeviceError(f"{self.size} processes could not be started: {first_line(self.agent.error)}")
+        if rank is None:
+            rank = min(codes, default=0)
+        code = codes.get(rank)
+        how = "died" if code is None else f"ended with exit code {code}"
+        if code is not None and code < 0:
+            how = f"was killed by {signal.Signals(-code).name}"
+        again = "the same command goes on from the last checkpoint"
+        return RankFailedError(f"rank {rank} of {self.size} {how}; {again} ({failures.LOG})", self._logs())
+
+    def _logs(self) -> str:
+        """What each rank printed."""
+        found = ((path.stem, path.read_text(errors="replace")) for path in sorted(self.folder.glob("rank*.log")))
+        return "".join(f"\n{rank}:\n{text}" for rank, text in found if text.strip())
+
+
+@contextlib.contextmanager
+def _hushed() -> Iterator[None]:
+    """Nothing of what torchrun's agent says reaches the user, who is told once, here; no trace of it is left."""
+    variable = "TORCHELASTIC_SIGNALS_TO_HANDLE"
+    before, nothing = os.environ.get(variable), logging.NullHandler()
+    loggers = [logging.getLogger(f"torch.distributed.{name}") for name in ("elastic", "launcher")]
+    for logger in loggers:
+        logger.propagate = False
+        logger.addHandler(nothing)
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.removeHandler(nothing)
+            logger.propagate = True
+        if before is None:
+            os.environ.pop(variable, None)

@@ -1,0 +1,59 @@
+"""The program of a rank: one of the processes that train a run together, started by `leader`."""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import signal
+import warnings
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from dsabench._version import __file__ as _version_file
+from dsabench.engine.data_parallel.rank_protocol import Line, Task
+
+ENTRY = """
+import os, sys
+from multiprocessing.connection import Client
+os.dup2(os.open(os.path.join(sys.argv[1], "rank" + os.environ["RANK"] + ".log"), os.O_WRONLY | os.O_CREAT, 0o600), 1)
+os.dup2(1, 2)
+line = Client(os.path.join(sys.argv[1], "line"))
+sys.path[:] = line.recv()
+from dsabench.engine.data_parallel.rank_process import main
+main(line)
+"""
+"""What Python is started with, and a folder. What it prints goes to a file there; it finds modules where the process
+that started it does, and nowhere else."""
+
+
+def main(connection: Connection) -> None:
+    """The program of a rank."""
+    line = Line(connection)
+    rank = int(os.environ["RANK"])
+    line.say("hello", rank)
+    task: Task = line.answer()
+    faulthandler.enable()
+    # Signals are the other process's to handle, and blocked here; but `stop` must find its handler.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if rank == 0:
+        _tell_warnings(line)
+    from dsabench.engine.data_parallel.rank_training import train
+    from dsabench.engine.data_parallel.ranks import Ranks
+
+    train(task, Ranks(rank, int(os.environ["WORLD_SIZE"])), line)
+
+
+def _tell_warnings(line: Line) -> None:
+    """Warnings of dsabench's own reach the user; those of libraries stay in this process's log."""
+    show, package = warnings.showwarning, str(Path(_version_file).parent)
+
+    def showwarning(
+        message: Warning | str, category: type[Warning], filename: str, lineno: int, *more: Any, **others: Any
+    ) -> None:
+        if filename.startswith(package):
+            line.say("warning", str(message))
+        else:
+            show(message, category, filename, lineno, *more, **others)
+
+    warnings.showwarning = showwarning

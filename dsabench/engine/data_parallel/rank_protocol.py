@@ -1,0 +1,140 @@
+"""The messages between a rank and its leader, and the line they travel on.
+
+    process -> rank   folders of modules, then Task, then `stop` to rank 0; the end of the line is the end of the rank
+    rank -> process   Said, whose answer rank 0 waits for where it is a call of the sink
+
+Whoever dies, the line ends and with it every rank, whatever it is doing: nobody is left behind.
+"""
+
+from __future__ import annotations
+
+import _thread
+import os
+import queue
+import signal
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, Literal
+
+STOP = "stop"
+
+
+@dataclass(frozen=True)
+class Task:
+    """What the ranks train."""
+
+    spec: dict[str, Any]
+    """The run's spec, in plain values."""
+
+    run_id: str
+    data: dict[str, str]
+    """Digests of what the data must be."""
+
+    device: str
+    """Kind of the ranks' devices: `cuda`, of which rank r has the r-th, or `cpu`."""
+
+    threads: int
+    """CPU threads of each rank."""
+
+
+Kind = Literal[
+    "hello", "begins", "sink", "written", "update", "warning", "done", "stopped", "lost", "failed", "refused"
+]
+
+
+@dataclass(frozen=True)
+class Said:
+    """One message of a rank, with its kind's contents:
+
+    hello      rank; nothing heavy is loaded yet
+    begins     nothing: from here on a stop is an orderly one
+    sink       a method of the sink, and its arguments; `checkpoint` and `replace_checkpoint` are answered
+    written    an OSError or None: a checkpoint's files are in the folder that was the answer, or are not
+    update     an Update
+    warning    text
+    done       the run's summary
+    stopped    nothing
+    lost       reason and log: another rank is gone, most likely
+    failed     reason and log
+    refused    a DsabenchError
+    """
+
+    kind: Kind
+    contents: tuple[Any, ...] = ()
+
+
+class Line:
+    """The rank's end of the line, to which a thread listens all the time."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection, self._answers = connection, queue.SimpleQueue[Any]()
+        self._ended_well = False
+        threading.Thread(target=self._listen, daemon=True).start()
+
+    def _listen(self) -> None:
+        try:
+            while True:
+                message = self._connection.recv()
+                if message == STOP:
+                    _thread.interrupt_main(signal.SIGTERM)  # as if it had come to this process; see `stopping`
+                else:
+                    self._answers.put(message)
+        except (EOFError, OSError):
+            # Without the farewells of Python and its libraries, which might wait for a rank that is gone.
+            os._exit(0 if self._ended_well else 1)
+
+    def say(self, kind: Kind, *contents: Any) -> None:
+        """Send a Said."""
+        try:
+            self._connection.send(Said(kind, contents))
+        except OSError:
+            self.wait_for_the_end()
+
+    def answer(self) -> Any:
+        """The next thing that is said to this rank."""
+        return self._answers.get()
+
+    def finish(self, kind: Kind, *contents: Any) -> None:
+        """The last thing to say."""
+        self._ended_well = kind in ("done", "stopped")
+        self.say(kind, *contents)
+        self.wait_for_the_end()
+
+    def wait_for_the_end(self) -> None:
+        """The listening thread ends the process."""
+        threading.Event().wait()
+
+
+class Relay:
+    """The sink of rank 0: the run's writer is in the process at the other end of the line."""
+
+    def __init__(self, line: Line) -> None:
+        self.line = line
+
+    def metrics(self, record: dict[str, Any]) -> None:
+        """See RunSink."""
+        self.line.say("sink", "metrics", record)
+
+    def rewind(self, step: int) -> None:
+        """See RunSink."""
+        self.line.say("sink", "rewind", step)
+
+    def checkpoint(self) -> Path | None:
+        """See RunSink."""
+        self.line.say("sink", "checkpoint")
+        found: Path | None = self.line.answer()
+        return found
+
+    def replace_checkpoint(self, write: Callable[[Path], None]) -> None:
+        """See RunSink."""
+        self.line.say("sink", "replace_checkpoint")
+        try:
+            write(self.line.answer())
+        except OSError as error:  # a full disk, say: the writer knows what to make of it
+            self.line.say("written", OSError(error.errno, error.strerror))
+        else:
+            self.line.say("written", None)
+        self.line.answer()

@@ -1,0 +1,131 @@
+"""The memory that a run needs, estimated before it starts, and its cut into micro-batches to fit.
+
+An estimate by counting what a step keeps. On a GPU the counts follow the fused kernels and the bf16 copies; measured
+peaks of the built-in variants lie within a fifth of it (CHANGELOG).
+
+Legend: L length, D model width, F expert width, V vocabulary, H heads.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from dsabench.engine.backend import resolved
+from dsabench.engine.device import Execution
+from dsabench.errors import DeviceError, SpecError
+from dsabench.model.transformer import Transformer, outline
+from dsabench.spec.run import RunSpec
+
+USABLE = 0.9
+"""Share of a GPU's memory that a plan may fill: the context, library workspaces and fragmentation take the rest."""
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """How a step is cut so that it fits, and what it then takes."""
+
+    micro_batch: int
+    """Windows of one forward and backward pass, of each process."""
+
+    recompute: bool
+    """Whether blocks are computed again in the backward pass instead of being kept."""
+
+    bytes: dict[str, float]
+    """Estimated bytes by item."""
+
+    @property
+    def total(self) -> float:
+        """Estimated peak in bytes."""
+        return sum(self.bytes.values())
+
+
+def plan(spec: RunSpec, vocab_size: int, execution: Execution, share: float = 1.0) -> MemoryPlan:
+    """The largest micro-batch that fits, without recomputation if any does so; as engine.micro_batch and
+    engine.recompute say where they say something. Elsewhere than on CUDA nothing is cut unless they say so.
+
+    share: of the device's memory, when several runs use it.
+
+    Raises SpecError when engine.micro_batch does not divide the batch or the attention's backend does not run here,
+    DeviceError when nothing fits.
+    """
+    spec = resolved(spec, execution)
+    ranks = execution.ranks
+    batch, wanted = ranks.windows(spec.batch_size), spec.engine.micro_batch
+    divisors = [n for n in range(batch, 0, -1) if batch % n == 0]
+    if wanted is not None and wanted not in divisors:
+        near = ", ".join(map(str, sorted(sorted(divisors, key=lambda n: abs(n - wanted))[:4])))
+        of = "the batch" if ranks.size == 1 else f"each of {ranks.size} processes' share"
+        raise SpecError(f"engine.micro_batch = {wanted} does not divide {of} of {batch} windows; {near} would")
+    sizes = divisors if wanted is None else [wanted]
+    ways = [False, True] if spec.engine.recompute == "auto" else [spec.engine.recompute]
+    model = outline(spec, vocab_size)
+    limit = capacity(execution)
+    best: MemoryPlan | None = None
+    for recompute in ways:
+        for micro in sizes:
+            best = MemoryPlan(micro, recompute, estimate(model, execution, micro, recompute))
+            if limit is None or best.total <= USABLE * share * limit:
+                return best
+    assert best is not None and limit is not None
+    raise DeviceError(_too_large(spec, best, limit))
+
+
+def estimate(model: Transformer, execution: Execution, micro_batch: int, recompute: bool) -> dict[str, float]:
+    """Bytes of a training step by item, at its peak."""
+    spec, length = model.spec, model.spec.length
+    count = sum(parameter.numel() for parameter in model.parameters())
+    matrices = sum(parameter.numel() for parameter in model.parameters() if parameter.ndim > 1)
+    matrices -= model.embedding.weight.numel()
+    narrow = execution.precision == "bf16" and execution.device.type == "cuda"
+    width = 2 if narrow else 4
+    tokens = micro_batch * length
+    experts = model.layers()[0].experts.computed(execution.device)
+    pairs = length * model.layers()[0].attention.kept_per_pair(width)
+    layer = tokens * (_kept_by_a_block(spec, width, experts) + pairs)
+    entering = tokens * spec.model.d_model * (4 + width)
+    layers = spec.model.n_layers
+    logits = min(tokens * model.vocab_size, 2**29) * width + model.vocab_size * spec.model.d_model * (width + 4)
+    return {
+        "weights": 4.0 * count,
+        "AdamW's moments": 8.0 * count,
+        "gradients": 4.0 * count,
+        "bf16 copies and their gradients": 4.0 * matrices if narrow else 0.0,
+        # One block more: what the backward pass of a block makes beside what was kept of it. A block that is computed
+        # again is gone before the next one is, and was measured to need no more than itself.
+        "activations": layers * entering + layer if recompute else (layers + 1) * layer,
+        "logits": logits + tokens * spec.model.d_model * width,
+    }
+
+
+def _kept_by_a_block(spec: RunSpec, width: int, experts: int) -> float:
+    """Bytes a token that one block keeps for its backward pass, but for pairs of tokens: `width` bytes a number in the
+    products' dtype, `experts` of them computed for each token."""
+    model = spec.model
+    kv = model.kv_heads * model.head_dim
+    norms = 2 * model.d_model * (4 + width)
+    attention = width * (2 * model.d_model + 2 * kv)
+    mixture = width * 3 * experts * model.d_ff + 4 * model.d_model
+    return norms + attention + mixture
+
+
+def capacity(execution: Execution) -> int | None:
+    """Bytes of the device's memory; None where nothing is planned."""
+    if execution.device.type != "cuda":
+        return None
+    return torch.cuda.get_device_properties(execution.device).total_memory
+
+
+def _too_large(spec: RunSpec, least: MemoryPlan, limit: int) -> str:
+    parts = ", ".join(f"{item} {size / 1e9:.1f}" for item, size in least.bytes.items() if size >= 5e7)
+    ways = [] if spec.engine.micro_batch in (None, 1) else ["engine.micro_batch = null"]
+    ways += ["engine.recompute = auto"] if spec.engine.recompute is False else []
+    ways += [f"a model.d_model below {spec.model.d_model}", f"fewer layers than {spec.model.n_layers}"]
+    if least.bytes["activations"] > least.total / 4:
+        ways.append(f"a length below {spec.length}")
+    return (
+        f"{spec.attention.kind} at L={spec.length} does not fit: about {least.total / 1e9:.1f} GB with "
+        f"{least.micro_batch} window(s) at a time ({parts}), and {USABLE * limit / 1e9:.1f} GB of this GPU's "
+        f"{limit / 1e9:.1f} GB can be used; {' or '.join(ways)} would need less"
+    )

@@ -1,0 +1,155 @@
+"""The optimizer, the learning-rate schedule and the stages: one rule for every attention variant."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.optim.adamw import adamw
+
+from dsabench.attention.base import Stage
+from dsabench.model.transformer import Transformer
+from dsabench.spec.run import RunSpec, TrainSpec
+
+
+def learning_rate_factor(train: TrainSpec, step: int) -> float:
+    """Share of the peak learning rate at `step` (0-based): linear from 1/warmup_steps to 1, then cosine to 0.1 or 1."""
+    if step < train.warmup_steps:
+        return (step + 1) / train.warmup_steps
+    if train.schedule == "constant":
+        return 1.0
+    progress = (step + 1 - train.warmup_steps) / max(1, train.steps - train.warmup_steps)
+    return 0.1 + 0.9 * 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))
+
+
+def stage_at(spec: RunSpec, step: int) -> Stage:
+    """The stage of the 0-based step: dense for the attention's warm-up steps, sparse after them."""
+    return "dense" if step < spec.attention.warmup_steps(spec.train.steps) else "sparse"
+
+
+@dataclass
+class Group:
+    """Parameters with one learning rate and one weight decay."""
+
+    parameters: list[nn.Parameter]
+    peak: float
+    weight_decay: float
+    rate: Tensor | float = 0.0
+    """In a CUDA graph it must be a tensor: a number would be baked in at capture."""
+
+
+class Optimizer:
+    """AdamW (beta1 0.9) over the backbone and the attention's own parameters, clipped apart.
+
+    A common clip would couple the language-model loss and the indexer's loss again, which the detached input keeps
+    apart. Matrices decay; gains, biases and the tied embedding do not.
+
+    It calls the function that torch.optim.AdamW calls: the class imports PyTorch's compiler, which takes seconds.
+    """
+
+    def __init__(self, model: Transformer, spec: RunSpec, device: torch.device) -> None:
+        own = model.attention_own_parameters()
+        self.own = list(own.values())
+        self.backbone = [p for name, p in model.named_parameters() if name not in own]
+        self.max_norm = spec.train.grad_clip
+        self.names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
+        own_rate = spec.attention.own_learning_rate() or spec.train.learning_rate
+        self.groups: list[Group] = []
+        for parameters, rate in ((self.backbone, spec.train.learning_rate), (self.own, own_rate)):
+            for decays in (True, False):
+                chosen = [p for p in parameters if (p.ndim > 1 and self.names[p] != "embedding.weight") == decays]
+                if chosen:
+                    self.groups.append(Group(chosen, rate, spec.train.weight_decay if decays else 0.0))
+        self.beta2 = spec.train.beta2
+        self.moments: dict[Tensor, dict[str, Tensor]] = {}
+        """Of every parameter that has been updated: `step` (), `exp_avg` and `exp_avg_sq` of its own shape."""
+        self._on_device = device.type == "cuda"
+        self._fused = device.type in ("cuda", "cpu")
+        self.peaks_G = torch.tensor([group.peak for group in self.groups], device=device)
+        self.rates_G = torch.zeros_like(self.peaks_G)
+        if self._on_device:
+            for group, rate_1 in zip(self.groups, self.rates_G, strict=True):
+                group.rate = rate_1
+
+    def set_rate(self, factor_1: Tensor) -> None:
+        """Set every group's learning rate to its peak times factor (1,), without waiting for the device."""
+        torch.mul(self.peaks_G, factor_1, out=self.rates_G)
+        if not self._on_device:
+            for group, rate in zip(self.groups, self.rates_G.tolist(), strict=True):
+                group.rate = rate
+
+    def zero_grad(self) -> None:
+        """Drop all gradients."""
+        for parameter in self.names:
+            parameter.grad = None
+
+    def step(self) -> tuple[Tensor, Tensor]:
+        """Clip, update, and return the gradient norms, before clipping, of backbone and own parameters."""
+        norms = []
+        for parameters in (self.backbone, self.own):
+            grads = [p.grad for p in parameters if p.grad is not None]
+            norm = nn.utils.get_total_norm(grads) if grads else torch.zeros((), device=self.backbone[0].device)
+            if self.max_norm is not None and grads:
+                nn.utils.clip_grads_with_norm_([p for p in parameters if p.grad is not None], self.max_norm, norm)
+            norms.append(norm)
+        for group in self.groups:
+            self._update(group)
+        return norms[0], norms[1]
+
+    @torch.no_grad()
+    def _update(self, group: Group) -> None:
+        learning: list[Tensor] = []
+        for p in group.parameters:
+            if p.grad is None:
+                continue
+            learning.append(p)
+            if p not in self.moments:
+                step = torch.zeros((), device=p.device if self._fused else "cpu")
+                self.moments[p] = {"step": step, "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
+        states = [self.moments[p] for p in learning]
+        adamw(
+            learning,
+            [p.grad for p in learning if p.grad is not None],
+            [state["exp_avg"] for state in states],
+            [state["exp_avg_sq"] for state in states],
+            [],
+            [state["step"] for state in states],
+            fused=self._fused,
+            capturable=self._on_device,
+            amsgrad=False,
+            beta1=0.9,
+            beta2=self.beta2,
+            lr=group.rate,
+            weight_decay=group.weight_decay,
+            eps=1e-8,
+            maximize=False,
+        )
+
+    def state(self) -> Iterator[tuple[str, Tensor]]:
+        """('PARAMETER/STATE', tensor) of every parameter that has been updated."""
+        for parameter, state in self.moments.items():
+            for key, value in state.items():
+                yield f"{self.names[parameter]}/{key}", value
+
+    def load_state(self, tensors: dict[str, Tensor]) -> None:
+        """Restore what `state` gave, onto each parameter's device."""
+        parameters = {name: parameter for parameter, name in self.names.items()}
+        for key, value in tensors.items():
+            name, _, part = key.rpartition("/")
+            parameter = parameters[name]
+            state = self.moments.setdefault(parameter, {})
+            if part in state:  # in place: a captured graph reads it where it lies
+                state[part].copy_(value)
+            elif part == "step":
+                state[part] = value.to(parameter.device if self._on_device else "cpu", copy=True)
+            else:  # laid out as the parameter is, or the fused update would read them in different orders
+                state[part] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+
+    def restart(self) -> None:
+        """Forget all steps, in place."""
+        for state in self.moments.values():
+            for value in state.values():
+                value.zero_()

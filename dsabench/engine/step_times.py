@@ -1,0 +1,65 @@
+"""Step times of steady segments on an undisturbed device, and the seconds that a run is charged for all.
+
+The first steps of a stage and of a process pay for allocation, library start-up and captures, and runs that share a
+device slow each other down. Neither is what a step takes: both are charged what steady steps took alone.
+"""
+
+from __future__ import annotations
+
+from statistics import median
+
+from dsabench.attention.base import Stage
+from dsabench.engine.checkpoint import Progress
+
+TIMED_SEGMENTS = 2
+"""Segments of each stage that are timed when runs share a device, while the others wait."""
+
+
+class StepTimes:
+    """Fills in the times of a run's `progress`; shared: other runs use the device at the same time."""
+
+    def __init__(self, progress: Progress, shared: bool) -> None:
+        self.progress, self.shared = progress, shared
+        self.starting_steps, self.starting_seconds = 0, 0.0
+        self.warm: set[Stage] = set()
+
+    def on(self, machine: str) -> None:
+        """From here on the run is on this machine (Execution.describe)."""
+        if self.progress.machine not in ("", machine):
+            # A median over two machines would be no machine's time, and their sum nobody's.
+            self.progress.step_ms, self.progress.seconds = {"dense": [], "sparse": []}, None
+            self.progress.peak_memory_mb = None
+        self.progress.machine = machine
+
+    def wants_alone(self, stage: Stage) -> bool:
+        """Whether the next segment of the stage is to have the device for itself."""
+        return not self.shared or len(self.progress.step_ms[stage]) < TIMED_SEGMENTS
+
+    def warms_up(self, stage: Stage) -> bool:
+        """True once a stage: the first replays of a graph after those of other runs are slower than the rest."""
+        cold = stage not in self.warm
+        self.warm.add(stage)
+        return cold
+
+    def count(self, seconds: float, steps: int, stage: Stage, *, steady: bool, alone: bool) -> float:
+        """Count a segment that took `seconds` as measured; the seconds that it is charged."""
+        timed = self.progress.step_ms[stage]
+        if steady and alone:
+            timed.append(1e3 * seconds / steps)
+        elif steady:
+            seconds = median(timed) / 1e3 * steps
+        if self.progress.seconds is None:
+            return seconds
+        if steady:
+            self.progress.seconds += seconds + self.starting_steps * seconds / steps - self.starting_seconds
+            self.starting_steps, self.starting_seconds = 0, 0.0
+        else:  # for now as measured: a short run may have no steady step
+            self.starting_steps += steps
+            self.starting_seconds += seconds
+            self.progress.seconds += seconds
+        return seconds
+
+    def step_ms(self, stage: Stage) -> float | None:
+        """Median step time of the stage in ms; None when no steady segment was timed."""
+        timed = self.progress.step_ms[stage]
+        return median(timed) if timed else None

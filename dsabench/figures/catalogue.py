@@ -1,0 +1,79 @@
+"""Every figure of `dsabench plot` by name. Only what is drawn is imported: `--help` lists them without matplotlib."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from dsabench.figures.data import Drawn, FigureData
+
+
+FORMATS = ("png", "svg", "pdf")
+
+
+class Kind(NamedTuple):
+    """A figure that can be drawn."""
+
+    what: str
+    """What it shows, in a line."""
+
+    function: str
+    """`module:function` under dsabench.figures; the function takes FigureData and returns Drawn, or why it cannot."""
+
+    file: str
+    """Name of its files, without page number and suffix."""
+
+    of_tasks: bool = False
+    """Whether only runs on a task have it."""
+
+
+FIGURES = {
+    "experiment": Kind(
+        "loss, accuracy and step time against length", "sequence_length:four_panels", "sequence_length_comparison"
+    ),
+    "learning": Kind(
+        "validation and training loss over training, and their gap", "learning:loss_by_step", "loss_by_step"
+    ),
+    "flops": Kind("loss against training FLOPs", "budget:loss_by_flops", "loss_by_flops"),
+    "seconds": Kind("loss against training seconds", "budget:loss_by_seconds", "loss_by_seconds"),
+    "positions": Kind(
+        "loss by position in the window, where a leak shows", "positions:loss_by_position", "loss_by_position"
+    ),
+    "sparsity": Kind("loss and mass recall against k/L", "sparsity:quality_by_sparsity", "quality_by_sparsity"),
+    "cost": Kind("step time and memory against length", "cost:cost_by_length", "cost_by_length"),
+    "indexer": Kind(
+        "indexer KL and mass recall over training", "indexer_learning:indexer_in_training", "indexer_in_training"
+    ),
+    "task": Kind(
+        "task accuracy and target recall over training",
+        "task_learning:task_in_training",
+        "task_in_training",
+        of_tasks=True,
+    ),
+    "forest": Kind("paired differences with verdicts", "forest:forest", "forest"),
+}
+
+
+def fitting(data: FigureData) -> list[str]:
+    """The figures to draw of these runs when none is named: those of tasks where a run is of one, and all others."""
+    tasks = bool(data.done["task_accuracy"].notna().any())
+    return [name for name, kind in FIGURES.items() if tasks or not kind.of_tasks]
+
+
+def draw(name: str, data: FigureData) -> Drawn | str:
+    """The figure `name` of FIGURES, laid out; or why there is nothing to draw."""
+    from dsabench.figures.style import settle, styled
+
+    module, _, function = FIGURES[name].function.partition(":")
+    with styled():
+        drawn: Drawn | str = getattr(importlib.import_module(f"dsabench.figures.{module}"), function)(data)
+        if not isinstance(drawn, str):
+            for figure in drawn.pages:
+                settle(figure)
+    return drawn
+
+
+def file_name(name: str, page: int, suffix: str) -> str:
+    """`loss_by_flops.png`; `loss_by_flops-2.png` for its second page."""
+    return FIGURES[name].file + (f"-{page}" if page > 1 else "") + f".{suffix}"

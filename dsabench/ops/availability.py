@@ -1,0 +1,69 @@
+"""The choice between a fused Triton kernel and plain PyTorch: where kernels run, and how a caller turns them off."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib.util
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+WIDEST_ROW = 4096
+"""Longest row that one program of a row-wise kernel holds."""
+
+HAS_TRITON = importlib.util.find_spec("triton") is not None
+
+_allowed = True
+_interpreted = False
+
+
+def runs_on(device: torch.device) -> bool:
+    """Whether our Triton kernels may run on tensors of this device."""
+    return _allowed and HAS_TRITON and (device.type == "cuda" or _interpreted)
+
+
+def fused(*tensors: Tensor) -> bool:
+    """Whether the fused version may be used on these tensors."""
+    if torch.compiler.is_compiling() or not all(runs_on(tensor.device) for tensor in tensors):
+        return False
+    return all(tensor.dtype in (torch.float32, torch.bfloat16) for tensor in tensors)
+
+
+@functools.cache
+def why_not(device: torch.device) -> str | None:
+    """Why Triton kernels cannot run on this CUDA device; None when they can. Tries one."""
+    if not HAS_TRITON:
+        return "Triton is not installed"
+    try:
+        from dsabench.ops.triton.qkv_rotary import SplitHeads
+
+        zero, one = torch.zeros(1, 1, device=device), torch.ones(1, 1, device=device)
+        turned = SplitHeads.apply(torch.ones(1, 1, 6, device=device), 1, 1, zero, one, False)[0]
+        expected = torch.tensor([-1.0, 1.0], device=device)
+        return None if torch.equal(turned.flatten(), expected) else "a Triton kernel computes a wrong result"
+    except Exception as error:  # no C compiler, no driver, a GPU that Triton does not know: it raises many things
+        return f"{type(error).__name__}: {error}".splitlines()[0]
+
+
+@contextlib.contextmanager
+def unfused(wanted: bool = True) -> Iterator[None]:
+    """Plain PyTorch while inside (when `wanted`): the reference."""
+    global _allowed
+    before, _allowed = _allowed, _allowed and not wanted
+    try:
+        yield
+    finally:
+        _allowed = before
+
+
+@contextlib.contextmanager
+def interpreted() -> Iterator[None]:
+    """Fused kernels on CPU tensors too, for tests under TRITON_INTERPRET=1."""
+    global _interpreted
+    before, _interpreted = _interpreted, True
+    try:
+        yield
+    finally:
+        _interpreted = before

@@ -1,0 +1,1 @@
+"""Training a stored run again, and the differences between two runs."""

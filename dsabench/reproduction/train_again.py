@@ -1,0 +1,230 @@
+"""Training a stored run again, and whether the second time gives the same."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from dsabench import data as data_package
+from dsabench._version import __version__
+from dsabench.engine.checkpoint import steps_done
+from dsabench.engine.device import environment, resolve
+from dsabench.errors import DataError, DeviceError, ScopeError, SpecError, StoreError
+from dsabench.reproduction.compare_records import (
+    Records,
+    Weights,
+    check_weights_file,
+    compare_records,
+    compare_weights,
+)
+from dsabench.reproduction.environments import (
+    Change,
+    environment_changes,
+    may_vary,
+    reasons,
+    remedies,
+    text,
+    unrecorded,
+)
+from dsabench.spec.run import EngineSpec, RunSpec
+from dsabench.spec.stored_spec import needed_plugins
+from dsabench.spec.sweep import validate
+from dsabench.store import RunRecord, find_checkpoint, find_run, read_metrics
+from dsabench.sweeps import plan, single_run
+
+Verdict = Literal["same bits", "within tolerance", "differs"]
+
+
+@dataclass(frozen=True)
+class Reproduction:
+    """A stored run, and the run of the same spec that was trained to compare with it."""
+
+    original: RunRecord
+    again: RunRecord
+    records: Records
+    weights: Weights | None
+    """None when one of the runs has no checkpoint of the other's step."""
+
+    tolerance: float | None
+    kept: Path | None
+    """The store of the second run; None when it was temporary."""
+
+    @property
+    def verdict(self) -> Verdict:
+        """Of everything recorded and the weights; `within tolerance` is said of the losses."""
+        if self.again.status != self.original.status and self.original.status != "interrupted":
+            return "differs"
+        if self.records.all_same and (self.weights is None or self.weights.all_same):
+            return "same bits"
+        near = self.tolerance is not None and self.records.within(self.tolerance)
+        return "within tolerance" if near else "differs"
+
+    @property
+    def environment(self) -> list[Change]:
+        """Entries in which the two environments differ."""
+        return environment_changes(self.original, self.again)
+
+    @property
+    def reasons(self) -> list[Change]:
+        """Those that can change the bits of a result, and how steps were computed."""
+        return reasons(self.original, self.again)
+
+    @property
+    def unrecorded(self) -> list[str]:
+        """What only one of the two recorded."""
+        return unrecorded(self.original, self.again)
+
+    @property
+    def may_vary(self) -> bool:
+        """Whether one of the two ran on a GPU without engine.deterministic, where the last bits vary anyway."""
+        return may_vary(self.original) or may_vary(self.again)
+
+
+def reproduce(
+    store: str | Path,
+    run: str,
+    *,
+    into: str | Path | None = None,
+    device: str | None = None,
+    tolerance: float | None = None,
+    plugins: Sequence[str] = (),
+    observe: Callable[[RunSpec], Callable[[Any], None]] = lambda spec: lambda update: None,
+    notify: Callable[[str], None] = lambda message: None,
+) -> Reproduction:
+    """Train the stored run `run` (the start of its id) again and compare: records step by step, and final weights.
+
+    into: the store that keeps the second run, never that of the first; None: a temporary one. device: None takes the
+    kind of device that the run was trained on. tolerance: nats by which losses may be off. plugins: files that lie
+    elsewhere now, by their names. `observe(spec)` gives the observer of the training's updates.
+
+    Raises:
+        StoreError: there is no such run, it has nothing to compare with or is damaged, or `into` holds it already.
+        SpecError, DataError: its spec, plugin or data are not what they were.
+        DeviceError: the device is not there.
+    """
+    original = find_run(store, run)
+    metrics = _metrics(Path(store), original)
+    if (saved := find_checkpoint(store, original.run_id)) is not None:  # not only when all is trained
+        steps_done(saved)
+        check_weights_file(saved)
+    spec = _spec(original, device, plugins)
+    if into is None:
+        with tempfile.TemporaryDirectory(prefix="dsabench-") as folder:
+            found = _train(spec, original, Path(folder) / "runs", observe, notify)
+            return _compare(Path(store), original, metrics, Path(folder) / "runs", found, tolerance, kept=None)
+    target = Path(into)
+    if target.resolve() == Path(store).resolve():
+        raise ScopeError(f"{target} is the store of the run itself, which is never written to; name another")
+    if plan.status(target, original.run_id) in ("done", "failed"):
+        raise StoreError(f"{target} holds run {original.run_id} already; name another store, or remove it there")
+    found = _train(spec, original, target, observe, notify)
+    return _compare(Path(store), original, metrics, target, found, tolerance, kept=target)
+
+
+def _metrics(store: Path, original: RunRecord) -> list[dict[str, Any]]:
+    if original.status == "running":
+        raise StoreError(f"run {original.run_id} is still being trained; wait until it is done")
+    metrics = read_metrics(store, original.run_id)
+    if not metrics:
+        raise StoreError(f"run {original.run_id} ({original.status}) recorded nothing to compare with")
+    return metrics
+
+
+def _spec(original: RunRecord, device: str | None, plugins: Sequence[str]) -> RunSpec:
+    """The stored spec, valid, with its plugins where they are now, on the device asked for or the same kind as then.
+
+    Raises SpecError, and DataError when corpus, tokenizer or plugin are not those of the run.
+    """
+    values = dict(original.spec)
+    stored, engine = needed_plugins(values) or [], values.get("engine") or {}
+    values["plugins"] = _found(original, list(map(str, stored)), plugins) if isinstance(stored, list) else stored
+    recorded = str(original.environment.get("device") or "").partition(":")[0]
+    if isinstance(engine, Mapping):  # of another kind it is refused below
+        if device is not None:
+            engine = {**engine, "device": device}
+        elif engine.get("device", "auto") == "auto" and recorded not in ("", resolve(EngineSpec()).device.type):
+            engine = {**engine, "device": recorded}
+    values["engine"] = engine
+    try:
+        spec = validate(values)
+    except SpecError as error:
+        raise SpecError(
+            f"run {original.run_id} of dsabench {original.version} cannot be trained by this one: {error}"
+        ) from error
+    _resolved(original, spec, device)
+    _same_files(original, plan.fingerprint(spec, data_package.fingerprint(spec.data)), spec)
+    return spec
+
+
+def _resolved(original: RunRecord, spec: RunSpec, asked: str | None) -> None:
+    """Raises DeviceError when the device is not here, with what the run was trained on."""
+    try:
+        resolve(spec.engine)
+    except DeviceError as error:
+        if asked is not None:
+            raise
+        then = original.environment.get("device_name") or "another machine"
+        raise DeviceError(f"{error}. Run {original.run_id} was trained on {then}; --device takes another") from error
+
+
+def _found(original: RunRecord, stored: Sequence[str], given: Sequence[str]) -> list[str]:
+    elsewhere = {Path(path).name: path for path in given}
+    if strange := [path for name, path in elsewhere.items() if name not in {Path(path).name for path in stored}]:
+        named = ", ".join(Path(path).name for path in stored) or "none"
+        raise SpecError(f"--plugin {strange[0]}: run {original.run_id} has none of that name; its plugins: {named}")
+    found = [elsewhere.get(Path(path).name, path) for path in stored]
+    for path in found:
+        if not Path(path).expanduser().is_file():
+            raise SpecError(
+                f"run {original.run_id} was trained with the plugin {path}, which is not there; "
+                f"--plugin FILE says where {Path(path).name} lies now"
+            )
+    return found
+
+
+def _same_files(original: RunRecord, now: Mapping[str, str], spec: RunSpec) -> None:
+    where = {"corpus": spec.data.source, "tokenizer": spec.data.tokenizer, "plugin": ", ".join(spec.plugins)}
+    for name, digest in original.fingerprint.items():
+        if name in now and now[name] != digest:
+            raise DataError(
+                f"the {name} is not what run {original.run_id} was trained with: {where.get(name) or name} has the "
+                f"digest {now[name][:12]} now, and had {digest[:12]} then. With the old content it can be reproduced"
+            )
+
+
+def _train(
+    spec: RunSpec,
+    original: RunRecord,
+    store: Path,
+    observe: Callable[[RunSpec], Callable[[Any], None]],
+    notify: Callable[[str], None],
+) -> RunRecord:
+    here = original.model_copy(
+        update={"environment": environment(resolve(spec.engine)), "version": __version__, "summary": {}}
+    )
+    changes = reasons(original, here)
+    if others := ", ".join(f"{c.field} {text(c.a)} -> {text(c.b)}" for c in changes):
+        notify("; ".join([f"the environment is not the run's: {others}", *remedies(changes)]))
+    return single_run.train(spec, store, retry_failed=True, observe=observe(spec), notify=notify)
+
+
+def _compare(
+    store: Path,
+    original: RunRecord,
+    metrics: Sequence[Mapping[str, Any]],
+    target: Path,
+    again: RunRecord,
+    tolerance: float | None,
+    *,
+    kept: Path | None,
+) -> Reproduction:
+    whole = original.status != "interrupted"
+    records = compare_records(metrics, read_metrics(target, again.run_id), whole=whole)
+    ours, theirs = find_checkpoint(store, original.run_id), find_checkpoint(target, again.run_id)
+    weights = None
+    if ours is not None and theirs is not None and steps_done(ours) == steps_done(theirs):
+        weights = compare_weights(ours, theirs)
+    return Reproduction(original, again, records, weights, tolerance, kept)

@@ -1,0 +1,223 @@
+"""Settings of the attentions: the base of every variant's, and those of all built-in ones. Loads no torch.
+
+Each class is the spec of the variant named by its `kind`; the module that computes it names the class as its
+`spec_class`.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, ClassVar, Literal, Self
+
+from pydantic import Field, model_validator
+
+from dsabench.spec.strict_model import Spec
+
+
+def warmup_steps(share: float, steps: int) -> int:
+    """Steps of a dense warm-up stage: `share` of all, rounded half up, but never the last step."""
+    return min(steps - 1, math.floor(share * steps + 0.5))
+
+
+def keys_kept(length: int, top_k: int | None, top_k_ratio: float | None) -> int:
+    """k = top_k, or else max(1, top_k_ratio * length rounded half up)."""
+    if top_k is not None:
+        return int(top_k)
+    assert top_k_ratio is not None
+    return max(1, math.floor(top_k_ratio * length + 0.5))
+
+
+class AttentionSpec(Spec):
+    """Base of every attention variant's spec; a variant adds its own fields and registers the class under its name."""
+
+    kind: str
+    """The variant's registered name: `dense`, `dsa`, or the name that a plugin registers."""
+
+    def n_selected(self, length: int) -> int | None:
+        """Keys that a query may attend to in a window of `length` tokens, or None when the variant does not select."""
+        return None
+
+    def warmup_steps(self, steps: int) -> int:
+        """Steps of the dense warm-up stage at the start of a run of `steps`; 0 when there is no such stage."""
+        return 0
+
+    def own_learning_rate(self) -> float | None:
+        """Peak learning rate of the variant's own parameters (an indexer's); None for the model's."""
+        return None
+
+    def own_loss_weight(self) -> float:
+        """Weight of the variant's own loss (an indexer's) in the training loss."""
+        return 1.0
+
+    def warmup_freezes_backbone(self) -> bool:
+        """True when the dense warm-up stage trains the variant's own parameters alone."""
+        return False
+
+    def anywhere(self) -> AttentionSpec:
+        """The same attention on any machine: for looking at a run away from the device that it was trained on."""
+        return self
+
+
+class DenseSpec(AttentionSpec):
+    """Dense attention has no settings."""
+
+    kind: Literal["dense"] = "dense"
+    """The variant's name."""
+
+
+class SelectingSpec(AttentionSpec):
+    """How many keys each query keeps."""
+
+    alternatives: ClassVar[tuple[tuple[str, str], ...]] = (("top_k_ratio", "top_k"),)
+
+    top_k_ratio: Annotated[float, Field(gt=0, le=1)] | None = 0.5
+    """Keys kept for each query, as a share of the length L, rounded half up."""
+
+    top_k: Annotated[int, Field(ge=1)] | None = None
+    """Keys kept for each query, in place of top_k_ratio; L or more keeps everything."""
+
+    def n_selected(self, length: int) -> int:
+        """k by top_k or top_k_ratio."""
+        return keys_kept(length, self.top_k, self.top_k_ratio)
+
+
+class AblationSpec(SelectingSpec):
+    """A selection by a rule: as many keys as DSA, after a dense warm-up as long as DSA's."""
+
+    warmup_share: Annotated[float, Field(ge=0, lt=1)] = 0.2
+    """Share of the steps in the dense warm-up stage; DSA's by default, so that only the selection differs."""
+
+    def warmup_steps(self, steps: int) -> int:
+        """warmup_share of the steps."""
+        return warmup_steps(self.warmup_share, steps)
+
+
+class SlidingWindowSpec(AblationSpec):
+    """Settings of the sliding window."""
+
+    kind: Literal["sliding_window"] = "sliding_window"
+    """The variant's name."""
+
+
+class SinkWindowSpec(AblationSpec):
+    """Settings of the sinks and the window."""
+
+    kind: Literal["sink_window"] = "sink_window"
+    """The variant's name."""
+
+    n_sinks: Annotated[int, Field(ge=0)] = 4
+    """First tokens that are always kept, of the k; at most k - 1 of them are."""
+
+
+class StridedSpec(AblationSpec):
+    """Settings of the stride, which follows from k."""
+
+    kind: Literal["strided"] = "strided"
+    """The variant's name."""
+
+
+class RandomSpec(AblationSpec):
+    """Settings of the random selection."""
+
+    kind: Literal["random"] = "random"
+    """The variant's name."""
+
+
+class OracleSpec(AblationSpec):
+    """Settings of the oracle."""
+
+    kind: Literal["oracle"] = "oracle"
+    """The variant's name."""
+
+
+class BlockSpec(AblationSpec):
+    """Settings of the block selection."""
+
+    kind: Literal["block"] = "block"
+    """The variant's name."""
+
+    block_size: Annotated[int, Field(ge=1)] = 16
+    """Tokens of a block; k where that is less."""
+
+
+class IndexerSpec(Spec):
+    """The lightning indexer and how it is trained."""
+
+    n_heads: Annotated[int, Field(ge=1, le=1024)] = 4
+    """Indexer heads J."""
+
+    head_dim: Annotated[int, Field(ge=4, le=1024, multiple_of=4)] = 64
+    """Width of an indexer head; the first half is rotated by position, so a multiple of 4."""
+
+    loss: Literal["kl", "none"] = "kl"
+    """`kl` trains the indexer to predict the attention's own probabilities; `none` leaves it as it was drawn."""
+
+    loss_weight: Annotated[float, Field(gt=0)] = 1.0
+    """Weight of the KL loss. Under Adam it hardly matters; learning_rate does."""
+
+    learning_rate: Annotated[float, Field(gt=0, le=10)] = 1e-3
+    """The indexer's own peak learning rate, on the same schedule as the model's."""
+
+    warmup_share: Annotated[float, Field(ge=0, lt=1)] = 0.2
+    """Share of the steps in the dense warm-up stage."""
+
+    freeze_backbone: bool = False
+    """True trains only the indexer during warm-up (for a backbone that is already trained)."""
+
+    @model_validator(mode="after")
+    def _frozen_backbone_needs_a_learner(self) -> Self:
+        if self.freeze_backbone and self.loss == "none":
+            raise ValueError("freeze_backbone = true with loss = none would train nothing in the warm-up stage")
+        return self
+
+
+class DSASpec(SelectingSpec):
+    """Settings of DeepSeek Sparse Attention."""
+
+    kind: Literal["dsa"] = "dsa"
+    """The variant's name."""
+
+    backend: Literal["auto", "reference", "masked", "triton"] = "auto"
+    """How it is computed; results differ by rounding alone. `reference` gathers, slowly and plainly; `masked` masks a
+    dense product; `triton` (a CUDA GPU) streams scores and gathers the selection, without any L x L tensor. `auto`
+    takes `triton` on a GPU where it was measured to be faster: from 2048 tokens on and k <= L/4 where at least 8 query
+    heads share a KV head (model.n_kv_heads), else from 8192 tokens on and k <= L/8; `masked` elsewhere."""
+
+    indexer: IndexerSpec = IndexerSpec()
+    """The lightning indexer."""
+
+    def anywhere(self) -> DSASpec:
+        """`triton` needs a GPU; `auto` does not."""
+        return self.model_copy(update={"backend": "auto"}) if self.backend == "triton" else self
+
+    def warmup_steps(self, steps: int) -> int:
+        """indexer.warmup_share of the steps."""
+        return warmup_steps(self.indexer.warmup_share, steps)
+
+    def own_learning_rate(self) -> float:
+        """indexer.learning_rate."""
+        return self.indexer.learning_rate
+
+    def own_loss_weight(self) -> float:
+        """indexer.loss_weight."""
+        return self.indexer.loss_weight
+
+    def warmup_freezes_backbone(self) -> bool:
+        """indexer.freeze_backbone."""
+        return self.indexer.freeze_backbone
+
+
+BUILT_IN: dict[str, type[AttentionSpec]] = {
+    spec.model_fields["kind"].default: spec
+    for spec in (
+        DenseSpec,
+        DSASpec,
+        SlidingWindowSpec,
+        SinkWindowSpec,
+        StridedSpec,
+        RandomSpec,
+        OracleSpec,
+        BlockSpec,
+    )
+}
+"""The settings class of every built-in variant by its name, in the order in which they are listed."""

@@ -1,0 +1,30 @@
+"""The spec of a stored run. A record is data, and perhaps somebody else's: it is validated like any spec.
+
+It may name plugin files, and those are code. Opening a run executes them only where its attention is none of the
+built-in ones, and so cannot be built without them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from dsabench.spec.run import RunSpec
+from dsabench.spec.sweep import validate
+
+
+def stored_spec(values: Mapping[str, Any], run_id: str) -> RunSpec:
+    """The RunSpec of run `run_id`, whose record holds `values`. Executes `needed_plugins`.
+
+    Raises SpecError that names the run; inside `no_plugins` for a run that needs a plugin.
+    """
+    return validate({**values, "plugins": needed_plugins(values)}, lambda path: f"run {run_id}: ")
+
+
+def needed_plugins(values: Mapping[str, Any]) -> Any:
+    """The plugin files that opening a run executes: those its record names, none where its attention is built in."""
+    from dsabench.attention.registry import is_built_in
+
+    attention = values.get("attention", {})
+    kind = attention.get("kind", "dsa") if isinstance(attention, Mapping) else None
+    return [] if is_built_in(kind) else values.get("plugins", [])

@@ -1,0 +1,130 @@
+"""Settings of the synthetic tasks: what decides their windows. Pure pydantic; nothing here draws a number.
+
+A task's difficulty is one number, its `size` (pairs, needles, symbols, digits), and the span of the window over which
+it is spread. With L inputs a window has L + 1 tokens, and size n takes tokens_needed(n) of them.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Annotated, ClassVar, Literal, Self
+
+from pydantic import Field, model_validator
+
+from dsabench.spec.strict_model import Positive, Spec
+
+Count = Annotated[int, Field(ge=1, le=16_384)]
+"""Of things in a window, and of ids that have one role."""
+
+PAD, FILLER = "_", "."
+
+
+class Curriculum(Spec):
+    """How difficulty grows over the first steps; the window length stays, and what is not used is padding."""
+
+    share: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """Share of the steps over which difficulty grows; the rest, and always the last step, are at full difficulty."""
+
+    start: Positive | None = None
+    """The task's size at the first step; null is an eighth of the full one, or the least there is."""
+
+    start_span: Positive | None = None
+    """Tokens over which the first step's task is spread; null is the share of the window that `start` is of the full
+    size, or what it takes."""
+
+    growth: Literal["doubling", "linear"] = "doubling"
+    """`doubling` doubles size and span at equal distances, `linear` adds a little each step."""
+
+
+class TaskSettings(Spec, ABC):
+    """Base of every task's settings."""
+
+    name: str
+    """What `data.source` says after `task:`; not to be given."""
+
+    size_field: ClassVar[str]
+    """The field that is the task's size."""
+
+    least: ClassVar[int] = 1
+    """The smallest size that asks anything."""
+
+    width: ClassVar[int] = 1
+    """M: the most positions that one answer needs."""
+
+    curriculum: Curriculum | None = Curriculum()
+    """How difficulty grows in training; null is full difficulty from the first step. Evaluation is always at full."""
+
+    @property
+    def size(self) -> int:
+        """The full size."""
+        return int(getattr(self, self.size_field))
+
+    @property
+    def start(self) -> int:
+        """The size at the first step."""
+        if self.curriculum is None:
+            return self.size
+        return self.curriculum.start or max(self.least, self.size // 8)
+
+    @property
+    def vocab_size(self) -> int:
+        """Ids that the model must embed."""
+        return sum(count for _, count in self.alphabet)
+
+    @property
+    @abstractmethod
+    def alphabet(self) -> tuple[tuple[str, int], ...]:
+        """(name, how many) of each kind of id, from id 0 on; the first is the padding."""
+
+    @property
+    @abstractmethod
+    def chance_accuracy(self) -> float:
+        """Accuracy of the best guess from everything but the listed targets, at full difficulty. Guessing among the n
+        answers that stand in the window does better, about 1/n: a model that does so has not found the target."""
+
+    @property
+    @abstractmethod
+    def chance_loss(self) -> float:
+        """Loss of that guess in nats an answer: what the unigram loss is to text."""
+
+    @abstractmethod
+    def tokens_needed(self, size: int) -> int:
+        """Tokens that the task takes at `size`, with nothing between its parts."""
+
+    def check_length(self, length: int) -> None:
+        """Raises ValueError, saying what would fit, unless a window of `length` inputs holds the task."""
+        needed = self.tokens_needed(self.size)
+        if needed > length + 1:
+            fits = [size for size in range(self.least, self.size) if self.tokens_needed(size) <= length + 1]
+            smaller = f"{self.size_field} = {fits[-1]}{self._beside(fits[-1])} would fit, or " if fits else ""
+            raise ValueError(
+                f"task {self.name} with {self.size_field} = {self.size}{self._beside(self.size)} takes {needed} "
+                f"tokens, and a window of length {length} has {length + 1}; {smaller}a length of at least {needed - 1}"
+            )
+        span = None if self.curriculum is None else self.curriculum.start_span
+        if span is not None and span > length:
+            raise ValueError(f"curriculum.start_span = {span} is more than the length {length}; at most {length} fits")
+
+    def _beside(self, size: int) -> str:
+        """What else stands in the window at this size, as words."""
+        return ""
+
+    @model_validator(mode="after")
+    def _is_possible(self) -> Self:
+        self._check()
+        if self.curriculum is None:
+            return self
+        if not self.least <= self.start <= self.size:
+            raise ValueError(
+                f"curriculum.start = {self.start} is not a size from {self.least} to {self.size_field} = {self.size}"
+            )
+        span, needed = self.curriculum.start_span, self.tokens_needed(self.start) - 1
+        if span is not None and span < needed:
+            raise ValueError(
+                f"curriculum.start_span = {span} does not hold {self.size_field} = {self.start}"
+                f"{self._beside(self.start)}; at least {needed} does"
+            )
+        return self
+
+    def _check(self) -> None:
+        """Raises ValueError where fields contradict each other."""

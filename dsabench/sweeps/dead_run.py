@@ -1,0 +1,38 @@
+"""The record of a run whose process is gone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dsabench import data as data_package
+from dsabench.engine import failures
+from dsabench.engine.device import environment, resolve
+from dsabench.store import RunBusyError, RunDoneError, RunRecord, RunWriter, read_run
+from dsabench.sweeps.launcher import Job
+from dsabench.sweeps.plan import fingerprint
+
+
+def record_death(job: Job, store: Path, how: str, log: str) -> RunRecord:
+    """Mark the run `failed`, with what its process last wrote; what it stored before it died stays.
+
+    A run that had ended, or that another process has taken up since, is returned as it is.
+    """
+    said = failures.death(store / job.run_id)
+    what = f", {said.splitlines()[0]}" if said else ""
+    try:
+        writer = RunWriter.open(
+            store,
+            job.run_id,
+            spec=job.spec.model_dump(mode="json"),
+            fingerprint=fingerprint(job.spec, data_package.fingerprint(job.spec.data)),
+            environment=environment(resolve(job.spec.engine)),
+            sweep=job.sweep,
+        )
+    except RunDoneError as done:
+        return done.record
+    except RunBusyError:
+        return read_run(store, job.run_id)
+    with writer:
+        return writer.finish(
+            "failed", error=failures.of_death(how + what), log="\n".join(text for text in (said, log) if text)
+        )

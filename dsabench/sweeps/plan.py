@@ -1,0 +1,149 @@
+"""The plan of a sweep: its runs and their identities, time, memory, and how many of them share the device."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from dsabench import data as data_package
+from dsabench.attention.registry import plugin_digest
+from dsabench.data import cut
+from dsabench.engine import memory_plan
+from dsabench.engine.device import Execution, matmul_rate
+from dsabench.engine.memory_plan import MemoryPlan
+from dsabench.engine.slot import shape_of
+from dsabench.model.transformer import flops_per_window, outline
+from dsabench.spec.identity import run_id
+from dsabench.spec.run import DataSpec, RunSpec
+from dsabench.spec.sweep import Sweep
+from dsabench.store import read_run
+
+MOST_AT_A_TIME = 5
+"""Runs that share a GPU unless the user says another number: the default number of seeds."""
+
+SMALL_STEP_SECONDS = 5e-3
+"""A step that takes less than this at the measured matrix-product rate leaves a GPU room for others."""
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """A run of a sweep, its identity, and what the store already has of it."""
+
+    spec: RunSpec
+    run_id: str
+    status: str
+    """`new`, or the status that the store's record has."""
+
+
+def plan(specs: Sequence[RunSpec], store: str | Path) -> list[PlannedRun]:
+    """The runs in order, with their identities and the store's status. Reads the corpus, trains nothing."""
+    digests: dict[DataSpec, dict[str, str]] = {}
+    planned: dict[str, PlannedRun] = {}
+    for spec in specs:
+        key = spec.data
+        if key not in digests:
+            digests[key] = data_package.fingerprint(spec.data)
+        identity = run_id(spec, fingerprint(spec, digests[key]))
+        planned.setdefault(identity, PlannedRun(spec, identity, status(store, identity)))
+    return list(planned.values())
+
+
+def rungs(sweep: Sweep) -> dict[str, list[str]]:
+    """The identities of the runs of each rung of a sweep's ladder; none without one. Reads the corpus."""
+    digests: dict[DataSpec, dict[str, str]] = {}
+    found: dict[str, list[str]] = {}
+    for name, specs in sweep.rungs().items():
+        for spec in specs:
+            if spec.data not in digests:
+                digests[spec.data] = data_package.fingerprint(spec.data)
+        found[name] = [run_id(spec, fingerprint(spec, digests[spec.data])) for spec in specs]
+    return found
+
+
+def status(store: str | Path, identity: str) -> str:
+    """What the store has of a run: its record's status, or `new`."""
+    if not (Path(store) / identity / "run.json").exists():
+        return "new"
+    return read_run(store, identity).status
+
+
+def fingerprint(spec: RunSpec, corpus: dict[str, str]) -> dict[str, str]:
+    """The digests of a run's files that are part of its identity: the corpus's, and a plugin's."""
+    plugin = plugin_digest(spec.attention.kind)
+    return {**corpus, **({"plugin": plugin} if plugin else {})}
+
+
+def estimate_seconds(planned: Sequence[PlannedRun], execution: Execution) -> float:
+    """A rough time for the runs that are not done: training FLOPs at a share of the measured matrix-product rate that
+    small models reach, or launch-bound time a step where that is longer, and evaluation as forward FLOPs."""
+    rate = matmul_rate(execution.device, execution.precision) * 0.35
+    floor = 2.5e-3 if execution.graph else 1e-3 if execution.device.type == "cpu" else 20e-3
+    devices = execution.ranks.size if execution.device.type == "cuda" else 1  # processes on a CPU share its cores
+    seconds = 0.0
+    shapes: dict[str, list[RunSpec]] = {}
+    for run in planned:
+        if run.status != "done":
+            shapes.setdefault(shape_of(run.spec).model_dump_json(), []).append(run.spec)
+    for spec, *others in shapes.values():
+        step = sum(flops_per_step(spec).values())
+        evaluations = spec.train.steps / spec.train.eval_every + 1
+        one = spec.train.steps * max(floor, step / devices / rate)
+        one += evaluations * 2 * (spec.train.eval_tokens / spec.tokens_per_step) * (step / 3) / rate
+        seconds += (one + 0.5) * (1 + len(others))  # start, captures, checkpoints
+    libraries = 15.0 if execution.device.type == "cuda" else 2.0  # loaded, and kernels built, once
+    return seconds + libraries if seconds else 0.0
+
+
+def check_data(planned: Sequence[PlannedRun], notify: Callable[[str], None] = lambda message: None) -> None:
+    """Prepare the data of every run that is to be trained, and raise DataError when a length does not fit it.
+
+    Before the first run of a sweep, so that a length too long for the documents is not found hours later.
+    """
+    lengths: dict[DataSpec, dict[int, None]] = {}
+    for run in planned:
+        if run.status != "done":
+            lengths.setdefault(run.spec.data, {})[run.spec.length] = None
+    for spec, wanted in lengths.items():
+        data = data_package.prepare(spec, progress=notify)
+        for length in wanted:
+            cut(data, length)
+
+
+def fit(planned: Sequence[PlannedRun], execution: Execution) -> list[tuple[RunSpec, MemoryPlan]]:
+    """For every shape of the runs that are not done: one of its specs, and how it fits into memory.
+
+    With the vocabulary that the spec asks for: reads no data. Raises SpecError and DeviceError as `memory.plan` does.
+    """
+    shapes = {shape_of(run.spec).model_dump_json(): run.spec for run in planned if run.status != "done"}
+    return [(spec, memory_plan.plan(spec, spec.data.expected_vocab_size, execution)) for spec in shapes.values()]
+
+
+def flops_per_step(spec: RunSpec) -> dict[str, float]:
+    """Model FLOPs of a step of the last stage, by item, with the vocabulary that the spec asks for."""
+    model = outline(spec, spec.data.expected_vocab_size)
+    return {item: spec.batch_size * value for item, value in flops_per_window(model, "sparse").items()}
+
+
+def choose_concurrency(planned: Sequence[PlannedRun], execution: Execution, n_devices: int = 1) -> int:
+    """How many runs share a device: several when their steps are too small to fill a GPU, as many as fit; else 1."""
+    todo = [run.spec for run in planned if run.status != "done"]
+    if why_alone(todo, execution) or len(todo) < 2:
+        return 1
+    rate = matmul_rate(execution.device, execution.precision)
+    fits = min(MOST_AT_A_TIME, math.ceil(len(todo) / n_devices))
+    for spec, plan in fit(planned, execution):
+        if sum(flops_per_step(spec).values()) / rate > SMALL_STEP_SECONDS:
+            return 1
+        fits = min(fits, int(memory_plan.USABLE * (memory_plan.capacity(execution) or 0) / plan.total))
+    return max(1, fits)
+
+
+def why_alone(specs: Sequence[RunSpec], execution: Execution) -> str | None:
+    """Why runs cannot share the device; None when they can."""
+    if not execution.graph:
+        return "runs share a device only through CUDA graphs, on a GPU with engine.compile = auto, graph or full"
+    if any(spec.model.dropout for spec in specs):
+        return "with model.dropout the graphs of all runs draw from one random state"
+    return None

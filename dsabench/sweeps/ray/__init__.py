@@ -1,0 +1,1 @@
+"""Runs trained by the nodes of a Ray cluster."""

@@ -1,0 +1,255 @@
+"""The task on a node of a cluster: it trains one run in a store of its own, and sends home what comes of it.
+
+What travels was made by the driver and its tasks alone, so that it may be pickled; a spec travels as plain values all
+the same, because a plugin's class is found by executing the plugin, which the spec names.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import queue
+import tempfile
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from dsabench import data as data_package
+from dsabench.data.cache import cache_folder, replace_file
+from dsabench.engine.device import resolve
+from dsabench.engine.sink import Update
+from dsabench.errors import DataError, DsabenchError, StoreError
+from dsabench.spec.sweep import validate
+from dsabench.store import RunRecord, find_checkpoint
+from dsabench.store.files import signature
+from dsabench.store.layout import LOG, METRICS, run_folder
+from dsabench.sweeps.in_process import Here
+from dsabench.sweeps.launcher import Crowded, Ended, Job, Note, Outcome, Refused
+from dsabench.sweeps.plan import fingerprint
+from dsabench.sweeps.ray.payload import PIECE_BYTES, Order, pieces
+from dsabench.sweeps.single_run import DeviceLostError
+
+HOME_SECONDS = 60.0
+"""Least time between checkpoints that are sent home while a run is trained: the most that a node's death loses."""
+
+MOST_UNSENT = 4
+"""Reports that wait to be taken by Ray; then the run waits for it."""
+
+UPDATE_SECONDS = 1.0
+"""Least time between updates for the display."""
+
+
+@dataclass(frozen=True)
+class Began:
+    """The run is about to be trained."""
+
+    host: str
+
+
+@dataclass(frozen=True)
+class Lines:
+    """What metrics.jsonl has gained."""
+
+    text: bytes
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint; its files follow one after another, as `bytes` of at most PIECE_BYTES."""
+
+    sizes: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What became of the run: the last report. An `Ended` holds the record that the node's own store has."""
+
+    outcome: Outcome
+    log: str | None = None
+
+
+Report = Began | Note | Update | Lines | Checkpoint | bytes | Result
+
+
+def stream(
+    train: Callable[..., Iterator[Report]],
+    plugins: Mapping[str, bytes],
+    order: Order,
+    files: Mapping[str, Iterable[bytes]],
+) -> Iterator[list[Report]]:
+    """What a task streams home of `train(order, plugins, files)`."""
+    return together(train(order, plugins, files))
+
+
+def together(reports: Iterable[Report]) -> Iterator[list[Report]]:
+    """The reports, several at a time where others follow at once, about PIECE_BYTES at most: each trip costs time."""
+    batch: list[Report] = []
+    size = 0
+    for report in reports:
+        batch.append(report)
+        size += len(report) if isinstance(report, bytes) else 0
+        if size >= PIECE_BYTES or not isinstance(report, Began | Lines | Checkpoint | bytes):
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def train(order: Order, plugins: Mapping[str, bytes], checkpoint: Mapping[str, Iterable[bytes]]) -> Iterator[Report]:
+    """Train the run, resuming from `checkpoint`'s files where there are any; its reports.
+
+    plugins: the content of each plugin file of the spec, by the path that it has there.
+    """
+    yield Began(platform.node())
+    names: dict[str, str] = {}
+    """The driver's paths of the plugins, by their paths here."""
+
+    def work(say: Callable[[Report], None]) -> None:
+        if order.threads is not None:
+            torch.set_num_threads(order.threads)
+        here = {path: _write(path, content) for path, content in plugins.items()}
+        names.update({ours: theirs for theirs, ours in here.items()})
+        spec = validate({**order.spec, "plugins": [here[path] for path in order.spec["plugins"]]})
+        with tempfile.TemporaryDirectory(prefix="dsabench-", ignore_cleanup_errors=True) as folder:
+            _train(order, Job(order.run_id, spec, "", halve=order.halve), Path(folder), checkpoint, say)
+
+    try:
+        for report in _said(work):
+            yield _as_at_home(report, names)
+    except DsabenchError as error:  # no corpus, say
+        yield _as_at_home(Result(Refused(error)), names)
+    except OSError as error:  # a full disk, say
+        yield _as_at_home(Result(Refused(StoreError(str(error)))), names)
+
+
+def _said(work: Callable[[Callable[[Report], None]], None]) -> Iterator[Report]:
+    """What `work(say)` says, and raises, in a thread of its own: a run does not stop for what it tells."""
+    said: queue.Queue[Report | BaseException | None] = queue.Queue(MOST_UNSENT)
+
+    def run() -> None:
+        try:
+            work(said.put)
+            said.put(None)
+        except BaseException as error:
+            said.put(error)
+
+    threading.Thread(target=run, name="training", daemon=True).start()
+    while (report := said.get()) is not None:
+        if isinstance(report, BaseException):
+            raise report
+        yield report
+
+
+def _train(
+    order: Order, job: Job, store: Path, checkpoint: Mapping[str, Iterable[bytes]], say: Callable[[Report], None]
+) -> None:
+    found = fingerprint(job.spec, data_package.fingerprint(job.spec.data))
+    if found != order.fingerprint:
+        other = ", ".join(name for name in order.fingerprint if found.get(name) != order.fingerprint[name])
+        raise DataError(
+            f"{job.spec.data.source}: not the same as where the sweep was started (its {other} has another digest), "
+            "so that this would be another run; give every node the same files"
+        )
+    folder = run_folder(store, job.run_id)
+    if checkpoint:
+        (folder / "checkpoint").mkdir(parents=True)
+        for name, parts in checkpoint.items():
+            with (folder / "checkpoint" / name).open("wb") as file:
+                file.writelines(parts)
+        (folder / METRICS).write_bytes(order.metrics)
+    here = Here(store, resolve(job.spec.engine), order.concurrency, lambda line: say(Note(line)))
+    sent = _Sent(folder, len(order.metrics))
+    told_at = -UPDATE_SECONDS
+
+    def observe(update: Update) -> None:
+        nonlocal told_at
+        if time.monotonic() - told_at >= UPDATE_SECONDS:
+            told_at = time.monotonic()
+            say(update)
+        for report in sent.since(last=False):
+            say(report)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *rest, **more: say(Note(str(message)))
+        try:
+            here.begin(job, observe)
+            while (ended := here.turn()) is None:
+                pass
+        finally:
+            here.close()
+    for report in sent.since(last=True):
+        say(report)
+    outcome = ended[1]
+    if isinstance(outcome, Refused) and isinstance(outcome.error, DeviceLostError):
+        outcome = Crowded("lost its GPU beside others")
+    log = folder / LOG
+    say(Result(outcome, log.read_text(encoding="utf-8") if log.exists() else None))
+
+
+class _Sent:
+    """What of a run's folder is at home."""
+
+    def __init__(self, folder: Path, metrics: int) -> None:
+        self.folder, self.metrics = folder, metrics
+        self.checkpoint, self.at = self._newest(), time.monotonic()
+
+    def _newest(self) -> object:
+        return signature(self.folder / "checkpoint" / "state.json")
+
+    def since(self, last: bool) -> Iterator[Report]:
+        """What is new there: metrics before the checkpoint that they lead to; all of it when it is the last time."""
+        newest = self._newest()
+        if not last and (newest == self.checkpoint or time.monotonic() - self.at < HOME_SECONDS):
+            return
+        with suppress(FileNotFoundError), (self.folder / METRICS).open("rb") as file:
+            file.seek(self.metrics)
+            text = file.read()
+            if text:
+                self.metrics += len(text)
+                yield Lines(text)
+        if newest == self.checkpoint or (folder := find_checkpoint(self.folder.parent, self.folder.name)) is None:
+            return
+        self.checkpoint, self.at = newest, time.monotonic()
+        files = sorted(folder.iterdir())
+        yield Checkpoint({path.name: path.stat().st_size for path in files})
+        for path in files:
+            yield from pieces(path)
+
+
+def _write(plugin: str, content: bytes) -> str:
+    """Where this node has a plugin file: always in the same place, for a process loads it once."""
+    folder = cache_folder("plugins") / hashlib.sha256(content).hexdigest()[:32]
+    folder.mkdir(exist_ok=True)
+    file = folder / Path(plugin).name
+    if not file.exists() or file.read_bytes() != content:
+
+        def write(temporary: Path) -> None:
+            temporary.write_bytes(content)
+
+        replace_file(file, write)
+    return str(file)
+
+
+def _as_at_home(report: Report, names: Mapping[str, str]) -> Report:
+    """The report with the driver's paths of plugins in its texts, and an error that says where it came up."""
+
+    def said(text: str) -> str:
+        for ours, theirs in names.items():
+            text = text.replace(ours, theirs)
+        return text
+
+    match report:
+        case Note(line):
+            return Note(said(line))
+        case Result(Ended(RunRecord(error=str(error)) as record), log):
+            return Result(Ended(record.model_copy(update={"error": said(error)})), None if log is None else said(log))
+        case Result(Refused(error)):
+            return replace(report, outcome=Refused(type(error)(said(f"on node {platform.node()}: {error}"))))
+        case _:
+            return report

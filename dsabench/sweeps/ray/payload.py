@@ -1,0 +1,70 @@
+"""The payload of a run for a node: all it needs to train without any file of the driver's machine."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dsabench.attention.registry import plugin_digest
+from dsabench.errors import SpecError
+from dsabench.spec.run import RunSpec
+
+PIECE_BYTES = 8 * 2**20
+"""Most of a checkpoint in one piece: about what a node or the driver holds in memory of it at a time."""
+
+
+@dataclass(frozen=True)
+class Order:
+    """A Job, as plain values, and what its node needs besides."""
+
+    run_id: str
+    spec: dict[str, Any]
+    """Its paths are absolute ones of the driver's machine."""
+
+    fingerprint: dict[str, str]
+    """What the digests of corpus, tokenizer and plugin must be: with others it would be another run."""
+
+    halve: bool
+    concurrency: int
+    threads: int | None
+    """Of PyTorch, for a run on a CPU."""
+
+    metrics: bytes
+    """What is there of the run, up to its checkpoint's step."""
+
+
+def contents(specs: Sequence[RunSpec]) -> dict[str, bytes]:
+    """What each plugin file of the specs holds, by its path. Raises SpecError when it is not what was loaded."""
+    contents: dict[str, bytes] = {}
+    for path in dict.fromkeys(path for spec in specs for path in spec.plugins):
+        try:
+            contents[path] = Path(path).read_bytes()
+        except OSError as error:
+            raise SpecError(f"plugins: {path} cannot be read: {error.strerror}") from error
+    there = {hashlib.sha256(content).hexdigest() for content in contents.values()}
+    if changed := {kind for kind in {s.attention.kind for s in specs} if (d := plugin_digest(kind)) and d not in there}:
+        raise SpecError(f"plugins: the file of attention {min(changed)} was changed just now; start the sweep again")
+    return contents
+
+
+def absolute(spec: dict[str, Any], cpu: bool) -> dict[str, Any]:
+    """The spec's values for a node: no path in it depends on the current folder. cpu: without a GPU of Ray's."""
+    data, engine = spec["data"], spec["engine"]
+    kind, colon, path = data["source"].partition(":")
+    if colon and kind == "path":
+        data = {**data, "source": f"path:{Path(path).expanduser().absolute()}"}
+    if data["tokenizer"] not in ("bpe", "bytes"):
+        data = {**data, "tokenizer": str(Path(data["tokenizer"]).expanduser().absolute())}
+    if cpu and engine["device"] == "auto":
+        engine = {**engine, "device": "cpu"}
+    return {**spec, "data": data, "engine": engine}
+
+
+def pieces(path: Path) -> Iterator[bytes]:
+    """The content of a file, in pieces of at most PIECE_BYTES."""
+    with path.open("rb") as file:
+        while piece := file.read(PIECE_BYTES):
+            yield piece

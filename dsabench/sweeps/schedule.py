@@ -1,0 +1,223 @@
+"""A sweep, from its plan to its last record: which run is trained when, whatever place trains it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Literal
+
+from dsabench import data as data_package
+from dsabench.audit import gate
+from dsabench.engine import failures
+from dsabench.engine.device import environment, resolve
+from dsabench.engine.sink import Update
+from dsabench.errors import DeviceError, StoreError
+from dsabench.spec.run import DataSpec, RunSpec
+from dsabench.spec.sweep import Sweep
+from dsabench.store import RunBusyError, RunRecord, SweepRecord, index, read_sweep, write_sweep
+from dsabench.sweeps.dead_run import record_death
+from dsabench.sweeps.in_process import Here
+from dsabench.sweeps.launcher import Busy, Crowded, Died, Ended, Job, Launcher, Refused, TooManyWindows
+from dsabench.sweeps.micro_batch import MicroBatches
+from dsabench.sweeps.plan import PlannedRun, choose_concurrency, rungs, status
+
+BUSY_SECONDS = 0.5
+"""Time between looks at a run that another process trains."""
+
+
+def run_sweep(
+    sweep: Sweep,
+    planned: Sequence[PlannedRun],
+    store: str | Path,
+    *,
+    command: list[str] | None = None,
+    retry_failed: bool = False,
+    concurrency: int | None = None,
+    on_oom: Literal["fail", "accumulate"] = "fail",
+    launcher: Launcher | None = None,
+    started: Callable[[PlannedRun], Callable[[Update], None]] = lambda run: lambda update: None,
+    notify: Callable[[str], None] = lambda message: None,
+) -> Iterator[RunRecord]:
+    """Train the planned runs in order, yielding each one's record when it ends; a run that fails does not stop the
+    others, and one that another process trains is waited for.
+
+    launcher: where; None is in this process, `concurrency` runs at a time (None chooses: `choose_concurrency`). It is
+    closed at the end. on_oom: `accumulate` halves the micro-batch of a run that runs out of memory, and of all that it
+    is compared with; what was done with more is trained, and yielded, again. `started(run)` is called before each run
+    and gives the observer of its updates.
+    """
+    execution = resolve(planned[0].spec.engine)
+    _refuse_leaks([run.spec for run in planned if run.status != "done"], notify)
+    identity = _record_sweep(sweep, planned, Path(store), command, notify)
+    if launcher is None:
+        at_a_time = choose_concurrency(planned, execution) if concurrency is None else concurrency
+        launcher = Here(store, execution, at_a_time, notify)
+    schedule = _Schedule(planned, Path(store), MicroBatches(planned, store) if on_oom == "accumulate" else None, notify)
+    try:
+        while schedule.goes_on():
+            if schedule.only_the_crowded_are_left():
+                launcher.one_at_a_time()
+            while launcher.has_room() and (run := schedule.next()):
+                try:
+                    spec = schedule.spec_of(run)
+                except RunBusyError:
+                    schedule.is_busy(run)
+                    continue
+                again = retry_failed and run.run_id not in schedule.elsewhere
+                launcher.begin(Job(run.run_id, spec, identity, again, on_oom == "accumulate"), started(run))
+                schedule.active[run.run_id] = run
+            if not schedule.active:
+                time.sleep(BUSY_SECONDS)
+                schedule.look_again()
+                continue
+            ended = launcher.turn()
+            if ended is None:
+                continue
+            job, outcome = ended
+            run = schedule.active.pop(job.run_id)
+            match outcome:
+                case Ended(record, lost):
+                    yield record
+                    if lost:
+                        raise DeviceError(f"{failures.LOST} in {run.run_id}; the same command goes on with the others")
+                case Died(how, log):
+                    yield record_death(job, Path(store), how, log)
+                case Busy():
+                    schedule.is_busy(run)
+                case Crowded(why):
+                    schedule.is_crowded(run, why)
+                case TooManyWindows(fewer):
+                    schedule.is_cut(run, fewer)
+                case Refused(error):
+                    raise error
+    finally:
+        launcher.close()
+        if Path(store).is_dir():  # it may have vanished
+            with suppress(StoreError):  # a cache
+                index.update_now(Path(store))
+
+
+class _Schedule:
+    """Which run is next."""
+
+    def __init__(
+        self,
+        planned: Sequence[PlannedRun],
+        store: Path,
+        micro_batches: MicroBatches | None,
+        notify: Callable[[str], None],
+    ) -> None:
+        self.store, self.micro_batches, self.notify = store, micro_batches, notify
+        self.waiting = deque(planned)
+        self.active: dict[str, PlannedRun] = {}
+        self.crowded: list[PlannedRun] = []
+        """To be trained by themselves when all others have ended."""
+        self.elsewhere: dict[str, float] = {}
+        """Runs that were found in the hands of another process, and when they were last looked at."""
+
+    def goes_on(self) -> bool:
+        """Whether a run is under way or left."""
+        return bool(self.waiting or self.active or self.crowded)
+
+    def only_the_crowded_are_left(self) -> bool:
+        """Whether it is their turn now, in which case they wait like others from now on."""
+        if self.waiting or self.active:
+            return False
+        self.waiting.extend(self.crowded)
+        self.crowded.clear()
+        return True
+
+    def next(self) -> PlannedRun | None:
+        """The next run that may be looked at now; it no longer waits."""
+        now = time.monotonic()
+        for place, run in enumerate(self.waiting):
+            if now - self.elsewhere.get(run.run_id, -math.inf) >= BUSY_SECONDS:
+                del self.waiting[place]  # by its place: runs are slow to compare
+                return run
+        return None
+
+    def spec_of(self, run: PlannedRun) -> RunSpec:
+        """What is to be trained. Raises RunBusyError where another process trains the run."""
+        if status(self.store, run.run_id) == "running":
+            raise RunBusyError(run.run_id)
+        return self.micro_batches.agree(run, self.store) if self.micro_batches else run.spec
+
+    def look_again(self) -> None:
+        """Time has passed: `next` may return any run that waits."""
+        self.elsewhere = dict.fromkeys(self.elsewhere, -math.inf)
+
+    def is_busy(self, run: PlannedRun) -> None:
+        """Another process trains the run."""
+        if run.run_id not in self.elsewhere:
+            self.notify(f"{run.run_id} is being trained by another process; it is looked at again later")
+        self.elsewhere[run.run_id] = time.monotonic()
+        self.waiting.append(run)
+
+    def is_crowded(self, run: PlannedRun, why: str) -> None:
+        """The run is trained again when it can be alone."""
+        self.crowded.append(run)
+        self.notify(f"{run.run_id} {why}; it is trained alone afterwards")
+
+    def is_cut(self, run: PlannedRun, fewer: int) -> None:
+        """The run, and all that it is compared with, have fewer windows at a time."""
+        assert self.micro_batches is not None
+        others = self.micro_batches.lower(run, fewer, self.store)
+        waiting = {other.run_id for other in self.waiting}
+        self.waiting.extend(other for other in others if other.run_id not in waiting)
+        self.waiting.appendleft(run)
+        more = f", and so are {len(others)} done runs that it is compared with" if others else ""
+        self.notify(f"{run.run_id} ran out of memory; it is trained with {fewer} windows at a time{more}")
+
+
+def _record_sweep(
+    sweep: Sweep, planned: Sequence[PlannedRun], store: Path, command: list[str] | None, notify: Callable[[str], None]
+) -> str:
+    """Write the sweep's record; its id. The verdict stays what it was when the sweep began."""
+    identity = sweep_id(sweep, planned)
+    spec, created = sweep.plain(), {}
+    if (store / "sweeps" / f"{identity}.json").exists():
+        before = read_sweep(store, identity)
+        created = {"created": before.created}
+        first = before.spec.get("verdict", spec["verdict"])
+        if first != spec["verdict"]:  # a margin moved after runs were seen proves nothing
+            notify(
+                f"the verdict of this sweep was fixed when it began: {first}, and stays so; "
+                "`dsabench compare --margin` shows another"
+            )
+        spec["verdict"] = first
+    record = SweepRecord(
+        id=identity,
+        **created,
+        spec=spec,
+        run_ids=[run.run_id for run in planned],
+        rungs=rungs(sweep),
+        command=command,
+        environment=environment(resolve(planned[0].spec.engine)),
+    )
+    write_sweep(store, record)
+    return identity
+
+
+def _refuse_leaks(specs: Sequence[RunSpec], notify: Callable[[str], None]) -> None:
+    """Before the first run of a sweep is trained, so that a leak is not found hours later. Raises LeakError."""
+    vocab_sizes: dict[DataSpec, int] = {}
+    for i, spec in enumerate(specs):
+        if i == 0:
+            notify("auditing the models for look-ahead")
+        if spec.data not in vocab_sizes:
+            vocab_sizes[spec.data] = data_package.prepare(spec.data).vocab_size
+        gate.refuse_leaks(spec, vocab_sizes[spec.data], resolve(spec.engine))
+
+
+def sweep_id(sweep: Sweep, planned: Sequence[PlannedRun]) -> str:
+    """<config name>-<8 hex over the run ids>: the same sweep is the same record."""
+    text = json.dumps(sorted(run.run_id for run in planned))
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", sweep.name).strip("-._")[:100] or "sweep"
+    return f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"

@@ -1,0 +1,143 @@
+"""One run, from spec to record; the Python API behind `dsabench train`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from contextlib import nullcontext
+from pathlib import Path
+
+from dsabench import data as data_package
+from dsabench.audit import gate
+from dsabench.data import cut
+from dsabench.engine import failures, loop, memory_plan
+from dsabench.engine.data_parallel import leader
+from dsabench.engine.device import environment, resolve
+from dsabench.engine.sink import Update
+from dsabench.engine.slot import Slots
+from dsabench.errors import DeviceError, DsabenchError
+from dsabench.shutdown import deferred
+from dsabench.spec.identity import run_id
+from dsabench.spec.run import RunSpec
+from dsabench.store import RunDoneError, RunRecord, RunWriter, read_run
+from dsabench.sweeps.plan import fingerprint, status
+
+
+def train(
+    spec: RunSpec,
+    store: str | Path = "runs",
+    *,
+    sweep: str | None = None,
+    retry_failed: bool = False,
+    data_parallel: int = 1,
+    observe: Callable[[Update], None] = lambda update: None,
+    notify: Callable[[str], None] = lambda message: None,
+) -> RunRecord:
+    """Train one run and store it; a run that is done is returned as it is, an interrupted one resumes.
+
+    A run that fails (a loss that is not finite, out of memory, an exception in a plugin) is returned with status
+    `failed` and its reason; a stored failure is returned again unless `retry_failed`. Raises DsabenchError for bad
+    input before anything is written and when the store cannot be written (RunBusyError: another process trains the
+    run), and lets KeyboardInterrupt through after a checkpoint and marking the run `interrupted`.
+
+    data_parallel: processes that train it together, a GPU each (on a CPU, cores of it), on equal shares of every batch;
+    the same run for every number of them. The store is written, and signals are heard, by this process alone.
+    """
+    slots = Slots()
+    return loop.to_the_end(
+        training(spec, Path(store), sweep, retry_failed, observe, notify, slots, data_parallel=data_parallel)
+    )
+
+
+def training(
+    spec: RunSpec,
+    store: Path,
+    sweep: str | None,
+    retry_failed: bool,
+    observe: Callable[[Update], None],
+    notify: Callable[[str], None],
+    slots: Slots,
+    halve: bool = False,
+    data_parallel: int = 1,
+) -> Generator[None, None, RunRecord]:
+    """`train`, in a slot, yielding while the device is at work.
+
+    Raises NoRoomBesideOthersError when memory runs out in a slot that is not the only one, with `halve`
+    TooManyWindowsError when it does with a micro-batch that can be halved, and DeviceLostError.
+    """
+    execution = leader.spread(spec, resolve(spec.engine), data_parallel)
+    data = data_package.prepare(spec.data, progress=notify)
+    windows = cut(data, spec.length)  # raises before the run exists when no document holds a window
+    notes = [*data.notes, *windows.notes]
+    for note in notes:
+        notify(note)
+    digests = fingerprint(spec, data.fingerprint)
+    identity = run_id(spec, digests)
+    if not retry_failed and status(store, identity) == "failed":
+        return read_run(store, identity)
+    if status(store, identity) == "done":
+        return read_run(store, identity)
+    windows_at_a_time = memory_plan.plan(
+        spec, data.vocab_size, execution, share=1 / slots.count
+    ).micro_batch  # or raises
+    audit = gate.refuse_leaks(spec, data.vocab_size, execution)
+    for note in audit.notes(spec):
+        notify(note)
+    died = "" if retry_failed else failures.death(store / identity)
+    about = {"concurrency": slots.count, "data_notes": notes, "audit": audit.record()}
+    mark = {"leak": audit.leak if audit.crash is None else None}
+    try:
+        writer = RunWriter.open(
+            store,
+            identity,
+            spec=spec.model_dump(mode="json"),
+            fingerprint=digests,
+            environment={**environment(execution), **about},
+            sweep=sweep,
+        )
+    except RunDoneError as done:
+        return done.record
+    with writer:
+        if died:
+            return writer.finish("failed", summary=mark, error=failures.of_death(died.splitlines()[0]), log=died)
+        try:
+            if audit.crash is not None:  # no answer, and the training would only meet it again
+                raise audit.crash
+            listening = failures.deaths(writer.path) if slots.count == 1 else nullcontext()
+            with listening:
+                if data_parallel > 1:
+                    summary = leader.train(spec, identity, data.fingerprint, execution, writer, observe)
+                else:
+                    summary = yield from loop.train(spec, data, execution, writer, observe, slots)
+        except (KeyboardInterrupt, GeneratorExit, DsabenchError):
+            writer.finish("interrupted", summary=mark)
+            raise
+        except Exception as error:
+            fewer = failures.smaller(spec.batch_size, windows_at_a_time) if halve else None
+            if failures.is_out_of_memory(error) and (slots.count > 1 or fewer):
+                writer.finish("interrupted", summary=mark)
+                raise (
+                    TooManyWindowsError(fewer) if slots.count == 1 and fewer else NoRoomBesideOthersError()
+                ) from None
+            if slots.count > 1 and failures.is_lost(execution):
+                writer.finish("interrupted", summary=mark)
+                raise DeviceLostError(f"{failures.LOST}, shared by {slots.count} runs: give --concurrency 1") from error
+            reason = failures.reason(spec, error, windows_at_a_time)
+            return writer.finish("failed", summary=mark, error=reason, log=failures.log(error))
+        with deferred():  # done is done
+            return writer.finish("done", summary={**summary, **mark})
+
+
+class DeviceLostError(DeviceError):
+    """The device fails every call from now on, and which of several runs is to blame is not known."""
+
+
+class NoRoomBesideOthersError(Exception):
+    """The run needs the device for itself."""
+
+
+class TooManyWindowsError(Exception):
+    """The run needs a smaller micro-batch."""
+
+    def __init__(self, fewer: int) -> None:
+        self.fewer = fewer
+        """The one to try."""

@@ -1,0 +1,1 @@
+"""Runs trained by worker processes, one for each device of this machine."""

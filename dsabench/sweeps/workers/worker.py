@@ -1,0 +1,129 @@
+"""The worker process: it trains the runs that its parent, which has `pool.Workers`, sends it.
+
+    python -P -c ENTRY FD
+
+FD is the worker's end of a pipe. The parent sends where modules are found, a `Start`, then `Assignment`s; the worker
+sends updates of runs, lines for the user, and what became of each job. At STOP, and when its parent is gone, it ends,
+with what is under way checkpointed and marked `interrupted`.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import warnings
+from multiprocessing.connection import Connection
+
+import torch
+
+from dsabench.engine.device import resolve
+from dsabench.errors import DsabenchError
+from dsabench.shutdown import on_signals
+from dsabench.spec.run import EngineSpec
+from dsabench.sweeps.in_process import Here
+from dsabench.sweeps.launcher import Ended, Note, Refused
+from dsabench.sweeps.single_run import DeviceLostError
+from dsabench.sweeps.workers.protocol import Assignment, OneAtATime, Order, Progress, Ready, Report, Result, Start
+
+STOP = signal.SIGUSR1
+"""Asks to stop. SIGINT and SIGTERM often reach all processes of a group, and the parent is the one to decide."""
+
+ENTRY = f"""
+import os, signal, sys
+signal.signal(signal.{STOP.name}, lambda *_: os._exit(0))
+from multiprocessing.connection import Connection
+pipe = Connection(int(sys.argv[1]))
+sys.path[:] = pipe.recv()
+from dsabench.sweeps.workers.worker import main
+main(pipe)
+"""
+"""What Python is started with: it finds modules where its parent does, and nowhere else. Asked to stop (STOP) before it
+has loaded them it just ends, having begun nothing."""
+
+LOST = 3
+"""Exit code of a worker whose device takes no more work."""
+
+
+class _Parent:
+    """The other end of the pipe."""
+
+    def __init__(self, pipe: Connection) -> None:
+        self.pipe = pipe
+
+    def tell(self, report: Report) -> None:
+        """Say something; when the parent is gone, stop as if asked to: a run must not fail of it."""
+        try:
+            self.pipe.send(report)
+        except OSError:
+            raise KeyboardInterrupt from None
+
+    def hear(self) -> Order:
+        """The next order."""
+        try:
+            order: Order = self.pipe.recv()
+        except (EOFError, OSError):
+            raise KeyboardInterrupt from None
+        return order
+
+
+def work(pipe: Connection) -> int:
+    """Until the parent closes the pipe, which is a KeyboardInterrupt, or the device is lost; the exit code."""
+    start: Start = pipe.recv()
+    parent = _Parent(pipe)
+    if start.threads is not None:
+        torch.set_num_threads(start.threads)
+    warnings.showwarning = lambda message, *rest, **more: parent.tell(Note(str(message)))
+    here = Here(
+        start.store,
+        resolve(EngineSpec.model_validate(start.engine)),
+        start.concurrency,
+        lambda line: parent.tell(Note(line)),
+    )
+    parent.tell(Ready())
+    try:
+        while True:
+            while not here.active or pipe.poll():
+                _take(parent.hear(), here, parent)
+            ended = here.turn()
+            if ended is None:
+                continue
+            job, outcome = ended
+            if isinstance(outcome, Refused) and isinstance(outcome.error, DeviceLostError):
+                print(outcome.error, file=sys.stderr)
+                return LOST
+            lost = isinstance(outcome, Ended) and outcome.lost
+            parent.tell(Result(job.run_id, Ended(outcome.record) if isinstance(outcome, Ended) else outcome, lost))
+            if lost:
+                return 0
+    finally:
+        here.close()
+
+
+def _take(order: Order, here: Here, parent: _Parent) -> None:
+    match order:
+        case Assignment(run_id=run_id):
+            try:
+                job = order.job()
+            except DsabenchError as error:  # a plugin that works once only, say
+                parent.tell(Result(run_id, Refused(error)))
+                return
+            here.begin(job, lambda update: parent.tell(Progress(run_id, update)))
+        case OneAtATime():
+            here.one_at_a_time()
+        case _:
+            raise AssertionError(order)
+
+
+def main(pipe: Connection) -> None:
+    """As the module says; does not return."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    with on_signals([STOP]):
+        try:
+            code = work(pipe)
+        except KeyboardInterrupt:
+            code = 0
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # threads of libraries do not keep it

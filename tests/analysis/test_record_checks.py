@@ -1,0 +1,189 @@
+"""The audit finds what is planted, one defect a test, and is content with runs that have none."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from synthetic import experiment
+
+from dsabench.analysis import record_checks as audit_module
+from dsabench.analysis.pairing import find_pairs
+from dsabench.analysis.record_checks import Check, audit
+from dsabench.analysis.variants import label_variants
+from dsabench.store import load_curves, load_runs
+
+NAMES = {
+    "leak": "Look-ahead",
+    "win": "No win too large to believe",
+    "position": "Loss by position",
+    "start": "Start of training",
+    "chance": "Better than token frequencies",
+    "data": "Same text, same tokens",
+    "size": "Same size but for the indexer",
+    "machine": "Same machine",
+    "recall": "The indexer learnt",
+    "complete": "No run missing",
+}
+
+
+class Recorded:
+    """What 12 honest runs recorded: tables to plant a defect in."""
+
+    def __init__(self, runs: pd.DataFrame, curves: pd.DataFrame) -> None:
+        self.runs, self.curves = runs.copy(), curves.copy()
+
+    def rows(self, attention: str, n: int | None = None) -> list[int]:
+        """Index of the runs of an attention, the first n."""
+        return list(self.runs.index[self.runs["attention"] == attention][:n])
+
+    def ids(self, attention: str, n: int | None = None) -> tuple[str, ...]:
+        return tuple(self.runs.loc[self.rows(attention, n), "run_id"])
+
+    def checks(self, audited: int = 0) -> dict[str, Check]:
+        labelled = label_variants(self.runs)
+        found = audit(labelled, find_pairs(labelled, "dense").frame, self.curves, audited=audited)
+        assert [check.name for check in found] == list(NAMES.values())
+        return dict(zip(NAMES, found, strict=True))
+
+    def only(self, name: str, outcome: str, *words: str) -> Check:
+        """The check `name` has this outcome and all others are content."""
+        found = self.checks(audited=len(self.runs))
+        assert {key: check.outcome for key, check in found.items() if check.outcome != "ok"} == {name: outcome}
+        for word in words:
+            assert word in found[name].text
+        return found[name]
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("audit") / "runs"
+    experiment(folder, lengths=(64, 128), seeds=(1, 2, 3))
+    return folder
+
+
+@pytest.fixture
+def recorded(store: Path) -> Recorded:
+    runs = load_runs(store)
+    return Recorded(runs, load_curves(store, columns=["val_loss", "loss_by_position"]).frame)
+
+
+def test_honest_runs_pass_with_their_numbers(recorded: Recorded) -> None:
+    found = recorded.checks(audited=12)
+    assert {check.outcome for check in found.values()} == {"ok"}
+    assert not any(check.run_ids for check in found.values())
+    starts = recorded.curves.loc[recorded.curves["step"] == 0, "val_loss"]
+    assert f"{starts.min():.3f} to {starts.max():.3f} nats" in found["start"].text
+    assert "9.011" in found["start"].text
+    assert f"{math.log(8192):.3f}" == "9.011"
+    assert "6.750 nats" in found["chance"].text
+    assert "same 9,400,000 parameters; an indexer has 332,288 more" in found["size"].text
+    assert "DSA 0.90 (chance 0.60)" in found["recall"].text
+    d = recorded.runs.set_index(["attention", "length", "seed"])["val_loss"]
+    assert f"{(d['dsa'] - d['dense']).min():+.3f} nats" in found["win"].text
+    assert "All 12 runs" in found["complete"].text
+    assert "same corpus, tokenizer and number of tokens" in found["data"].text
+
+
+def test_without_an_audit_it_says_so(recorded: Recorded) -> None:
+    found = recorded.checks()
+    assert found["leak"].outcome == "not recorded"
+    assert "No causality audit is recorded in these runs" in found["leak"].text
+    assert recorded.checks(audited=5)["leak"].outcome == "warn"
+
+
+def test_a_marked_leak(recorded: Recorded) -> None:
+    recorded.runs["leak"] = pd.array([False] * len(recorded.runs), dtype="boolean")
+    recorded.runs.loc[recorded.rows("dsa", 2), "leak"] = True
+    assert recorded.only("leak", "fail", "2 runs marked LEAK").run_ids == recorded.ids("dsa", 2)
+
+
+def test_a_win_that_is_absurd(recorded: Recorded) -> None:
+    recorded.runs.loc[recorded.rows("dsa", 1), "val_loss"] -= 2
+    assert recorded.only("win", "fail", "1 of 6 pairs", "a bug until shown otherwise").run_ids == recorded.ids("dsa", 1)
+
+
+@pytest.mark.parametrize(("nats", "outcome"), [(0.3, "warn"), (3.0, "fail")])
+def test_an_advantage_early_in_the_window(recorded: Recorded, nats: float, outcome: str) -> None:
+    """What a leak does: the loss falls at the positions before k, and a little in the mean."""
+    leaking = recorded.curves["run_id"].isin(recorded.ids("dsa")) & recorded.curves["loss_by_position"].notna()
+    for i in recorded.curves.index[leaking]:
+        losses = np.array(recorded.curves.at[i, "loss_by_position"])
+        losses[: len(losses) // 8] -= nats
+        recorded.curves.at[i, "loss_by_position"] = losses
+    recorded.only("position", outcome, "DSA", "part 1 of 8", f"-{nats:.1f}")
+
+
+def test_a_first_loss_far_from_that_of_guessing(recorded: Recorded) -> None:
+    mine = recorded.curves["run_id"].isin(recorded.ids("dense", 1)) & (recorded.curves["step"] == 0)
+    recorded.curves.loc[mine, "val_loss"] = 236.0
+    found = recorded.only("start", "warn", "1 of 12 runs", "to 236.000", "9.011")
+    assert found.run_ids == recorded.ids("dense", 1)
+
+
+def test_a_run_that_learnt_nothing(recorded: Recorded) -> None:
+    recorded.runs.loc[recorded.rows("dense", 1), "unigram_loss"] = 4.0
+    assert recorded.only("chance", "fail", "1 of 12 runs", "learnt nothing").run_ids == recorded.ids("dense", 1)
+
+
+@pytest.mark.parametrize("column", ["tokens", "fingerprint.tokenizer"])
+def test_a_pair_on_different_data(recorded: Recorded, column: str) -> None:
+    """Digests that differ make settings of their own, so such a pair can only come from a caller's own frame."""
+    labelled = label_variants(recorded.runs)
+    pairs = find_pairs(labelled, "dense").frame
+    pairs[f"a.{column}"] = pairs[f"a.{column}"].astype(object)
+    pairs.loc[0, f"a.{column}"] = "other"
+    found = next(check for check in audit(labelled, pairs, recorded.curves) if check.name == NAMES["data"])
+    assert found.outcome == "fail"
+    assert found.run_ids == (pairs.loc[0, "a.run_id"],)
+    assert ("tokenizer" if "." in column else "number of tokens") in found.text
+
+
+def test_two_corpora_are_named(recorded: Recorded) -> None:
+    recorded.runs.loc[recorded.runs["seed"] == 3, "fingerprint.corpus"] = "c1"
+    recorded.only("data", "warn", "2 corpora", "never pooled")
+
+
+def test_models_of_another_size(recorded: Recorded) -> None:
+    recorded.runs.loc[recorded.rows("dsa", 1), "params"] += 1024
+    assert recorded.only("size", "fail", "1 of 6 pairs", "1,024").run_ids == recorded.ids("dsa", 1)
+
+
+def test_pairs_of_two_machines(recorded: Recorded) -> None:
+    recorded.runs.loc[recorded.rows("dense", 2), "environment.device_name"] = "another"
+    recorded.only("machine", "warn", "2 of 6 pairs", "times and memory are not")
+
+
+def test_a_selection_at_chance(recorded: Recorded) -> None:
+    recorded.runs.loc[recorded.rows("dsa", 1), "mass_recall"] = 0.61
+    assert recorded.only("recall", "warn", "1 of 6 runs", "at random").run_ids == recorded.ids("dsa", 1)
+
+
+def test_runs_that_did_not_finish(recorded: Recorded) -> None:
+    recorded.runs.loc[recorded.rows("dsa", 1), "status"] = "failed"
+    recorded.only("complete", "warn", "1 of 12 runs did not finish (1 failed)")
+
+
+def test_nothing_finished_is_not_a_pass(recorded: Recorded) -> None:
+    recorded.runs["status"] = "failed"
+    outcomes = {name: check.outcome for name, check in Recorded(recorded.runs, recorded.curves[:0]).checks().items()}
+    assert outcomes.pop("complete") == "warn"
+    assert set(outcomes.values()) == {"not recorded"}
+
+
+def test_a_store_that_records_little(recorded: Recorded) -> None:
+    """As a plugin's or an older version's may: every check says so and none passes for want of numbers."""
+    keep = ["run_id", "status", "attention", "length", "seed", "val_loss", "updated", "attention.kind"]
+    found = Recorded(recorded.runs[keep], recorded.curves.assign(loss_by_position=None)).checks()
+    assert {name for name, check in found.items() if check.outcome == "ok"} == {"win", "machine", "complete"}
+    assert {found[name].outcome for name in ("start", "chance", "data", "size", "recall", "position")} == {
+        "not recorded"
+    }
+
+
+def test_the_limits_are_far_from_what_seeds_do() -> None:
+    """On an H100, 20 pairs of the shipped experiment: eighths of the window differ by at most 0.013 nats."""
+    assert 5 * 0.013 < audit_module.LARGE_WIN < audit_module.ABSURD_WIN

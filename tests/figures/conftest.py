@@ -1,0 +1,34 @@
+"""A store that the tests of figures look at."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import synthetic
+from figure_tools import DENSE, SPARSE, at
+
+from dsabench.figures.data import FigureData
+
+
+@pytest.fixture(scope="session")
+def usual(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two lengths, dense and three k/L, three seeds."""
+    store = tmp_path_factory.mktemp("usual")
+    synthetic.experiment(store, lengths=(64, 128), attentions=[DENSE, *SPARSE], seeds=(1, 2, 3), evaluations=10)
+    return store
+
+
+@pytest.fixture(scope="session")
+def shown(usual: Path) -> FigureData:
+    return at(usual)
+
+
+@pytest.fixture(scope="session")
+def of_tasks(tmp_path_factory: pytest.TempPathFactory) -> FigureData:
+    """The same of runs on a task."""
+    store = tmp_path_factory.mktemp("tasks")
+    synthetic.experiment(
+        store, lengths=(64, 128), attentions=[DENSE, *SPARSE], seeds=(1, 2, 3), evaluations=10, **synthetic.TASK
+    )
+    return at(store)

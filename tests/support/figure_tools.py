@@ -1,0 +1,47 @@
+"""What the tests of figures share: attentions, stores, and how to find what a figure shows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from dsabench.analysis.scope import look_at
+from dsabench.figures.catalogue import draw
+from dsabench.figures.data import Drawn, FigureData, figure_data
+
+DENSE, DSA = {"kind": "dense"}, {"kind": "dsa", "top_k_ratio": 0.5}
+RATIOS = (0.1, 0.25, 0.5)
+SPARSE = [{"kind": "dsa", "top_k_ratio": ratio} for ratio in RATIOS]
+H200 = {"device_name": "NVIDIA H200 of another machine", "precision": "fp32"}
+
+
+def pages(name: str, data: FigureData) -> list[Figure]:
+    drawn = draw(name, data)
+    assert isinstance(drawn, Drawn), drawn
+    return drawn.pages
+
+
+def reason(name: str, data: FigureData) -> str:
+    drawn = draw(name, data)
+    assert isinstance(drawn, str)
+    return drawn
+
+
+def caption(figure: Figure) -> str:
+    return " ".join(figure.get_supxlabel().split())
+
+
+def legend(figure: Figure) -> list[str]:
+    return [text.get_text() for text in figure.legends[0].get_texts()]
+
+
+def means(axes: Axes, marker: str) -> list[Any]:
+    """The lines of means of a look, large markers on a line, in drawing order."""
+    return [line for line in axes.lines if line.get_marker() == marker and line.get_linestyle() != "None"]
+
+
+def at(store: Path, **choice: Any) -> FigureData:
+    return figure_data(look_at(store, **choice))

@@ -1,0 +1,421 @@
+"""Runs and sweeps from text to record: pairing, resuming to the bit, failing, and the Python API."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import dsabench
+from dsabench.data import Windows, prepare
+from dsabench.engine import loop
+from dsabench.engine.device import resolve
+from dsabench.engine.evaluation import Evaluator
+from dsabench.engine.slot import Slots
+from dsabench.engine.step import TrainStep
+from dsabench.errors import DataError, DeviceError, StoreError
+from dsabench.spec.run import EngineSpec, RunSpec
+from dsabench.spec.sweep import Sweep, validate
+from dsabench.store import read_run
+from dsabench.sweeps import plan, single_run
+from dsabench.sweeps.schedule import run_sweep
+
+MODEL = {"d_model": 32, "n_layers": 2, "n_heads": 2, "d_ff": 32, "n_experts": 2, "experts_per_token": 1}
+DSA = {"kind": "dsa", "top_k_ratio": 0.25, "indexer": {"n_heads": 2, "head_dim": 8, "warmup_share": 0.25}}
+
+
+def base(corpus: Path, **train: Any) -> dict[str, Any]:
+    return {
+        "length": 32,
+        "seed": 1,
+        "attention": DSA,
+        "model": MODEL,
+        "data": {"source": f"path:{corpus}", "vocab_size": 300, "val_share": 0.25},
+        "train": {
+            "steps": 40, "tokens_per_step": 256, "learning_rate": 1e-2, "warmup_steps": 5, "eval_every": 20,
+            "eval_tokens": 1024, "log_every": 10, **train,
+        },
+        "engine": {"device": "cpu"},
+    }  # fmt: skip
+
+
+def spec_of(corpus: Path, **train: Any) -> RunSpec:
+    return validate(base(corpus, **train))
+
+
+def dense(spec: RunSpec) -> RunSpec:
+    return RunSpec.model_validate({**spec.model_dump(exclude={"attention"}), "attention": {"kind": "dense"}})
+
+
+@pytest.fixture(scope="module")
+def trained(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with a dense and a DSA run of 40 steps."""
+    store = tmp_path_factory.mktemp("trained") / "runs"
+    for spec in (dense(spec_of(corpus)), spec_of(corpus)):
+        assert single_run.train(spec, store).status == "done"
+    return store
+
+
+def test_training_on_a_cpu_does_without_pytorchs_compiler(corpus: Path, tmp_path: Path) -> None:
+    """Which takes seconds to import: who needs it imports it then."""
+    code = (
+        "import sys; from pathlib import Path; from dsabench.sweeps import single_run\n"
+        "from dsabench.spec.run import RunSpec\n"
+        "assert single_run.train(RunSpec.model_validate_json(sys.argv[1]), Path(sys.argv[2])).status == 'done'\n"
+        "sys.exit('torch._dynamo' in sys.modules)"
+    )
+    words = [sys.executable, "-c", code, spec_of(corpus, steps=2).model_dump_json(), str(tmp_path)]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
+
+
+def test_a_run_learns_and_records_what_it_saw(trained: Path) -> None:
+    runs = dsabench.load_runs(trained)
+    assert sorted(runs["attention"]) == ["dense", "dsa"]
+    assert (runs["status"] == "done").all()
+    assert (runs["val_loss"] < runs["unigram_loss"]).all()
+    assert runs["val_accuracy"].between(0.01, 1).all()
+    for _, run in runs.iterrows():
+        assert run["val_bits_per_byte"] == pytest.approx(run["val_loss"] / np.log(2) / bytes_per_token(run), rel=0.2)
+        assert run["tokens"] == 40 * 256
+        assert run["step_ms"] > 0
+        assert run["flops"] > 0
+    by_kind = runs.set_index("attention")
+    assert by_kind.loc["dsa", "params"] - by_kind.loc["dsa", "indexer_params"] == by_kind.loc["dense", "params"]
+    assert by_kind.loc["dense", "indexer_params"] == 0
+    assert pd.isna(by_kind.loc["dense", "mass_recall"])
+    assert by_kind.loc["dsa", "mass_recall_chance"] == pytest.approx(np.mean([8 / (t + 1) for t in range(8, 32)]))
+    index = pd.read_parquet(trained / "index.parquet")
+    assert set(index["run_id"]) == set(runs["run_id"])
+
+
+def bytes_per_token(run: pd.Series) -> float:
+    return 2.5  # four-letter words and a space, merged to 300 tokens: 2 to 3 bytes a token
+
+
+def test_the_curves_start_at_ln_v_and_hold_every_metric(trained: Path) -> None:
+    metrics = dsabench.load_metrics(trained)
+    evals = metrics[metrics["kind"] == "eval"]
+    assert sorted(evals["step"].unique()) == [0, 20, 40]
+    first = evals[evals["step"] == 0]
+    assert first["val_loss"].to_numpy() == pytest.approx([np.log(300)] * 2, rel=0.03)
+    train = metrics[metrics["kind"] == "train"]
+    assert sorted(train["step"].unique()) == [10, 20, 30, 40]
+    for column in ("loss", "grad_norm", "balance_loss", "router_entropy", "expert_load_max", "tokens_per_second", "kl"):
+        assert train[column].notna().any(), column
+
+
+def test_weights_at_step_0_and_batches_are_paired(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For dense and DSA of one seed: every shared parameter and every batch, to the bit."""
+    seen: dict[str, Any] = {}
+    honest = TrainStep.run
+
+    def spy(self: TrainStep, first: int, stage: Any, batches: torch.Tensor, *rest: Any) -> torch.Tensor:
+        kind = self.spec.attention.kind
+        seen.setdefault(
+            kind, {"weights": {n: p.detach().clone() for n, p in self.model.named_parameters()}, "batches": []}
+        )
+        seen[kind]["batches"].append(batches.clone())
+        return honest(self, first, stage, batches, *rest)
+
+    monkeypatch.setattr(TrainStep, "run", spy)
+    data = prepare(spec_of(corpus).data)
+    for spec in (spec_of(corpus, steps=12), dense(spec_of(corpus, steps=12))):
+        loop.to_the_end(loop.train(spec, data, resolve(spec.engine), Nowhere()))
+    one, other = seen["dsa"], seen["dense"]
+    assert torch.equal(torch.cat(one["batches"]), torch.cat(other["batches"]))
+    shared = one["weights"].keys() & other["weights"].keys()
+    assert shared == other["weights"].keys()
+    for name in shared:
+        assert torch.equal(one["weights"][name], other["weights"][name]), name
+
+
+class Nowhere:
+    """A sink that keeps nothing."""
+
+    def metrics(self, record: dict[str, Any]) -> None: ...
+    def rewind(self, step: int) -> None: ...
+    def checkpoint(self) -> None: ...
+    def replace_checkpoint(self, write: Any) -> None: ...
+
+
+def test_another_seed_has_other_batches_and_the_same_evaluation(corpus: Path) -> None:
+    windows = Windows(prepare(spec_of(corpus).data), 32)
+    assert not np.array_equal(windows.batch_starts(1, 0, 8), windows.batch_starts(2, 0, 8))
+    assert not np.array_equal(windows.batch_starts(1, 0, 8), windows.batch_starts(1, 1, 8))
+
+
+def test_a_done_run_is_not_repeated(corpus: Path, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "train", lambda *a, **k: pytest.fail("trained again"))
+    assert single_run.train(spec_of(corpus), trained).status == "done"
+    planned = plan.plan([spec_of(corpus), spec_of(corpus, steps=7)], trained)
+    assert [run.status for run in planned] == ["done", "new"]
+
+
+def test_the_same_spec_gives_the_same_bits(corpus: Path, trained: Path, tmp_path: Path) -> None:
+    again = single_run.train(spec_of(corpus), tmp_path / "again")
+    first = read_run(trained, again.run_id)
+    for name in ("val_loss", "train_loss", "val_accuracy", "mass_recall"):
+        assert again.summary[name] == first.summary[name]
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from dsabench.sweeps import plan, single_run
+from dsabench.spec.sweep import validate
+import json
+spec = validate(json.loads(sys.argv[1]))
+def observe(update):
+    print(update.step, flush=True)
+    if update.step >= int(sys.argv[3]):
+        os.kill(os.getpid(), signal.SIGKILL)
+single_run.train(spec, sys.argv[2], observe=observe)
+"""
+
+
+@pytest.mark.parametrize("kind", ["dense", "dsa"])
+def test_a_killed_run_resumes_to_the_same_bits(kind: str, corpus: Path, trained: Path, tmp_path: Path) -> None:
+    """SIGKILL half-way; started again it ends with the loss, the weights and the records of the undisturbed run."""
+    values = {**base(corpus), **({"attention": {"kind": "dense"}} if kind == "dense" else {})}
+    values["engine"] = {"device": "cpu", "checkpoint_every": 15}
+    store = tmp_path / "runs"
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, json.dumps(values), str(store), "30"], capture_output=True, text=True,
+        timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    (identity,) = [path.name for path in store.iterdir() if path.name.startswith(kind)]
+    assert read_run(store, identity).status == "interrupted"
+    assert (store / identity / "checkpoint").is_dir()
+    steps = []
+    record = single_run.train(validate(values), store, observe=lambda update: steps.append(update.step))
+    assert min(steps) > 15, "the run began anew instead of resuming"
+    whole = read_run(trained, identity)
+    for name in ("val_loss", "train_loss", "val_accuracy", "val_bits_per_byte", "mass_recall", "flops"):
+        assert record.summary.get(name) == whole.summary.get(name), name
+    resumed, undisturbed = dsabench.load_model(store, identity), dsabench.load_model(trained, identity)
+    for a, b in zip(resumed.parameters(), undisturbed.parameters(), strict=True):
+        assert torch.equal(a, b)
+    ours, theirs = (evals(folder, identity) for folder in (store, trained))
+    pd.testing.assert_frame_equal(ours, theirs)
+
+
+def test_a_kill_between_the_last_checkpoint_and_the_record_loses_nothing(
+    corpus: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(self: Any, *rest: Any, **more: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.TrainingRun, "_summary", killed)
+        with pytest.raises(KeyboardInterrupt):
+            single_run.train(spec_of(corpus), tmp_path / "runs")
+    monkeypatch.setattr(TrainStep, "run", lambda *rest: pytest.fail("a step was repeated"))
+    record = single_run.train(spec_of(corpus), tmp_path / "runs")
+    whole = read_run(trained, record.run_id)
+    assert record.status == "done"
+    for name in ("val_loss", "train_loss", "mass_recall", "flops"):
+        assert record.summary[name] == whole.summary[name]
+    pd.testing.assert_frame_equal(evals(tmp_path / "runs", record.run_id), evals(trained, record.run_id))
+
+
+def evals(store: Path, identity: str) -> pd.DataFrame:
+    metrics = dsabench.load_metrics(store, run_ids=[identity])
+    return metrics[metrics["kind"] == "eval"][["step", "val_loss", "val_accuracy", "train_loss"]].reset_index(drop=True)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_at_its_step(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = TrainStep._compute
+    calls = []
+
+    def poisoned(self: TrainStep, stage: Any) -> None:
+        calls.append(stage)
+        if len(calls) == 17:
+            with torch.no_grad():
+                self.model.embedding.weight[0] = float("nan")
+        honest(self, stage)
+
+    monkeypatch.setattr(TrainStep, "_compute", poisoned)
+    record = single_run.train(spec_of(corpus), tmp_path / "runs")
+    assert record.status == "failed"
+    assert record.error is not None
+    assert "the loss became nan at step 17" in record.error
+    monkeypatch.setattr(TrainStep, "_compute", honest)
+    assert single_run.train(spec_of(corpus), tmp_path / "runs").status == "failed", "a stored failure is kept"
+    assert single_run.train(spec_of(corpus), tmp_path / "runs", retry_failed=True).status == "done"
+
+
+def test_an_update_that_explodes_in_the_last_step_is_no_finished_run(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = TrainStep.run
+
+    def exploding(self: TrainStep, first: int, stage: Any, batches: torch.Tensor, *rest: Any) -> torch.Tensor:
+        history = honest(self, first, stage, batches, *rest)
+        if first + len(batches) == 40:
+            with torch.no_grad():
+                self.model.norm.weight.fill_(float("nan"))
+        return history
+
+    monkeypatch.setattr(TrainStep, "run", exploding)
+    record = single_run.train(spec_of(corpus), tmp_path / "runs")
+    assert record.status == "failed"
+    assert "val_loss is nan after step 40" in str(record.error)
+
+
+def test_times_of_two_machines_are_not_mixed(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that goes on elsewhere reports the step time of the machine that it ended on, and no sum of both."""
+    from dsabench.engine.device import Execution
+
+    def stop(update: Any) -> None:
+        if update.step >= 30:
+            raise KeyboardInterrupt
+
+    spec = spec_of(corpus).model_copy(update={"engine": EngineSpec(device="cpu", checkpoint_every=20)})
+    with monkeypatch.context() as patch:
+        patch.setattr(Execution, "describe", lambda self: "a slower machine")
+        with pytest.raises(KeyboardInterrupt):
+            single_run.train(spec, tmp_path / "runs", observe=stop)
+    record = single_run.train(spec, tmp_path / "runs")
+    assert record.status == "done"
+    assert record.summary["train_seconds"] is None
+    assert record.summary["step_ms"] is not None
+
+
+def test_the_time_of_a_run_does_not_hold_the_start_of_its_process(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest, awake = TrainStep.run, []
+
+    def slow_start(self: TrainStep, first: int, stage: Any, batches: torch.Tensor, *rest: Any) -> torch.Tensor:
+        if first == 0:
+            time.sleep(2.0)
+            awake.append(time.perf_counter())
+        return honest(self, first, stage, batches, *rest)
+
+    monkeypatch.setattr(TrainStep, "run", slow_start)
+    record = single_run.train(spec_of(corpus), tmp_path / "runs")
+    spent = record.summary["train_seconds"]
+    assert isinstance(spent, float)
+    assert 0 < spent < time.perf_counter() - awake[0], "a busy machine may well take longer than it slept"
+    metrics = dsabench.load_metrics(tmp_path / "runs")
+    assert (metrics["seconds"].diff().dropna() >= 0).all()
+    assert metrics["seconds"].iloc[-1] == spent
+
+
+def test_checkpoints_are_not_written_every_few_seconds(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved: list[int] = []
+    honest = loop.TrainingRun._checkpoint
+    monkeypatch.setattr(
+        loop.TrainingRun, "_checkpoint", lambda self: (saved.append(self.progress.step), honest(self))[1]
+    )
+    single_run.train(spec_of(corpus), tmp_path / "a")
+    assert saved == []
+    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
+    single_run.train(spec_of(corpus), tmp_path / "b")
+    assert saved == [20]
+
+
+def test_a_sweep_goes_on_after_a_failed_run(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    honest = loop.train
+
+    def failing(spec: RunSpec, *rest: Any) -> Any:
+        if spec.attention.kind == "dense":
+            raise RuntimeError("a bug in a plugin")
+        return (yield from honest(spec, *rest))
+
+    monkeypatch.setattr(loop, "train", failing)
+    sweep = Sweep(base(corpus, steps=10), {"attention.kind": ["dense", "dsa"]})
+    sweep.base["attention"] = {**DSA}
+    planned = plan.plan(sweep.runs(), tmp_path / "runs")
+    records = list(run_sweep(sweep, planned, tmp_path / "runs"))
+    assert [record.status for record in records] == ["failed", "done"]
+    assert records[0].error == "RuntimeError: a bug in a plugin (log.txt in the run's folder)"
+    trace = (tmp_path / "runs" / records[0].run_id / "log.txt").read_text(encoding="utf-8")
+    assert "in failing" in trace
+
+
+def test_the_python_api(corpus: Path, trained: Path) -> None:
+    spec = dsabench.load_spec(
+        "quick", overrides={"length": 32, "data.source": f"path:{corpus}", "attention.kind": "dsa", "model.n_layers": 1}
+    )
+    model = dsabench.build_model(spec)
+    tokens = torch.randint(model.vocab_size, (2, 32))
+    assert model(tokens).logits_BTV.shape == (2, 32, model.vocab_size)
+    (identity,) = [r for r in dsabench.load_runs(trained)["run_id"] if r.startswith("dsa")]
+    loaded = dsabench.load_model(trained, identity)
+    assert not loaded.training
+    data = prepare(spec_of(corpus).data)
+    windows = Windows(data, 32).evaluation("val", 1024)
+    result = Evaluator(loaded, resolve(spec_of(corpus).engine)).evaluate(windows)
+    assert result["loss"] == read_run(trained, identity).summary["val_loss"]
+
+
+def test_bad_input_leaves_no_half_made_run(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = tmp_path / "runs"
+    with pytest.raises(DataError, match="length 5000 needs a document of 5001 tokens"):
+        single_run.train(validate({**base(corpus), "length": 5000, "train": {"batch_size": 1}}), store)
+    with pytest.raises(DataError, match="nowhere"):
+        single_run.train(validate({**base(corpus), "data": {"source": "path:nowhere.txt"}}), store)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(DeviceError, match=r"engine\.device = cuda: there is no CUDA GPU here"):
+        single_run.train(validate({**base(corpus), "engine": {"device": "cuda"}}), store)
+    assert not store.exists()
+    store.write_text("in the way")
+    with pytest.raises(StoreError, match="in the way"):
+        single_run.train(spec_of(corpus), store)
+
+
+def test_freezing_the_backbone_trains_the_indexer_alone_in_the_warm_up(corpus: Path, tmp_path: Path) -> None:
+    values = base(corpus, steps=10, log_every=1)
+    values["attention"] = {**DSA, "indexer": {**DSA["indexer"], "freeze_backbone": True, "warmup_share": 0.5}}
+    spec = validate(values)
+    data = prepare(spec.data)
+    slot = Slots().take(spec, data.vocab_size, resolve(spec.engine))
+    run = loop.TrainingRun(spec, data, slot, Nowhere(), lambda update: None)
+    run._start()
+    before = {name: p.detach().clone() for name, p in run.model.named_parameters()}
+    for first, end, stage in list(loop.segments(spec, 0, 20)):
+        if stage == "sparse":
+            break
+        run._land(run._launch(first, end, stage))
+    for name, parameter in run.model.named_parameters():
+        assert torch.equal(parameter, before[name]) == ("indexer" not in name), name
+
+
+def test_two_processes_do_not_write_one_run(corpus: Path, tmp_path: Path) -> None:
+    spec = spec_of(corpus)
+    code = KILLED.replace("os.kill(os.getpid(), signal.SIGKILL)", "import time; time.sleep(60)")
+    holder = subprocess.Popen(
+        [sys.executable, "-c", code, json.dumps(base(corpus)), str(tmp_path / "runs"), "1"],
+        stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        assert holder.stdout is not None
+        holder.stdout.readline()  # it trains
+        start = time.monotonic()
+        with pytest.raises(StoreError, match="another process"):
+            single_run.train(spec, tmp_path / "runs")
+        assert time.monotonic() - start < 30
+    finally:
+        holder.kill()
+        holder.wait()
+        assert holder.stdout is not None
+        holder.stdout.close()
+    assert os.path.isdir(tmp_path / "runs")  # noqa: PTH112
+    assert single_run.train(spec, tmp_path / "runs").status == "done"
