@@ -100,6 +100,6 @@ def test_tables_and_figure_need_no_torch() -> None:
         "import sys; sys.path[:0] = sys.argv[1:]; import synthetic_bench as s, test_tables as t\n"
         "d = s.document(); t.printed(d); t.bench_figure(d); sys.exit('torch' in sys.modules)"
     )
-    command = [sys.executable, "-c", code, str(tests), str(tests.parent)]
+    command = [sys.executable, "-c", code, str(tests), str(tests.parent / "support")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
