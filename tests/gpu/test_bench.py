@@ -10,7 +10,7 @@ from dsabench.bench.document import Document
 from dsabench.bench.timing import Stopwatch
 
 pytestmark = [
-    pytest.mark.gpu,
+    pytest.mark.gpu_alone,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
     pytest.mark.filterwarnings("default"),  # torch.compile warns of what is no concern here
 ]

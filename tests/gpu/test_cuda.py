@@ -28,10 +28,7 @@ from dsabench.model.transformer import Transformer, build
 from dsabench.spec.run import EngineSpec, ModelSpec, RunSpec
 from dsabench.spec.sweep import validate
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU, and torch sees none here"),
-]
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 
 CUDA = torch.device("cuda", 0)
 MODEL = {"d_model": 64, "n_layers": 2, "n_heads": 4, "d_ff": 96}

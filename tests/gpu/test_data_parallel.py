@@ -22,10 +22,7 @@ from dsabench.spec.sweep import validate
 from dsabench.store import RunRecord, read_metrics
 from dsabench.sweeps import single_run
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA GPUs, and torch does not see two here"),
-]
+pytestmark = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA GPUs")
 
 DSA = {"kind": "dsa", "top_k_ratio": 0.25, "indexer": {"n_heads": 2, "head_dim": 16, "warmup_share": 0.3}}
 ATTENTIONS: dict[str, dict[str, Any]] = {"dense": {"kind": "dense"}, "dsa": DSA}

@@ -19,8 +19,8 @@ from dsabench.engine.profiling.trace import EAGER, kernels, read, timeline, wind
 from dsabench.spec.sweep import validate
 
 pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU, and torch sees none here"),
+    pytest.mark.gpu_alone,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU"),
 ]
 
 MODEL = {"d_model": 256, "n_layers": 2, "n_heads": 4, "d_ff": 256}
