@@ -1,1 +1,1 @@
-"""Figures; matplotlib without pyplot, so that nobody's global state is touched."""
+"""The figures of `dsabench plot`. matplotlib is used without pyplot, so that nobody's global state is touched."""
