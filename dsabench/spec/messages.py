@@ -6,7 +6,7 @@ import difflib
 import re
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
@@ -59,11 +59,15 @@ def _line(detail: ErrorDetails, path: str, names: list[str], model: type[BaseMod
     return f"{path} = {_shown(value)} is not accepted; accepted: {accepted(field)}{hint}"
 
 
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The known name that is most like `name`, for a hint; None when none is like it."""
+    return next(iter(difflib.get_close_matches(name, list(known), n=1)), None)
+
+
 def near_miss(name: str, known: list[str]) -> str:
     """'; did you mean X?' for the nearest known name, or a list of all of them when they are few."""
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    if near:
-        return f"; did you mean {near[0]}?"
+    if near := nearest(name, known):
+        return f"; did you mean {near}?"
     return f"; known: {', '.join(known)}" if 0 < len(known) <= 20 else ""
 
 
