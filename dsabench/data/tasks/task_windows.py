@@ -6,18 +6,16 @@ Legend: N windows, B batch, L inputs of a window, T tokens.
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 from collections.abc import Iterable
 
 from dsabench.data.batch import Baseline, Batch, SplitName
-from dsabench.data.tasks import retrieval
-from dsabench.data.tasks.arithmetic import arithmetic
 from dsabench.data.tasks.curriculum import Level, full_level, level
 from dsabench.data.tasks.draws import EVALUATION_KEY, Draws
 from dsabench.data.tasks.task_batch import TaskBatch, piece
 from dsabench.errors import DataError
 from dsabench.spec.task_settings import TaskSettings
-from dsabench.spec.tasks import Arithmetic, Induction, Needle, Recall, SelectiveCopy
 
 FORMAT = 1
 """Raised when a change alters the windows that settings give: part of a run's identity."""
@@ -89,19 +87,13 @@ class TaskWindows:
 def generate(
     settings: TaskSettings, at: Level, length: int, windows: int, draws: Draws, split: SplitName = "train"
 ) -> TaskBatch:
-    """Windows of `length` inputs at a level that fits. `split` matters only where problems are held out."""
-    match settings:
-        case Recall():
-            return retrieval.recall(settings, at, length, windows, draws)
-        case Induction():
-            return retrieval.induction(settings, at, length, windows, draws)
-        case Needle():
-            return retrieval.needle(settings, at, length, windows, draws)
-        case SelectiveCopy():
-            return retrieval.selective_copy(settings, at, length, windows, draws)
-        case Arithmetic():
-            return arithmetic(settings, at, length, windows, draws, split)
-    raise AssertionError(f"no generator for {type(settings).__name__}")
+    """Windows of `length` inputs at a level that fits, from `generate` in the file that has the task's name.
+
+    `split` matters only to a task that holds problems out for validation (arithmetic).
+    """
+    module = importlib.import_module(f"dsabench.data.tasks.{settings.name}")
+    batch: TaskBatch = module.generate(settings, at, length, windows, draws, split)
+    return batch
 
 
 def fingerprint(settings: TaskSettings) -> dict[str, str]:
