@@ -43,7 +43,7 @@ Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda, c
 
 def _refuse_plugins(context: typer.Context, wanted: bool) -> bool:
     if wanted:
-        from dsabench.attention.registry import no_plugins
+        from dsabench.attention.plugins import no_plugins
 
         context.with_resource(no_plugins())  # until the command ends
     return wanted

@@ -226,7 +226,7 @@ def export_selection(layers: Sequence[LayerSelection], path: Path, questions: Qu
 
 
 def _notes(spec: RunSpec, record: RunRecord, step: int, layers: Sequence[LayerSelection]) -> list[str]:
-    from dsabench.attention.registry import plugin_digest
+    from dsabench.attention.plugins import plugin_digest
 
     notes = []
     if record.status != "done":

@@ -199,7 +199,7 @@ class Sweep:
     def _load_plugins(self) -> None:
         plugins = self.base.get("plugins", [])
         if isinstance(plugins, list):
-            from dsabench.attention.registry import load_plugin
+            from dsabench.attention.plugins import load_plugin
 
             origin = self._where("plugins")
             self.base["plugins"] = [load_plugin(str(plugin), origin) for plugin in plugins]
@@ -306,7 +306,7 @@ def load_sweep(name_or_path: str = DEFAULT_CONFIG) -> Sweep:
 
 def _beside(config: Path, plugin: str, origin: str) -> str:
     """The path of a plugin that a config file names. Raises SpecError when there is no such file."""
-    from dsabench.attention.registry import check_plugin_allowed
+    from dsabench.attention.plugins import check_plugin_allowed
 
     check_plugin_allowed(plugin, origin)
     try:
@@ -332,7 +332,7 @@ def shipped_configs() -> dict[str, Path]:
 def validate(values: dict[str, Any], where: Any = lambda path: "") -> RunSpec:
     """A RunSpec from nested plain values; SpecError with one line for each problem."""
     if isinstance(values.get("plugins"), list):
-        from dsabench.attention.registry import load_plugin
+        from dsabench.attention.plugins import load_plugin
 
         origin = where("plugins")
         values = {**values, "plugins": [load_plugin(str(plugin), origin) for plugin in values["plugins"]]}

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dsabench import data as data_package
-from dsabench.attention.registry import plugin_digest
+from dsabench.attention.plugins import plugin_digest
 from dsabench.data import cut
 from dsabench.engine import memory_plan
 from dsabench.engine.device import Execution, matmul_rate
