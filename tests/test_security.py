@@ -27,7 +27,7 @@ from dsabench import load_spec, train
 from dsabench.attention.plugins import no_plugins
 from dsabench.engine import loop
 from dsabench.errors import SpecError, StoreError
-from dsabench.spec.sweep import load_sweep, parse_override
+from dsabench.spec.config import load_sweep, parse_override
 from dsabench.store import (
     RunWriter,
     SweepRecord,

@@ -68,7 +68,7 @@ def overridden(
 
     fields and axes: {flag: (field path, value)}; a value of None, a flag not given, changes nothing.
     """
-    from dsabench.spec.sweep import load_sweep, parse_override
+    from dsabench.spec.config import load_sweep, parse_override
 
     sweep = load_sweep(config)
     overrides = [parse_override(text) for text in sets or []]

@@ -15,7 +15,7 @@ from dsabench.data.sources.readers import Part
 from dsabench.data.split import DocumentDigest, Split
 from dsabench.data.tokenizer import Tokenizer
 from dsabench.errors import DataError
-from dsabench.spec.run import DataSpec
+from dsabench.spec.data_settings import DataSpec
 
 BATCH_CHARS = 2**21
 """Characters encoded at once; an encoding takes some 100 bytes a token while it is in the tokenizer library."""

@@ -20,7 +20,7 @@ from dsabench.data.stream import OVERLAP_NOTE, Overlapping
 from dsabench.data.tokenizer import Bytes, Subwords, Tokenizer, load_file, tokenizer_digest, tokenizer_file, train_bpe
 from dsabench.data.tokens import Names, TaskData, TokenData, TokenSplit
 from dsabench.errors import DataError
-from dsabench.spec.run import DataSpec
+from dsabench.spec.data_settings import DataSpec
 
 BPE_BYTES = 2**28
 """Text that a tokenizer is trained on; of a larger corpus, training documents drawn until it is reached."""

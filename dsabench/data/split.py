@@ -19,7 +19,7 @@ from dsabench.data.cache import cache_folder, digest, replace_file
 from dsabench.data.sources.readers import Document, Part
 from dsabench.data.sources.source import Source, open_source
 from dsabench.errors import DataError
-from dsabench.spec.run import DataSpec
+from dsabench.spec.data_settings import DataSpec
 
 FORMAT = 1
 """Part of every digest; raise it when reading, splitting or storing changes what a run is trained on."""

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from dsabench.data.cache import digest
 from dsabench.data.sources.readers import Ids
 from dsabench.errors import DataError
-from dsabench.spec.run import DataSpec
+from dsabench.spec.data_settings import DataSpec
 
 END_OF_DOCUMENT = "<|endoftext|>"
 

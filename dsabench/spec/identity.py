@@ -6,7 +6,8 @@ import hashlib
 import json
 from typing import Any
 
-from dsabench.spec.run import DataSpec, RunSpec
+from dsabench.spec.data_settings import DataSpec
+from dsabench.spec.run import RunSpec
 
 FORMAT = 1
 """Raised when a change to the model or the engine alters what a spec computes: old and new runs are then not one."""

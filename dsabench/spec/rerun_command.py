@@ -12,8 +12,9 @@ from typing import Any
 from dsabench.errors import SpecError
 from dsabench.spec import yaml_file
 from dsabench.spec.attention import BUILT_IN
+from dsabench.spec.data_settings import DataSpec
 from dsabench.spec.identity import flatten
-from dsabench.spec.run import DataSpec, EngineSpec, ModelSpec, RunSpec, TrainSpec
+from dsabench.spec.run import EngineSpec, ModelSpec, RunSpec, TrainSpec
 from dsabench.spec.tasks import task_name
 
 _FLAGS = {"attention.kind": "--attention", "length": "--length", "seed": "--seed"}

@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from dsabench.spec.run import RunSpec
-from dsabench.spec.sweep import validate
+from dsabench.spec.run import RunSpec, validate
 
 
 def stored_spec(values: Mapping[str, Any], run_id: str) -> RunSpec:

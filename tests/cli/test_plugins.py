@@ -18,7 +18,8 @@ import dsabench
 from dsabench.attention import plugins, registry
 from dsabench.audit import gate
 from dsabench.errors import SpecError
-from dsabench.spec.sweep import load_sweep, shipped_configs, validate
+from dsabench.spec.config import load_sweep, shipped_configs
+from dsabench.spec.run import validate
 from dsabench.testing import CHECKS
 
 EXAMPLE = shipped_configs()["seed"].parent / "custom_attention"

@@ -14,7 +14,7 @@ from shell import Shell, loaded
 
 import dsabench
 from dsabench.audit import gate
-from dsabench.spec.sweep import validate
+from dsabench.spec.run import validate
 from dsabench.store import RunWriter
 from dsabench.sweeps import single_run
 

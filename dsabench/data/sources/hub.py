@@ -21,7 +21,7 @@ from dsabench.data.cache import cache_folder, digest, locked, replace_file
 from dsabench.data.sources.readers import read_jsonl
 from dsabench.data.sources.source import Source
 from dsabench.errors import DataError
-from dsabench.spec.run import DataSpec
+from dsabench.spec.data_settings import DataSpec
 
 CONNECT_SECONDS = 10.0
 """How long the hub may take to answer at all before it counts as out of reach."""

@@ -13,7 +13,7 @@ from dsabench.data.sources.readers import SUFFIXES, read
 from dsabench.data.sources.source import ACCEPTED, Source, matches
 from dsabench.data.tokenizer import own_ids
 from dsabench.errors import DataError
-from dsabench.spec.run import DataSpec
+from dsabench.spec.data_settings import DataSpec
 
 
 def find(data: DataSpec, rest: str, tell: Callable[[str], None]) -> Source:

@@ -11,7 +11,7 @@ from pathlib import Path
 from dsabench.data.sources.readers import Document, read_text
 from dsabench.data.sources.source import Source
 from dsabench.errors import DataError
-from dsabench.spec.run import DataSpec
+from dsabench.spec.data_settings import DataSpec
 
 
 def find(data: DataSpec, rest: str, tell: Callable[[str], None]) -> Source:

@@ -17,8 +17,8 @@ from typing import NamedTuple
 from dsabench.data.sources import readers
 from dsabench.data.sources.readers import Document
 from dsabench.errors import DataError
+from dsabench.spec.data_settings import DataSpec
 from dsabench.spec.messages import nearest
-from dsabench.spec.run import DataSpec
 
 
 class Kind(NamedTuple):

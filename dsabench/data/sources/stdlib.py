@@ -10,7 +10,7 @@ from pathlib import Path
 from dsabench.data.sources.readers import read_text
 from dsabench.data.sources.source import Source
 from dsabench.errors import DataError
-from dsabench.spec.run import DataSpec
+from dsabench.spec.data_settings import DataSpec
 
 _NOT_CODE = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
 
