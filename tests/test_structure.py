@@ -16,6 +16,7 @@ import dsabench
 PACKAGE = Path(dsabench.__file__).parent
 ORDER = [
     "_version",
+    "plain",
     "errors",
     "shutdown",
     "spec",

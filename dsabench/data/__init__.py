@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dsabench.data.batch import Baseline, Batch, WindowSource
 from dsabench.data.packing import PackedWindows
-from dsabench.data.pieces import pieces, visible
+from dsabench.data.pieces import pieces
 from dsabench.data.prepare import fingerprint, prepare, tokenizer_by_digest
 from dsabench.data.tasks import TaskWindows
 from dsabench.data.tokens import TaskData, TokenData, TokenSplit
@@ -34,7 +34,6 @@ __all__ = [
     "prepare",
     "tokenizer_by_digest",
     "validation_window",
-    "visible",
 ]
 
 

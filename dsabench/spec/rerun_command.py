@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dsabench.errors import SpecError
+from dsabench.plain import escaped
 from dsabench.spec import yaml_file
 from dsabench.spec.attention import BUILT_IN
 from dsabench.spec.data_settings import DataSpec
@@ -111,9 +112,5 @@ def _flow(value: Any) -> str:
 
 
 def _quoted(text: str) -> str:
-    escapes = {'"': '\\"', "\\": "\\\\"}
-    return '"' + "".join(escapes.get(c) or (c if c.isprintable() else _escape(ord(c))) for c in text) + '"'
-
-
-def _escape(code: int) -> str:
-    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+    # YAML reads the escapes that Python writes.
+    return '"' + escaped(text.replace("\\", "\\\\").replace('"', '\\"')) + '"'
