@@ -1,5 +1,6 @@
-"""Text or task to paired batches: corpora, document split, tokenizer, memory-mapped tokens, windows. Needs numpy, never
-torch.
+"""Data, from text or task to paired batches: sources, document split, tokenizer, memory-mapped tokens, windows.
+
+Needs numpy, never torch.
 
 data = prepare(spec.data)                        # TokenData: read, split, tokenized, cached; or TaskData
 windows = cut(data, spec.length)                 # raises DataError when no document holds a window

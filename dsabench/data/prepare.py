@@ -1,7 +1,7 @@
 """The preparation of data, from a DataSpec to tokens on disk: read, split, tokenize, encode once, map into memory.
 
-Documents stream through in parts, twice or so, and tokens are written as they come: memory does not grow with the
-corpus, but for about a hundred bytes a document.
+Documents are read in parts, about twice, and tokens are written as they come: memory does not grow with the corpus,
+but for about 100 bytes a document.
 """
 
 from __future__ import annotations

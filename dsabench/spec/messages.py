@@ -1,4 +1,4 @@
-"""Turning a pydantic error into one line that names the field, the value, what is accepted, and the nearest name."""
+"""Messages for mistakes in a spec: one line that names the field, the value, what is accepted, and the nearest name."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ _MISSING = object()
 
 
 def explain(error: ValidationError, model: type[BaseModel], prefix: str, where: Callable[[str], str]) -> list[str]:
-    """One line for each thing wrong. `prefix` is the path of `model` in the spec; `where(path)` says who set it."""
+    """A line for each mistake. `prefix`: the path of `model` in the spec. `where(path)`: `FILE:LINE: ` or `--flag: ` of
+    what set that field."""
     lines = []
     for detail in error.errors():
         names = _field_names(detail, model)
@@ -143,7 +144,7 @@ def models_in(annotation: Any) -> list[type[BaseModel]]:
 
 
 def _tag(model: type[BaseModel]) -> Any:
-    """By what pydantic's error locations tell the models of a union apart: its `name`."""
+    """The `name` of a union's model, which pydantic puts into error locations to tell the models apart."""
     field = model.model_fields.get("name")
     return None if field is None else field.default
 

@@ -1,6 +1,6 @@
-"""A sweep: a base RunSpec and axes over any of its fields; reading it, overriding it, and listing its runs.
+"""A sweep: a base RunSpec and axes over any of its fields; its overrides, and the list of its runs.
 
-A config file is always a sweep. A single run is the first value of each axis unless an override chooses.
+A config file is always a sweep. A single run takes the first value of each axis unless an override chooses.
 A sweep may have a ladder (see ladder.py): its runs are then those of every rung, in order.
 """
 
@@ -37,13 +37,13 @@ class Sweep:
     """The file it was read from."""
 
     verdict: VerdictSpec = field(default_factory=VerdictSpec)
-    """What `compare` will judge it by."""
+    """The margin by which `compare` will judge it."""
 
     named_kinds: list[Any] = field(default_factory=list)
-    """Every attention kind the file names: after `--attention dense`, base.attention may keep fields of another."""
+    """Every attention kind that the file names. After `--attention dense`, base.attention may hold fields of others."""
 
     ladder: ladders.Ladder = field(default_factory=dict)
-    """What each rung changes, by its name; see ladder.py."""
+    """Name of each rung -> the fields that it changes; see ladder.py."""
 
     def set(self, path: str, value: Any, origin: str) -> None:
         """Override one field. An axis over that field is dropped, and so is the field's alternative (batch_size for
@@ -83,15 +83,15 @@ class Sweep:
         self.origins[path] = origin
 
     def set_verdict(self, values: Mapping[str, Any], where: Callable[[str], str]) -> None:
-        """Take the verdict's fields; SpecError for what is not accepted, `where(path)` says who set it."""
+        """Set the verdict's fields. Raises SpecError for a value that is not accepted; `where(path)` is its origin."""
         try:
             self.verdict = VerdictSpec.model_validate(values)
         except ValidationError as error:
             raise SpecError("\n".join(explain(error, VerdictSpec, "verdict", where))) from error
 
     def runs(self) -> list[RunSpec]:
-        """Every combination of the axes, in their order, validated; an axis a variant lacks is dropped for it and
-        the runs that then coincide are one. Raises SpecError with every problem of the first bad combination."""
+        """Every combination of the axes, in their order, validated. An axis that a variant lacks is dropped for it, and
+        runs that are then the same are one. Raises SpecError with every problem of the first bad combination."""
         total = 1
         for values in self.axes.values():
             total *= len(values)
@@ -117,7 +117,7 @@ class Sweep:
         return next((rung for _, rung in self.climb()), self)
 
     def climb(self) -> Iterator[tuple[str, Sweep]]:
-        """(name, the sweep as it is there, without a ladder) of each rung, first to last. Raises SpecError."""
+        """The name of each rung and the sweep on it, without a ladder, first to last. Raises SpecError."""
         at = replace(self, base=copy.deepcopy(self.base), axes=copy.deepcopy(self.axes), ladder={})
         at.origins = dict(self.origins)
         for name, changes in self.ladder.items():
@@ -228,7 +228,7 @@ class Sweep:
                     _put(self.base, other, None, only_if_present=True)
 
     def _forget_task(self, source: Any) -> None:
-        """Another source leaves the settings that the file has for its own task; those that were given beside stay."""
+        """Drop the settings that the config file has for its own task when the source changes; flags' settings stay."""
         data = self.base.get("data", {})
         if not isinstance(data, dict) or data.get("source") == source:
             return

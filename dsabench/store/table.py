@@ -1,4 +1,4 @@
-"""Tables of a store: how records become rows and columns, and the metrics of many runs in one table."""
+"""Tables of a store: records as rows and columns, and the metrics of many runs in one table."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from dsabench.store.records import COUNTS, MEASURES, RunRecord
 TIME = "datetime64[us, UTC]"
 
 _PART = 50
-"""Runs whose metrics are in memory together, when those of all need not be."""
+"""Runs whose metrics are in memory at a time, where those of all runs need not be."""
 
 COLUMNS: dict[str, str] = {
     **dict.fromkeys(("run_id", "status", "attention"), "string"),
@@ -37,7 +37,7 @@ COLUMNS: dict[str, str] = {
 Row = dict[str, Any]
 
 Array = pd.api.extensions.ExtensionArray | np.ndarray[Any, Any]
-"""Of a column."""
+"""The values of a column."""
 
 
 def row_of(folder: Path) -> tuple[Row, bool]:
@@ -117,7 +117,7 @@ def typed(values: list[Any]) -> Array:
 
 
 def _kinds(values: list[Any]) -> set[str]:
-    """What is among the values, by the names of their types; whole numbers too large for a dtype are their own."""
+    """The names of the values' types; whole numbers too large for Int64 or for a float are kinds of their own."""
     kinds = {kind.__name__ for kind in set(map(type, values))} - {"NoneType"}
     if "int" in kinds:
         whole = [value for value in values if type(value) is int]
@@ -172,9 +172,9 @@ def load_metrics(store: str | Path = "runs", run_ids: Iterable[str] | None = Non
 
 
 def metrics_in_parts(store: str | Path, run_ids: Sequence[str]) -> Iterator[pd.DataFrame]:
-    """`load_metrics` of these runs in parts of a few, alike in columns and dtypes, that need little memory.
+    """`load_metrics` of these runs in parts of a few runs, with the same columns and dtypes; needs little memory.
 
-    Files are read twice: what a column holds is known when all were seen.
+    Files are read twice, because a column's dtype is known only when all were seen.
 
     Raises:
         StoreError: as `load_metrics`, or a run recorded something else meanwhile.
@@ -198,7 +198,7 @@ def _records(store: Path, run_ids: Iterable[str]) -> list[Row]:
 
 
 def _kinds_of(records: list[Row]) -> dict[str, set[str]]:
-    """Of each metric, in the order of their first records, what its values are."""
+    """{metric: kinds of its values}, in the order in which metrics first occur."""
     names = dict.fromkeys(name for keys in dict.fromkeys(map(tuple, records)) for name in keys)
     return {name: _kinds([record.get(name) for record in records]) for name in names}
 

@@ -41,15 +41,15 @@ class Document:
     """One document of a file."""
 
     record: int
-    """Which one of the file, from 1 (a line, a row, a piece); 0 when the file is the document."""
+    """Its number in the file, from 1 (of a line, a row, a piece); 0 when the file is the document."""
 
     parts: Iterable[Part]
-    """Its content in order; lazy, to be read once and before the next document is asked for."""
+    """Its content in order, lazily: to be read once, before the next document is asked for."""
 
 
 @dataclass(frozen=True)
 class Ids:
-    """What a .bin file's ids mean: the tokenizer that made them."""
+    """The ids of a .bin file, as the tokenizer that made them defines them."""
 
     vocab_size: int
     end_of_document: int

@@ -18,7 +18,7 @@ from dsabench.spec.task_settings import FILLER, PAD, TaskSettings
 
 @dataclass(frozen=True, eq=False)
 class TaskBatch(Batch):
-    """Windows whose answers are known, and where each is to be found."""
+    """Windows whose answers are known, with the places where each answer is to be found."""
 
     tokens: NDArray[np.int32]
     """(B, L + 1) ids: inputs are [:, :-1]."""
