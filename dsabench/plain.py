@@ -7,6 +7,11 @@ import unicodedata
 from typing import Any
 
 
+def encodable(text: str) -> str:
+    """`text` with what UTF-8 cannot hold (half a surrogate pair, of a file name or of damaged JSON) as an escape."""
+    return text if text.isascii() else text.encode(errors="backslashreplace").decode()
+
+
 def escaped(text: str) -> str:
     """`text` with every character that is not printable (str.isprintable) as a Python escape.
 

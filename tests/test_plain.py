@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dsabench.plain import escaped, json_values, visible
+from dsabench.plain import encodable, escaped, json_values, visible
 
 
 @given(st.text(max_size=30))
@@ -32,6 +32,12 @@ def test_visible_text_cannot_act(text: str) -> None:
 def test_visible_leaves_what_is_harmless() -> None:
     assert visible("caf\u00e9 \u4f60\u597d <b>") == "caf\u00e9 \u4f60\u597d <b>"
     assert visible("\x1b[31m\n") == "\\x1b[31m\\n"
+
+
+@given(st.text(st.characters(exclude_categories=[]), max_size=30))
+def test_any_text_can_be_made_one_that_utf_8_holds(text: str) -> None:
+    assert encodable(text).encode().decode() == encodable(text)
+    assert encodable("caf\u00e9 \ud800") == "caf\u00e9 \\ud800"
 
 
 def test_a_space_of_another_script_is_text() -> None:

@@ -21,6 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from dsabench.errors import StoreError
+from dsabench.plain import encodable
 from dsabench.store.files import Signature, acquire, explained, read_regular, signature, write_atomic
 from dsabench.store.layout import METRICS, check_schema, existing_store
 from dsabench.store.reader import parse_metrics, run_names
@@ -222,5 +223,5 @@ def _numbers(value: Any) -> list[float] | None:
 
 
 def _text(value: Any) -> Any:
-    """Text as UTF-8 can hold it; None for what is no text."""
-    return value.encode(errors="backslashreplace").decode() if isinstance(value, str) else None
+    """`encodable` text; None for what is no text."""
+    return encodable(value) if isinstance(value, str) else None

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from dsabench.errors import StoreError
+from dsabench.plain import encodable
 from dsabench.store.files import is_held
 from dsabench.store.layout import LOCK, RECORD, existing_store
 from dsabench.store.reader import read_folder, read_metrics, run_names
@@ -93,7 +94,7 @@ def table(rows: Iterable[Row]) -> pd.DataFrame:
     ordered = sorted(rows, key=lambda row: str(row["run_id"]))
     others = sorted({name for row in ordered for name in row} - COLUMNS.keys())
     columns = {name: _fixed([row.get(name) for row in ordered], dtype) for name, dtype in COLUMNS.items()}
-    columns |= {clean(name): typed([row.get(name) for row in ordered]) for name in others}
+    columns |= {encodable(name): typed([row.get(name) for row in ordered]) for name in others}
     return pd.DataFrame(columns)
 
 
@@ -103,7 +104,7 @@ def _fixed(values: list[Any], dtype: str) -> Array:
         times = [value and datetime.fromisoformat(value).replace(tzinfo=None) for value in values]
         return pd.DatetimeIndex(np.array(times, dtype="datetime64[us]")).tz_localize("UTC").array
     if dtype == "string":
-        values = [None if value is None else clean(value) for value in values]
+        values = [None if value is None else encodable(value) for value in values]
     return _array(values, dtype)
 
 
@@ -140,7 +141,7 @@ def _dtype(kinds: set[str]) -> str:
 def _column(values: list[Any], dtype: str) -> Array:
     if dtype == "string":
         texts = [value if value is None or isinstance(value, str) else json.dumps(value) for value in values]
-        values = [None if text is None else clean(text) for text in texts]
+        values = [None if text is None else encodable(text) for text in texts]
     return _array(values, dtype)
 
 
@@ -150,11 +151,6 @@ def _array(values: list[Any], dtype: Any) -> Array:
         return np.array([math.nan if value is None else float(value) for value in values], dtype="float64")
     column: Array = pd.array(values, dtype=dtype)
     return column
-
-
-def clean(text: str) -> str:
-    """`text` with what UTF-8 cannot hold (half a surrogate pair in damaged JSON) spelt out."""
-    return text if text.isascii() else text.encode(errors="backslashreplace").decode()
 
 
 def load_metrics(store: str | Path = "runs", run_ids: Iterable[str] | None = None) -> pd.DataFrame:
@@ -204,7 +200,7 @@ def _kinds_of(records: list[Row]) -> dict[str, set[str]]:
 
 
 def _metrics(records: list[Row], dtypes: Mapping[str, str]) -> pd.DataFrame:
-    columns = {clean(name): _column([r.get(name) for r in records], dtype) for name, dtype in dtypes.items()}
+    columns = {encodable(name): _column([r.get(name) for r in records], dtype) for name, dtype in dtypes.items()}
     first = {"run_id": "string", "kind": "string", "step": "Int64"}
     missing = {name: _array([None] * len(records), dtype) for name, dtype in first.items() if name not in columns}
     return pd.DataFrame(columns | missing)[[*first, *(name for name in columns if name not in first)]]

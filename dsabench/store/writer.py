@@ -14,6 +14,7 @@ from typing import Any, Literal, Self
 from filelock import FileLock
 
 from dsabench.errors import DsabenchError, StoreError
+from dsabench.plain import encodable
 from dsabench.store import atomic_folder, index
 from dsabench.store.files import acquire, explain, explained, refuse_links, write_all, write_atomic
 from dsabench.store.layout import LOCK, LOG, METRICS, RECORD, make_store, run_folder
@@ -185,14 +186,14 @@ class RunWriter:
                 "status": status,
                 "summary": dict(summary or {}),
                 # File names may hold bytes that are no text, and so may messages about them.
-                "error": None if error is None else error.encode(errors="backslashreplace").decode(),
+                "error": None if error is None else encodable(error),
                 "updated": now(),
                 **({} if environment is None else {"environment": dict(environment)}),
             }
         )
         if log is not None:
             with suppress(StoreError):  # the record counts
-                write_atomic(self.path / LOG, log.encode(errors="backslashreplace"))
+                write_atomic(self.path / LOG, encodable(log).encode())
         write_atomic(self.path / RECORD, record.to_json())
         self.record = record
         self._close_metrics()
