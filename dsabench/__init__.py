@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from dsabench._version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from dsabench.attention.registry import no_plugins as no_plugins
+    from dsabench.attention.plugins import no_plugins as no_plugins
     from dsabench.bench.api import bench_layer as bench_layer
     from dsabench.errors import DsabenchError as DsabenchError
     from dsabench.models import build_model as build_model
@@ -45,7 +45,7 @@ _HOME = {
     "load_runs": "store",
     "load_spec": "models",
     "reproduce": "reproduction.train_again",
-    "no_plugins": "attention.registry",
+    "no_plugins": "attention.plugins",
     "train": "sweeps.single_run",
 }
 

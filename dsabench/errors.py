@@ -17,6 +17,10 @@ class StoreError(DsabenchError):
     """A run store cannot be read or written, or a newer dsabench wrote it."""
 
 
+class ResultsError(DsabenchError):
+    """A file of results cannot be written."""
+
+
 class ScopeError(DsabenchError):
     """A choice of runs (a sweep, a condition) names nothing, selects nothing, or cannot be read."""
 

@@ -10,9 +10,9 @@ from dsabench import data as data_package
 from dsabench.engine import checkpoint
 from dsabench.errors import StoreError
 from dsabench.model.transformer import Transformer, build, outline
+from dsabench.spec.config import DEFAULT_CONFIG, load_sweep
 from dsabench.spec.run import RunSpec
 from dsabench.spec.stored_spec import stored_spec
-from dsabench.spec.sweep import DEFAULT_CONFIG, load_sweep
 from dsabench.store import find_checkpoint, read_run
 
 

@@ -1,7 +1,7 @@
 """The contract of an attention variant as checks that a test suite can run, for the built-in ones and for your own.
 
     import pytest
-    from dsabench.spec.sweep import validate
+    from dsabench.spec.run import validate
     from dsabench.testing import CHECKS
 
     @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)

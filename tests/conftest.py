@@ -18,7 +18,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 if shutil.which("nvidia-smi") is None:
     os.environ["TRITON_INTERPRET"] = "1"
 
-from dsabench.attention import registry
+from dsabench.attention import plugins, registry
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -50,8 +50,8 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def own_registry(monkeypatch: pytest.MonkeyPatch) -> None:
     """A plugin that a test loads is gone after it."""
     registry.kinds()
-    for name in ("_variants", "_plugins", "_files"):
-        monkeypatch.setattr(registry, name, dict(getattr(registry, name)))
+    for module, name in ((registry, "_variants"), (plugins, "_digests"), (plugins, "_files")):
+        monkeypatch.setattr(module, name, dict(getattr(module, name)))
 
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

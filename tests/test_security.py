@@ -24,10 +24,10 @@ from synthetic import experiment
 
 import dsabench
 from dsabench import load_spec, train
-from dsabench.attention.registry import no_plugins
+from dsabench.attention.plugins import no_plugins
 from dsabench.engine import loop
 from dsabench.errors import SpecError, StoreError
-from dsabench.spec.sweep import load_sweep, parse_override
+from dsabench.spec.config import load_sweep, parse_override
 from dsabench.store import (
     RunWriter,
     SweepRecord,
@@ -127,7 +127,7 @@ def test_no_plugins_refuses_before_the_file_is_looked_at_and_ends_with_the_comma
 def stored_plugin_run(corpus: Path, canary: Path) -> str:
     record = train(load_spec("quick", tiny(corpus, **{"plugins": ["mine.py"], "attention.kind": "mine"})), "runs")
     canary.unlink()
-    dsabench.attention.registry._plugins.clear()  # as in a new process
+    dsabench.attention.plugins._digests.clear()  # as in a new process
     return record.run_id
 
 

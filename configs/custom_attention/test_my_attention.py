@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from dsabench.spec.run import RunSpec
-from dsabench.spec.sweep import validate
+from dsabench.spec.run import RunSpec, validate
 from dsabench.testing import CHECKS
 
 PLUGIN = Path(__file__).with_name("my_attention.py")

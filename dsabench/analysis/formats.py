@@ -21,7 +21,7 @@ from dsabench.analysis.wording import (
     recall_of,
     trend_lines,
 )
-from dsabench.data.pieces import visible
+from dsabench.plain import visible
 from dsabench.store.table_file import inert
 
 _DIGITS = {"tokens_per_second": 0, "peak_memory_mb": 0, "step_ms": 2}

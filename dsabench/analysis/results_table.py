@@ -5,9 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import re
-import tempfile
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,9 @@ import pandas as pd
 from dsabench.analysis.pairing import find_pairs
 from dsabench.analysis.rungs import rungs_of
 from dsabench.analysis.variants import MEANS, SPREAD, TASK_MEANS, label_variants, scored_unit, variant_order
-from dsabench.errors import DsabenchError, ScopeError
+from dsabench.errors import ScopeError
+from dsabench.plain import json_values
+from dsabench.store.files import write_file
 
 PUBLISHED = {"dense": "classic", "dsa": "sparse"}
 """Names of the two attentions in the files; every other kind has its own."""
@@ -38,10 +38,6 @@ _MEANING = {
     "files": "length -> variant -> file with the curves, relative to this one",
     "not_averaged": "runs that are in no mean, and why",
 }
-
-
-class ResultsError(DsabenchError):
-    """The results folder cannot be written."""
 
 
 def experiment_table(runs: pd.DataFrame) -> pd.DataFrame:
@@ -128,29 +124,6 @@ def published(variant: str) -> str:
     return PUBLISHED.get(kind, kind) + space + fields
 
 
-def write_file(path: Path, content: bytes) -> Path:
-    """Replace `path` as a whole, making its folders; a reader never sees half of it. Raises ResultsError."""
-    temporary: str | None = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name[:40]}.", dir=path.parent)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        mask = os.umask(0)  # mkstemp makes files for the owner alone; results are ordinary files
-        os.umask(mask)
-        Path(temporary).chmod(0o666 & ~mask)
-        Path(temporary).replace(path)
-    except OSError as error:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
-        raise ResultsError(
-            f"cannot write {path}: {error.strerror or error}; choose another folder with --out"
-        ) from error
-    return path
-
-
 def _spread(values: pd.Series[float]) -> dict[str, float]:
     return {
         "mean": float(values.mean()),
@@ -230,19 +203,4 @@ def _file_stem(name: str, taken: set[str]) -> str:
 
 
 def _json(content: Any, indent: int | None = 2) -> bytes:
-    return (json.dumps(_plain(content), indent=indent, allow_nan=False) + "\n").encode()
-
-
-def _plain(value: Any) -> Any:
-    """Plain JSON values; NaN, infinities and missing values are null."""
-    if isinstance(value, dict):
-        return {str(key): _plain(inner) for key, inner in value.items()}
-    if hasattr(value, "tolist"):
-        value = value.tolist()
-    if isinstance(value, (list, tuple)):
-        return [_plain(inner) for inner in value]
-    if isinstance(value, (str, bool, int)) or value is None:
-        return value
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return None if pd.isna(value) else str(value)
+    return (json.dumps(json_values(content), indent=indent, allow_nan=False) + "\n").encode()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from dsabench.data.pieces import visible
+from dsabench.plain import visible
 from dsabench.store import SweepRecord
 
 RUNG = "rung"

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from dsabench.analysis.rungs import RUNG, rungs_of
-from dsabench.data.pieces import visible
+from dsabench.plain import visible
 from dsabench.spec.attention import keys_kept
 from dsabench.spec.run import RunSpec
 

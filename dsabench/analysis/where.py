@@ -8,7 +8,6 @@ equal to nothing, smaller or larger than nothing, and not true; `x == null` find
 from __future__ import annotations
 
 import ast
-import difflib
 import math
 import operator
 import re
@@ -20,6 +19,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from dsabench.errors import ScopeError
+from dsabench.spec.messages import nearest
 
 MAX_LENGTH = 2000
 """Characters of a condition."""
@@ -158,8 +158,8 @@ class _Reader:
             return _Node(kind, operator.itemgetter(name), name, True)
         if name in _VALUES:
             return self.constant(ast.Constant(_VALUES[name]))
-        near = difflib.get_close_matches(name, self.columns, n=1)
-        hint = f"did you mean {near[0]}?" if near else f'text is written in quotes: "{name}"'
+        near = nearest(name, self.columns)
+        hint = f"did you mean {near}?" if near else f'text is written in quotes: "{name}"'
         raise self.error(f"no column {name}", hint)
 
     def constant(self, node: ast.Constant) -> _Node:

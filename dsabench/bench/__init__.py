@@ -1,5 +1,6 @@
-"""One attention layer, forward and backward, over lengths: dense attention, a sliding window and DSA, on one device.
+"""The bench: one attention layer, forward and backward, timed over lengths: dense, a sliding window, DSA.
 
-`cases` and `sparse_cases` say what is timed, `cost` what it needs, `check` that it is right, `timing` how long it
-takes; `measure.bench` puts them together into the `document` that is printed, written and plotted.
+`cases` and `sparse_cases` hold the implementations, `roofline` the FLOPs and bytes that they need, `check` the test of
+their results, `timing` the stopwatch. `measure.bench` puts them together into the `document` that is printed, written
+and plotted.
 """

@@ -46,26 +46,26 @@ class Case(abc.ABC):
         self.gradients_in: list[Tensor] = []
 
     def why_not(self, length: int) -> str | None:
-        """Why it cannot run at this length here; None when it can."""
+        """The reason why it cannot run at this length on this device; None when it can."""
         return None
 
     @property
     def comparable(self) -> bool:
-        """Whether its times say something about the device."""
+        """True when its times say something about the device."""
         return True
 
     @abc.abstractmethod
     def cost(self, length: int) -> Cost:
-        """What the method needs, forward and backward."""
+        """FLOPs and bytes that the method needs, forward and backward."""
 
     @abc.abstractmethod
     def scratch_bytes(self, length: int) -> float:
-        """About what it takes at its peak. Where memory cannot run out without ending the process, on a CPU, an
-        implementation that would need more than is free is not begun."""
+        """Rough peak memory. On a CPU an implementation that needs more than is free is not begun: the system would end
+        the process."""
 
     @abc.abstractmethod
     def setup(self, x: Inputs) -> None:
-        """Copies of x in the layout it likes, and what layers share, such as a mask. Not timed."""
+        """Copy x in the layout that the implementation takes, and make what layers share (a mask). Not timed."""
 
     @abc.abstractmethod
     def forward(self) -> tuple[Tensor, ...]:
@@ -77,10 +77,10 @@ class Case(abc.ABC):
 
     @abc.abstractmethod
     def results(self, outputs: tuple[Tensor, ...], gradients: tuple[Tensor, ...]) -> dict[str, Tensor]:
-        """Both by name, in the layouts of Inputs."""
+        """Outputs and gradients by name, in the layouts of Inputs."""
 
     def parts(self) -> list[PartOf]:
-        """What it is made of, after `setup`."""
+        """Its parts, after `setup`; none when it has none that are timed."""
         return []
 
     def release(self) -> None:
@@ -114,7 +114,7 @@ class _HeadMajor(Case):
 
     @property
     def gqa(self) -> bool:
-        """Whether the implementation itself shares the KV heads."""
+        """True when the implementation itself shares the KV heads."""
         return not self.expanded and self.settings.heads != self.settings.kv_heads
 
     def results(self, outputs: tuple[Tensor, ...], gradients: tuple[Tensor, ...]) -> dict[str, Tensor]:
@@ -144,13 +144,13 @@ class Dense(_HeadMajor):
         self.name = f"dense-{label}" + ("" if expanded else "-gqa")
 
     def why_not(self, length: int) -> str | None:
-        """Whether a backend takes these heads and dtype its check shows."""
+        """None: the check shows whether a backend takes these heads and this dtype."""
         if self.device.type == "cpu" and self.backend not in (SDPBackend.MATH, SDPBackend.FLASH_ATTENTION):
             return "this backend needs a CUDA GPU"
         return None
 
     def cost(self, length: int) -> Cost:
-        """Of the causal pairs alone."""
+        """Cost of the causal pairs alone."""
         return self._layer(length).dense()
 
     def scratch_bytes(self, length: int) -> float:
@@ -174,16 +174,16 @@ class Window(_HeadMajor):
     expanded = False
 
     def why_not(self, length: int) -> str | None:
-        """Its backward pass is a CUDA kernel."""
+        """A reason everywhere but on a CUDA GPU, where its backward pass is a kernel."""
         return None if self.device.type == "cuda" else "FlexAttention's backward pass needs a CUDA GPU"
 
     def cost(self, length: int) -> Cost:
-        """Of the pairs within the window."""
+        """Cost of the pairs within the window."""
         return self._layer(length).window()
 
     def setup(self, x: Inputs) -> None:
-        """Also the block mask, and the compiled function: dynamo forgets what it compiled for other lengths, as past a
-        number of recompilations it would run uncompiled without a word."""
+        """Also make the block mask and the compiled function. Dynamo forgets here what it compiled for other lengths,
+        because after a number of recompilations it would silently run uncompiled."""
         from torch.nn.attention.flex_attention import flex_attention
 
         super().setup(x)

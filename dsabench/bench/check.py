@@ -29,17 +29,17 @@ TOLERANCE = {"bf16": 3e-2, "fp32": 1e-4}
 as dV by the reference, are off by 1e-2; wrong kernels are off by far more."""
 
 ROWS_TOLERANCE = {"bf16": 3e-2, "fp32": 1e-3}
-"""Of the chosen queries of dense attention and a window."""
+"""Largest relative error of the chosen queries, for dense attention and a window."""
 
 SELECTED_TOLERANCE = 0.1
-"""Of the chosen queries over a selection: a key that swaps places with one of a score equal but for rounding is no
-error, and of k = 2048 keys moves an output by 3 %."""
+"""The same over a selection. Two keys whose scores differ by rounding alone may swap, which is no error; one swap among
+k = 2048 keys moves an output by 3 %."""
 
 _ROUNDED_TOLERANCE = 0.5
-"""The same where scores themselves are rounded to bf16, as by `dsa-masked`: many such swaps."""
+"""The same where scores are rounded to bf16, as by `dsa-masked`: many keys swap."""
 
 _LENGTHS = {"cuda": (333, 40), "cpu": (21, 6)}
-"""Of the small input, and its k."""
+"""Length of the small input, and its k, by kind of device."""
 
 
 def check(case_of: Case, settings: Settings, device: torch.device) -> Check:
@@ -74,8 +74,8 @@ def check(case_of: Case, settings: Settings, device: torch.device) -> Check:
 
 
 def _no_kernel(warned: list[str]) -> str:
-    """Why a backend of scaled_dot_product_attention does not take these inputs, from PyTorch's warnings: it also names
-    the other backends, which were disabled on purpose."""
+    """The reason why a backend of scaled_dot_product_attention does not take these inputs, from PyTorch's warnings,
+    which also name the other backends (disabled on purpose)."""
     said = [text.split(" (Triggered")[0].strip() for text in warned]
     why = [text for text in said if "runtime disabled" not in text and not text.endswith("because:")]
     return "PyTorch has no such kernel for these inputs" + (f": {why[0]}".rstrip(".") if why else "")
@@ -95,7 +95,7 @@ def run_once(case: Case, x: Inputs) -> dict[str, Tensor]:
 
 
 def expected(case: Case, settings: Settings, x: Inputs) -> dict[str, Tensor]:
-    """What it should be, by kernels.reference in fp64."""
+    """The results of the case by attention.dsa.reference in fp64."""
     leaves = [part.double().requires_grad_() for part in x[:6]]
     q_BTHD, k_BSGD, v_BSGD, *index = leaves
     length = q_BTHD.shape[1]
@@ -132,7 +132,7 @@ def _error(found: Tensor, wanted: Tensor) -> float:
 
 
 def wrong_rows(case: Case, settings: Settings, x: Inputs, found: Mapping[str, Tensor]) -> str | None:
-    """What is wrong with the results at this length, in words; None when nothing is seen to be."""
+    """A sentence that says what is wrong with the results at this length; None when nothing is seen to be."""
     for name, result in found.items():
         if not bool(result.isfinite().all()):
             return f"{name} is not finite everywhere"

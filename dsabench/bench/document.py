@@ -20,7 +20,7 @@ class _Record(BaseModel):
 
 
 class Settings(_Record):
-    """The layer and what of it is timed."""
+    """The layer, and how it is timed."""
 
     lengths: Annotated[list[Positive], Field(min_length=1)]
     """L, tokens of a row, ascending."""
@@ -47,7 +47,7 @@ class Settings(_Record):
     """I, width of an indexer head."""
 
     dtype: Literal["bf16", "fp32"] = "bf16"
-    """Of all inputs; sums are fp32."""
+    """dtype of all inputs; sums are fp32."""
 
     repeats: Positive = 20
     """Most repetitions of a measurement; fewer where they take long."""
@@ -56,10 +56,10 @@ class Settings(_Record):
     """DSA's stages of training: `dense` is the warm-up, dense attention with the KL loss over all causal keys."""
 
     only: list[str] = []
-    """Names of implementations, or their beginnings up to a hyphen; none: all."""
+    """Names of implementations, or their beginnings up to a hyphen; an empty list is all."""
 
     deterministic: bool = False
-    """Gradients whose bits repeat, by all implementations."""
+    """True asks every implementation for gradients whose bits repeat."""
 
     @model_validator(mode="after")
     def _heads_share_keys_evenly(self) -> Self:
@@ -80,22 +80,23 @@ def settings(**values: Any) -> Settings:
 
 
 class Measured(_Record):
-    """What was measured of an implementation, or a part of one, at one length; None where it was not."""
+    """The measurements of an implementation, or of a part of one, at one length; None where there is none."""
 
     ms: float | None = None
-    """Median."""
+    """Median time."""
 
     ms_p20: float | None = None
     ms_p80: float | None = None
     repeats: int = 0
     flops: float
-    """That the method needs: a multiply-add is 2; masked-out pairs do not count, scores computed again backward do."""
+    """FLOPs that the method needs: a multiply-add is 2; masked-out pairs do not count, scores computed again backward
+    do."""
 
     bytes: float
-    """The fewest to and from memory: each input of a pass read once, each output written once."""
+    """The fewest bytes to and from memory: each input of a pass read once, each output written once."""
 
     gathered_bytes: float = 0.0
-    """Of keys and values, once for every query that selected them, and of atomic additions to them."""
+    """Bytes of keys and values, once for every query that selected them, and of atomic additions to them."""
 
     tflops_per_second: float | None = None
     roofline_share: float | None = None
@@ -112,14 +113,14 @@ class Cell(Measured):
     length: int
     status: Status
     reason: str | None = None
-    """Why there is no time; the first line of an error."""
+    """The reason why there is no time; the first line of an error."""
 
     forward_ms: float | None = None
-    """Median, of ms."""
+    """Median of the forward pass."""
 
     backward_ms: float | None = None
     peak_memory_mb: float | None = None
-    """In MB (10^6): inputs, outputs, gradients and all between; None on a CPU."""
+    """MB (10^6 bytes) of inputs, outputs, gradients and all between; None on a CPU."""
 
     speed_up: float | None = None
     """The fastest dense implementation's ms at this length over this one's."""
@@ -145,7 +146,7 @@ class Check(_Record):
     """The largest |found - expected| / |expected| of output, loss and gradients; None where one is no number."""
 
     worst: str | None = None
-    """Which result that is."""
+    """The result with that error."""
 
     tolerance: float
     status: Status
@@ -153,35 +154,35 @@ class Check(_Record):
 
 
 class Crossover(_Record):
-    """From which length on one implementation is faster than another."""
+    """The length from which on one implementation is faster than another."""
 
     implementation: str
     against: str
     length: float | None
-    """By interpolation of log time over log length; None when it never is, or cannot be said."""
+    """Interpolated, log time over log length; None when it never is faster, or when that cannot be said."""
 
     relation: Literal["interpolated", "at or below", "never", "not measured"]
     words: str
 
 
 class Roofline(_Record):
-    """What the device was measured to do."""
+    """The measured rates of the device."""
 
     flops_per_second: float
-    """Of a large square matrix product in this dtype, as for `profile`."""
+    """Rate of a large square matrix product in this dtype, as `profile` measures it."""
 
     bytes_per_second: float
-    """Read plus written, of a large copy."""
+    """Rate of a large copy, bytes read plus bytes written."""
 
 
 class Document(_Record):
-    """All of a bench."""
+    """The whole result of a bench."""
 
     schema_version: Literal[1] = 1
     environment: dict[str, Any]
     settings: Settings
     inputs: str
-    """Where queries, keys and the indexer's projections come from, in words."""
+    """The origin of queries, keys and the indexer's projections, in words."""
 
     run_id: str | None = None
     roofline: Roofline

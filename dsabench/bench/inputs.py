@@ -29,11 +29,11 @@ class Inputs(NamedTuple):
 
 
 Source = Callable[[int], Inputs]
-"""Inputs of a length."""
+"""Gives the inputs of a length."""
 
 
 def shapes(settings: Settings, length: int) -> list[tuple[int, ...]]:
-    """Of the fields of Inputs."""
+    """Shapes of the fields of Inputs, in order."""
     s, rows = settings, (settings.batch, length)
     kv = (*rows, s.kv_heads, s.head_dim)
     q = (*rows, s.heads, s.head_dim)
@@ -51,8 +51,11 @@ def random_inputs(settings: Settings, length: int, device: torch.device) -> Inpu
 
 
 def check_inputs(settings: Settings, length: int, device: torch.device) -> Inputs:
-    """For checks: the indexer's numbers are few small multiples of a power of two, so that scores are exact in every
-    dtype and all agree on the selection; equal scores are everywhere, exact zeros among them."""
+    """Inputs for checks, over which all dtypes and implementations agree on the selection.
+
+    The indexer's numbers are a few small multiples of a power of two, so that scores are exact in every dtype. Equal
+    scores are everywhere, exact zeros among them.
+    """
     generator = torch.Generator().manual_seed(length)
     dtype = DTYPES[settings.dtype]
     coarse = (3, 4, 5)

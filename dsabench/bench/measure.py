@@ -83,7 +83,7 @@ class _Bench:
         self.incomparable = {case.name for case in self.cases if not case.comparable}
 
     def run(self) -> Document:
-        """All lengths, the shortest first."""
+        """Check, then time all lengths, the shortest first."""
         self.rates = Roofline(
             flops_per_second=matmul_rate(self.device, self.settings.dtype), bytes_per_second=copy_rate(self.device)
         )
@@ -105,7 +105,7 @@ class _Bench:
         )  # fmt: skip
 
     def _check_all(self) -> None:
-        """On the small input, before anything is timed."""
+        """Check every implementation on the small input, before anything is timed."""
         settings = small(self.settings, self.device)
         mine = {(case.name, case.stage) for case in self.cases if self._why_not(case) is None}
         for case in self.make(settings, self.device):
@@ -117,7 +117,7 @@ class _Bench:
                     return
 
     def _why_not(self, case: Case) -> str | None:
-        """Why it runs at none of the lengths."""
+        """The reason why it runs at none of the lengths; None when it runs at some."""
         reasons = [case.why_not(length) for length in self.settings.lengths]
         return None if None in reasons else reasons[0]
 
@@ -242,5 +242,5 @@ class _Bench:
 
 
 def _how_much(error: Exception) -> str:
-    """Of an allocator's message, what it says before the advice: that memory ran out and what was asked for."""
+    """The beginning of an allocator's message, before its advice: that memory ran out, and how much was asked for."""
     return ". ".join(first_line(error).split(". ")[:2]).rstrip(".")

@@ -6,7 +6,7 @@
     index scores        2 P J I
     KL loss             2 n H D (the target's scores again) + 6 n J I; P in place of n in the dense warm-up stage
 
-Source: DSA.md, section 4. The indexer's projections and rotations belong to the model, not to this layer.
+The indexer's projections and rotations belong to the model, not to this layer.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Cost(NamedTuple):
     gathered: float = 0.0
 
     def plus(self, other: Cost) -> Cost:
-        """Both, one after the other."""
+        """The cost of both, one after the other."""
         return Cost(*(mine + theirs for mine, theirs in zip(self, other, strict=True)))
 
 
@@ -87,7 +87,7 @@ class Layer:
         return Cost(flops, moved + self.slots, gathered)
 
     def dsa(self, stage: StageName) -> Cost:
-        """All that DSA costs."""
+        """The whole of DSA: selection, attention and KL loss."""
         if stage == "dense":
             s = self.settings
             scores = Cost(2.0 * self.pairs * s.indexer_heads * s.indexer_dim, 0.0)

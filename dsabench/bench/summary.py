@@ -17,7 +17,7 @@ def completed(
     settings: Settings, environment: dict[str, Any], about: Mapping[str, Any], rates: Roofline, checks: list[Check],
     cells: Sequence[Cell], parts: Sequence[Part], families: Mapping[str, str], incomparable: Collection[str],
 ) -> Document:  # fmt: skip
-    """The document of what was measured so far. `incomparable` implementations get neither speed-up nor crossover."""
+    """The document of all measurements so far. `incomparable` implementations get neither speed-up nor crossover."""
     fastest = fastest_dense(cells, families)
     cells = [
         cell.model_copy(update={"speed_up": fastest[cell.length] / cell.ms})

@@ -1,8 +1,9 @@
 """Times of a forward and a backward pass on the device: medians of repetitions that begin with a cold cache.
 
-On a CUDA GPU by events around each pass. Before each repetition a buffer larger than the L2 is written, and a kernel
-that only waits gives the host a lead: launches are queued by the time the device gets to them, so that what is timed is
-the device's work, as in a replayed CUDA graph, and not Python's. On a CPU by the wall clock, caches as they are.
+On a CUDA GPU the time is that between events around each pass. Before each repetition a buffer larger than the L2 is
+written, and a kernel that only waits gives the host a lead: launches are queued before the device gets to them, so that
+the device's work is timed, as in a replayed CUDA graph, and not Python's. On a CPU the time is the wall clock's, and
+caches are as they are.
 """
 
 from __future__ import annotations
@@ -21,17 +22,17 @@ LEAST, BUDGET_S = 5, 3.0
 
 _MOST_LEAD_MS = 50.0
 _CYCLES_A_MS = 2_000_000
-"""Of a GPU's clock: more than it has, so that the lead is rather too long."""
+"""Cycles of a GPU's clock in a millisecond, set too high so that the lead is rather too long."""
 
 
 class Times(NamedTuple):
-    """Of the repetitions of one measurement, ms."""
+    """Times of the repetitions of one measurement, in ms."""
 
     total: list[float]
     forward: list[float]
 
     def quantile(self, share: float) -> float:
-        """Of the whole."""
+        """A quantile of the total times."""
         return float(np.quantile(self.total, share))
 
 
@@ -65,7 +66,7 @@ class Stopwatch:
         return times
 
     def _lead(self, forward: Callable[[], Any], backward: Callable[[Any], Any] | None) -> float:
-        """Half more than the host needs to queue one repetition, ms."""
+        """One and a half times what the host needs to queue one repetition, in ms."""
         if self.device.type != "cuda":
             return 0.0
         self.synchronize()

@@ -52,7 +52,7 @@ class TrainedRun:
         self.attention = attention
 
     def sizes(self) -> dict[str, int]:
-        """The layer's, as fields of Settings; k is what the run keeps at its own length."""
+        """The layer's sizes, as fields of Settings; k is what the run keeps at its own length."""
         model, indexer = self.spec.model, self.attention.indexer
         return {
             "heads": model.n_heads,
@@ -64,7 +64,7 @@ class TrainedRun:
         }
 
     def inputs(self, settings: Settings, execution: Execution) -> TrainedInputs:
-        """Its inputs for the lengths of these settings. Raises DataError when its corpus is not here."""
+        """The layer's inputs for the lengths of these settings. Raises DataError when the run's corpus is not here."""
         return TrainedInputs(self, settings, execution)
 
 
@@ -80,7 +80,7 @@ class TrainedInputs:
         self.x_ND: Tensor = self._hidden()[:needed]
 
     def about(self) -> dict[str, Any]:
-        """What a reader must know, as `measure.bench` takes it."""
+        """Where the inputs come from, as `measure.bench` takes it."""
         run, n_windows, length = self.run, len(self.tokens_NW), self.run.spec.length
         notes = []
         if max(self.settings.lengths) > length:
@@ -92,7 +92,7 @@ class TrainedInputs:
         return {"inputs": words, "run_id": run.run_id, "notes": notes}
 
     def __call__(self, length: int) -> Inputs:
-        """Projected at positions 0 to L - 1, B rows; the gradient of the output is standard normal."""
+        """Inputs at positions 0 to L - 1, B rows; the gradient of the output is standard normal."""
         batch, device, dtype = self.settings.batch, self.execution.device, DTYPES[self.settings.dtype]
         at_N = torch.arange(batch * length, device=device) % len(self.x_ND)
         x_BTD = self.x_ND[at_N].unflatten(0, (batch, length))

@@ -43,7 +43,7 @@ Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda, c
 
 def _refuse_plugins(context: typer.Context, wanted: bool) -> bool:
     if wanted:
-        from dsabench.attention.registry import no_plugins
+        from dsabench.attention.plugins import no_plugins
 
         context.with_resource(no_plugins())  # until the command ends
     return wanted
@@ -68,7 +68,7 @@ def overridden(
 
     fields and axes: {flag: (field path, value)}; a value of None, a flag not given, changes nothing.
     """
-    from dsabench.spec.sweep import load_sweep, parse_override
+    from dsabench.spec.config import load_sweep, parse_override
 
     sweep = load_sweep(config)
     overrides = [parse_override(text) for text in sets or []]

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import sys
 
+from dsabench.plain import escaped
+
 
 def printable(text: object) -> str:
     """`text` on one line, with all that could command a terminal, or that stdout cannot encode, spelt out (`\\x1b`)."""
-    plain = "".join(c if c.isprintable() else _spelt(c) for c in str(text))
+    plain = escaped(str(text))
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     return plain if plain.isascii() else plain.encode(encoding, "backslashreplace").decode(encoding)
 
@@ -21,7 +23,3 @@ def first_line(text: object, most: int | None = None) -> str:
     """The first line that is not empty, printable; of a longer one `most` characters, the last of them dots."""
     line = printable(next((line.strip() for line in str(text).splitlines() if line.strip()), ""))
     return line if most is None or len(line) <= most else f"{line[: most - 4].rstrip()} ..."
-
-
-def _spelt(character: str) -> str:
-    return repr(character)[1:-1]

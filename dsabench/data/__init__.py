@@ -1,5 +1,6 @@
-"""Text or task to paired batches: corpora, document split, tokenizer, memory-mapped tokens, windows. Needs numpy, never
-torch.
+"""Data, from text or task to paired batches: sources, document split, tokenizer, memory-mapped tokens, windows.
+
+Needs numpy, never torch.
 
 data = prepare(spec.data)                        # TokenData: read, split, tokenized, cached; or TaskData
 windows = cut(data, spec.length)                 # raises DataError when no document holds a window
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 from dsabench.data.batch import Baseline, Batch, WindowSource
 from dsabench.data.packing import PackedWindows
-from dsabench.data.pieces import pieces, visible
+from dsabench.data.pieces import pieces
 from dsabench.data.prepare import fingerprint, prepare, tokenizer_by_digest
 from dsabench.data.tasks import TaskWindows
 from dsabench.data.tokens import TaskData, TokenData, TokenSplit
@@ -34,7 +35,6 @@ __all__ = [
     "prepare",
     "tokenizer_by_digest",
     "validation_window",
-    "visible",
 ]
 
 

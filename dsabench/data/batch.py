@@ -18,8 +18,11 @@ FULL_NAME: dict[SplitName, str] = {"train": "training", "val": "validation"}
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Windows of L + 1 tokens. All windows of a batch have the same number of scored inputs, so that a mean of window
-    means is the mean of all; but for packed documents, of which a few inputs in thousands are not scored."""
+    """Windows of L + 1 tokens.
+
+    Every window of a batch has the same number of scored inputs, so that the mean of the windows' means is the mean
+    over all inputs. Packed documents are an exception: of them a few inputs in thousands are not scored.
+    """
 
     tokens: NDArray[np.int32]
     """(B, L + 1) ids: inputs are [:, :-1], targets [:, 1:]."""
@@ -28,7 +31,7 @@ class Batch:
     """(B, L): True where the loss counts the token after input t; None where it counts all of them."""
 
     targets: NDArray[np.int32] | None = None
-    """(B, L, M): positions that must be attended to for the answer at t, -1 where unused; None where nobody knows."""
+    """(B, L, M): positions that must be attended to for the answer at t, -1 where unused; None for a text."""
 
     documents: NDArray[np.int32] | None = None
     """(B, L): which document of the window each input belongs to, ascending; None where a window is one document."""
@@ -52,10 +55,10 @@ class Batch:
 
 @dataclass(frozen=True)
 class Baseline:
-    """What a model has to beat on some windows."""
+    """The result on some windows that a model has to beat."""
 
     loss: float
-    """Nats per scored token: by token frequencies alone of a text, by the best guess without its targets of a task."""
+    """Nats per scored token: of a text by token frequencies alone, of a task by the best guess without its targets."""
 
     accuracy: float | None
     """Share of right answers of that guess; None for a text."""
@@ -77,7 +80,7 @@ class WindowSource(Protocol):
     length: int
     notes: list[str]
     most_documents: int | None
-    """Documents of which a window holds a part, at most, where windows hold several and say which."""
+    """The most documents that one window holds parts of; None unless documents are packed."""
 
     def batch(self, seed: int, step: int, batch_size: int, steps: int) -> Batch:
         """The windows of training step 0..steps-1: keyed by seed and step alone, so the same for every attention."""
@@ -86,4 +89,4 @@ class WindowSource(Protocol):
         """Fixed windows, at most ceil(max_tokens / length) of them; the same for every seed and attention."""
 
     def baseline(self, batch: Batch) -> Baseline:
-        """Of these windows."""
+        """The baseline of these windows."""

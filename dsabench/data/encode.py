@@ -15,13 +15,13 @@ from dsabench.data.sources.readers import Part
 from dsabench.data.split import DocumentDigest, Split
 from dsabench.data.tokenizer import Tokenizer
 from dsabench.errors import DataError
-from dsabench.spec.run import DataSpec
+from dsabench.spec.data_settings import DataSpec
 
 BATCH_CHARS = 2**21
-"""Characters encoded at once; an encoding takes some 100 bytes a token while it is in the tokenizer library."""
+"""Characters encoded at once; the tokenizer library needs some 100 bytes a token meanwhile."""
 
 _FIRST_BYTES_PER_TOKEN = 6
-"""With max_tokens, text enough for it at this rate is encoded first, and twice as much while that is too little."""
+"""Bytes of text that are encoded at first for each of max_tokens; doubled for as long as that is too little."""
 
 
 def encode(path: Path, key: str, data: DataSpec, split: Split, tokenizer: Tokenizer) -> None:
@@ -50,10 +50,11 @@ def encode(path: Path, key: str, data: DataSpec, split: Split, tokenizer: Tokeni
 
 
 def _limited(writer: _Writer, split: Split, max_tokens: int) -> tuple[NDArray[np.int64], NDArray[np.int64], int | None]:
-    """Write the first documents drawn that hold max_tokens together, the last one cut: (their places, offsets, tokens
-    cut off the last one), None when all documents together hold no more.
+    """Write the first documents drawn that together hold max_tokens, the last of them cut.
 
-    Which these are depends on the draw and the tokens alone; how much text is tried first only saves time.
+    Returns their places, their offsets, and how many tokens were cut off: None when all documents together hold no
+    more than max_tokens. The choice depends on the draw and the tokens alone; how much text is tried first only saves
+    time.
     """
     ends = np.cumsum(split.scan.bytes_N[split.train])
     budget = _FIRST_BYTES_PER_TOKEN * max_tokens
@@ -83,7 +84,7 @@ class _Writer:
         self.text_bytes = self.token_bytes = self.missed_bytes = 0
 
     def write(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Encode these documents, sorted by place, in place of what the file held; gives their offsets."""
+        """Encode these documents, sorted by place, in place of what the file held. Returns their offsets."""
         self.text_bytes = self.token_bytes = self.missed_bytes = 0
         sizes = array("q")
         with self.path.open("wb") as file:
@@ -110,7 +111,8 @@ class _Writer:
         return np.concatenate([[0], np.cumsum(np.array(sizes, np.int64))])
 
     def _flush(self, batch: list[Part | None], file: BinaryIO, sizes: array[int], size: int) -> int:
-        """Encode and write a batch; `size` tokens of its first document are written already. Gives the last one's."""
+        """Encode and write a batch. `size`: tokens of its first document that are written already. Returns the number
+        of tokens written of its last document, which goes on."""
         encoded = iter(self.tokenizer.encode([part for part in batch if isinstance(part, str)]))
         for part in batch:
             if part is None:
@@ -130,7 +132,7 @@ class _Writer:
         return size
 
     def keep(self, starts: NDArray[np.int64], sizes: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Reduce the file to these runs of tokens; gives their offsets."""
+        """Reduce the file to these runs of tokens. Returns their offsets."""
         whole = self.path.with_suffix(".whole")
         self.path.replace(whole)
         tokens = np.memmap(whole, dtype=self.dtype, mode="r")

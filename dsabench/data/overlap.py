@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from dsabench.data.tokens import TokenSplit
 
 RUN = 32
-"""Tokens in a row that do not repeat by chance; a power of two."""
+"""Length in tokens of a run that does not repeat by chance; a power of two."""
 
 _CHUNK = 2**22
 """Training tokens that are looked at together, which bounds the memory."""
@@ -24,7 +24,7 @@ _FACTORS = (0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 0xD6E8FE
 
 @dataclass(frozen=True)
 class Overlap:
-    """What part of some windows stands in the training text, by runs of RUN tokens."""
+    """How much of some windows stands in the training text too, counted in runs of RUN tokens."""
 
     windows: int
     """Windows that hold at least one such run."""
@@ -47,7 +47,8 @@ class Overlap:
 
 
 def training_overlap(train: TokenSplit, windows_NT: NDArray[np.int32]) -> Overlap | None:
-    """Which windows' runs of RUN tokens also stand in one training document; None when a window holds no run.
+    """The runs of RUN tokens in these windows that also stand in a training document, counted. None when windows are
+    shorter than a run, or there are none.
 
     Runs are compared by 64-bit hashes.
     """
@@ -61,7 +62,7 @@ def training_overlap(train: TokenSplit, windows_NT: NDArray[np.int32]) -> Overla
         if len(tokens_T) < RUN:
             break
         place_P = first + np.arange(len(tokens_T) - RUN + 1)
-        # A document is followed by its end, so a run that crosses into the next one is no text that anyone wrote.
+        # A run that crosses from one document into the next is no text that anyone wrote.
         document_P = np.searchsorted(train.offsets, place_P, side="right")
         within_P = train.offsets[np.minimum(document_P, len(train.offsets) - 1)] >= place_P + RUN
         seen |= np.isin(known, run_hashes(tokens_T)[within_P])

@@ -2,10 +2,9 @@
 
     window = tokens s .. s + L of a split, documents side by side       ids[t] = documents that began in 1..t
 
-So that windows may be longer than documents. The model is given the ids, and no attention crosses from one document
-into another; positions go on through the window, since rotary attention looks at distances alone. The input before a
-document's first token is the end of another document, from which nothing about it can be known: that target is not
-scored. Each further target is.
+Windows may then be longer than documents. The model is given the ids, and no attention crosses from one document into
+another. Positions run through the whole window, because rotary attention sees distances alone. A document's first token
+is not scored, because the input before it is the end of another document. All other targets are scored.
 
 Legend: N windows, B batch, D documents of a split, S starts.
 """
@@ -43,19 +42,19 @@ class PackedWindows:
     def batch_starts(self, seed: int, step: int, batch_size: int) -> NDArray[np.int64]:
         """(B,) places in the training tokens where the windows of a step start, keyed by (seed, step) alone.
 
-        Uniform over the starts of documents, and in a document longer than L also of every L-th token of it, so that
-        its end is trained on too. From there on whole documents follow in the split's order, after its last one the
-        first one again, until the window is full.
+        Uniform over the starts of documents and, in a document longer than L, every L-th token of it, so that its end
+        is trained on too. After the start, documents follow in the split's order until the window is full; after the
+        split's last document comes its first.
         """
         raw_B = np.random.Philox(key=np.array([seed, step], np.uint64)).random_raw(batch_size)
         return self._start_S[(raw_B % np.uint64(len(self._start_S))).astype(np.int64)]
 
     def evaluation(self, split: SplitName, max_tokens: int | None = None) -> Batch:
-        """Fixed windows of a split, the same for every seed and attention: its tokens end to end, the next window's
-        first input being the last one's last target, so that a target is scored at most once. A document that a
-        window's start cuts is seen from there on.
+        """Fixed windows of a split, the same for every seed and attention.
 
-        At most ceil(max_tokens / L) of them, evenly spaced over the split.
+        They lie end to end over the split's tokens: the first input of a window is the last target of the window
+        before it, so that no target is scored twice. A document that a window's start cuts is seen from there on.
+        At most ceil(max_tokens / L) windows, evenly spaced over the split.
         """
         start_N = np.arange((len(self._splits[split].tokens) - 1) // self.length, dtype=np.int64) * self.length
         if max_tokens is not None:
@@ -76,7 +75,7 @@ class PackedWindows:
 
 
 def _most_documents(offsets: NDArray[np.int64], length: int) -> int:
-    """Most documents that `length` consecutive tokens have part in, the split's first ones following its last."""
+    """The most documents that a run of `length` tokens touches; after the split's last document comes its first."""
     offset_D = np.unique(offsets)[:-1]  # of documents that have tokens
     twice_D = np.concatenate([offset_D, offset_D + offsets[-1]])
     # A window that starts with the last token of the document before D sees the most.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Callable, Sequence
 
 UNDECODABLE = "\ufffd"
@@ -31,14 +30,3 @@ def pieces(decode: Callable[[Sequence[int]], str], ids: Sequence[int]) -> list[s
             width, text = 1, decode([*before, ids[first]])[skip:]
         found += [text] + [""] * (width - 1)
     return found
-
-
-def visible(text: str) -> str:
-    """`text` with everything that would act on a terminal or turn a line around written as a Python escape: control,
-    format (bidirectional ones among them), private and unassigned characters, line and paragraph separators."""
-    return "".join(character.encode("unicode_escape").decode() if _acts(character) else character for character in text)
-
-
-def _acts(character: str) -> bool:
-    kind = unicodedata.category(character)
-    return kind.startswith("C") or kind in ("Zl", "Zp")

@@ -1,7 +1,7 @@
 """The preparation of data, from a DataSpec to tokens on disk: read, split, tokenize, encode once, map into memory.
 
-Documents stream through in parts, twice or so, and tokens are written as they come: memory does not grow with the
-corpus, but for about a hundred bytes a document.
+Documents are read in parts, about twice, and tokens are written as they come: memory does not grow with the corpus,
+but for about 100 bytes a document.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from dsabench.data.stream import OVERLAP_NOTE, Overlapping
 from dsabench.data.tokenizer import Bytes, Subwords, Tokenizer, load_file, tokenizer_digest, tokenizer_file, train_bpe
 from dsabench.data.tokens import Names, TaskData, TokenData, TokenSplit
 from dsabench.errors import DataError
-from dsabench.spec.run import DataSpec
+from dsabench.spec.data_settings import DataSpec
 
 BPE_BYTES = 2**28
 """Text that a tokenizer is trained on; of a larger corpus, training documents drawn until it is reached."""

@@ -1,4 +1,4 @@
-"""One pass over a corpus, and which of its documents train and which are held out.
+"""The split of a corpus into training and held-out documents, after one pass over it.
 
 Legend: N documents of the source in its order, empty ones and duplicates included.
 """
@@ -19,7 +19,7 @@ from dsabench.data.cache import cache_folder, digest, replace_file
 from dsabench.data.sources.readers import Document, Part
 from dsabench.data.sources.source import Source, open_source
 from dsabench.errors import DataError
-from dsabench.spec.run import DataSpec
+from dsabench.spec.data_settings import DataSpec
 
 FORMAT = 1
 """Part of every digest; raise it when reading, splitting or storing changes what a run is trained on."""
@@ -62,7 +62,7 @@ class DocumentDigest:
 
 @dataclass(frozen=True)
 class Scan:
-    """What one reading of a source tells of each of its documents."""
+    """Where each document of a source stands, its size and its digest, from one reading."""
 
     file_N: NDArray[np.int32]
     record_N: NDArray[np.int64]
@@ -107,10 +107,10 @@ class Split:
 
 
 def draw(data: DataSpec, tell: Callable[[str], None]) -> Split:
-    """Read the source and split it: empty documents and exact duplicates go, then max_documents are drawn, then
-    val_share of them are held out, at least one and not all. The same for every training seed. With split = overlapping
-    none are: windows will be.
+    """Read the source and split it into training and validation documents, the same for every training seed.
 
+    Empty documents and exact duplicates are dropped, then max_documents are drawn, then val_share of these are held
+    out: at least one, and not all. With split = overlapping no document is held out, because windows are (stream.py).
     A corpus of a single document is first cut into contiguous pieces. Raises DataError.
     """
     source = open_source(data, tell)

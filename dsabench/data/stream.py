@@ -1,8 +1,8 @@
 """The overlapping split: all documents as one stream, whose windows are drawn for training or validation.
 
-How published small-scale experiments often hold data out, and why their validation loss measures memory: a window
-starts at every token, so a validation window shares all but one of its tokens with its neighbours, nearly all of which
-are trained on.
+Published small-scale experiments often hold data out in this way. Their validation loss measures memory: a window
+starts at every token, so a validation window shares all but one of its tokens with its neighbours, and nearly all of
+these are trained on.
 
 Legend: N windows.
 """
@@ -32,18 +32,18 @@ _WINDOW_STREAM = 2**64 - 2
 
 @dataclass(frozen=True)
 class Overlapping:
-    """Which windows of a stream are held out; the same for every training seed and attention."""
+    """The draw of the windows that are held out of a stream; the same for every training seed and attention."""
 
     val_share: float
     seed: int
 
     @functools.lru_cache(maxsize=2)  # noqa: B019 - frozen, equal by value, and two at most are kept
     def draw(self, n_tokens: int, length: int) -> dict[SplitName, NDArray[np.int64]]:
-        """Where the windows of `length` + 1 tokens of either side start, sorted: together every place where one fits.
+        """Sorted starts of the windows of `length` + 1 tokens, for training and for validation.
 
-        val_share of them, at least one and not all, go to validation. Eight bytes a token, three times that while they
-        are drawn; the last ones drawn are kept, since every run of a sweep asks for the same. Raises DataError when the
-        stream has fewer than two windows.
+        Together they are all places where a window fits; val_share of them, at least one and not all, are for
+        validation. Takes 8 bytes a token, and 24 while it draws. The last draws are kept, because every run of a sweep
+        asks for the same one. Raises DataError when the stream has fewer than two windows.
         """
         n_windows = n_tokens - length
         if n_windows < 2:

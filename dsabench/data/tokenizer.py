@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from dsabench.data.cache import digest
 from dsabench.data.sources.readers import Ids
 from dsabench.errors import DataError
-from dsabench.spec.run import DataSpec
+from dsabench.spec.data_settings import DataSpec
 
 END_OF_DOCUMENT = "<|endoftext|>"
 
@@ -29,7 +29,7 @@ KNOWN_ENDS = (
     "<|eos|>",
     "<\uff5cend\u2581of\u2581sentence\uff5c>",
 )
-"""End-of-text tokens by which a tokenizer.json is known to end its documents, the first one that it has."""
+"""Tokens that end a document in known tokenizers; of a tokenizer.json, the first of these that it has."""
 
 BPE_FORMAT = 1
 """Part of a trained tokenizer's digest; raise it when training changes."""
@@ -75,11 +75,11 @@ class Bytes:
 
 
 class Subwords:
-    """A tokenizer of the `tokenizers` library, made ready for this use: no truncation, padding or special tokens.
+    """A tokenizer of the `tokenizers` library, without truncation, padding and special tokens.
 
-    token_bytes_V is exact for byte-level tokenizers, which `bpe` is. Elsewhere it is the length of the token's own
-    string, in which U+2581 is a space, <0xNN> one byte and a leading ## nothing; what a normalizer or the unknown token
-    loses is not in it, and `prepare` notes by how much the sum misses the text.
+    token_bytes_V is exact for byte-level tokenizers, such as `bpe`. For others it is the length of the token's own
+    string, in which U+2581 is a space, <0xNN> one byte and a leading ## nothing. Text that a normalizer or the unknown
+    token loses is not counted; `prepare` notes by how much the sum differs from the text.
     """
 
     def __init__(self, tokenizer: Any) -> None:
@@ -148,7 +148,7 @@ def load_file(path: Path) -> Subwords:
 
 
 def tokenizer_file(data: DataSpec) -> Path:
-    """The file that data.tokenizer names, being neither `bpe` nor `bytes`. Raises DataError when there is none."""
+    """The file that data.tokenizer names when it is not `bpe` or `bytes`. Raises DataError when there is none."""
     path = Path(data.tokenizer).expanduser()
     if path.is_file():
         return path
@@ -161,7 +161,7 @@ def tokenizer_file(data: DataSpec) -> Path:
 
 
 def tokenizer_digest(data: DataSpec, training_digests: bytes) -> str:
-    """What the tokenizer was made from: training documents and vocabulary for `bpe`, the content of a file."""
+    """Digest of what the tokenizer was made from: for `bpe` training documents and vocabulary size, else its file."""
     if data.tokenizer == "bpe":
         return digest("bpe", BPE_FORMAT, data.vocab_size, MIN_FREQUENCY, training_digests)
     if data.tokenizer == "bytes":
@@ -174,7 +174,7 @@ def tokenizer_digest(data: DataSpec, training_digests: bytes) -> str:
 
 
 def own_ids(data: DataSpec, files: Sequence[Path]) -> Ids:
-    """What the ids of .bin files mean, by data.tokenizer; DataError for `bpe`, which is trained on text."""
+    """The meaning of the ids in .bin files, by data.tokenizer. Raises DataError for `bpe`, which is trained on text."""
     if data.tokenizer == "bpe":
         binary = next(path for path in files if path.suffix.lower() == ".bin")
         raise DataError(

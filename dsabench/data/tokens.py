@@ -83,13 +83,14 @@ class TokenData:
     tokenizer: Tokenizer
 
     notes: list[str]
-    """One line on each thing that was done to the text and that its user should know."""
+    """What was done to the text that its user should know, a line each."""
 
     packed: bool = False
-    """With packing = documents: windows hold several documents."""
+    """True with packing = documents: windows hold several documents."""
 
     overlapping: Overlapping | None = None
-    """With split = overlapping: which windows are whose; `train` and `val` are then one stream, as one document."""
+    """With split = overlapping: the draw of windows for training and validation. `train` and `val` are then the same
+    stream, as a single document."""
 
     def baseline(self, batch: Batch) -> Baseline:
         """Unigram loss of the windows' scored targets, and the bytes that they stand for."""

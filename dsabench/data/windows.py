@@ -1,6 +1,7 @@
 """Windows of L + 1 consecutive tokens of one document: L inputs, and L targets one place further.
 
-Of an overlapping split, windows of one stream of documents, drawn for either side: see stream.py.
+With data.split = overlapping, windows of one stream of all documents, each drawn for training or for validation: see
+stream.py.
 
 Legend: N windows, B batch, D documents of a split.
 """
@@ -48,8 +49,8 @@ class Windows:
     def batch_starts(self, seed: int, step: int, batch_size: int) -> NDArray[np.int64]:
         """(B,) places in the training tokens where the windows of a step start, uniform over all training windows.
 
-        Philox keyed by (seed, step) alone: the same for every attention, whatever was drawn before. A 64-bit number
-        modulo n_starts is off uniform by at most n_starts / 2^64.
+        Drawn by Philox with the key (seed, step) alone: the same for every attention. A 64-bit number modulo n_starts
+        is uniform to within n_starts / 2^64.
         """
         raw_B = np.random.Philox(key=np.array([seed, step], np.uint64)).random_raw(batch_size)
         return self._start((raw_B % np.uint64(self.n_starts)).astype(np.int64))
@@ -72,10 +73,10 @@ class Windows:
     def evaluation(self, split: SplitName, max_tokens: int | None = None) -> Batch:
         """Fixed windows of a split, the same for every seed and attention.
 
-        Laid end to end in each document from its first token, the next one's first input being the last one's last
-        target, so that a target is scored at most once; the tail of a document that fills no window is left out.
-        At most ceil(max_tokens / L) of them, evenly spaced over the split. Of an overlapping split: every window that
-        was drawn for it, or evenly spaced ones of them.
+        In each document they lie end to end from its first token: the first input of a window is the last target of
+        the window before it, so that no target is scored twice. The tail of a document that fills no window is left
+        out. At most ceil(max_tokens / L) windows, evenly spaced over the split. With data.split = overlapping: the
+        windows drawn for this side, or evenly spaced ones of them.
         """
         starts_N = self.evaluation_starts(split)
         if max_tokens is not None:

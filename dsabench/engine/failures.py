@@ -11,7 +11,8 @@ from pathlib import Path
 import torch
 
 from dsabench.attention.faults import file_of, line_in, said
-from dsabench.attention.registry import plugin_digest, variant
+from dsabench.attention.plugins import plugin_digest
+from dsabench.attention.registry import variant
 from dsabench.engine.data_parallel.ranks import RankFailedError
 from dsabench.engine.device import Execution, first_line
 from dsabench.engine.loop import TrainingDiverged

@@ -26,9 +26,9 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 
-from dsabench.analysis.results_table import write_file
 from dsabench.analysis.variants import variant_order
-from dsabench.data.pieces import visible
+from dsabench.plain import visible
+from dsabench.store.files import write_file
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p")

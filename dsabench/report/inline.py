@@ -7,8 +7,8 @@ import re
 from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 
-from dsabench.data.pieces import visible
 from dsabench.figures.style import GREY, GRID, INK, PAPER, render
+from dsabench.plain import visible
 
 _VARIABLES = {INK: "ink", GREY: "quiet", GRID: "line", PAPER: "back", "#000000": "ink"}
 """What stands in for each colour that is no variant's (and for black): names of the page's CSS variables."""

@@ -20,16 +20,16 @@ from dsabench.analysis.compare import compare
 from dsabench.analysis.comparison import Comparison
 from dsabench.analysis.formats import Grid, best_rate_grid, cost_grid, ladder_grid, notes, verdict_grid
 from dsabench.analysis.record_checks import Check, audit
-from dsabench.analysis.results_table import write_file
 from dsabench.analysis.scope import Scope
 from dsabench.analysis.statistics import MIN_PAIRS
 from dsabench.analysis.variants import display_name, scored_unit
 from dsabench.analysis.wording import accuracy_lines, trend_lines
-from dsabench.data.pieces import visible
 from dsabench.figures.catalogue import FIGURES, draw, fitting
 from dsabench.figures.data import FigureData, figure_data
+from dsabench.plain import visible
 from dsabench.report.inline import inline_svg
 from dsabench.report.selection_part import SelectionView, chosen_run, selection_view
+from dsabench.store.files import write_file
 
 FILE = "report.html"
 

@@ -29,9 +29,8 @@ from dsabench.reproduction.environments import (
     text,
     unrecorded,
 )
-from dsabench.spec.run import EngineSpec, RunSpec
+from dsabench.spec.run import EngineSpec, RunSpec, validate
 from dsabench.spec.stored_spec import needed_plugins
-from dsabench.spec.sweep import validate
 from dsabench.store import RunRecord, find_checkpoint, find_run, read_metrics
 from dsabench.sweeps import plan, single_run
 

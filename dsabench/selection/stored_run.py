@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from dsabench.analysis.results_table import write_file
 from dsabench.errors import SpecError, StoreError
 from dsabench.selection.numbers import Numbers, selection_numbers
 from dsabench.selection.targets import Questions, question_list, with_targets
@@ -19,6 +18,7 @@ from dsabench.selection.window_choice import window_of
 from dsabench.spec.run import EngineSpec, RunSpec
 from dsabench.spec.stored_spec import needed_plugins, stored_spec
 from dsabench.store import RunRecord, find_checkpoint, find_run, load_runs, read_run
+from dsabench.store.files import write_file
 
 if TYPE_CHECKING:
     from dsabench.selection.capture import LayerSelection
@@ -226,7 +226,7 @@ def export_selection(layers: Sequence[LayerSelection], path: Path, questions: Qu
 
 
 def _notes(spec: RunSpec, record: RunRecord, step: int, layers: Sequence[LayerSelection]) -> list[str]:
-    from dsabench.attention.registry import plugin_digest
+    from dsabench.attention.plugins import plugin_digest
 
     notes = []
     if record.status != "done":

@@ -28,11 +28,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dsabench.analysis.results_table import write_file
-from dsabench.data.pieces import visible
 from dsabench.engine.chance import selection_chance_T
+from dsabench.plain import visible
 from dsabench.selection.numbers import layer_recall_T, missed_TS
 from dsabench.selection.targets import question_list
+from dsabench.store.files import write_file
 
 if TYPE_CHECKING:
     from dsabench.selection.capture import LayerSelection

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from dsabench import data as data_package
 from dsabench.data import TaskData, TaskWindows
 from dsabench.errors import DataError, SpecError
+from dsabench.plain import visible
 from dsabench.selection.targets import Questions
 from dsabench.spec.run import RunSpec
 from dsabench.store import RunRecord
@@ -102,7 +103,7 @@ def _of_document(spec: RunSpec, record: RunRecord, document: int | None, start: 
     if corpus.fingerprint["corpus"] != record.fingerprint.get("corpus"):
         notes.append("the corpus has changed since the run: this document may have been one that it trained on")
     tokens_T, document = data_package.validation_window(corpus, spec.length, document, start)
-    name = data_package.visible(corpus.val.names[document])
+    name = visible(corpus.val.names[document])
     pieces = data_package.pieces(corpus.tokenizer.decode, tokens_T.tolist())
     return Window(tokens_T, pieces, f"validation document {document} ({name}) from token {start}")
 

@@ -66,7 +66,7 @@ class DenseSpec(AttentionSpec):
 
 
 class SelectingSpec(AttentionSpec):
-    """How many keys each query keeps."""
+    """Settings of an attention in which each query keeps k keys."""
 
     alternatives: ClassVar[tuple[tuple[str, str], ...]] = (("top_k_ratio", "top_k"),)
 
@@ -82,7 +82,7 @@ class SelectingSpec(AttentionSpec):
 
 
 class AblationSpec(SelectingSpec):
-    """A selection by a rule: as many keys as DSA, after a dense warm-up as long as DSA's."""
+    """Settings of a selection by a rule: as many keys as DSA keeps, after a dense warm-up as long as DSA's."""
 
     warmup_share: Annotated[float, Field(ge=0, lt=1)] = 0.2
     """Share of the steps in the dense warm-up stage; DSA's by default, so that only the selection differs."""
@@ -93,14 +93,14 @@ class AblationSpec(SelectingSpec):
 
 
 class SlidingWindowSpec(AblationSpec):
-    """Settings of the sliding window."""
+    """A sliding window has no settings of its own: it is k wide."""
 
     kind: Literal["sliding_window"] = "sliding_window"
     """The variant's name."""
 
 
 class SinkWindowSpec(AblationSpec):
-    """Settings of the sinks and the window."""
+    """Settings of the first tokens (sinks) and the window."""
 
     kind: Literal["sink_window"] = "sink_window"
     """The variant's name."""
@@ -110,21 +110,21 @@ class SinkWindowSpec(AblationSpec):
 
 
 class StridedSpec(AblationSpec):
-    """Settings of the stride, which follows from k."""
+    """Strided attention has no settings of its own: its stride follows from k."""
 
     kind: Literal["strided"] = "strided"
     """The variant's name."""
 
 
 class RandomSpec(AblationSpec):
-    """Settings of the random selection."""
+    """A random selection has no settings of its own."""
 
     kind: Literal["random"] = "random"
     """The variant's name."""
 
 
 class OracleSpec(AblationSpec):
-    """Settings of the oracle."""
+    """The oracle has no settings of its own."""
 
     kind: Literal["oracle"] = "oracle"
     """The variant's name."""

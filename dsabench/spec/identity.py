@@ -1,4 +1,4 @@
-"""The identity of a run: what must be equal for two runs to be the same run, as a short readable name."""
+"""The identity of a run as a short readable name: equal for two runs that are the same run."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import hashlib
 import json
 from typing import Any
 
-from dsabench.spec.run import DataSpec, RunSpec
+from dsabench.spec.data_settings import DataSpec
+from dsabench.spec.run import RunSpec
 
 FORMAT = 1
 """Raised when a change to the model or the engine alters what a spec computes: old and new runs are then not one."""
 
 _OUTSIDE = ("engine", "plugins")
-"""How a run is executed, and paths: content digests of the plugin files count instead of their names."""
+"""Fields that do not count: how a run is executed, and the names of plugin files, whose content digests count."""
 
 
 def run_id(spec: RunSpec, fingerprint: dict[str, str]) -> str:

@@ -33,8 +33,8 @@ def read(content: Mapping[str, Any], origins: Mapping[str, str]) -> Ladder:
 
 
 def overridden(ladder: Ladder, path: str) -> Ladder:
-    """The ladder when `path` was overridden, which then holds on all rungs: none changes the field, a part of it or
-    what it is part of."""
+    """The ladder after an override of `path`, which holds on all rungs: no rung then changes that field, a part of it,
+    or a field that it is part of."""
     return {
         name: {
             other: value

@@ -1,4 +1,4 @@
-"""Turning a pydantic error into one line that names the field, the value, what is accepted, and the nearest name."""
+"""Messages for mistakes in a spec: one line that names the field, the value, what is accepted, and the nearest name."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import difflib
 import re
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
@@ -17,7 +17,8 @@ _MISSING = object()
 
 
 def explain(error: ValidationError, model: type[BaseModel], prefix: str, where: Callable[[str], str]) -> list[str]:
-    """One line for each thing wrong. `prefix` is the path of `model` in the spec; `where(path)` says who set it."""
+    """A line for each mistake. `prefix`: the path of `model` in the spec. `where(path)`: `FILE:LINE: ` or `--flag: ` of
+    what set that field."""
     lines = []
     for detail in error.errors():
         names = _field_names(detail, model)
@@ -59,11 +60,15 @@ def _line(detail: ErrorDetails, path: str, names: list[str], model: type[BaseMod
     return f"{path} = {_shown(value)} is not accepted; accepted: {accepted(field)}{hint}"
 
 
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The known name that is most like `name`, for a hint; None when none is like it."""
+    return next(iter(difflib.get_close_matches(name, list(known), n=1)), None)
+
+
 def near_miss(name: str, known: list[str]) -> str:
     """'; did you mean X?' for the nearest known name, or a list of all of them when they are few."""
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    if near:
-        return f"; did you mean {near[0]}?"
+    if near := nearest(name, known):
+        return f"; did you mean {near}?"
     return f"; known: {', '.join(known)}" if 0 < len(known) <= 20 else ""
 
 
@@ -139,7 +144,7 @@ def models_in(annotation: Any) -> list[type[BaseModel]]:
 
 
 def _tag(model: type[BaseModel]) -> Any:
-    """By what pydantic's error locations tell the models of a union apart: its `name`."""
+    """The `name` of a union's model, which pydantic puts into error locations to tell the models apart."""
     field = model.model_fields.get("name")
     return None if field is None else field.default
 

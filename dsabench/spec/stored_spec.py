@@ -1,7 +1,7 @@
-"""The spec of a stored run. A record is data, and perhaps somebody else's: it is validated like any spec.
+"""The spec of a stored run. A record may be somebody else's, so it is validated like any spec.
 
-It may name plugin files, and those are code. Opening a run executes them only where its attention is none of the
-built-in ones, and so cannot be built without them.
+It may name plugin files, which are code. Opening a run executes them only when its attention is not built in, and so
+cannot be built without them.
 """
 
 from __future__ import annotations
@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from dsabench.spec.run import RunSpec
-from dsabench.spec.sweep import validate
+from dsabench.spec.run import RunSpec, validate
 
 
 def stored_spec(values: Mapping[str, Any], run_id: str) -> RunSpec:
@@ -22,7 +21,7 @@ def stored_spec(values: Mapping[str, Any], run_id: str) -> RunSpec:
 
 
 def needed_plugins(values: Mapping[str, Any]) -> Any:
-    """The plugin files that opening a run executes: those its record names, none where its attention is built in."""
+    """The plugin files that opening a run executes: those that its record names, or none for a built-in attention."""
     from dsabench.attention.registry import is_built_in
 
     attention = values.get("attention", {})

@@ -18,8 +18,8 @@ class Spec(BaseModel):
     )
 
     alternatives: ClassVar[tuple[tuple[str, str], ...]] = ()
-    """Pairs (field with a default, field that may stand in its place): giving the second clears the first's default,
-    an override of either clears the other, and both or neither is an error."""
+    """Pairs (field with a default, field that may stand in its place). Giving the second clears the default of the
+    first; an override of either clears the other; both or neither is an error."""
 
     @model_validator(mode="before")
     @classmethod

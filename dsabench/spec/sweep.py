@@ -1,6 +1,6 @@
-"""A sweep: a base RunSpec and axes over any of its fields; reading it, overriding it, and listing its runs.
+"""A sweep: a base RunSpec and axes over any of its fields; its overrides, and the list of its runs.
 
-A config file is always a sweep. A single run is the first value of each axis unless an override chooses.
+A config file is always a sweep. A single run takes the first value of each axis unless an override chooses.
 A sweep may have a ladder (see ladder.py): its runs are then those of every rung, in order.
 """
 
@@ -10,7 +10,6 @@ import copy
 import itertools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +17,11 @@ from pydantic import BaseModel, ValidationError
 
 from dsabench.errors import SpecError
 from dsabench.spec import ladder as ladders
-from dsabench.spec import yaml_file
-from dsabench.spec.attention import AttentionSpec
 from dsabench.spec.messages import explain, field_at, models_in, near_miss
-from dsabench.spec.run import RunSpec
+from dsabench.spec.run import RunSpec, settings_class, validate
 from dsabench.spec.strict_model import Spec
 from dsabench.spec.verdict import VerdictSpec
 
-DEFAULT_CONFIG = "seed"
-_PARTS = ("base", "axes", "verdict", "ladder")
 MAX_RUNS = 100_000
 
 
@@ -42,13 +37,13 @@ class Sweep:
     """The file it was read from."""
 
     verdict: VerdictSpec = field(default_factory=VerdictSpec)
-    """What `compare` will judge it by."""
+    """The margin by which `compare` will judge it."""
 
     named_kinds: list[Any] = field(default_factory=list)
-    """Every attention kind the file names: after `--attention dense`, base.attention may keep fields of another."""
+    """Every attention kind that the file names. After `--attention dense`, base.attention may hold fields of others."""
 
     ladder: ladders.Ladder = field(default_factory=dict)
-    """What each rung changes, by its name; see ladder.py."""
+    """Name of each rung -> the fields that it changes; see ladder.py."""
 
     def set(self, path: str, value: Any, origin: str) -> None:
         """Override one field. An axis over that field is dropped, and so is the field's alternative (batch_size for
@@ -66,7 +61,7 @@ class Sweep:
         _put(self.base, path, value)
         self.origins[path] = origin
         if path == "plugins":
-            self._load_plugins()
+            self.load_plugins()
 
     def set_axis(self, path: str, values: list[Any], origin: str) -> None:
         """Vary one field. Raises SpecError for an empty list or a value given twice."""
@@ -88,15 +83,15 @@ class Sweep:
         self.origins[path] = origin
 
     def set_verdict(self, values: Mapping[str, Any], where: Callable[[str], str]) -> None:
-        """Take the verdict's fields; SpecError for what is not accepted, `where(path)` says who set it."""
+        """Set the verdict's fields. Raises SpecError for a value that is not accepted; `where(path)` is its origin."""
         try:
             self.verdict = VerdictSpec.model_validate(values)
         except ValidationError as error:
             raise SpecError("\n".join(explain(error, VerdictSpec, "verdict", where))) from error
 
     def runs(self) -> list[RunSpec]:
-        """Every combination of the axes, in their order, validated; an axis a variant lacks is dropped for it and
-        the runs that then coincide are one. Raises SpecError with every problem of the first bad combination."""
+        """Every combination of the axes, in their order, validated. An axis that a variant lacks is dropped for it, and
+        runs that are then the same are one. Raises SpecError with every problem of the first bad combination."""
         total = 1
         for values in self.axes.values():
             total *= len(values)
@@ -105,7 +100,7 @@ class Sweep:
         if self.ladder:
             found = {spec.model_dump_json(): spec for runs in self.rungs().values() for spec in runs}
             return list(found.values())
-        self._load_plugins()
+        self.load_plugins()
         self._attention_fields_have_an_owner()
         specs: dict[str, RunSpec] = {}
         for point in itertools.product(*self.axes.values()):
@@ -115,14 +110,14 @@ class Sweep:
 
     def rungs(self) -> dict[str, list[RunSpec]]:
         """The runs of each rung of the ladder, by its name, first to last; none without a ladder. Raises as `runs`."""
-        return {name: rung.runs() for name, rung in self._climb()}
+        return {name: rung.runs() for name, rung in self.climb()}
 
     def lowest(self) -> Sweep:
         """The first rung of the ladder; itself without one."""
-        return next((rung for _, rung in self._climb()), self)
+        return next((rung for _, rung in self.climb()), self)
 
-    def _climb(self) -> Iterator[tuple[str, Sweep]]:
-        """(name, the sweep as it is there, without a ladder) of each rung, first to last. Raises SpecError."""
+    def climb(self) -> Iterator[tuple[str, Sweep]]:
+        """The name of each rung and the sweep on it, without a ladder, first to last. Raises SpecError."""
         at = replace(self, base=copy.deepcopy(self.base), axes=copy.deepcopy(self.axes), ladder={})
         at.origins = dict(self.origins)
         for name, changes in self.ladder.items():
@@ -136,7 +131,7 @@ class Sweep:
         """The run of the first value of each axis, on the first rung of a ladder."""
         if self.ladder:
             return self.lowest().first()
-        self._load_plugins()
+        self.load_plugins()
         self._attention_fields_have_an_owner()
         spec = self._run({path: values[0] for path, values in self.axes.items()})
         for path, origin in self.origins.items():
@@ -166,7 +161,7 @@ class Sweep:
         attention = values.get("attention", {})
         if isinstance(attention, dict):
             kind = attention.setdefault("kind", "dsa")
-            owned = _spec_class(kind, self._where("attention.kind")).model_fields
+            owned = settings_class(kind, self._where("attention.kind")).model_fields
             values["attention"] = {name: value for name, value in attention.items() if name in owned}
         return validate(values, self._where)
 
@@ -185,7 +180,7 @@ class Sweep:
             return
         _kind_is_text(attention.get("kind", "dsa"), self._where("attention.kind"))
         kinds = list(dict.fromkeys([*self._kinds(), attention.get("kind", "dsa")]))
-        models = [_spec_class(kind, self._where("attention.kind")) for kind in kinds]
+        models = [settings_class(kind, self._where("attention.kind")) for kind in kinds]
         paths = [f"attention.{name}" for name in attention] + [p for p in self.axes if p.startswith("attention.")]
         for path in paths:
             names = path.split(".")[1:]
@@ -196,10 +191,11 @@ class Sweep:
                     + near_miss(names[0], known)
                 )
 
-    def _load_plugins(self) -> None:
+    def load_plugins(self) -> None:
+        """Import the plugin files of the base, whose paths become absolute. Raises SpecError."""
         plugins = self.base.get("plugins", [])
         if isinstance(plugins, list):
-            from dsabench.attention.registry import load_plugin
+            from dsabench.attention.plugins import load_plugin
 
             origin = self._where("plugins")
             self.base["plugins"] = [load_plugin(str(plugin), origin) for plugin in plugins]
@@ -232,7 +228,7 @@ class Sweep:
                     _put(self.base, other, None, only_if_present=True)
 
     def _forget_task(self, source: Any) -> None:
-        """Another source leaves the settings that the file has for its own task; those that were given beside stay."""
+        """Drop the settings that the config file has for its own task when the source changes; flags' settings stay."""
         data = self.base.get("data", {})
         if not isinstance(data, dict) or data.get("source") == source:
             return
@@ -258,132 +254,14 @@ class Sweep:
         return ""
 
 
-def load_sweep(name_or_path: str = DEFAULT_CONFIG) -> Sweep:
-    """Read a sweep: a shipped config by name (`seed`, `quick`) or a YAML file by path. Raises SpecError."""
-    path = Path(name_or_path)
-    if path.suffix not in (".yaml", ".yml") and "/" not in name_or_path:
-        shipped = shipped_configs()
-        if name_or_path not in shipped:
-            raise SpecError(
-                f"no config named {name_or_path!r}{near_miss(name_or_path, sorted(shipped))} "
-                "(or give the path of a .yaml file)"
-            )
-        path = shipped[name_or_path]
-    content, lines = yaml_file.read(path)
-    origins = {key: f"{path}:{line}: " for key, line in lines.items()}
-    if not isinstance(content, dict):
-        raise SpecError(f"{path} must hold a mapping with `base` and `axes`")
-    for key in content:
-        if key not in _PARTS:
-            raise SpecError(f"{origins[key]}unknown field {key}{near_miss(key, list(_PARTS))}")
-    base, axes, verdict, ladder = (content.get(key) or {} for key in _PARTS)
-    for key, part in zip(_PARTS, (base, axes, verdict, ladder), strict=True):
-        if not isinstance(part, dict):
-            raise SpecError(f"{origins[key]}{key} must be a mapping")
-    sweep = Sweep(base, {}, path.stem, path=path)
-    sweep.set_verdict(verdict, lambda field: origins.get(field, ""))
-    sweep.origins = {key.partition(".")[2]: origin for key, origin in origins.items() if "." in key}
-    sweep.origins |= {key: origin for key, origin in origins.items() if key.startswith("ladder.")}
-    if isinstance(base.get("plugins"), list):  # a plugin lies beside its config, or else where the user stands
-        base["plugins"] = [_beside(path, str(plugin), origins.get("base.plugins", "")) for plugin in base["plugins"]]
-    sweep._load_plugins()
-    for axis, values in axes.items():
-        before = set(sweep.axes)
-        sweep.set_axis(axis, values, origins[f"axes.{axis}"])
-        if lost := before - set(sweep.axes):
-            raise SpecError(f"{origins[f'axes.{axis}']}axes.{axis} and axes.{lost.pop()} replace each other; keep one")
-    attention = base.get("attention", {})
-    sweep.named_kinds = [attention.get("kind", "dsa")] if isinstance(attention, dict) else []
-    sweep.named_kinds += sweep.axes.get("attention.kind", [])
-    sweep.ladder = ladders.read(ladder, origins)
-    for changes in sweep.ladder.values():
-        kinds = changes.get("attention.kind", [])
-        sweep.named_kinds += kinds if isinstance(kinds, list) else [kinds]
-    for _ in sweep._climb():  # every rung's fields are known
-        pass
-    return sweep
-
-
-def _beside(config: Path, plugin: str, origin: str) -> str:
-    """The path of a plugin that a config file names. Raises SpecError when there is no such file."""
-    from dsabench.attention.registry import check_plugin_allowed
-
-    check_plugin_allowed(plugin, origin)
-    try:
-        if (beside := config.parent / plugin).is_file():
-            return str(beside)
-        found = Path(plugin).expanduser().is_file()
-    except (OSError, ValueError, RuntimeError):  # a null byte, a name too long, ~ of nobody
-        found = False
-    if not found:
-        raise SpecError(f"{origin}plugins: {plugin} is not a file beside this config, nor one seen from {Path.cwd()}")
-    return plugin
-
-
-def shipped_configs() -> dict[str, Path]:
-    """The configs that come with dsabench, by name; from the wheel, or from configs/ in a checkout."""
-    package = Path(str(resources.files("dsabench")))
-    for folder in (package / "configs", package.parent / "configs"):
-        if folder.is_dir():
-            return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
-    raise SpecError("this installation of dsabench has lost its configs folder; reinstall it")
-
-
-def validate(values: dict[str, Any], where: Any = lambda path: "") -> RunSpec:
-    """A RunSpec from nested plain values; SpecError with one line for each problem."""
-    if isinstance(values.get("plugins"), list):
-        from dsabench.attention.registry import load_plugin
-
-        origin = where("plugins")
-        values = {**values, "plugins": [load_plugin(str(plugin), origin) for plugin in values["plugins"]]}
-    problems: list[str] = []
-    rest = dict(values)
-    attention = rest.pop("attention", {})
-    valid: AttentionSpec | None = attention if isinstance(attention, AttentionSpec) else None
-    if valid is None and not isinstance(attention, dict):
-        problems.append(
-            f"{where('attention')}attention = {attention!r} is not accepted; accepted: a mapping with a `kind`"
-        )
-    elif valid is None:
-        model = _spec_class(attention.get("kind", "dsa"), where("attention.kind"))
-        try:
-            valid = model.model_validate(attention)
-        except ValidationError as error:
-            problems += explain(error, model, "attention", where)
-    try:
-        spec = RunSpec.model_validate({**rest, **({"attention": valid} if valid else {})})
-    except ValidationError as error:
-        problems += explain(error, RunSpec, "", where)
-    if problems:
-        raise SpecError("\n".join(problems))
-    return spec
-
-
 def _kind_is_text(value: Any, origin: str) -> None:
     if not isinstance(value, str):
         raise SpecError(f"{origin}attention.kind = {value!r} is not accepted; accepted: the name of an attention")
 
 
-def parse_override(text: str) -> tuple[str, Any]:
-    """`a.b=value` of `--set`, the value read as YAML."""
-    path, equals, value = text.partition("=")
-    if not equals or not path.strip():
-        raise SpecError(f"--set {text}: expected FIELD=VALUE, for example --set train.steps=500")
-    return path.strip(), yaml_file.scalar(value, f"--set {path.strip()}")
-
-
-def _spec_class(kind: Any, origin: str) -> type[AttentionSpec]:
-    from dsabench.attention.registry import spec_class
-
-    try:
-        return spec_class(kind)
-    except SpecError as error:
-        raise SpecError(f"{origin}{error}") from error
-
-
 def _owners(parent: str, kinds: list[Any]) -> list[type[Spec]]:
     if parent == "attention":
-        return [_spec_class(kind, "") for kind in kinds]
+        return [settings_class(kind, "") for kind in kinds]
     annotation = RunSpec.model_fields[parent].annotation if parent in RunSpec.model_fields else None
     return [annotation] if isinstance(annotation, type) and issubclass(annotation, Spec) else []
 

@@ -1,4 +1,4 @@
-"""Settings of the synthetic tasks: what decides their windows. Pure pydantic; nothing here draws a number.
+"""The base of all synthetic tasks' settings, which decide their windows. Nothing here draws a number.
 
 A task's difficulty is one number, its `size` (pairs, needles, symbols, digits), and the span of the window over which
 it is spread. With L inputs a window has L + 1 tokens, and size n takes tokens_needed(n) of them.
@@ -14,13 +14,13 @@ from pydantic import Field, model_validator
 from dsabench.spec.strict_model import Positive, Spec
 
 Count = Annotated[int, Field(ge=1, le=16_384)]
-"""Of things in a window, and of ids that have one role."""
+"""A number of things in a window, or of ids that have one role."""
 
 PAD, FILLER = "_", "."
 
 
 class Curriculum(Spec):
-    """How difficulty grows over the first steps; the window length stays, and what is not used is padding."""
+    """The growth of difficulty over the first steps. The window length stays; places that are not used are padding."""
 
     share: Annotated[float, Field(gt=0, le=1)] = 0.5
     """Share of the steps over which difficulty grows; the rest, and always the last step, are at full difficulty."""
@@ -79,13 +79,13 @@ class TaskSettings(Spec, ABC):
     @property
     @abstractmethod
     def chance_accuracy(self) -> float:
-        """Accuracy of the best guess from everything but the listed targets, at full difficulty. Guessing among the n
-        answers that stand in the window does better, about 1/n: a model that does so has not found the target."""
+        """Accuracy of the best guess without the listed targets, at full difficulty. A guess among the n answers that
+        stand in the window is right more often, about 1/n: a model that does so has not found the target."""
 
     @property
     @abstractmethod
     def chance_loss(self) -> float:
-        """Loss of that guess in nats an answer: what the unigram loss is to text."""
+        """Loss of that guess in nats per answer: the counterpart of a text's unigram loss."""
 
     @abstractmethod
     def tokens_needed(self, size: int) -> int:
@@ -106,7 +106,7 @@ class TaskSettings(Spec, ABC):
             raise ValueError(f"curriculum.start_span = {span} is more than the length {length}; at most {length} fits")
 
     def _beside(self, size: int) -> str:
-        """What else stands in the window at this size, as words."""
+        """Words for error messages: what else stands in the window at this size."""
         return ""
 
     @model_validator(mode="after")

@@ -11,8 +11,8 @@ from dsabench.spec.task_settings import FILLER, PAD, Count, TaskSettings
 
 
 def asked(size: int, full: int, n_queries: int | None) -> int:
-    """Queries at a size: all, or in the proportion of n_queries to the full size and at least one. Never more than the
-    size, because n_queries <= full."""
+    """Queries at a size: all, or the share n_queries / full of them, at least one. Never more than the size, because
+    n_queries <= full."""
     return size if n_queries is None else max(1, size * n_queries // full)
 
 

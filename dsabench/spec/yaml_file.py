@@ -1,4 +1,4 @@
-"""Reading a YAML 1.2 file into plain values, remembering the line of every field.
+"""YAML 1.2 files as plain values, with the line of every field.
 
 ruamel.yaml's round-trip loader builds no Python objects from tags; YAML 1.2 makes `1e-3` a number and `no` a string.
 """

@@ -1,8 +1,8 @@
-"""Replacing a folder of files so that a kill at any moment leaves a whole one.
+"""Atomic replacement of a folder of files: a kill at any moment leaves a whole one.
 
-A folder cannot be renamed over another, so the swap takes two renames. The names: `checkpoint` is whole
-whenever it is there; `checkpoint.new` is being written and never trusted; `checkpoint.old` is the one
-before, whole whenever `checkpoint` is missing, for it is only ever deleted while `checkpoint` is there.
+A folder cannot be renamed over another, so the swap takes two renames. The names: `checkpoint` is whole whenever it
+exists; `checkpoint.new` is being written and never trusted; `checkpoint.old` is the one before. `checkpoint.old` is
+whole whenever `checkpoint` is missing, because it is deleted only while `checkpoint` exists.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def recover(folder: Path) -> None:
 
 
 def replace(folder: Path, write: Callable[[Path], None]) -> None:
-    """Make what `write(empty_folder)` writes the checkpoint in `folder`; needs the run's lock.
+    """Call `write(empty_folder)` and make what it wrote the checkpoint in `folder`; needs the run's lock.
 
     When it raises, the checkpoint is still the last whole one (after `recover`).
 
@@ -55,7 +55,7 @@ def replace(folder: Path, write: Callable[[Path], None]) -> None:
 
 
 def whole(folder: Path) -> Path | None:
-    """The last whole checkpoint in a run's `folder`, or None; changes nothing. An emptied folder is none."""
+    """The last whole checkpoint in a run's `folder`, or None. An empty folder is none. Changes nothing."""
     current, old, _ = _names(folder)
     return next((path for path in (current, old) if path.is_dir() and any(path.iterdir())), None)
 

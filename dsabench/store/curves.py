@@ -1,7 +1,7 @@
-"""`curves.parquet`: what runs recorded while they trained, as one table, kept by reading only files that changed.
+"""`curves.parquet`: the records of all runs' training as one table, kept up to date by reading changed files alone.
 
-A cache like `index.parquet`: it can be removed at any time. Its metadata say which version of each run's
-metrics.jsonl it shows. `load_metrics` reads the files themselves, with everything that is in them.
+A cache like `index.parquet`: it can be removed at any time. Its metadata name the version of each run's metrics.jsonl
+that it was made from. `load_metrics` reads the files themselves, with everything that is in them.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from dsabench.errors import StoreError
+from dsabench.plain import encodable
 from dsabench.store.files import Signature, acquire, explained, read_regular, signature, write_atomic
 from dsabench.store.layout import METRICS, check_schema, existing_store
 from dsabench.store.reader import parse_metrics, run_names
@@ -56,7 +57,7 @@ def load_curves(
 ) -> Curves:
     """The evaluation or training records of runs (all without `run_ids`), numbers only; a torn last line is left out.
 
-    Reads the cache, and of the runs that changed since it was written their files; then brings it up to date when
+    Reads the cache, and the files of runs that changed since it was written; then brings the cache up to date when
     the store can be written. `columns` chooses metrics; those that no run recorded come back without values.
 
     Raises:
@@ -98,7 +99,7 @@ def load_curves(
 
 
 class _State(NamedTuple):
-    """What the parquet's metadata say of it."""
+    """The metadata of the cache."""
 
     format: str
     columns: list[str]
@@ -113,7 +114,7 @@ def _empty() -> pa.Table:
 
 
 def _ordered(table: pa.Table) -> pa.Table:
-    """The table as one made anew: the history of a cache does not show."""
+    """The table in the order that one made anew has."""
     names = [*_FIXED, *sorted(set(table.column_names) - set(_FIXED))]
     return table.select(names).take(pc.sort_indices(table["run_id"]))  # a stable sort
 
@@ -139,7 +140,7 @@ def _read(store: Path) -> tuple[pa.Table, _State]:
 
 
 def _keep(store: Path, table: pa.Table, state: _State) -> None:
-    """Write the cache, if this is a store that can be written and nobody else is at it; else the next reader does."""
+    """Write the cache, unless the store cannot be written or another process is writing it; the next reader will."""
     try:
         if not check_schema(store) or not os.access(store, os.W_OK):
             return
@@ -222,5 +223,5 @@ def _numbers(value: Any) -> list[float] | None:
 
 
 def _text(value: Any) -> Any:
-    """Text as UTF-8 can hold it; None for what is no text."""
-    return value.encode(errors="backslashreplace").decode() if isinstance(value, str) else None
+    """`encodable` text; None for what is no text."""
+    return encodable(value) if isinstance(value, str) else None

@@ -14,7 +14,7 @@ from typing import BinaryIO
 
 from filelock import FileLock, Timeout
 
-from dsabench.errors import StoreError
+from dsabench.errors import ResultsError, StoreError
 
 Signature = list[int] | None
 """What changes when a file does: times of modification and change, size, inode; None: no regular file."""
@@ -101,21 +101,44 @@ def replacing(path: Path, temporary: Path | None = None) -> Iterator[BinaryIO]:
         StoreError: the file cannot be written; no temporary file is left.
     """
     with explained(path):
-        # The leading dot hides a temporary file that a kill left; the random part keeps two processes apart.
-        temporary = temporary or path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-        try:
-            temporary.unlink(missing_ok=True)  # what a kill left; or a link or a pipe in somebody else's store
-            fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-            with os.fdopen(fd, "wb") as file:
-                yield file
-                file.flush()
-                os.fsync(fd)
-            os.replace(temporary, path)  # noqa: PTH105 (one name for tests to break)
-        except BaseException:
-            with suppress(OSError):
-                temporary.unlink()
-            raise
+        with _replacing(path, temporary) as file:
+            yield file
         sync_folder(path.parent)
+
+
+def write_file(path: Path, content: bytes) -> Path:
+    """Replace a file of results, outside the store, as a whole, and make its folders; a reader never sees half of it.
+
+    Raises:
+        ResultsError: it cannot be written; what was there stays.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _replacing(path) as file:
+            file.write(content)
+    except OSError as error:
+        raise ResultsError(
+            f"cannot write {path}: {error.strerror or error}; choose another folder with --out"
+        ) from error
+    return path
+
+
+@contextmanager
+def _replacing(path: Path, temporary: Path | None = None) -> Iterator[BinaryIO]:
+    # The leading dot hides a temporary file that a kill left; the random part keeps two processes apart.
+    temporary = temporary or path.with_name(f".{path.name[:40]}.{secrets.token_hex(8)}.tmp")
+    try:
+        temporary.unlink(missing_ok=True)  # what a kill left; or a link or a pipe in somebody else's store
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        with os.fdopen(fd, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(fd)
+        os.replace(temporary, path)  # noqa: PTH105 (one name for tests to break)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
 
 
 def read_regular(path: Path) -> bytes:

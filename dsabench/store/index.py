@@ -1,13 +1,13 @@
 """`index.parquet`: the whole store as one table, kept up to date by reading only what changed.
 
-Two files. `index.parquet` is for everyone; its metadata say of each run which version of run.json it shows.
-The rows it was made from are in `.index.json.gz`, so that an update has the exact values (a column's dtype
-depends on all of them) without reading every run.json again: a line of JSON each, and a first line with a token.
-The token ties the two files: a kill between their writes shows, and both are rebuilt.
+There are two files. `index.parquet` is for everyone; its metadata name the version of each run.json that it was made
+from. `.index.json.gz` holds the rows as JSON, one a line, so that an update has their exact values (a column's dtype
+depends on all of them) without reading every run.json again. Its first line is a token that the parquet's metadata
+hold too: a kill between the two writes leaves different tokens, and both files are rebuilt.
 
-Both are written anew as a whole, whose cost grows with the store. So the end of a run does it only when that costs
-little beside what happened since the last time (`update`), and `load_runs` whenever something changed: it looks at
-the signature of every run.json, so that it never gives a stale row.
+Both are always written as a whole, which takes longer the larger the store is. The end of a run does so only when that
+costs little beside what happened since the last time (`update`). `load_runs` does so whenever something changed: it
+looks at the signature of every run.json, so that it never gives a stale row.
 """
 
 from __future__ import annotations
@@ -40,20 +40,20 @@ _KEY = b"dsabench"
 _FORMAT = f"3 of schema {SCHEMA_VERSION}"
 
 _SHARE = 64
-"""An index is written anew when a run ends if it lacks this part (1/64) of its rows; one of fewer rows always is."""
+"""When a run ends, the index is written if it lacks 1/_SHARE of its rows, or has fewer than _SHARE rows."""
 
 _PATIENCE_S = 5e-3
-"""Or if it is older than this a row: writing takes 0.2 ms a row, so that it takes 4 % of the time at most."""
+"""It is also written if it is older than this for each row: writing takes 0.2 ms a row, at most 4 % of the time."""
 
 
 class _State(NamedTuple):
-    """What the parquet's metadata say of it."""
+    """The metadata of index.parquet."""
 
     format: str
     token: str
     signatures: dict[str, Signature]
     unsettled: dict[str, list[str | None]]
-    """Status and error of the runs whose row can change without their file: a process may be killed."""
+    """Status and error of the runs whose row can change while run.json does not: their process may be killed."""
 
 
 def load_runs(store: str | Path = "runs") -> pd.DataFrame:
@@ -86,7 +86,7 @@ def load_runs(store: str | Path = "runs") -> pd.DataFrame:
 def update(store: Path) -> None:
     """Bring `index.parquet` up to date after a run has ended; in a large store not after each of many in a row.
 
-    What it then lacks, at most 1/64 of the runs, the next `load_runs` (with which a sweep ends) puts in.
+    The runs that it then lacks, at most 1/64 of all, are added by the next `load_runs`, with which a sweep ends.
 
     Raises:
         StoreError: it cannot be written.
@@ -105,7 +105,7 @@ def update_now(store: Path) -> None:
 
 
 def _is_due(store: Path) -> bool:
-    """Whether writing the index costs little beside the runs that ended, or the time that passed, since it was."""
+    """Whether writing the index costs little beside the runs that ended, or the time that passed, since last time."""
     try:
         n = int(pq.read_metadata(io.BytesIO(read_regular(store / INDEX))).num_rows)
         age_s = time.time() - (store / INDEX).stat().st_mtime
@@ -131,7 +131,7 @@ def _scan(store: Path) -> dict[str, Signature]:
 
 
 class _Rows(NamedTuple):
-    """Every run as it is, by its id."""
+    """Every run of the store as it is now, by its id."""
 
     rows: dict[str, Row]
     lines: dict[str, str]
@@ -143,7 +143,7 @@ class _Rows(NamedTuple):
 
 
 def _current(store: Path) -> tuple[pd.DataFrame, _Rows]:
-    """The table of every run, and what it is made of."""
+    """The table of every run, and the rows that it is made of."""
     cached = _read_rows(store)
     if cached is not None:
         with suppress(ValueError, TypeError, KeyError, AttributeError, OverflowError):  # no rows of ours: made anew
@@ -200,7 +200,7 @@ def _state_of(metadata: dict[bytes, bytes] | None) -> _State | None:
 
 
 def _read_index(store: Path) -> tuple[pd.DataFrame, _State] | None:
-    """The index and what it says of itself; None when it is missing, damaged or of another format."""
+    """The index and its metadata; None when it is missing, damaged or of another format."""
     try:
         with explained(store / INDEX):
             content = pq.read_table(io.BytesIO(read_regular(store / INDEX)), page_checksum_verification=True)
@@ -213,7 +213,7 @@ def _read_index(store: Path) -> tuple[pd.DataFrame, _State] | None:
 
 
 def _read_rows(store: Path) -> _Rows | None:
-    """The rows behind the index, when they are those that it was made from."""
+    """The rows that the index was made from; None when they are missing, damaged or of another index."""
     try:
         state = _state_of(pq.read_schema(io.BytesIO(read_regular(store / INDEX))).metadata)
         first, *lines = gzip.decompress(read_regular(store / _ROWS)).decode().split("\n")

@@ -1,4 +1,4 @@
-"""The layout of a store: its folders and files, and folders that are, or can become, a store."""
+"""The layout of a store: its files and folders, and the test whether a folder is, or can become, a store."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def existing_store(store: str | Path) -> Path:
 
 @contextmanager
 def locked(store: Path, timeout_s: float = 120) -> Iterator[None]:
-    """Hold the lock of what is no single run's: the mark, the sweeps and the index.
+    """Hold the lock of the files that belong to no single run: the mark, the sweeps and the index.
 
     Raises:
         StoreError: another process keeps it.

@@ -1,4 +1,4 @@
-"""Reading single runs: never writes, and says `interrupted` of a run whose process is gone."""
+"""Reading of single runs. Writes nothing; a run whose process is gone is shown as `interrupted`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def read_run(store: str | Path, run_id: str) -> RunRecord:
 
 
 def read_folder(folder: Path) -> tuple[RunRecord, bool]:
-    """The record of the run in `folder` as `read_run` gives it; whether it can change without its file."""
+    """The record of the run in `folder`, as `read_run` gives it, and whether it can change while run.json does not."""
     while True:
         record = read_raw(folder)
         if record is None:
@@ -44,7 +44,7 @@ def read_folder(folder: Path) -> tuple[RunRecord, bool]:
 
 
 def read_raw(folder: Path) -> RunRecord | None:
-    """What `run.json` in `folder` says, or None without one; StoreError if it is damaged or another run's."""
+    """The record in `folder` as it is written, or None without one; StoreError if it is damaged or another run's."""
     check_id(folder.name)
     try:
         record = read_record(folder / RECORD, RunRecord)
@@ -111,9 +111,9 @@ def run_files(store: str | Path, run_id: str) -> dict[str, int]:
 
 
 def parse_metrics(path: Path, lists: bool = True) -> tuple[list[dict[str, Any]], int]:
-    """The records of a metrics file, and the bytes they take: a torn line follows. ([], 0) without a file.
+    """The records of a metrics file, and their size in bytes; a torn line may follow them. ([], 0) without a file.
 
-    Without `lists`, only the last record need have those of its values that are lists: they are most of a file.
+    lists = False allows all records but the last to come without their lists, which are most of a file.
 
     Raises:
         StoreError: a line is no metrics record; names the file and the line.
@@ -151,9 +151,9 @@ def _record(path: Path, number: int, line: bytes) -> dict[str, Any]:
 
 
 def _at_once(lines: list[bytes]) -> list[dict[str, Any]] | None:
-    """The records of all lines, read as one JSON list, lists only in the last: several times as fast.
+    """The records of all lines, read as one JSON list, which is several times as fast; lists only in the last.
 
-    None where a line is no record, or may not be one by itself: then they must be looked at one by one.
+    None where a line is no record, or perhaps none by itself: the lines must then be read one by one.
     """
     text = b",".join([*map(_without_lists, lines[:-1]), *lines[-1:]])
     try:
@@ -164,7 +164,7 @@ def _at_once(lines: list[bytes]) -> list[dict[str, Any]] | None:
 
 
 def _without_lists(line: bytes) -> bytes:
-    """A record's line without its entries `, "name": [...]`, as the writer makes them; no JSON if lists hold lists."""
+    """A record's line without its entries `, "name": [...]`, as the writer writes them; no JSON if lists hold lists."""
     start = line.find(b'": [')
     while start >= 0:
         end, name = line.find(b"]", start), line.rfind(b', "', 0, start)

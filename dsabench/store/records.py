@@ -1,4 +1,4 @@
-"""The records of a store's JSON files, as frozen pydantic models, read with care."""
+"""The records of a store's JSON files as frozen pydantic models, and reading them with checks."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SCHEMA_VERSION = 1
 """Version of the store's files; a store or record with a larger one was written by a newer dsabench."""
 
 MAX_DEPTH = 100
-"""Mappings and lists inside each other in a record."""
+"""The deepest nesting of mappings and lists in a record."""
 
 Status = Literal["running", "done", "failed", "interrupted"]
 Scalar = bool | int | float | str | None
@@ -151,7 +151,7 @@ class RunRecord(Record):
     """`running`, `done`, `failed` or `interrupted`; a reader shows a crashed run as `interrupted`."""
 
     spec: dict[str, Any]
-    """The RunSpec as nested JSON; not validated as one, so that any variant's record can be read anywhere."""
+    """The RunSpec as nested JSON; not validated as one, so that a record of any variant can be read anywhere."""
 
     fingerprint: dict[str, str] = {}
     """Digests of the corpus, the tokenizer and plugin files."""
@@ -213,7 +213,7 @@ class SweepRecord(Record):
     """Its runs in the order of the plan."""
 
     rungs: dict[str, list[str]] = {}
-    """Runs of each rung of its ladder, by the rung's name, first to last; a run may stand on several. Empty without."""
+    """Runs of each rung of its ladder, by the rung's name, first to last; a run may be on several. {}: no ladder."""
 
     command: list[str] | None = None
     """The command line that started it."""
@@ -255,7 +255,7 @@ def read_document(path: Path) -> dict[str, Any]:
 
 
 def _is_deep(document: Any) -> bool:
-    """Whether a walk through it, or writing it, might not come back."""
+    """Whether it is nested more than MAX_DEPTH deep: walking through it or writing it could exhaust the stack."""
     level = [document]
     for _ in range(MAX_DEPTH):
         inner = (value for one in level for value in (one.values() if isinstance(one, dict) else one))

@@ -1,7 +1,7 @@
-"""Removing a run: at every moment it is whole or gone.
+"""Removal of runs: at every moment a run is whole or gone.
 
-Its folder gets a name that no reader looks at, under its lock, and only then are its files deleted. What a
-kill leaves of them is deleted with the next run that is removed.
+Under the run's lock its folder gets a name that no reader looks at; only then are its files deleted. Files that a kill
+leaves behind are deleted with the next run that is removed.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def check_removable(store: str | Path, run_ids: Iterable[str]) -> list[Path]:
 
 
 def remove_runs(store: str | Path, run_ids: Iterable[str]) -> list[str]:
-    """Remove these runs from the store and its index; what was removed, in words, one for each.
+    """Remove these runs from the store and its index. Returns a phrase for each that was removed.
 
     Nothing outside the store is touched: of a run whose folder is a link, the link is removed.
 
@@ -97,7 +97,7 @@ def _remove(folder: Path) -> str:
         with explained(folder):
             os.rename(folder, gone)  # noqa: PTH104 (one name for tests to break)
             sync_folder(folder.parent)
-        # Still under the lock: who waits for it finds its file deleted, and takes that of a new folder or none.
+        # Still under the lock: a process that waits for it finds the lock's file deleted, and none or a new one there.
         shutil.rmtree(gone, ignore_errors=True)
     finally:
         lock.release()

@@ -1,4 +1,4 @@
-"""Tables of a store: how records become rows and columns, and the metrics of many runs in one table."""
+"""Tables of a store: records as rows and columns, and the metrics of many runs in one table."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from dsabench.errors import StoreError
+from dsabench.plain import encodable
 from dsabench.store.files import is_held
 from dsabench.store.layout import LOCK, RECORD, existing_store
 from dsabench.store.reader import read_folder, read_metrics, run_names
@@ -21,7 +22,7 @@ from dsabench.store.records import COUNTS, MEASURES, RunRecord
 TIME = "datetime64[us, UTC]"
 
 _PART = 50
-"""Runs whose metrics are in memory together, when those of all need not be."""
+"""Runs whose metrics are in memory at a time, where those of all runs need not be."""
 
 COLUMNS: dict[str, str] = {
     **dict.fromkeys(("run_id", "status", "attention"), "string"),
@@ -37,7 +38,7 @@ COLUMNS: dict[str, str] = {
 Row = dict[str, Any]
 
 Array = pd.api.extensions.ExtensionArray | np.ndarray[Any, Any]
-"""Of a column."""
+"""The values of a column."""
 
 
 def row_of(folder: Path) -> tuple[Row, bool]:
@@ -93,7 +94,7 @@ def table(rows: Iterable[Row]) -> pd.DataFrame:
     ordered = sorted(rows, key=lambda row: str(row["run_id"]))
     others = sorted({name for row in ordered for name in row} - COLUMNS.keys())
     columns = {name: _fixed([row.get(name) for row in ordered], dtype) for name, dtype in COLUMNS.items()}
-    columns |= {clean(name): typed([row.get(name) for row in ordered]) for name in others}
+    columns |= {encodable(name): typed([row.get(name) for row in ordered]) for name in others}
     return pd.DataFrame(columns)
 
 
@@ -103,7 +104,7 @@ def _fixed(values: list[Any], dtype: str) -> Array:
         times = [value and datetime.fromisoformat(value).replace(tzinfo=None) for value in values]
         return pd.DatetimeIndex(np.array(times, dtype="datetime64[us]")).tz_localize("UTC").array
     if dtype == "string":
-        values = [None if value is None else clean(value) for value in values]
+        values = [None if value is None else encodable(value) for value in values]
     return _array(values, dtype)
 
 
@@ -117,7 +118,7 @@ def typed(values: list[Any]) -> Array:
 
 
 def _kinds(values: list[Any]) -> set[str]:
-    """What is among the values, by the names of their types; whole numbers too large for a dtype are their own."""
+    """The names of the values' types; whole numbers too large for Int64 or for a float are kinds of their own."""
     kinds = {kind.__name__ for kind in set(map(type, values))} - {"NoneType"}
     if "int" in kinds:
         whole = [value for value in values if type(value) is int]
@@ -140,7 +141,7 @@ def _dtype(kinds: set[str]) -> str:
 def _column(values: list[Any], dtype: str) -> Array:
     if dtype == "string":
         texts = [value if value is None or isinstance(value, str) else json.dumps(value) for value in values]
-        values = [None if text is None else clean(text) for text in texts]
+        values = [None if text is None else encodable(text) for text in texts]
     return _array(values, dtype)
 
 
@@ -150,11 +151,6 @@ def _array(values: list[Any], dtype: Any) -> Array:
         return np.array([math.nan if value is None else float(value) for value in values], dtype="float64")
     column: Array = pd.array(values, dtype=dtype)
     return column
-
-
-def clean(text: str) -> str:
-    """`text` with what UTF-8 cannot hold (half a surrogate pair in damaged JSON) spelt out."""
-    return text if text.isascii() else text.encode(errors="backslashreplace").decode()
 
 
 def load_metrics(store: str | Path = "runs", run_ids: Iterable[str] | None = None) -> pd.DataFrame:
@@ -172,9 +168,9 @@ def load_metrics(store: str | Path = "runs", run_ids: Iterable[str] | None = Non
 
 
 def metrics_in_parts(store: str | Path, run_ids: Sequence[str]) -> Iterator[pd.DataFrame]:
-    """`load_metrics` of these runs in parts of a few, alike in columns and dtypes, that need little memory.
+    """`load_metrics` of these runs in parts of a few runs, with the same columns and dtypes; needs little memory.
 
-    Files are read twice: what a column holds is known when all were seen.
+    Files are read twice, because a column's dtype is known only when all were seen.
 
     Raises:
         StoreError: as `load_metrics`, or a run recorded something else meanwhile.
@@ -198,13 +194,13 @@ def _records(store: Path, run_ids: Iterable[str]) -> list[Row]:
 
 
 def _kinds_of(records: list[Row]) -> dict[str, set[str]]:
-    """Of each metric, in the order of their first records, what its values are."""
+    """{metric: kinds of its values}, in the order in which metrics first occur."""
     names = dict.fromkeys(name for keys in dict.fromkeys(map(tuple, records)) for name in keys)
     return {name: _kinds([record.get(name) for record in records]) for name in names}
 
 
 def _metrics(records: list[Row], dtypes: Mapping[str, str]) -> pd.DataFrame:
-    columns = {clean(name): _column([r.get(name) for r in records], dtype) for name, dtype in dtypes.items()}
+    columns = {encodable(name): _column([r.get(name) for r in records], dtype) for name, dtype in dtypes.items()}
     first = {"run_id": "string", "kind": "string", "step": "Int64"}
     missing = {name: _array([None] * len(records), dtype) for name, dtype in first.items() if name not in columns}
     return pd.DataFrame(columns | missing)[[*first, *(name for name in columns if name not in first)]]

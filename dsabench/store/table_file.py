@@ -1,4 +1,4 @@
-"""A table of the store as a file for other programs."""
+"""Tables of a store as Parquet or CSV files for other programs."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ def check_table_path(path: Path, store: Path) -> None:
 
 
 def write_table(parts: Iterable[pd.DataFrame], path: Path) -> int:
-    """Write the rows of `parts`, frames of the same columns and dtypes, to `path`; returns how many there are.
+    """Write the rows of `parts`, frames of the same columns and dtypes, to `path`; returns their number.
 
-    As its suffix says, whole or not at all; a file of that name is replaced. parquet keeps the dtypes. CSV is UTF-8,
-    a missing value is an empty cell, times are ISO 8601 in UTC, and text that begins like a formula gets an
-    apostrophe before it.
+    The suffix is the format. The file is written whole or not at all, and replaces one of that name. Parquet keeps the
+    dtypes. CSV is UTF-8, with empty cells for missing values, times as ISO 8601 in UTC, and an apostrophe before text
+    that begins like a formula.
 
     Raises:
         StoreError: it cannot be written.

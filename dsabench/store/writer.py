@@ -1,4 +1,4 @@
-"""Writing one run: its only writer for as long as it is open."""
+"""The writer of one run, its only one for as long as it is open."""
 
 from __future__ import annotations
 
@@ -14,22 +14,23 @@ from typing import Any, Literal, Self
 from filelock import FileLock
 
 from dsabench.errors import DsabenchError, StoreError
+from dsabench.plain import encodable
 from dsabench.store import atomic_folder, index
 from dsabench.store.files import acquire, explain, explained, refuse_links, write_all, write_atomic
 from dsabench.store.layout import LOCK, LOG, METRICS, RECORD, make_store, run_folder
 from dsabench.store.reader import parse_metrics, read_raw
 from dsabench.store.records import RunBusyError, RunDoneError, RunRecord, Scalar, now
 
-# A reader looks at a lock for some microseconds, which must not read as "busy".
 _PATIENCE_S = 1.0
+"""How long to wait for a run's lock: a reader that looks at it holds it for some microseconds."""
 
 
 class RunWriter:
     """The one writer of `<store>/<run_id>/`; a context manager, made by `RunWriter.open`.
 
-    Left without `finish`, the run is recorded as `failed` with the exception that ended it, or as
-    `interrupted` when that was a KeyboardInterrupt or a DsabenchError (a full disk, say, which is no fault
-    of the run), or there was none. A kill leaves `running`, which readers show as `interrupted`.
+    When the block ends without `finish`, the run is recorded as `failed` with the exception that ended it, or as
+    `interrupted`: after a KeyboardInterrupt, after a DsabenchError (such as a full disk, which is no fault of the run),
+    or without an exception. A kill leaves `running`, which readers show as `interrupted`.
     """
 
     def __init__(self, path: Path, record: RunRecord, lock: FileLock) -> None:
@@ -53,15 +54,14 @@ class RunWriter:
     ) -> Self:
         """Begin run `run_id`, or take it up again where a failed or killed process left it; status `running`.
 
-        `created` (and `sweep`, when None is given) stay as they were. What is there of metrics and
-        checkpoint stays: call `rewind` with the checkpoint's step, or with -1 when `checkpoint()` is None.
-        Makes the store when needed.
+        `created` (and `sweep`, when None is given) stay as they were. Metrics and checkpoint that are there stay, too:
+        call `rewind` with the checkpoint's step, or with -1 when `checkpoint()` is None. Makes the store when needed.
 
         Raises:
             RunBusyError: another process, or another writer in this one, has the run open.
             RunDoneError: it is done already.
-            StoreError: the store cannot be written, or what is there of the run is damaged or newer. A run
-                that did not exist before still does not.
+            StoreError: the store cannot be written, or the run's files are damaged or of a newer dsabench. A run that
+                did not exist before still does not.
         """
         path = run_folder(Path(store), run_id)
         make_store(Path(store))
@@ -106,7 +106,7 @@ class RunWriter:
         """Append one record, {"kind": str, "step": int, ...}, in one write; NaN and infinities stay.
 
         Raises:
-            StoreError: the disk is full, say; the file then ends in the record before.
+            StoreError: it cannot be written (the disk is full); the file then ends in the record before.
         """
         if not isinstance(record.get("kind"), str) or type(record.get("step")) is not int:
             raise TypeError(f"a metrics record needs a `kind` (str) and a `step` (int), not {dict(record)!r}")
@@ -148,8 +148,8 @@ class RunWriter:
         The metrics so far are made durable first.
 
         Raises:
-            StoreError: the disk is full, say; the checkpoint before is still there. Other exceptions of
-                `write` pass.
+            StoreError: it cannot be written (the disk is full); the checkpoint before is still there. Other exceptions
+                of `write` pass.
         """
         self._check_open()
         # A checkpoint whose past was lost in a power failure would leave a hole in the curve.
@@ -171,9 +171,9 @@ class RunWriter:
     ) -> RunRecord:
         """Record how the run ended, durably, and bring the index up to date. Call it once, last.
 
-        log: what else is known of a failure, such as its traceback; kept in the run's folder. environment: of the
-        machine that trained it, where that was not known when the run was begun. indexed: without, the caller sees to
-        the index (`index.update`), for several runs at once.
+        log: more about a failure, such as its traceback; kept in the run's folder. environment: that of the machine
+        that trained the run, if it was not known at the beginning. indexed = False leaves the index to the caller, who
+        updates it for several runs at once (`index.update`).
 
         Raises:
             StoreError: the record, or after it the index, cannot be written.
@@ -186,14 +186,14 @@ class RunWriter:
                 "status": status,
                 "summary": dict(summary or {}),
                 # File names may hold bytes that are no text, and so may messages about them.
-                "error": None if error is None else error.encode(errors="backslashreplace").decode(),
+                "error": None if error is None else encodable(error),
                 "updated": now(),
                 **({} if environment is None else {"environment": dict(environment)}),
             }
         )
         if log is not None:
             with suppress(StoreError):  # the record counts
-                write_atomic(self.path / LOG, log.encode(errors="backslashreplace"))
+                write_atomic(self.path / LOG, encodable(log).encode())
         write_atomic(self.path / RECORD, record.to_json())
         self.record = record
         self._close_metrics()
@@ -215,7 +215,7 @@ class RunWriter:
             self._lock.release()
 
     def _record_end(self, error: BaseException | None) -> None:
-        """Finish a run that its user did not; a failure to do so is told without hiding `error`."""
+        """Finish a run that nobody finished; a failure to do so becomes a note of `error`, if there is one."""
         try:
             if isinstance(error, Exception) and not isinstance(error, DsabenchError):
                 self.finish("failed", error=f"{type(error).__name__}: {error}")
@@ -242,7 +242,7 @@ class RunWriter:
 
 
 def _cut_torn_line(path: Path) -> None:
-    """Cut the line that a kill left unfinished, or the next record would be appended to it."""
+    """Cut off a line that a kill left unfinished: the next record would be appended to it."""
     _, end = parse_metrics(path)
     try:
         if path.stat().st_size > end:

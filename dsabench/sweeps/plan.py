@@ -8,15 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dsabench import data as data_package
-from dsabench.attention.registry import plugin_digest
+from dsabench.attention.plugins import plugin_digest
 from dsabench.data import cut
 from dsabench.engine import memory_plan
 from dsabench.engine.device import Execution, matmul_rate
 from dsabench.engine.memory_plan import MemoryPlan
 from dsabench.engine.slot import shape_of
 from dsabench.model.transformer import flops_per_window, outline
+from dsabench.spec.data_settings import DataSpec
 from dsabench.spec.identity import run_id
-from dsabench.spec.run import DataSpec, RunSpec
+from dsabench.spec.run import RunSpec
 from dsabench.spec.sweep import Sweep
 from dsabench.store import read_run
 

@@ -19,7 +19,8 @@ from dsabench.engine import failures
 from dsabench.engine.device import environment, resolve
 from dsabench.engine.sink import Update
 from dsabench.errors import DeviceError, StoreError
-from dsabench.spec.run import DataSpec, RunSpec
+from dsabench.spec.data_settings import DataSpec
+from dsabench.spec.run import RunSpec
 from dsabench.spec.sweep import Sweep
 from dsabench.store import RunBusyError, RunRecord, SweepRecord, index, read_sweep, write_sweep
 from dsabench.sweeps.dead_run import record_death

@@ -8,8 +8,9 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from dsabench.plain import encodable
 from dsabench.store.records import RunRecord, Scalar
-from dsabench.store.table import clean, flatten
+from dsabench.store.table import flatten
 from dsabench.trackers.tracker import Point, Run
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,79}")  # W&B hides what begins with _
@@ -19,13 +20,13 @@ MOST_TEXT = 500
 
 
 def run_of(record: RunRecord) -> Run:
-    """What is known of the run that wrote `record`."""
+    """The Run, as trackers take it, of a record."""
     spec: dict[str, Any] = {}
     flatten(record.spec, "", spec)
     environment: dict[str, Any] = {}
     flatten(record.environment, "environment.", environment)
     audit = record.environment.get("audit")
-    # A summary says it at the end; what the audit found is known from the beginning.
+    # The summary has it at the end alone; the audit's result is known from the beginning.
     leak = record.summary.get("leak") is True or (isinstance(audit, dict) and audit.get("result") == "leak")
     texts = {"status": record.status, "sweep": record.sweep, "error": record.error, "version": record.version}
     texts |= {"leak": "LEAK"} if leak else {}
@@ -57,10 +58,10 @@ def points_of(records: Iterable[Mapping[str, Any]], started: float) -> list[Poin
 
 
 def safe(name: str) -> str:
-    """`name` as every tracker takes it; what differs keeps differing, by a digest after what had to be changed."""
+    """`name` as every tracker takes it. A changed name ends in a digest, so that different names stay different."""
     if _NAME.fullmatch(name):
         return name
-    digest = hashlib.sha256(name.encode(errors="backslashreplace")).hexdigest()[:8]
+    digest = hashlib.sha256(encodable(name).encode()).hexdigest()[:8]
     return f"{re.sub(r'[^A-Za-z0-9-]+', '_', name)[:60].strip('_-') or 'name'}.{digest}"
 
 
@@ -82,5 +83,5 @@ def _scalar(value: Scalar) -> Scalar:
 
 
 def _short(value: Any) -> str:
-    text = clean(str(value))
+    text = encodable(str(value))
     return text if len(text) <= MOST_TEXT else f"{text[: MOST_TEXT - 4]} ..."

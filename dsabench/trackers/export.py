@@ -1,4 +1,4 @@
-"""Writing runs of a store to a tracker, once or for as long as they train."""
+"""Export of a store's runs to a tracker, once or for as long as they train."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from dsabench.trackers.names import TRACKERS
 from dsabench.trackers.tracker import Run, Session, Tracker, TrackerError
 
 POLL_S = 1.0
-"""Between two looks at runs that train."""
+"""Seconds between two looks at runs that train."""
 
 
 @dataclass
 class Outcome:
-    """What became of each run."""
+    """The outcome of an export, by run."""
 
     written: list[str] = field(default_factory=list)
     same: list[str] = field(default_factory=list)
-    """Those that the tracker has already as they are."""
+    """Runs that the tracker has already as they are."""
 
     failed: dict[str, str] = field(default_factory=dict)
-    """run_id -> why it was not written, or not wholly."""
+    """run_id -> the reason why it was not written, or not wholly."""
 
 
 def check_tracker(name: str) -> None:
@@ -72,12 +72,12 @@ def export(
     follow: bool = False,
     told: Callable[[Run], None] = lambda run: None,
 ) -> Outcome:
-    """Write these runs to `tracker`, one after another; only reads the store.
+    """Write these runs to `tracker`, one after another. Only reads the store.
 
-    With `follow` those that are running are read again every POLL_S seconds, and those that are not there are waited
-    for, until each has ended. Records that a resumed run has dropped are dropped here too: what was written of it is
-    written anew. A run that cannot be read, or that the tracker does not take, is in the outcome's `failed`; the
-    others go on. told: hears of each run when all of it was written.
+    With `follow`, running runs are read again every POLL_S seconds and missing ones are waited for, until each has
+    ended. When a resumed run drops records, the run is written anew without them. A run that cannot be read, or that
+    the tracker does not take, is in the outcome's `failed`; the others go on. told: called with each run when all of it
+    was written.
     """
     outcome = Outcome()
     waiting = {run_id: _Following(store, run_id, tracker) for run_id in dict.fromkeys(run_ids)}
@@ -109,7 +109,7 @@ def export(
 
 
 class _Following:
-    """One run, and how much of it was written."""
+    """One run, and the part of it that was written."""
 
     def __init__(self, store: Path, run_id: str, tracker: Tracker) -> None:
         self.store, self.run_id, self.tracker = store, run_id, tracker
@@ -119,8 +119,8 @@ class _Following:
         self._written: list[str] = []
 
     def bring_up_to_date(self, follow: bool) -> Run | None:
-        """Write what is new; the run when that was all: it has ended, or nobody follows it. None: it goes on."""
-        # The record first: what is recorded after it says `done` is nothing.
+        """Write what is new. Returns the run when it has ended or is not followed; None when more will come."""
+        # The record first: nothing is recorded after it says `done`.
         record = read_run(self.store, self.run_id)
         records = read_metrics(self.store, self.run_id)
         run = run_of(record)
@@ -153,5 +153,5 @@ class _Following:
         """Close what is open."""
         session, self.session = self.session, None
         if session is not None:
-            with suppress(Exception):  # it was told already, or nobody waits for it
+            with suppress(Exception):  # its error was told already, or nobody waits for it
                 session.leave()

@@ -1,7 +1,7 @@
 """MLflow: `<out>/mlflow.db`, an SQLite tracking store (its folder of files is in maintenance mode), without a server.
 
-MLflow keeps what is deleted, and cannot take back a number. So a run that is there as it is in the store is left alone,
-by a digest, and one that changed is deleted (which MLflow calls a stage of its life) and written anew.
+MLflow keeps deleted runs, and cannot take back a number. So a run that is already there as it is in the store, by a
+digest, is left alone; one that changed is deleted (a stage of its life, to MLflow) and written anew.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The trackers there are, known without importing any of them."""
+"""The trackers by name, listed without importing any of them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ class Kind(NamedTuple):
 
     title: str
     packages: tuple[str, ...]
-    """What must be importable."""
+    """Packages that it needs."""
 
     view: str
     """The command that shows what was written, with {out}."""

@@ -1,7 +1,8 @@
 """TensorBoard: `<out>/<run name>/events.out.tfevents.*`, one folder and one file a run.
 
-The file is replaced as a whole when an export begins, so that it holds each point once. Written by TensorBoard's own
-record writer and protocol buffers; its EventFileWriter would put the machine's name into the file's.
+The file is replaced as a whole when an export begins, so that it holds each point once. It is written with
+TensorBoard's own record writer and protocol buffers, because its EventFileWriter puts the machine's name into the
+file's name.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""The interface of a tracker: what it is given of a run, and what it owes.
+"""The interface of a tracker: the content of a run that it is given, and the methods that it must have.
 
-A tracker writes below one folder and nowhere else, and uses no network. Names that it is given (of runs, metrics and
-parameters) are safe in any of them: letters, digits, `_`, `.`, `-`, a letter or digit first, and `/` between two such.
+A tracker writes below one folder and nowhere else, and uses no network. The names of runs, metrics and parameters that
+it is given are safe for every tracker: letters, digits, `_`, `.` and `-`, a letter or digit first, and `/` between two
+such names.
 """
 
 from __future__ import annotations
@@ -23,19 +24,19 @@ class Point(NamedTuple):
 
     step: int
     time: float
-    """Seconds since 1970: the run's start and its training seconds until then; interruptions do not show."""
+    """Seconds since 1970: the run's start plus its training seconds so far; interruptions do not count."""
 
     values: dict[str, float]
-    """{`train/loss`: number}; NaN and infinities are among them."""
+    """{`train/loss`: number}; NaN and infinities may be among them."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """What is known of a run apart from its metrics."""
+    """A run without its metrics."""
 
     run_id: str
     name: str
-    """Its id, with `LEAK-` before it where its attention sees later tokens."""
+    """Its id, after `LEAK-` when its attention sees later tokens."""
 
     leak: bool
     status: Literal["running", "done", "failed", "interrupted"]
@@ -46,7 +47,7 @@ class Run:
     """The numbers of its summary."""
 
     tags: Mapping[str, str]
-    """status, sweep, error, version, and what else is text; `leak` where it is one."""
+    """status, sweep, error, version, and the environment; `leak` when it is one."""
 
     started: float
     """Seconds since 1970."""
@@ -55,7 +56,7 @@ class Run:
 
     @property
     def last_step(self) -> int:
-        """The step that its summary belongs to."""
+        """The step of its summary."""
         return int(self.summary.get("steps", 0))
 
 
@@ -63,24 +64,24 @@ class Session(Protocol):
     """A run that is being written to a tracker."""
 
     def log(self, points: Sequence[Point]) -> None:
-        """Add these, in their order."""
+        """Add these points, in their order."""
 
     def end(self, run: Run) -> None:
-        """The run has ended: write its summary and status, and close."""
+        """Write the summary and the status of the run, which has ended, and close."""
 
     def leave(self) -> None:
-        """Close without an end: the run goes on, or its export does not."""
+        """Close without a summary: the run goes on, or its export has failed."""
 
 
 class Tracker(Protocol):
-    """A place that runs are written to."""
+    """A tracker that is open for writing."""
 
     def begin(self, run: Run, points: Sequence[Point]) -> Session | None:
-        """Begin to write `run`, in place of what an export before wrote of it.
+        """Begin to write `run`, in place of what an earlier export wrote of it.
 
-        points: all that there is so far, to compare with what is there; `Session.log` gives them again. None: the
-        run has ended, and all of it is there already.
+        points: all points so far, to compare with those that the tracker has; `Session.log` gets them as well. Returns
+        None when the run has ended and the tracker has all of it already.
         """
 
     def close(self) -> None:
-        """Nothing more will be written."""
+        """Close the tracker: nothing more will be written."""

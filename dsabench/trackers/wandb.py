@@ -1,7 +1,7 @@
 """Weights & Biases, offline: `<out>/wandb/offline-run-<time>-<run id>/`, for `wandb sync` to send when it is wanted.
 
-Nothing of the user's settings for W&B counts here: a variable or a file that says `online` must not send a store.
-What an export before wrote of a run is deleted first.
+The user's settings for W&B are ignored here: a variable or a file that says `online` must not send a store anywhere.
+Files that an earlier export wrote of a run are deleted first.
 """
 
 from __future__ import annotations

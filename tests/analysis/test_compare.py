@@ -26,8 +26,7 @@ from dsabench.cli.views.compare_tables import comparison_lines
 from dsabench.cli.views.outcome import report_sweep
 from dsabench.figures.catalogue import draw
 from dsabench.figures.data import figure_data
-from dsabench.spec.run import RunSpec
-from dsabench.spec.sweep import validate
+from dsabench.spec.run import RunSpec, validate
 from dsabench.store import load_metrics, load_runs
 
 DENSE, DSA = {"kind": "dense"}, {"kind": "dsa", "top_k_ratio": 0.25}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from dsabench.analysis.results_table import ResultsError, experiment_table, not_averaged, write_file, write_results
+from dsabench.analysis.results_table import experiment_table, not_averaged, write_results
 from dsabench.analysis.variants import label_variants, variant_order
+from dsabench.errors import ResultsError
 
 
 def run(kind: str = "dsa", length: int = 64, seed: int = 42, loss: float = 4.0, **other: Any) -> dict[str, Any]:
@@ -250,19 +250,6 @@ def test_a_leak_is_marked(tmp_path: Path) -> None:
     assert list(experiment_table(frame)["leak"]) == [False, True]
     write_results(frame, curves(frame), tmp_path)
     assert read(tmp_path / "summary.json")["results"]["64"]["sparse"]["leak"] is True
-
-
-def test_writing_is_all_or_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = write_file(tmp_path / "a" / "b.json", b"old")
-
-    def full(descriptor: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(ResultsError, match=r"b\.json: No space left on device"):
-        write_file(path, b"new")
-    assert path.read_bytes() == b"old"
-    assert list(path.parent.iterdir()) == [path]
 
 
 def test_a_file_in_the_way_is_named(tmp_path: Path) -> None:

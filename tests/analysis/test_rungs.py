@@ -15,7 +15,7 @@ from dsabench.analysis.results_table import experiment_table
 from dsabench.analysis.scope import look_at
 from dsabench.analysis.variants import display_name, within
 from dsabench.report.report_page import write_report
-from dsabench.spec.sweep import validate
+from dsabench.spec.run import validate
 from dsabench.store import SweepRecord, write_sweep
 
 RUNGS = [

@@ -16,8 +16,7 @@ from dsabench.engine.device import Execution
 from dsabench.engine.memory_plan import MemoryPlan
 from dsabench.engine.slot import Slot
 from dsabench.model.transformer import build, flops_per_window
-from dsabench.spec.run import RunSpec
-from dsabench.spec.sweep import validate
+from dsabench.spec.run import RunSpec, validate
 
 KINDS = ("sliding_window", "sink_window", "strided", "random", "oracle", "block")
 MODEL = {"d_model": 16, "n_layers": 2, "n_heads": 2, "d_ff": 16, "n_experts": 2}

@@ -23,8 +23,7 @@ from dsabench.engine.evaluation import Evaluator, selection_recall
 from dsabench.engine.optimizer import Optimizer
 from dsabench.engine.step import TrainStep
 from dsabench.model.transformer import Transformer, build
-from dsabench.spec.run import RunSpec
-from dsabench.spec.sweep import validate
+from dsabench.spec.run import RunSpec, validate
 from dsabench.testing import (
     check_calls,
     check_capture,

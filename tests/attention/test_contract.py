@@ -15,8 +15,7 @@ from dsabench.attention.dsa import masked, reference
 from dsabench.attention.dsa.layer import DSA
 from dsabench.errors import SpecError
 from dsabench.model.moe import MixtureOfExperts
-from dsabench.spec.run import RunSpec
-from dsabench.spec.sweep import validate
+from dsabench.spec.run import RunSpec, validate
 from dsabench.testing import (
     CHECKS,
     check_calls,

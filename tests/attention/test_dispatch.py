@@ -16,8 +16,7 @@ from dsabench.engine.backend import backend, resolved
 from dsabench.engine.device import Execution
 from dsabench.errors import SpecError
 from dsabench.model.transformer import build, outline
-from dsabench.spec.run import RunSpec
-from dsabench.spec.sweep import validate
+from dsabench.spec.run import RunSpec, validate
 from dsabench.sweeps import single_run
 
 CPU = Execution(torch.device("cpu"), "fp32", graph=False, deterministic=True)

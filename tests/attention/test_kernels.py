@@ -16,7 +16,7 @@ from dsabench.attention.dsa import masked, reference
 from dsabench.attention.dsa.indexer import LightningIndexer
 from dsabench.attention.rotary import rotation
 from dsabench.ops import rotate
-from dsabench.spec.sweep import validate
+from dsabench.spec.run import validate
 
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:

@@ -11,7 +11,7 @@ from dsabench import ops
 from dsabench.attention.base import AttentionContext
 from dsabench.attention.dsa import masked, reference
 from dsabench.attention.dsa.indexer import LightningIndexer
-from dsabench.spec.sweep import validate
+from dsabench.spec.run import validate
 
 pytest.importorskip("triton", reason="needs triton, which CPU builds of PyTorch do not bring")
 if torch.cuda.is_available():

@@ -24,8 +24,7 @@ from dsabench.engine.device import resolve
 from dsabench.errors import LeakError, SpecError
 from dsabench.model.moe import MixtureOfExperts
 from dsabench.model.transformer import build
-from dsabench.spec.run import RunSpec
-from dsabench.spec.sweep import validate
+from dsabench.spec.run import RunSpec, validate
 
 INDEXER = {"n_heads": 2, "head_dim": 8}
 CPU = torch.device("cpu")

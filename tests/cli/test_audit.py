@@ -20,7 +20,7 @@ from dsabench.data.tokens import TokenSplit
 from dsabench.engine.device import resolve
 from dsabench.errors import LeakError
 from dsabench.model.transformer import build
-from dsabench.spec.sweep import validate
+from dsabench.spec.run import validate
 
 SMALL = [
     "--config", "quick", "--set", "model.d_model=32", "--set", "model.n_heads=2", "--set", "model.d_ff=16",

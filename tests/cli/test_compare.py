@@ -12,8 +12,7 @@ import synthetic
 from jsonschema import Draft202012Validator
 from shell import Shell
 
-from dsabench.spec.run import RunSpec
-from dsabench.spec.sweep import validate
+from dsabench.spec.run import RunSpec, validate
 
 DENSE, DSA = {"kind": "dense"}, {"kind": "dsa", "top_k_ratio": 0.25}
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from shell import Shell
 
-from dsabench.attention import registry
+from dsabench.attention import plugins
 from dsabench.audit import gate
 from dsabench.errors import SpecError
 
@@ -221,10 +221,10 @@ def test_all_that_is_missing_is_listed(tmp_path: Path, has: tuple[bool, ...]) ->
     given = {name for name, present in zip(parts, has, strict=True) if present}
     plugin.write_text(HEAD + "@register\nclass Mine(Attention):\n    pass\n" + "".join(parts[name] for name in given))
     if all(has):
-        assert registry.load_plugin(str(plugin)) == str(plugin)
+        assert plugins.load_plugin(str(plugin)) == str(plugin)
         return
     with pytest.raises(SpecError) as caught:
-        registry.load_plugin(str(plugin))
+        plugins.load_plugin(str(plugin))
     assert set(re.findall(r"it lacks (?:the method )?(\w+)", str(caught.value))) == parts.keys() - given
 
 

@@ -15,10 +15,11 @@ import pytest
 from shell import Shell
 
 import dsabench
-from dsabench.attention import registry
+from dsabench.attention import plugins, registry
 from dsabench.audit import gate
 from dsabench.errors import SpecError
-from dsabench.spec.sweep import load_sweep, shipped_configs, validate
+from dsabench.spec.config import load_sweep, shipped_configs
+from dsabench.spec.run import validate
 from dsabench.testing import CHECKS
 
 EXAMPLE = shipped_configs()["seed"].parent / "custom_attention"
@@ -163,16 +164,16 @@ def test_an_edit_counts_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def test_a_failed_edit_changes_nothing_and_a_kind_that_left_is_gone(tmp_path: Path) -> None:
     plugin = tmp_path / "mine.py"
     plugin.write_text(MINE)
-    registry.load_plugin(str(plugin))
-    before, digest = registry.variant("mine"), registry.plugin_digest("mine")
+    plugins.load_plugin(str(plugin))
+    before, digest = registry.variant("mine"), plugins.plugin_digest("mine")
     other = MINE.replace('"mine"', '"other"')
     plugin.write_text(other + "1 / 0\n")
     with pytest.raises(SpecError, match="ZeroDivisionError"):
-        registry.load_plugin(str(plugin))
-    assert registry.variant("mine") is before and registry.plugin_digest("mine") == digest
+        plugins.load_plugin(str(plugin))
+    assert registry.variant("mine") is before and plugins.plugin_digest("mine") == digest
     assert "other" not in registry.kinds()
     plugin.write_text(other)
-    registry.load_plugin(str(plugin))
+    plugins.load_plugin(str(plugin))
     assert "other" in registry.kinds() and "mine" not in registry.kinds()
 
 
@@ -180,7 +181,7 @@ def test_two_files_cannot_share_a_kind(tmp_path: Path) -> None:
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "mine.py").write_text(MINE + f"# {folder}\n")
-    registry.load_plugin(str(tmp_path / "a" / "mine.py"))
+    plugins.load_plugin(str(tmp_path / "a" / "mine.py"))
     known = re.escape(f"attention kind 'mine' is already registered by Mine of {tmp_path / 'a' / 'mine.py'}")
     with pytest.raises(SpecError, match=known):
-        registry.load_plugin(str(tmp_path / "b" / "mine.py"))
+        plugins.load_plugin(str(tmp_path / "b" / "mine.py"))

@@ -14,7 +14,7 @@ from shell import Shell, loaded
 
 import dsabench
 from dsabench.audit import gate
-from dsabench.spec.sweep import validate
+from dsabench.spec.run import validate
 from dsabench.store import RunWriter
 from dsabench.sweeps import single_run
 
@@ -284,11 +284,11 @@ def test_a_built_in_attentions_record_executes_no_plugin(shell: Shell, corpus: P
 
 def dsabench_forgets(plugin: Path) -> None:
     """As in a new process: a variant that a file registered is not known."""
-    from dsabench.attention import registry
+    from dsabench.attention import plugins, registry
 
     registry._variants.pop("mine")
-    registry._files.pop("mine")
-    registry._plugins.pop(plugin.resolve())
+    plugins._files.pop("mine")
+    plugins._digests.pop(plugin.resolve())
 
 
 @pytest.mark.parametrize(

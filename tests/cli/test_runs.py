@@ -18,7 +18,7 @@ import pytest
 from shell import Shell, loaded
 from synthetic import experiment, finished
 
-from dsabench.spec.sweep import validate
+from dsabench.spec.run import validate
 from dsabench.store import RunRecord, RunWriter, load_metrics, load_runs, read_run
 
 HOSTILE = "\x1b[31mred\x1b[0m \x9b2J \u202e [bold]markup[/bold]"

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dsabench.spec.run import DataSpec
+from dsabench.spec.data_settings import DataSpec
 
 
 @pytest.fixture(autouse=True)

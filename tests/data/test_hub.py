@@ -11,7 +11,7 @@ import pytest
 
 from dsabench.data import fingerprint, prepare
 from dsabench.errors import DataError
-from dsabench.spec.run import DataSpec
+from dsabench.spec.data_settings import DataSpec
 
 
 class Hub:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from dsabench.data import Batch, PackedWindows, TokenData
 from dsabench.errors import DataError
-from dsabench.spec.sweep import validate
+from dsabench.spec.run import validate
 
 SIZES = st.lists(st.integers(1, 40), min_size=1, max_size=12)
 

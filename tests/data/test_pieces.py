@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dsabench.data import pieces, visible
+from dsabench.data import pieces
 from dsabench.data.tokenizer import Bytes, Subwords, train_bpe
 
 TEXT = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\ufffd"), max_size=40)
@@ -44,15 +44,3 @@ def test_a_tokenizer_that_drops_the_first_space_keeps_the_others() -> None:
         return "".join(words[i] for i in ids).replace("\u2581", " ").removeprefix(" ")
 
     assert pieces(decode, [0, 1, 2, 0]) == ["the", " cat", "s", " the"]
-
-
-@given(st.text(max_size=30))
-def test_visible_text_cannot_act(text: str) -> None:
-    shown = visible(text)
-    assert shown.isprintable() or all(c.isprintable() or c.isspace() for c in shown)
-    assert not any(c in shown for c in "\x1b\r\n\t\x00\x9b\u202e\u2066\u2028")
-
-
-def test_visible_leaves_what_is_harmless() -> None:
-    assert visible("caf\u00e9 \u4f60\u597d <b>") == "caf\u00e9 \u4f60\u597d <b>"
-    assert visible("\x1b[31m\n") == "\\x1b[31m\\n"

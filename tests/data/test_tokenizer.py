@@ -18,7 +18,7 @@ from dsabench.data import fingerprint, prepare
 from dsabench.data.split import draw
 from dsabench.data.tokenizer import END_OF_DOCUMENT, Bytes, Subwords, load_file, train_bpe
 from dsabench.errors import DataError
-from dsabench.spec.run import DataSpec
+from dsabench.spec.data_settings import DataSpec
 
 Folder = Callable[..., DataSpec]
 Texts = Callable[..., dict[str, str]]

@@ -19,7 +19,7 @@ from dsabench.engine import evaluation
 from dsabench.engine.device import Execution
 from dsabench.engine.evaluation import Evaluator, bits_per_byte, recall_BT, selection_recall
 from dsabench.model.transformer import build
-from dsabench.spec.sweep import validate
+from dsabench.spec.run import validate
 
 CPU = Execution(torch.device("cpu"), "fp32", graph=False, deterministic=True)
 SPEC = validate(

@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from dsabench.engine.loop import segments
 from dsabench.engine.optimizer import Optimizer, learning_rate_factor, stage_at
 from dsabench.model.transformer import Transformer, build
-from dsabench.spec.run import RunSpec, TrainSpec
-from dsabench.spec.sweep import validate
+from dsabench.spec.run import RunSpec, TrainSpec, validate
 
 TINY = {"d_model": 16, "n_layers": 2, "n_heads": 2, "d_ff": 8}
 

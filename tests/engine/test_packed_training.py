@@ -17,8 +17,7 @@ from dsabench.engine.slot import Slots
 from dsabench.engine.step import METRICS, staged
 from dsabench.model.transformer import Transformer, build
 from dsabench.spec.identity import run_id
-from dsabench.spec.run import RunSpec
-from dsabench.spec.sweep import validate
+from dsabench.spec.run import RunSpec, validate
 
 CPU = Execution(torch.device("cpu"), "fp32", graph=False, deterministic=True)
 LENGTH, VOCAB = 48, 257

@@ -23,8 +23,7 @@ from dsabench.engine.profiling.trace import EAGER, REPLAY, kernels, read, timeli
 from dsabench.ops import profile_labels
 from dsabench.ops.profile_labels import PREFIX, part
 from dsabench.spec.attention import AttentionSpec
-from dsabench.spec.run import RunSpec
-from dsabench.spec.sweep import validate
+from dsabench.spec.run import RunSpec, validate
 
 CPU = Execution(torch.device("cpu"), "fp32", graph=False, deterministic=True)
 MODEL = {"d_model": 32, "n_layers": 2, "n_heads": 2, "d_ff": 32, "n_experts": 2, "experts_per_token": 1}

@@ -18,8 +18,8 @@ from dsabench.engine.device import resolve
 from dsabench.engine.evaluation import Evaluator
 from dsabench.errors import LeakError, SpecError
 from dsabench.model.transformer import build
-from dsabench.spec.run import RunSpec
-from dsabench.spec.sweep import load_sweep, shipped_configs, validate
+from dsabench.spec.config import load_sweep, shipped_configs
+from dsabench.spec.run import RunSpec, validate
 from dsabench.store import load_curves
 from dsabench.sweeps import single_run
 

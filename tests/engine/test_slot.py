@@ -18,7 +18,8 @@ from dsabench.engine.slot import Slot, Slots
 from dsabench.engine.step import TrainStep
 from dsabench.errors import DsabenchError
 from dsabench.model.transformer import build
-from dsabench.spec.sweep import Sweep, validate
+from dsabench.spec.run import validate
+from dsabench.spec.sweep import Sweep
 from dsabench.store import read_run
 from dsabench.sweeps import plan, single_run
 from dsabench.sweeps.schedule import run_sweep

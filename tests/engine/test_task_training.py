@@ -15,9 +15,9 @@ from dsabench.engine.device import resolve
 from dsabench.engine.slot import Slots
 from dsabench.engine.step import staged
 from dsabench.errors import DsabenchError
+from dsabench.spec.config import load_sweep
 from dsabench.spec.identity import run_id
-from dsabench.spec.run import RunSpec
-from dsabench.spec.sweep import load_sweep, validate
+from dsabench.spec.run import RunSpec, validate
 from dsabench.store import load_runs, read_metrics
 from dsabench.sweeps import single_run
 from dsabench.sweeps.plan import plan

@@ -18,8 +18,8 @@ from matplotlib.artist import Artist
 from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 
-from dsabench.analysis.results_table import ResultsError
 from dsabench.analysis.variants import label_variants
+from dsabench.errors import ResultsError
 from dsabench.figures.sequence_length import _draw, sequence_length_comparison
 from dsabench.figures.style import COLOURS, looks, styled
 

@@ -18,7 +18,7 @@ from dsabench.figures import data as data_module
 from dsabench.figures import sheet
 from dsabench.figures.catalogue import FIGURES, draw, fitting
 from dsabench.figures.data import PER_PAGE, Drawn, FigureData, paginate
-from dsabench.spec.sweep import validate
+from dsabench.spec.run import validate
 
 
 def test_times_of_different_machines_are_never_one_point(tmp_path: Path) -> None:

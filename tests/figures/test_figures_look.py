@@ -22,7 +22,7 @@ from matplotlib.transforms import Bbox
 from dsabench.figures import forest, sheet, style
 from dsabench.figures.catalogue import FIGURES, FORMATS, draw
 from dsabench.figures.data import FigureData
-from dsabench.spec.sweep import validate
+from dsabench.spec.run import validate
 
 
 def boxes(figure: Figure) -> Iterator[tuple[str, Bbox]]:

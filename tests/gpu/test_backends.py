@@ -24,8 +24,7 @@ from dsabench.engine.evaluation import Evaluator, selection_recall
 from dsabench.engine.optimizer import Optimizer
 from dsabench.engine.step import TrainStep
 from dsabench.model.transformer import Transformer, build
-from dsabench.spec.run import EngineSpec, RunSpec
-from dsabench.spec.sweep import validate
+from dsabench.spec.run import EngineSpec, RunSpec, validate
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 

@@ -25,8 +25,7 @@ from dsabench.engine.slot import Memory, Slot, Slots
 from dsabench.engine.step import EAGER_STEPS, METRICS, TrainStep
 from dsabench.model.moe import MixtureOfExperts
 from dsabench.model.transformer import Transformer, build
-from dsabench.spec.run import EngineSpec, ModelSpec, RunSpec
-from dsabench.spec.sweep import validate
+from dsabench.spec.run import EngineSpec, ModelSpec, RunSpec, validate
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 

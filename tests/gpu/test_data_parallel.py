@@ -17,8 +17,7 @@ from dsabench import shutdown
 from dsabench.engine.data_parallel.leader import spread
 from dsabench.engine.device import Execution
 from dsabench.errors import DeviceError
-from dsabench.spec.run import RunSpec
-from dsabench.spec.sweep import validate
+from dsabench.spec.run import RunSpec, validate
 from dsabench.store import RunRecord, read_metrics
 from dsabench.sweeps import single_run
 

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from dsabench.spec.sweep import Sweep, validate
+from dsabench.spec.run import validate
+from dsabench.spec.sweep import Sweep
 from dsabench.store import load_runs
 from dsabench.sweeps import plan, single_run
 from dsabench.sweeps.schedule import run_sweep

@@ -16,7 +16,7 @@ from dsabench.engine.device import resolve
 from dsabench.engine.profiling.profiler import profile_cases
 from dsabench.engine.profiling.result import Case, Profile
 from dsabench.engine.profiling.trace import EAGER, kernels, read, timeline, windows
-from dsabench.spec.sweep import validate
+from dsabench.spec.run import validate
 
 pytestmark = [
     pytest.mark.gpu_alone,

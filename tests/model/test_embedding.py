@@ -10,8 +10,7 @@ import torch
 from dsabench.audit.soundness import shared_start
 from dsabench.model.transformer import build
 from dsabench.spec.identity import run_id
-from dsabench.spec.run import RunSpec
-from dsabench.spec.sweep import validate
+from dsabench.spec.run import RunSpec, validate
 
 VOCABULARY = 2000
 

@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 from dsabench.attention.base import AttentionContext
 from dsabench.model.moe import MixtureOfExperts
 from dsabench.model.transformer import build, flops_per_window
-from dsabench.spec.run import ModelSpec, RunSpec
-from dsabench.spec.sweep import validate
+from dsabench.spec.run import ModelSpec, RunSpec, validate
 
 TINY = {"d_model": 32, "n_layers": 2, "n_heads": 4, "d_ff": 24}
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dsabench import ops
 from dsabench.model.transformer import build
-from dsabench.spec.sweep import validate
+from dsabench.spec.run import validate
 
 pytest.importorskip("triton", reason="needs triton, which CPU builds of PyTorch do not bring")
 if torch.cuda.is_available():

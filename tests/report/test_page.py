@@ -22,7 +22,8 @@ from dsabench.errors import ScopeError, StoreError
 from dsabench.figures import catalogue
 from dsabench.report import report_page, selection_part
 from dsabench.report.report_page import Report, write_report
-from dsabench.spec.sweep import load_sweep, validate
+from dsabench.spec.config import load_sweep
+from dsabench.spec.run import validate
 from dsabench.store import read_sweep, write_sweep
 
 HOSTILE = "<script>alert(1)</script>\x1b[31m \u202e\"'&amp; --"

@@ -18,7 +18,7 @@ from dsabench.engine.evaluation import recall_BT, selection_recall
 from dsabench.model.transformer import build
 from dsabench.selection.capture import LayerSelection, inspect, ranked
 from dsabench.selection.numbers import selection_numbers
-from dsabench.spec.sweep import validate
+from dsabench.spec.run import validate
 
 CPU = Execution(torch.device("cpu"), "fp32", graph=False, deterministic=True)
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from matplotlib.figure import Figure
 from selections import asking, inspection, random_layer
 
-from dsabench.analysis.results_table import ResultsError
+from dsabench.errors import ResultsError
 from dsabench.figures.style import styled
 from dsabench.selection import maps
 from dsabench.selection.maps import cell_size, cells, draw, selection_map

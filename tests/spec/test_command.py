@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from dsabench.attention.registry import kinds, spec_class
 from dsabench.cli.options import overridden
 from dsabench.spec.attention import BUILT_IN
+from dsabench.spec.config import load_sweep
 from dsabench.spec.identity import run_id
 from dsabench.spec.rerun_command import command_words, non_default, spec_as_command
-from dsabench.spec.run import RunSpec
-from dsabench.spec.sweep import load_sweep, validate
+from dsabench.spec.run import RunSpec, validate
 
 FINGERPRINT = {"corpus": "c", "tokenizer": "t"}
 

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from dsabench.errors import SpecError
+from dsabench.spec.config import load_sweep
 from dsabench.spec.identity import flatten
 from dsabench.spec.run import RunSpec
-from dsabench.spec.sweep import Sweep, load_sweep
+from dsabench.spec.sweep import Sweep
 
 LADDER = """
 base:

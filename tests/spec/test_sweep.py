@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 
 from dsabench.attention import registry
 from dsabench.errors import DsabenchError, SpecError
+from dsabench.spec.config import load_sweep, parse_override, shipped_configs
 from dsabench.spec.identity import flatten, run_id
-from dsabench.spec.run import RunSpec
-from dsabench.spec.sweep import Sweep, load_sweep, parse_override, shipped_configs, validate
+from dsabench.spec.run import RunSpec, validate
+from dsabench.spec.sweep import Sweep
 
 
 def with_override(text: str, config: str = "seed") -> Sweep:

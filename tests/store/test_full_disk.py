@@ -5,8 +5,9 @@ import os
 
 import pytest
 
-from dsabench.errors import StoreError
+from dsabench.errors import ResultsError, StoreError
 from dsabench.store import read_metrics, read_run
+from dsabench.store.files import write_file
 
 
 def tree(folder):
@@ -84,3 +85,16 @@ def test_metrics_go_on_cleanly_when_there_is_room_again(runs, monkeypatch):
                 writer.metrics({"kind": "train", "step": 1})
         writer.metrics({"kind": "train", "step": 2})
     assert [record["step"] for record in read_metrics(runs.path, "a")] == [0, 2]
+
+
+def test_a_file_of_results_is_all_or_nothing(tmp_path, monkeypatch):
+    path = write_file(tmp_path / "a" / "b.json", b"old")
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(ResultsError, match=r"b\.json: No space left on device"):
+        write_file(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert list(path.parent.iterdir()) == [path]

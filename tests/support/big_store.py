@@ -22,7 +22,7 @@ from typing import Any
 
 from synthetic import START
 
-from dsabench.spec.sweep import validate
+from dsabench.spec.run import validate
 from dsabench.store import RunWriter, SweepRecord, index, load_runs, write_sweep
 from dsabench.store.layout import make_store
 from dsabench.store.records import RunRecord

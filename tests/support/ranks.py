@@ -26,8 +26,7 @@ from dsabench.engine.data_parallel.ranks import RankFailedError, Ranks
 from dsabench.engine.device import Execution
 from dsabench.engine.sink import Nowhere
 from dsabench.engine.slot import Slots
-from dsabench.spec.run import RunSpec
-from dsabench.spec.sweep import validate
+from dsabench.spec.run import RunSpec, validate
 
 DSA = {"kind": "dsa", "top_k": 4, "indexer": {"n_heads": 2, "head_dim": 8, "warmup_share": 0.3}}
 FROZEN = {**DSA, "indexer": {**DSA["indexer"], "freeze_backbone": True}}  # type: ignore[dict-item]

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from dsabench.selection.capture import LayerSelection, ranked
 from dsabench.selection.stored_run import Inspection
 from dsabench.selection.targets import Questions
-from dsabench.spec.sweep import validate
+from dsabench.spec.run import validate
 from dsabench.store import RunRecord
 
 

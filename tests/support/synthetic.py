@@ -13,8 +13,7 @@ import numpy as np
 
 from dsabench.analysis.variants import TASK_MEANS
 from dsabench.spec.identity import run_id
-from dsabench.spec.run import RunSpec
-from dsabench.spec.sweep import validate
+from dsabench.spec.run import RunSpec, validate
 from dsabench.store import RunRecord, SweepRecord, write_sweep
 from dsabench.store.layout import make_store
 

@@ -21,7 +21,9 @@ import chaos
 from ray.cluster_utils import Cluster as Nodes
 
 from dsabench.errors import DataError, DeviceError, DsabenchError
-from dsabench.spec.sweep import Sweep, load_sweep, validate
+from dsabench.spec.config import load_sweep
+from dsabench.spec.run import validate
+from dsabench.spec.sweep import Sweep
 from dsabench.store import RunRecord, read_run
 from dsabench.sweeps import plan
 from dsabench.sweeps.ray import node, ray_session

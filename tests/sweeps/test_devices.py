@@ -17,7 +17,8 @@ from shell import Shell
 
 from dsabench.engine.sink import Update
 from dsabench.errors import DeviceError, DsabenchError, SpecError
-from dsabench.spec.sweep import Sweep, load_sweep
+from dsabench.spec.config import load_sweep
+from dsabench.spec.sweep import Sweep
 from dsabench.store import RunRecord, read_run
 from dsabench.sweeps import plan
 from dsabench.sweeps.plan import PlannedRun

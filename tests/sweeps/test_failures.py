@@ -19,7 +19,8 @@ from dsabench.engine import checkpoint, failures, loop
 from dsabench.engine.failures import smaller
 from dsabench.engine.step import TrainStep
 from dsabench.errors import DeviceError, StoreError
-from dsabench.spec.sweep import Sweep, load_sweep
+from dsabench.spec.config import load_sweep
+from dsabench.spec.sweep import Sweep
 from dsabench.store import RunRecord, RunWriter, find_checkpoint, records
 from dsabench.sweeps import plan, single_run
 from dsabench.sweeps import schedule as launch_sweep

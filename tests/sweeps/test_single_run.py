@@ -24,8 +24,8 @@ from dsabench.engine.evaluation import Evaluator
 from dsabench.engine.slot import Slots
 from dsabench.engine.step import TrainStep
 from dsabench.errors import DataError, DeviceError, StoreError
-from dsabench.spec.run import EngineSpec, RunSpec
-from dsabench.spec.sweep import Sweep, validate
+from dsabench.spec.run import EngineSpec, RunSpec, validate
+from dsabench.spec.sweep import Sweep
 from dsabench.store import read_run
 from dsabench.sweeps import plan, single_run
 from dsabench.sweeps.schedule import run_sweep
@@ -173,7 +173,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from dsabench.sweeps import plan, single_run
-from dsabench.spec.sweep import validate
+from dsabench.spec.run import validate
 import json
 spec = validate(json.loads(sys.argv[1]))
 def observe(update):

@@ -66,12 +66,12 @@ def bench(
     check_out(out)
     import torch
 
-    from dsabench.analysis.results_table import write_file
     from dsabench.bench.api import bench_layer
     from dsabench.bench.document import Document
     from dsabench.cli.views.bench_tables import bench_lines
     from dsabench.figures.bench_times import bench_figure
     from dsabench.figures.style import save_png
+    from dsabench.store.files import write_file
 
     log = stderr_console()
 

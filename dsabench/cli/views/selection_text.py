@@ -15,8 +15,8 @@ from rich.text import Text
 
 from dsabench.cli.views.marked_text import FOUND, LATER, LOST, MISSED, QUERY, WIDTH, prose, wrapped
 from dsabench.cli.views.selection_numbers import distance_lines, number_lines
-from dsabench.data.pieces import visible
 from dsabench.engine.chance import selection_chance_T
+from dsabench.plain import visible
 from dsabench.selection.numbers import layer_recall_T, missed_TS
 from dsabench.selection.targets import Questions, rank_of
 

@@ -13,17 +13,28 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from dsabench.data.cache import cache_folder, digest, locked, replace_file
+from dsabench.data.sources.readers import read_jsonl
+from dsabench.data.sources.source import Source
 from dsabench.errors import DataError
-from dsabench.spec.run import DataSpec
+from dsabench.spec.data_settings import DataSpec
 
 CONNECT_SECONDS = 10.0
 """How long the hub may take to answer at all before it counts as out of reach."""
 
 _RETRIES = 2
+
+
+def find(data: DataSpec, rest: str, tell: Callable[[str], None]) -> Source:
+    """The local copy, which is made if need be. Raises DataError as `snapshot`."""
+    file = snapshot(data, rest, tell)
+    note = f"{data.source}: the copy in {file} was used; delete that file to download it again"
+    read = partial(read_jsonl, column="text")
+    return Source(data.source, (file,), (data.source,), read, ("jsonl", "text"), (note,))
 
 
 def snapshot(data: DataSpec, rest: str, tell: Callable[[str], None]) -> Path:

@@ -18,6 +18,9 @@ from numpy.typing import NDArray
 
 from dsabench.errors import DataError
 
+SUFFIXES = (".txt", ".md", ".jsonl", ".parquet", ".bin")
+"""Files that `read` reads, in whatever case the suffix is written."""
+
 PART_CHARS = 2**18
 """Longest part of a document in characters (or token ids); parts are cut after a line end where there is one."""
 
@@ -38,18 +41,32 @@ class Document:
     """One document of a file."""
 
     record: int
-    """Which one of the file, from 1 (a line, a row, a piece); 0 when the file is the document."""
+    """Its number in the file, from 1 (of a line, a row, a piece); 0 when the file is the document."""
 
     parts: Iterable[Part]
-    """Its content in order; lazy, to be read once and before the next document is asked for."""
+    """Its content in order, lazily: to be read once, before the next document is asked for."""
 
 
 @dataclass(frozen=True)
 class Ids:
-    """What a .bin file's ids mean: the tokenizer that made them."""
+    """The ids of a .bin file, as the tokenizer that made them defines them."""
 
     vocab_size: int
     end_of_document: int
+
+
+def read(path: Path, column: str, ids: Ids | None) -> Iterator[Document]:
+    """The documents of a file, by its suffix. `ids` are those of .bin files, and needed for them alone."""
+    match path.suffix.lower():
+        case ".jsonl":
+            return read_jsonl(path, column)
+        case ".parquet":
+            return read_parquet(path, column)
+        case ".bin":
+            assert ids is not None
+            return read_bin(path, ids)
+        case _:
+            return read_text(path)
 
 
 def text_parts(blocks: Iterable[str]) -> Iterator[str]:

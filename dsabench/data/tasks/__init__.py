@@ -1,4 +1,6 @@
-"""Windows of the tasks whose answers, and where they are to be found, are known (dsabench.spec.tasks). Needs no torch.
+"""Windows of synthetic tasks, of which the answers and where they stand in the window are known. Needs no torch.
+
+A task is one file here, named after it, with the function `generate`; its settings are a class in dsabench.spec.tasks.
 
 windows = TaskWindows(Recall(n_pairs=16), length=256)      # raises DataError when the window does not hold the task
 batch = windows.batch(seed=42, step=0, batch_size=16, steps=1000)

@@ -18,9 +18,7 @@ HELD_OUT_EIGHTH = np.uint64(7)
 """Problems with this value in the top three bits of their hash, an eighth of all, stand in validation windows only."""
 
 
-def arithmetic(
-    settings: Arithmetic, at: Level, length: int, windows: int, draws: Draws, split: SplitName = "train"
-) -> TaskBatch:
+def generate(settings: Arithmetic, at: Level, length: int, windows: int, draws: Draws, split: SplitName) -> TaskBatch:
     """As many problems as the span holds.
 
     There are only 10^(2 n_digits) of them, so that two streams would share some: validation has its own eighth. At the

@@ -36,7 +36,7 @@ class Draws:
         """(rows, n) different numbers of 0..bound-1 in random order: where the n smallest of `bound` draws stand."""
         raw = self.raw((rows, bound))
         if n < bound:
-            kept = np.argpartition(raw, n - 1, axis=1)[:, :n]  # in an order that is none
+            kept = np.argpartition(raw, n - 1, axis=1)[:, :n]  # in no particular order
             return np.take_along_axis(kept, np.argsort(np.take_along_axis(raw, kept, 1), axis=1), 1)
         return np.argsort(raw, axis=1)
 

@@ -12,13 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dsabench.data.batch import Batch
-from dsabench.data.tasks.draws import Draws
+from dsabench.data.tasks.draws import Draws, Integers
 from dsabench.spec.task_settings import FILLER, PAD, TaskSettings
 
 
 @dataclass(frozen=True, eq=False)
 class TaskBatch(Batch):
-    """Windows whose answers are known, and where each is to be found."""
+    """Windows whose answers are known, with the places where each answer is to be found."""
 
     tokens: NDArray[np.int32]
     """(B, L + 1) ids: inputs are [:, :-1]."""
@@ -62,6 +62,18 @@ def first_id(settings: TaskSettings, kind: str) -> int:
 def put(array: NDArray[Any], places: NDArray[np.int64], values: NDArray[Any] | int | bool) -> None:
     """array[b, places[b, n]] = values[b, n] for all b, n."""
     array[np.arange(len(array)).reshape(-1, *[1] * (places.ndim - 1)), places] = values
+
+
+def half_of_the_rest(needed: int, span: int) -> int:
+    """Half of the places that are free among the span's tokens, of which the task takes `needed`."""
+    return (span + 1 - needed) // 2
+
+
+def answer(batch: TaskBatch, query_BQ: Integers, target_BQ: Integers) -> None:
+    """Score inputs query_BQ, whose answers are the tokens that stand at target_BQ: write them after the queries."""
+    put(batch.tokens, query_BQ + 1, np.take_along_axis(batch.tokens, target_BQ, 1))
+    put(batch.scored, query_BQ, True)
+    put(batch.targets[..., 0], query_BQ, target_BQ)
 
 
 def piece(settings: TaskSettings, token: int) -> str:

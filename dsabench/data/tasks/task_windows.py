@@ -6,24 +6,22 @@ Legend: N windows, B batch, L inputs of a window, T tokens.
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 from collections.abc import Iterable
 
 from dsabench.data.batch import Baseline, Batch, SplitName
-from dsabench.data.tasks import retrieval
-from dsabench.data.tasks.arithmetic import arithmetic
 from dsabench.data.tasks.curriculum import Level, full_level, level
 from dsabench.data.tasks.draws import EVALUATION_KEY, Draws
 from dsabench.data.tasks.task_batch import TaskBatch, piece
 from dsabench.errors import DataError
 from dsabench.spec.task_settings import TaskSettings
-from dsabench.spec.tasks import Arithmetic, Induction, Needle, Recall, SelectiveCopy
 
 FORMAT = 1
 """Raised when a change alters the windows that settings give: part of a run's identity."""
 
 EVALUATION_TOKENS = 131_072
-"""Of a sample whose size nobody asked for: a task has no end."""
+"""Tokens of an evaluation sample when no size is given, because a task has no end."""
 
 _SECOND_KEY: dict[SplitName, int] = {"train": 0, "val": 1}
 
@@ -31,8 +29,8 @@ _SECOND_KEY: dict[SplitName, int] = {"train": 0, "val": 1}
 class TaskWindows:
     """Windows of one task and length. Raises DataError, saying what would fit, when a window does not hold the task.
 
-    The number of possible windows is astronomical at any setting that asks more than a handful of things, so that no
-    window of a stream is met again in another; where single problems are few (`arithmetic`) validation has its own.
+    Training and validation share no window, because the number of possible windows is astronomical unless a setting
+    asks very few things. Where single problems are few (`arithmetic`), validation has problems of its own.
     """
 
     def __init__(self, settings: TaskSettings, length: int) -> None:
@@ -59,22 +57,22 @@ class TaskWindows:
         return level(self.settings, self.length, step, steps)
 
     def batch(self, seed: int, step: int, batch_size: int, steps: int) -> TaskBatch:
-        """The windows of training step 0..steps-1. Of equal settings every attention gets the same ones."""
+        """The windows of training step 0..steps-1, the same for every attention."""
         assert 0 <= seed < 2**32 and 0 <= step < steps, "keys of training and evaluation must differ"
         return generate(self.settings, self.level(step, steps), self.length, batch_size, Draws(seed, step))
 
     def evaluation(self, split: SplitName, max_tokens: int | None = None) -> TaskBatch:
         """ceil(max_tokens / length) fixed windows at full difficulty, the same for every seed and attention.
 
-        `train` ones are drawn as training's are after the curriculum, but are not among them: where the task is not
-        memorised, both losses are equal but for sampling. More windows begin with the same ones only by chance.
+        Those of `train` are drawn like training's after the curriculum, but are not among them: unless the task is
+        memorised, both losses are equal but for sampling. A larger sample does not begin with a smaller one's windows.
         """
         windows = -(-(max_tokens or EVALUATION_TOKENS) // self.length)
         draws = Draws(EVALUATION_KEY, _SECOND_KEY[split])
         return generate(self.settings, full_level(self.settings, self.length), self.length, windows, draws, split)
 
     def baseline(self, batch: Batch) -> Baseline:
-        """The task's chance: the same for all its windows at full difficulty."""
+        """The best guess without the targets: the same for all windows at full difficulty."""
         return Baseline(self.settings.chance_loss, self.settings.chance_accuracy, None)
 
     def pieces(self, tokens_T: Iterable[int]) -> list[str]:
@@ -89,19 +87,13 @@ class TaskWindows:
 def generate(
     settings: TaskSettings, at: Level, length: int, windows: int, draws: Draws, split: SplitName = "train"
 ) -> TaskBatch:
-    """Windows of `length` inputs at a level that fits. `split` matters only where problems are held out."""
-    match settings:
-        case Recall():
-            return retrieval.recall(settings, at, length, windows, draws)
-        case Induction():
-            return retrieval.induction(settings, at, length, windows, draws)
-        case Needle():
-            return retrieval.needle(settings, at, length, windows, draws)
-        case SelectiveCopy():
-            return retrieval.selective_copy(settings, at, length, windows, draws)
-        case Arithmetic():
-            return arithmetic(settings, at, length, windows, draws, split)
-    raise AssertionError(f"no generator for {type(settings).__name__}")
+    """Windows of `length` inputs at a level that fits, from `generate` in the file that has the task's name.
+
+    `split` matters only to a task that holds problems out for validation (arithmetic).
+    """
+    module = importlib.import_module(f"dsabench.data.tasks.{settings.name}")
+    batch: TaskBatch = module.generate(settings, at, length, windows, draws, split)
+    return batch
 
 
 def fingerprint(settings: TaskSettings) -> dict[str, str]:

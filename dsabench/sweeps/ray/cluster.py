@@ -20,7 +20,8 @@ from typing import Any
 from dsabench import data as data_package
 from dsabench.engine.sink import Update
 from dsabench.errors import DeviceError, StoreError
-from dsabench.spec.run import DataSpec, RunSpec
+from dsabench.spec.data_settings import DataSpec
+from dsabench.spec.run import RunSpec
 from dsabench.store import RunBusyError, RunRecord, index
 from dsabench.sweeps.launcher import Busy, Ended, Job, Note, Outcome, Refused
 from dsabench.sweeps.plan import fingerprint

@@ -25,7 +25,7 @@ from dsabench.data.cache import cache_folder, replace_file
 from dsabench.engine.device import resolve
 from dsabench.engine.sink import Update
 from dsabench.errors import DataError, DsabenchError, StoreError
-from dsabench.spec.sweep import validate
+from dsabench.spec.run import validate
 from dsabench.store import RunRecord, find_checkpoint
 from dsabench.store.files import signature
 from dsabench.store.layout import LOG, METRICS, run_folder

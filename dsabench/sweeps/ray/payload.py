@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dsabench.attention.registry import plugin_digest
+from dsabench.attention.plugins import plugin_digest
 from dsabench.errors import SpecError
 from dsabench.spec.run import RunSpec
 

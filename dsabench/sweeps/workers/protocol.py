@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dsabench.engine.sink import Update
-from dsabench.spec.sweep import validate
+from dsabench.spec.run import validate
 from dsabench.sweeps.launcher import Job, Note, Outcome
 
 
