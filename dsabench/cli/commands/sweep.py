@@ -115,9 +115,8 @@ def sweep(
 ) -> None:
     """Train every combination of the axes and compare them.
 
-    Prints a table, and writes files and a picture under --out.
-
-    Runs that are done are kept and interrupted ones resume, so the same command goes on where it was stopped.
+    Prints a table, and writes files and a picture under --out. Runs that are done are kept and interrupted ones resume,
+    so the same command goes on where it was stopped.
     """
     axes = {
         "--lengths": ("length", lengths),
