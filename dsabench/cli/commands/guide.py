@@ -34,7 +34,7 @@ def guide(topic: TopicArgument = None) -> None:
 
     found = pages()
     if topic is None:
-        from dsabench.cli.views.guide_page import topic_lines
+        from dsabench.cli.views.topic_list import topic_lines
 
         print("\n".join(topic_lines(found.values())))
     elif topic not in found:

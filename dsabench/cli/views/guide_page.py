@@ -1,12 +1,10 @@
-"""A page of the guide set for a terminal, and the list of topics."""
+"""A page of the guide, set for a terminal."""
 
 from __future__ import annotations
 
 import os
 import posixpath
 import re
-import textwrap
-from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, ClassVar
 
 from rich.console import Console, ConsoleOptions, RenderResult
@@ -28,16 +26,6 @@ _THEME = Theme({"markdown.code": "bold cyan", "markdown.h1": "bold underline", "
 """No backgrounds: they are boxes in a terminal of another colour."""
 
 _LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s]+)\)")
-
-
-def topic_lines(pages: Iterable[Page]) -> Iterator[str]:
-    """A line for each topic, and how to read one. At most 80 columns."""
-    yield "The guide, by topic. Read one: dsabench guide TOPIC"
-    yield ""
-    for page in pages:
-        first, *rest = textwrap.wrap(page.summary, 80 - 18)
-        yield f"  {page.topic:16}{first}"
-        yield from (" " * 18 + line for line in rest)
 
 
 def show_page(page: Page) -> None:
