@@ -26,7 +26,7 @@ Family = Literal["dense", "window", "dsa"]
 
 
 class PartOf(NamedTuple):
-    """A part of a layer, to be timed by itself."""
+    """One part of a layer, timed by itself."""
 
     name: str
     run: Callable[[], Any]
@@ -34,7 +34,7 @@ class PartOf(NamedTuple):
 
 
 class Case(abc.ABC):
-    """An implementation: `setup` once a length, then `forward` and `backward` as often as wanted."""
+    """One implementation: `setup` once a length, then `forward` and `backward` as often as wanted."""
 
     name: str
     family: ClassVar[Family]
@@ -46,17 +46,17 @@ class Case(abc.ABC):
         self.gradients_in: list[Tensor] = []
 
     def why_not(self, length: int) -> str | None:
-        """Why it cannot run at this length here; None when it can."""
+        """The reason why it cannot run at this length on this device; None when it can."""
         return None
 
     @property
     def comparable(self) -> bool:
-        """Whether its times say something about the device."""
+        """True when its times say something about the device."""
         return True
 
     @abc.abstractmethod
     def cost(self, length: int) -> Cost:
-        """What the method needs, forward and backward."""
+        """The least that the method needs, forward and backward."""
 
     @abc.abstractmethod
     def scratch_bytes(self, length: int) -> float:
@@ -65,26 +65,26 @@ class Case(abc.ABC):
 
     @abc.abstractmethod
     def setup(self, x: Inputs) -> None:
-        """Copies of x in the layout it likes, and what layers share, such as a mask. Not timed."""
+        """Copy x into the layout that it wants, and make what layers share, such as a mask. Not timed."""
 
     @abc.abstractmethod
     def forward(self) -> tuple[Tensor, ...]:
-        """The output, and for DSA the KL loss."""
+        """Compute the output, and for DSA the KL loss."""
 
     def backward(self, outputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """Gradients of all leaves."""
+        """Compute the gradients of all leaves."""
         return torch.autograd.grad(outputs, self.leaves, self.gradients_in)
 
     @abc.abstractmethod
     def results(self, outputs: tuple[Tensor, ...], gradients: tuple[Tensor, ...]) -> dict[str, Tensor]:
-        """Both by name, in the layouts of Inputs."""
+        """Outputs and gradients by name, in the layouts of Inputs."""
 
     def parts(self) -> list[PartOf]:
-        """What it is made of, after `setup`."""
+        """The parts that can be timed by themselves, after `setup`."""
         return []
 
     def release(self) -> None:
-        """Let go of all tensors."""
+        """Drop all tensors."""
         self.leaves, self.gradients_in = [], []
 
     def _layer(self, length: int) -> Layer:
@@ -114,7 +114,7 @@ class _HeadMajor(Case):
 
     @property
     def gqa(self) -> bool:
-        """Whether the implementation itself shares the KV heads."""
+        """True when the implementation itself shares the KV heads."""
         return not self.expanded and self.settings.heads != self.settings.kv_heads
 
     def results(self, outputs: tuple[Tensor, ...], gradients: tuple[Tensor, ...]) -> dict[str, Tensor]:
@@ -144,13 +144,13 @@ class Dense(_HeadMajor):
         self.name = f"dense-{label}" + ("" if expanded else "-gqa")
 
     def why_not(self, length: int) -> str | None:
-        """Whether a backend takes these heads and dtype its check shows."""
+        """On a CPU two backends exist. Only the check shows whether a backend takes these heads and dtype."""
         if self.device.type == "cpu" and self.backend not in (SDPBackend.MATH, SDPBackend.FLASH_ATTENTION):
             return "this backend needs a CUDA GPU"
         return None
 
     def cost(self, length: int) -> Cost:
-        """Of the causal pairs alone."""
+        """The cost of the causal pairs alone."""
         return self._layer(length).dense()
 
     def scratch_bytes(self, length: int) -> float:
@@ -178,7 +178,7 @@ class Window(_HeadMajor):
         return None if self.device.type == "cuda" else "FlexAttention's backward pass needs a CUDA GPU"
 
     def cost(self, length: int) -> Cost:
-        """Of the pairs within the window."""
+        """The cost of the pairs within the window."""
         return self._layer(length).window()
 
     def setup(self, x: Inputs) -> None:
@@ -232,7 +232,8 @@ BACKENDS = {
 
 
 def dense_cases(settings: Settings, device: torch.device) -> list[Case]:
-    """Every backend; those that share KV heads by themselves that way too, where there is something to share."""
+    """One case for every backend of scaled_dot_product_attention. With fewer KV heads than query heads, a second one
+    for each backend that shares KV heads itself (`-gqa`)."""
     found: list[Case] = []
     for label, backend in BACKENDS.items():
         found.append(Dense(settings, device, label, backend, expanded=True))

@@ -1,4 +1,4 @@
-"""The correctness check of the bench: no implementation gets a time before its results were seen to be right.
+"""The correctness check of the bench: an implementation is timed only after its results were compared.
 
 On a small input of the same heads and dtype: output, loss and all gradients against `reference` in fp64. At each timed
 length: outputs and dQ of a few queries, the last among them, computed in fp64 from the same inputs, because a kernel
@@ -43,7 +43,7 @@ _LENGTHS = {"cuda": (333, 40), "cpu": (21, 6)}
 
 
 def check(case_of: Case, settings: Settings, device: torch.device) -> Check:
-    """Run it once on the small input. An error that it raises is a result too: status `failed`, or `skipped` when
+    """Run a case once on the small input. An error that it raises is a result, too: status `failed`, or `skipped` when
     PyTorch has no such kernel."""
     length = _LENGTHS[device.type][0]
     about: dict[str, Any] = {
@@ -95,7 +95,7 @@ def run_once(case: Case, x: Inputs) -> dict[str, Tensor]:
 
 
 def expected(case: Case, settings: Settings, x: Inputs) -> dict[str, Tensor]:
-    """What it should be, by kernels.reference in fp64."""
+    """The right results, by attention/dsa/reference in fp64."""
     leaves = [part.double().requires_grad_() for part in x[:6]]
     q_BTHD, k_BSGD, v_BSGD, *index = leaves
     length = q_BTHD.shape[1]
@@ -132,7 +132,7 @@ def _error(found: Tensor, wanted: Tensor) -> float:
 
 
 def wrong_rows(case: Case, settings: Settings, x: Inputs, found: Mapping[str, Tensor]) -> str | None:
-    """What is wrong with the results at this length, in words; None when nothing is seen to be."""
+    """The error of the results at this length, in words; None when there is none."""
     for name, result in found.items():
         if not bool(result.isfinite().all()):
             return f"{name} is not finite everywhere"

@@ -20,7 +20,7 @@ class _Record(BaseModel):
 
 
 class Settings(_Record):
-    """The layer and what of it is timed."""
+    """The sizes of the layer, and which of its implementations and stages are timed."""
 
     lengths: Annotated[list[Positive], Field(min_length=1)]
     """L, tokens of a row, ascending."""
@@ -80,7 +80,7 @@ def settings(**values: Any) -> Settings:
 
 
 class Measured(_Record):
-    """What was measured of an implementation, or a part of one, at one length; None where it was not."""
+    """The figures of one implementation, or of one part, at one length; None where a figure was not measured."""
 
     ms: float | None = None
     """Median."""
@@ -153,7 +153,7 @@ class Check(_Record):
 
 
 class Crossover(_Record):
-    """From which length on one implementation is faster than another."""
+    """The length from which on one implementation is faster than another."""
 
     implementation: str
     against: str
@@ -165,7 +165,7 @@ class Crossover(_Record):
 
 
 class Roofline(_Record):
-    """What the device was measured to do."""
+    """The measured rates of the device."""
 
     flops_per_second: float
     """Of a large square matrix product in this dtype, as for `profile`."""
@@ -175,7 +175,7 @@ class Roofline(_Record):
 
 
 class Document(_Record):
-    """All of a bench."""
+    """The whole result of a bench."""
 
     schema_version: Literal[1] = 1
     environment: dict[str, Any]
@@ -193,7 +193,7 @@ class Document(_Record):
 
 
 def load(path: Path) -> Document:
-    """A bench.json. Raises SpecError when it is none."""
+    """Read a bench.json. Raises SpecError for another file."""
     try:
         return Document.model_validate_json(path.read_text(encoding="utf-8"))
     except (OSError, ValidationError) as error:

@@ -33,7 +33,7 @@ Source = Callable[[int], Inputs]
 
 
 def shapes(settings: Settings, length: int) -> list[tuple[int, ...]]:
-    """Of the fields of Inputs."""
+    """The shapes of the fields of Inputs."""
     s, rows = settings, (settings.batch, length)
     kv = (*rows, s.kv_heads, s.head_dim)
     q = (*rows, s.heads, s.head_dim)
@@ -51,8 +51,8 @@ def random_inputs(settings: Settings, length: int, device: torch.device) -> Inpu
 
 
 def check_inputs(settings: Settings, length: int, device: torch.device) -> Inputs:
-    """For checks: the indexer's numbers are few small multiples of a power of two, so that scores are exact in every
-    dtype and all agree on the selection; equal scores are everywhere, exact zeros among them."""
+    """Inputs for checks. The indexer's numbers are a few small multiples of a power of two, so that scores are exact in
+    every dtype and all implementations select alike. Many scores are equal, and some are exactly zero."""
     generator = torch.Generator().manual_seed(length)
     dtype = DTYPES[settings.dtype]
     coarse = (3, 4, 5)

@@ -22,7 +22,7 @@ Notify = Callable[[str], None]
 
 
 def all_cases(settings: Settings, device: torch.device) -> list[Case]:
-    """Every implementation there is, whether it can run here or not."""
+    """Every implementation, also those that cannot run on this device."""
     from dsabench.bench.cases import Window
     from dsabench.bench.sparse_cases import dsa_cases
 
@@ -30,7 +30,7 @@ def all_cases(settings: Settings, device: torch.device) -> list[Case]:
 
 
 def chosen(cases: Sequence[Case], only: Sequence[str]) -> list[Case]:
-    """Those named, or whose name begins with one of `only` and a hyphen. Raises SpecError for a name of none."""
+    """The cases named in `only`, by name or family (`dsa` is every `dsa-...`). Raises SpecError for an unknown name."""
     names = list(dict.fromkeys(case.name for case in cases))
     for wanted in only:
         if not any(_named(name, wanted) for name in names):
@@ -55,8 +55,9 @@ def bench(
     """Check and time the layer by every implementation at every length.
 
     source gives the inputs of a length (None: `random_inputs`), `about` says which: {"inputs": words, "run_id": ...,
-    "notes": [...]}. `save` is called with what there is after each length. An implementation that runs out of memory,
-    fails or is wrong is a cell that says so. Raises SpecError for an unknown name, DeviceError for an unknown device.
+    "notes": [...]}. `save` is called with the document so far after each length. An implementation that runs out of
+    memory, fails or is wrong is a cell that says so. Raises SpecError for an unknown name, DeviceError for an unknown
+    device.
     """
     if execution.device.type not in ("cpu", "cuda"):
         raise DeviceError(f"bench works on cpu and cuda, and the device is {execution.device}; use --device cpu")
@@ -83,7 +84,7 @@ class _Bench:
         self.incomparable = {case.name for case in self.cases if not case.comparable}
 
     def run(self) -> Document:
-        """All lengths, the shortest first."""
+        """Time all lengths, the shortest first."""
         self.rates = Roofline(
             flops_per_second=matmul_rate(self.device, self.settings.dtype), bytes_per_second=copy_rate(self.device)
         )
@@ -105,7 +106,7 @@ class _Bench:
         )  # fmt: skip
 
     def _check_all(self) -> None:
-        """On the small input, before anything is timed."""
+        """Check every case on the small input, before anything is timed."""
         settings = small(self.settings, self.device)
         mine = {(case.name, case.stage) for case in self.cases if self._why_not(case) is None}
         for case in self.make(settings, self.device):
@@ -117,7 +118,7 @@ class _Bench:
                     return
 
     def _why_not(self, case: Case) -> str | None:
-        """Why it runs at none of the lengths."""
+        """The reason why a case runs at none of the lengths; None when it runs at one."""
         reasons = [case.why_not(length) for length in self.settings.lengths]
         return None if None in reasons else reasons[0]
 
@@ -147,7 +148,7 @@ class _Bench:
         self._tidy(case)
 
     def _guarded(self, run: Callable[[], dict[str, Any]]) -> tuple[Any, str | None, dict[str, Any] | None]:
-        """(status, reason, what run gave): an implementation's error is its own."""
+        """(status, reason, result of `run`). An error of an implementation becomes its status; the bench goes on."""
         try:
             found = run()
             wrong = found.pop("wrong", None)
@@ -215,7 +216,7 @@ class _Bench:
         }
 
     def _in_use(self) -> float | None:
-        """MB in use now on a GPU; of a CPU None: what a process grew by says nothing, as freed memory is used again."""
+        """MB in use now on a GPU. None on a CPU, where freed memory is used again and a process's growth misleads."""
         if self.device.type != "cuda":
             return None
         self.execution.reset_peak_memory()
@@ -230,7 +231,7 @@ class _Bench:
         return self.execution.peak_memory_mb()
 
     def _tidy(self, case: Case) -> None:
-        """Give back what the case held, and see whether the device still answers."""
+        """Free the memory of the case, and see whether the device still answers."""
         if self.device.type == "cuda":
             gc.collect()  # an error's frames hold on to tensors
         try:
@@ -242,5 +243,5 @@ class _Bench:
 
 
 def _how_much(error: Exception) -> str:
-    """Of an allocator's message, what it says before the advice: that memory ran out and what was asked for."""
+    """The first part of an allocator's message, without its advice: memory ran out, and how much was asked for."""
     return ". ".join(first_line(error).split(". ")[:2]).rstrip(".")

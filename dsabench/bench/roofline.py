@@ -6,7 +6,7 @@
     index scores        2 P J I
     KL loss             2 n H D (the target's scores again) + 6 n J I; P in place of n in the dense warm-up stage
 
-Source: DSA.md, section 4. The indexer's projections and rotations belong to the model, not to this layer.
+The indexer's projections and rotations belong to the model, not to this layer.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from dsabench.bench.document import Settings, StageName
 
 
 class Cost(NamedTuple):
-    """FLOPs; bytes if each input of a pass is read once and each output written once; bytes gathered and scattered."""
+    """FLOPs; bytes, each input of a pass read once and each output written once; bytes gathered and scattered."""
 
     flops: float
     bytes: float
     gathered: float = 0.0
 
     def plus(self, other: Cost) -> Cost:
-        """Both, one after the other."""
+        """The sum of two costs."""
         return Cost(*(mine + theirs for mine, theirs in zip(self, other, strict=True)))
 
 
@@ -60,7 +60,7 @@ class Layer:
         return forward.plus(backward)
 
     def selection(self) -> Cost:
-        """Scores of all causal pairs, the indices out; top-k's comparisons are no FLOPs of a matrix unit."""
+        """Scores of all causal pairs, and the indices written. Comparisons of top-k are not counted as FLOPs."""
         s = self.settings
         return Cost(2.0 * self.pairs * s.indexer_heads * s.indexer_dim, self._indexer() + self.slots)
 
@@ -87,7 +87,7 @@ class Layer:
         return Cost(flops, moved + self.slots, gathered)
 
     def dsa(self, stage: StageName) -> Cost:
-        """All that DSA costs."""
+        """All parts of DSA together."""
         if stage == "dense":
             s = self.settings
             scores = Cost(2.0 * self.pairs * s.indexer_heads * s.indexer_dim, 0.0)

@@ -24,7 +24,7 @@ LONGEST_INTERPRETED = 64
 
 
 class _DSA(Case):
-    """Leaves: q, k, v (B, T, H, D) and the indexer's q, k, w."""
+    """A case with the leaves q, k, v (B, T, H, D) and the indexer's q, k, w."""
 
     family = "dsa"
 
@@ -33,11 +33,11 @@ class _DSA(Case):
         self.stage = stage
 
     def cost(self, length: int) -> Cost:
-        """Of the method: the selected pairs, and scores of all causal ones."""
+        """The cost of the selected pairs, and of the scores of all causal ones."""
         return self._layer(length).dsa(self.stage)
 
     def setup(self, x: Inputs) -> None:
-        """Copies; the gradient of the loss is 1."""
+        """Copy the inputs; the gradient of the loss is 1."""
         self.leaves = [part.detach().clone().requires_grad_() for part in x[:6]]
         one = torch.ones((), device=self.device)
         self.gradients_in = [x.d_out_BTHD.detach().clone(), one]
@@ -52,21 +52,21 @@ class _DSA(Case):
 
 
 class _WithMask(_DSA):
-    """What needs the causal mask: in a model all layers share it."""
+    """A case that needs the causal mask. It is made in `setup`, because all layers of a model share one."""
 
     def setup(self, x: Inputs) -> None:
-        """Also the mask."""
+        """Copy the inputs, and make the mask."""
         super().setup(x)
         self.allowed = reference.allowed_keys(x.q_BTHD.shape[1], None, self.device)
 
     def release(self) -> None:
-        """The mask too."""
+        """Drop the mask, too."""
         super().release()
         self.allowed = torch.empty(0)
 
 
 class Reference(_WithMask):
-    """kernels.reference, gathering each query's keys. Scores in fp32 from the inputs as they are."""
+    """attention/dsa/reference, which gathers the keys of each query. Scores in fp32 from the inputs as they are."""
 
     name = "dsa-reference"
 
@@ -91,12 +91,12 @@ class Reference(_WithMask):
 
 
 class Masked(_WithMask):
-    """kernels.masked: an L x L product with a mask, q, k and v in the order of memory that batched products take."""
+    """attention/dsa/masked: an L x L product with a mask; q, k and v lie in memory as batched products take them."""
 
     name = "dsa-masked"
 
     def setup(self, x: Inputs) -> None:
-        """(B, H, T, D) in memory."""
+        """Copy the inputs as (B, H, T, D) in memory."""
         super().setup(x)
         qkv = [head_major(part).transpose(1, 2).requires_grad_() for part in x[:3]]
         self.leaves = [*qkv, *self.leaves[3:]]
@@ -118,13 +118,13 @@ class Masked(_WithMask):
 
 
 class Triton(_DSA):
-    """kernels.sparse. In the dense stage attention is PyTorch's own choice of scaled_dot_product_attention, and the KL
-    loss streams over all causal keys."""
+    """attention/dsa/triton. In the dense stage attention is PyTorch's own choice of scaled_dot_product_attention, and
+    the KL loss streams over all causal keys."""
 
     name = "dsa-triton"
 
     def why_not(self, length: int) -> str | None:
-        """Triton, a GPU that it compiles for or its interpreter, and what the kernels take."""
+        """It needs Triton, a GPU that Triton compiles for or its interpreter, and sizes that the kernels take."""
         if not ops.HAS_TRITON:
             return "Triton is not installed"
         if self.settings.head_dim > 256:
@@ -139,7 +139,7 @@ class Triton(_DSA):
 
     @property
     def comparable(self) -> bool:
-        """An interpreter's times are its own."""
+        """False in Triton's interpreter, whose times say nothing about the device."""
         return self.device.type != "cpu"
 
     def scratch_bytes(self, length: int) -> float:
@@ -157,7 +157,7 @@ class Triton(_DSA):
         return out_BTHD, self._sparse_kl(lse_BTH, selected_BTK, index_lse_BT)
 
     def parts(self) -> list[PartOf]:
-        """Each with its own gradients, on the selection of these inputs."""
+        """The parts of the layer with the gradients of each, on the selection of these inputs."""
         length = self.leaves[0].shape[1]
         layer = self._layer(length)
         qkv, index = self.leaves[:3], self.leaves[3:]
@@ -220,6 +220,6 @@ class Triton(_DSA):
 
 
 def dsa_cases(settings: Settings, device: torch.device) -> list[Case]:
-    """All of them in all stages that are asked for."""
+    """Every implementation of DSA in every stage that is asked for."""
     kinds = (Reference, Masked, Triton)
     return [kind(settings, device, stage) for stage in settings.stages for kind in kinds]

@@ -25,13 +25,13 @@ _CYCLES_A_MS = 2_000_000
 
 
 class Times(NamedTuple):
-    """Of the repetitions of one measurement, ms."""
+    """Times of the repetitions of one measurement, ms."""
 
     total: list[float]
     forward: list[float]
 
     def quantile(self, share: float) -> float:
-        """Of the whole."""
+        """A quantile of the times of forward and backward together."""
         return float(np.quantile(self.total, share))
 
 

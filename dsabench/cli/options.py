@@ -33,10 +33,12 @@ SetOption = Annotated[
 ]
 LengthOption = Annotated[int | None, typer.Option("--length", help="Tokens in a window.", metavar="N")]
 AttentionOption = Annotated[
-    str | None, typer.Option("--attention", help="dense, dsa, random, ..., or a plugin's.", metavar="NAME")
+    str | None, typer.Option("--attention", help="Attention: dense, dsa, random, ..., or a plugin's.", metavar="NAME")
 ]
 SeedOption = Annotated[int | None, typer.Option("--seed", help="Training seed.", metavar="N")]
-DeviceOption = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.", metavar="NAME")]
+DeviceOption = Annotated[
+    str | None, typer.Option("--device", help="Where to compute: auto, cpu, cuda, cuda:N or mps.", metavar="NAME")
+]
 
 
 def _refuse_plugins(context: typer.Context, wanted: bool) -> bool:
@@ -52,7 +54,7 @@ NoPluginsFlag = Annotated[
     typer.Option(
         "--no-plugins",
         callback=_refuse_plugins,
-        help="Execute no plugin file: what names one is refused.",
+        help="Execute no plugin file, and refuse what names one.",
     ),
 ]
 

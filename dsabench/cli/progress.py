@@ -78,7 +78,7 @@ class Display:
                 detail += f"  val {update.val_loss:.3f}"
             detail += f"  {update.tokens_per_second:,.0f} tok/s"
             self.progress.update(task, completed=update.step, detail=detail)
-            # Without a terminal: a line now and then, so that a log of a long run shows life but stays short.
+            # without a terminal a line every 30 s: a log shows that the run lives, and stays short
             if not self.live and time.monotonic() - self.line_at > 30:
                 self.line_at = time.monotonic()
                 self.note(f"{label}  step {update.step}/{update.steps}  {detail}{self._left()}")
@@ -86,7 +86,7 @@ class Display:
         return observe
 
     def finish(self, name: str, outcome: str) -> None:
-        """The run has ended: a line that stays, and the sweep's bar moves."""
+        """Print the run's outcome as a line that stays, and move the sweep's bar."""
         task, label = self.runs.pop(name, (None, name))
         if task is not None:
             self.progress.remove_task(task)

@@ -6,7 +6,7 @@ import sys
 
 
 def printable(text: object) -> str:
-    """`text` on one line, with all that could command a terminal, or that stdout cannot encode, spelt out (`\\x1b`)."""
+    """`text` on one line, with what could command a terminal, or stdout cannot encode, spelt out (`\\x1b`)."""
     plain = "".join(c if c.isprintable() else _spelt(c) for c in str(text))
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     return plain if plain.isascii() else plain.encode(encoding, "backslashreplace").decode(encoding)
@@ -18,7 +18,7 @@ def spelt_out(text: str) -> str:
 
 
 def first_line(text: object, most: int | None = None) -> str:
-    """The first line that is not empty, printable; of a longer one `most` characters, the last of them dots."""
+    """The first line that is not empty, made printable, and cut to `most` characters with dots at its end."""
     line = printable(next((line.strip() for line in str(text).splitlines() if line.strip()), ""))
     return line if most is None or len(line) <= most else f"{line[: most - 4].rstrip()} ..."
 

@@ -38,6 +38,6 @@ def test_a_field_is_listed_with_bounds_default_documentation_and_owners() -> Non
 def test_a_command_is_listed_with_usage_options_and_its_page() -> None:
     section = pages()["commands"].text.partition("## dsabench visualize-selection\n")[2].partition("\n## ")[0]
     assert "    dsabench visualize-selection [RUN] [OPTIONS]\n" in section
-    assert "- `--device NAME`: auto, cpu, cuda, cuda:N or mps; default `cpu`.\n" in section
+    assert "- `--device NAME`: Where to compute: auto, cpu, cuda, cuda:N or mps; default\n  `cpu`.\n" in section
     assert "- `--store DIR`: Folder that keeps every run; variable `DSABENCH_STORE`; default\n  `runs`.\n" in section
     assert section.endswith("Guide: [verdicts](verdicts.md)\n")

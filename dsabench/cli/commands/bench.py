@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 LengthsOption = Annotated[
     list[int] | None, integers("--lengths", "Tokens of a row; else 4096 to 131072, on a CPU 256 to 1024.")
 ]
-BatchOption = Annotated[int, typer.Option("--batch", help="Rows.", metavar="N", min=1)]
+BatchOption = Annotated[int, typer.Option("--batch", help="Rows of a batch.", metavar="N", min=1)]
 HeadsOption = Annotated[int | None, typer.Option("--heads", help="Query heads; else 16.", metavar="N", min=1)]
 KVHeadsOption = Annotated[int | None, typer.Option("--kv-heads", help="Key/value heads; else 1.", metavar="N", min=1)]
 HeadDimOption = Annotated[int | None, typer.Option("--head-dim", help="Width of a head; else 64.", metavar="N", min=1)]
@@ -42,9 +42,7 @@ InputsOption = Annotated[
     str | None,
     typer.Option("--run", help="Take q, k, v and index projections of this stored run of dsa.", metavar="RUN"),
 ]
-LayerOption = Annotated[
-    int | None, typer.Option("--layer", help="Which layer of --run; else the last.", metavar="N", min=0)
-]
+LayerOption = Annotated[int | None, typer.Option("--layer", help="Layer of --run; else the last.", metavar="N", min=0)]
 DtypeOption = Annotated[
     str | None, typer.Option("--dtype", help="bf16 or fp32; else bf16 on a GPU that has it.", metavar="NAME")
 ]
@@ -57,7 +55,9 @@ OnlyOption = Annotated[
 StageOption = Annotated[
     str, typer.Option("--stage", help="Of DSA: sparse, dense (its warm-up) or both.", metavar="NAME")
 ]
-DeterministicFlag = Annotated[bool, typer.Option("--deterministic", help="Gradients whose bits repeat.")]
+DeterministicFlag = Annotated[
+    bool, typer.Option("--deterministic", help="Gradients that repeat bit for bit, which is slower.")
+]
 
 
 def add_to(app: typer.Typer) -> None:

@@ -32,7 +32,7 @@ MetricOption = Annotated[
 ]
 MarginOption = Annotated[
     float | None,
-    typer.Option("--margin", help="What still counts as not worse; else the sweep's margin.", metavar="X"),
+    typer.Option("--margin", help="Difference that still counts as not worse; else the sweep's margin.", metavar="X"),
 ]
 FailIfWorseFlag = Annotated[bool, typer.Option("--fail-if-worse", help="Exit 3 if a verdict is worse or a run leaks.")]
 CsvFlag = Annotated[bool, typer.Option("--csv", help="Print comma-separated rows.")]

@@ -12,7 +12,7 @@ import typer
 from dsabench.cli.options import AllFlag, JsonFlag, StoreOption, SweepOption, WhereOption
 from dsabench.trackers.names import TRACKERS
 
-TrackerOption = Annotated[str, typer.Option("--to", help=f"{', '.join(TRACKERS)}.", metavar="NAME")]
+TrackerOption = Annotated[str, typer.Option("--to", help=f"Tracker: {', '.join(TRACKERS)}.", metavar="NAME")]
 RunsArgument = Annotated[
     list[str] | None, typer.Argument(metavar="[RUN]...", help="A run's id, or the start of it; else see --sweep.")
 ]

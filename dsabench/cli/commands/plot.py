@@ -30,7 +30,11 @@ _FIGURES = "\b\nFigures:\n" + "\n".join(f"  {name:11}{kind.what}" for name, kind
 
 FiguresArgument = Annotated[
     list[str] | None,
-    typer.Argument(help="Names of figures, as below; all that fit without any.", metavar="FIGURE", show_default=False),
+    typer.Argument(
+        help="Figures by name, as listed below; without any, all that the runs allow.",
+        metavar="FIGURE",
+        show_default=False,
+    ),
 ]
 FormatsOption = Annotated[list[str] | None, texts("--formats", "png, svg, pdf; png without it.", metavar="FORMAT")]
 

@@ -24,14 +24,16 @@ from dsabench.cli.options import (
 
 MarginOption = Annotated[
     float | None,
-    typer.Option("--margin", help="What still counts as not worse (nats per token); else the sweep's.", metavar="X"),
+    typer.Option(
+        "--margin", help="Loss that still counts as not worse (nats per token); else the sweep's.", metavar="X"
+    ),
 ]
 ShownRunOption = Annotated[
     str | None,
-    typer.Option("--run", help="Whose selection is shown; else the newest with a checkpoint.", metavar="RUN"),
+    typer.Option("--run", help="Run whose selection is shown; else the newest with a checkpoint.", metavar="RUN"),
 ]
 NoSelectionFlag = Annotated[
-    bool, typer.Option("--no-selection", help="Without what a trained run selects (loads no model).")
+    bool, typer.Option("--no-selection", help="Leave out what a trained run selects; no model is loaded then.")
 ]
 
 

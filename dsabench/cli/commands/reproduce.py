@@ -15,7 +15,7 @@ IntoOption = Annotated[
 ]
 ToleranceOption = Annotated[
     float | None,
-    typer.Option("--tolerance", help="Losses may be off by this, in nats; else every bit counts.", metavar="X", min=0),
+    typer.Option("--tolerance", help="Nats by which losses may differ; else every bit counts.", metavar="X", min=0),
 ]
 PluginOption = Annotated[
     list[str] | None,

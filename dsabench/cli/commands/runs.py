@@ -24,14 +24,16 @@ ColumnsOption = Annotated[
 ]
 LimitOption = Annotated[int | None, typer.Option("--limit", help="At most this many runs.", metavar="N", min=1)]
 FirstRunArgument = Annotated[str, typer.Argument(metavar="A", help="A run's id, or the start of it.")]
-SecondRunArgument = Annotated[str | None, typer.Argument(metavar="B", help="Another; with --other-store by default A.")]
+SecondRunArgument = Annotated[
+    str | None, typer.Argument(metavar="B", help="Another run; with --other-store it may be left out, and is A.")
+]
 OtherStoreOption = Annotated[
     Path | None, typer.Option("--other-store", help="The store that B lies in, if not that of A.", metavar="DIR")
 ]
 RunsArgument = Annotated[list[str] | None, typer.Argument(metavar="RUN", help="A run's id, or the start of it.")]
 YesFlag = Annotated[bool, typer.Option("--yes", "-y", help="Remove without asking.")]
 FileArgument = Annotated[Path, typer.Argument(metavar="FILE", help="A name that ends in .parquet or .csv.")]
-MetricsFlag = Annotated[bool, typer.Option("--metrics", help="What the runs recorded at each step, instead.")]
+MetricsFlag = Annotated[bool, typer.Option("--metrics", help="Write what the runs recorded at each step instead.")]
 
 
 class _ListByDefault(TyperGroup):

@@ -47,7 +47,9 @@ class LauncherName(StrEnum):
 
 
 LengthsOption = Annotated[list[int] | None, integers("--lengths", "Window lengths.")]
-AttentionsOption = Annotated[list[str] | None, texts("--attentions", "dense, dsa, random, ..., or a plugin's.")]
+AttentionsOption = Annotated[
+    list[str] | None, texts("--attentions", "Attentions: dense, dsa, random, ..., or a plugin's.")
+]
 SeedsOption = Annotated[list[int] | None, integers("--seeds", "Training seeds.")]
 RatiosOption = Annotated[list[float] | None, numbers("--top-k-ratios", "Shares of the window kept.")]
 RatesOption = Annotated[list[float] | None, numbers("--learning-rates", "Peak learning rates.")]
@@ -57,14 +59,15 @@ MarginOption = Annotated[
     typer.Option("--margin", help="Loss in nats that still counts as not worse; kept with the sweep.", metavar="X"),
 ]
 DevicesOption = Annotated[
-    list[str] | None, texts("--devices", "all, GPUs by number (0 1), or cpu: a worker process each.", metavar="DEVICE")
+    list[str] | None,
+    texts("--devices", "A worker process on each: all, GPUs by number (0 1), or cpu.", metavar="DEVICE"),
 ]
 LauncherOption = Annotated[
-    LauncherName | None, typer.Option("--launcher", help="ray: runs are trained by the nodes of a Ray cluster.")
+    LauncherName | None, typer.Option("--launcher", help="Train the runs on the nodes of a Ray cluster.")
 ]
 AddressOption = Annotated[
     str | None,
-    typer.Option("--address", help="Of the Ray cluster; else one of this machine.", metavar="auto|HOST:PORT"),
+    typer.Option("--address", help="Address of the Ray cluster; else it is this machine.", metavar="auto|HOST:PORT"),
 ]
 ConcurrencyOption = Annotated[
     int | None,
@@ -78,8 +81,8 @@ OnOomOption = Annotated[
     OnOutOfMemory,
     typer.Option(
         "--on-oom",
-        help="When memory runs out: fail, or accumulate: halve the windows at a time, of the same batch, for that "
-        "run and all it is compared with.",
+        help="When memory runs out: fail, or accumulate, which computes half of the windows at a time (the batch "
+        "stays), for that run and all it is compared with.",
     ),
 ]
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from dsabench.spec.sweep import Sweep
 
 DataParallelOption = Annotated[
-    int, typer.Option("--data-parallel", help="Processes that train it together, a GPU each.", metavar="N", min=1)
+    int, typer.Option("--data-parallel", help="Processes that train the run together, a GPU each.", metavar="N", min=1)
 ]
 DryRunFlag = Annotated[bool, typer.Option("--dry-run", help="Print what the run needs and train nothing.")]
 

@@ -32,7 +32,7 @@ DocumentOption = Annotated[
     int | None,
     typer.Option(
         "--document",
-        help="Validation document, from 0; else the first long enough. Of a task: window.",
+        help="Validation document, counted from 0; else the first that is long enough (of a task: window).",
         metavar="N",
     ),
 ]
@@ -47,7 +47,7 @@ QueryOption = Annotated[
     int | None,
     typer.Option(
         "--query",
-        help="Position whose keys the terminal marks; else the last, of a task that asks.",
+        help="Position whose keys are marked in the terminal; else the last (of a task: the last that asks).",
         metavar="T",
     ),
 ]
@@ -55,11 +55,11 @@ LayerOption = Annotated[
     int | None,
     typer.Option(
         "--layer",
-        help="Layer that the terminal shows; else the last, of a task that selects most targets.",
+        help="Layer shown in the terminal; else the last (of a task: the one that selects most targets).",
         metavar="N",
     ),
 ]
-LayersOption = Annotated[list[int] | None, integers("--layers", "Only these layers, everywhere.")]
+LayersOption = Annotated[list[int] | None, integers("--layers", "Only these layers, in terminal, picture and page.")]
 ExportOption = Annotated[
     Path | None,
     typer.Option("--export", help="Also write every selected key to this Parquet file.", metavar="FILE"),

@@ -13,12 +13,12 @@ from dsabench.trackers.tracker import Run
 
 
 def tell_of(run: Run) -> None:
-    """One line for a run that was written."""
+    """Print a line on stderr for a run that was written."""
     print(printable(f"{run.name}  {run.status}"), file=sys.stderr)
 
 
 def say_what_was_written(outcome: Outcome, to: str, out: Path, as_json: bool) -> None:
-    """The result on stdout, what failed on stderr."""
+    """Print the result on stdout, and what failed on stderr."""
     for run_id, why in outcome.failed.items():
         print(f"error: {printable(run_id)}: {first_line(why)}", file=sys.stderr)
     if as_json:

@@ -33,7 +33,7 @@ def describe(record: RunRecord) -> str:
 
 
 def print_run(record: RunRecord, store: Path) -> None:
-    """The result of `train` for a reader."""
+    """Print the result of `train`: each measure with its unit, and its chance where it has one."""
     summary = record.summary
     is_task = summary.get("task_accuracy") is not None
     unit = "nats per answer" if is_task else "nats per token"
