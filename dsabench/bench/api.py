@@ -50,10 +50,10 @@ def bench_layer(
 ) -> Document:
     """Check and time one attention layer, forward and backward, by every implementation at every length.
 
-    What is None takes the command's default: the device's (ON_GPU, ON_CPU), or Settings'. run: a stored run of dsa (a
-    unique prefix of its id) whose layer gives the inputs and the sizes, k included unless top_k says otherwise.
-    `save` is called with the document so far after each length.
-    Raises SpecError, StoreError, DataError or DeviceError, saying what would do.
+    An argument that is None takes the command's default: the device's (ON_GPU, ON_CPU), or Settings'. run: a stored
+    run of dsa (a unique prefix of its id) whose layer gives the inputs and the sizes, k included unless top_k is
+    given. `save` is called with the document so far after each length.
+    Raises SpecError, StoreError, DataError or DeviceError, which say what would be accepted.
     """
     if stage not in STAGES:
         raise SpecError(f"--stage {stage}: accepted are {', '.join(STAGES)}")
@@ -82,7 +82,8 @@ def bench_layer(
 
 
 def execution_of(device: str | None, dtype: str | None, deterministic: bool) -> Execution:
-    """Where and how to run. Raises SpecError for a name that is no device, DeviceError for one that is not here."""
+    """The device and precision of a bench. Raises SpecError for a name that is no device, DeviceError for a device that
+    this machine lacks."""
     wanted = {"device": device or "auto", "precision": dtype or "auto", "deterministic": deterministic}
     wanted["compile"] = "off"  # a layer's passes are launched one by one
     try:

@@ -40,7 +40,7 @@ def completed(
 
 
 def fastest_dense(cells: Sequence[Cell], families: Mapping[str, str]) -> dict[int, float]:
-    """{length: ms} of the fastest dense implementation there."""
+    """{length: ms} of the fastest dense implementation at each length."""
     found: dict[int, float] = {}
     for cell in cells:
         if cell.ms is not None and families[cell.implementation] == "dense":

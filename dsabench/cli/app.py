@@ -16,6 +16,7 @@ from dsabench.cli.commands import (
     bench,
     compare,
     export,
+    guide,
     plot,
     profile,
     report,
@@ -35,6 +36,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
+    epilog="Guide: dsabench guide",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 train.add_to(app)
@@ -50,6 +52,7 @@ runs.add_to(app)
 export.add_to(app)
 reproduce.add_to(app)
 schema.add_to(app)
+guide.add_to(app)
 
 
 def _version(wanted: bool) -> None:

@@ -1,8 +1,9 @@
-"""The consoles that every command prints on: what comes from a store, a spec or a text cannot command the terminal."""
+"""The consoles that every command prints on. Text from a store, a spec or a corpus cannot command the terminal."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import Any
 
 from rich.console import Console
@@ -31,6 +32,11 @@ def stderr_console() -> PlainConsole:
     """The console of progress and logs; plain in CI and without a terminal, NO_COLOR honoured by rich."""
     forced = False if os.environ.get("CI") else None
     return PlainConsole(stderr=True, highlight=False, markup=False, force_terminal=forced, soft_wrap=True)
+
+
+def notifier(quiet: bool) -> Callable[[str], None]:
+    """A function that prints a line on stderr; with `quiet` one that prints nothing."""
+    return (lambda message: None) if quiet else stderr_console().print
 
 
 def inert_text(text: str, style: str = "") -> Text:

@@ -1,13 +1,21 @@
-"""Options that several commands share, and how they change a sweep."""
+"""Options that several commands share, each declared once, and their effect on a sweep."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-Config = Annotated[
+from dsabench.errors import StoreError
+
+if TYPE_CHECKING:
+    from dsabench.spec.run import RunSpec
+    from dsabench.spec.sweep import Sweep
+
+# What to run.
+ConfigOption = Annotated[
     str,
     typer.Option(
         "--config",
@@ -15,30 +23,22 @@ Config = Annotated[
         metavar="NAME_OR_PATH",
     ),
 ]
-Set = Annotated[
+SetOption = Annotated[
     list[str] | None,
     typer.Option(
         "--set",
-        help="Set a field, e.g. train.steps=500; repeatable. `dsabench schema` lists them.",
+        help="Set a field, e.g. train.steps=500; repeatable. `dsabench guide fields` lists them.",
         metavar="FIELD=VALUE",
     ),
 ]
-Store = Annotated[
-    Path, typer.Option("--store", envvar="DSABENCH_STORE", help="Folder that keeps every run.", metavar="DIR")
+LengthOption = Annotated[int | None, typer.Option("--length", help="Tokens in a window.", metavar="N")]
+AttentionOption = Annotated[
+    str | None, typer.Option("--attention", help="Attention: dense, dsa, random, ..., or a plugin's.", metavar="NAME")
 ]
-Out = Annotated[Path, typer.Option("--out", help="Folder for tables and pictures.", metavar="DIR")]
-Sweep = Annotated[
-    str | None, typer.Option("--sweep", help="A sweep by its id or the start of it; else the newest.", metavar="ID")
+SeedOption = Annotated[int | None, typer.Option("--seed", help="Training seed.", metavar="N")]
+DeviceOption = Annotated[
+    str | None, typer.Option("--device", help="Where to compute: auto, cpu, cuda, cuda:N or mps.", metavar="NAME")
 ]
-All = Annotated[bool, typer.Option("--all", help="All runs of the store, whatever their sweep.")]
-Where = Annotated[
-    str | None,
-    typer.Option("--where", help="Only runs for which this holds, e.g. 'length == 256'.", metavar="QUERY"),
-]
-Baseline = Annotated[
-    str, typer.Option("--baseline", help="The attention (or variant) to compare with.", metavar="NAME")
-]
-Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.", metavar="NAME")]
 
 
 def _refuse_plugins(context: typer.Context, wanted: bool) -> bool:
@@ -49,21 +49,53 @@ def _refuse_plugins(context: typer.Context, wanted: bool) -> bool:
     return wanted
 
 
-NoPlugins = Annotated[
+NoPluginsFlag = Annotated[
     bool,
     typer.Option(
         "--no-plugins",
         callback=_refuse_plugins,
-        help="Execute no plugin file: what names one is refused.",
+        help="Execute no plugin file, and refuse what names one.",
     ),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of a table.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No plan and no progress on stderr.")]
+
+# Which stored runs.
+StoreOption = Annotated[
+    Path, typer.Option("--store", envvar="DSABENCH_STORE", help="Folder that keeps every run.", metavar="DIR")
+]
+RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="A run's id, or the start of it.")]
+SweepOption = Annotated[
+    str | None, typer.Option("--sweep", help="A sweep by its id or the start of it; else the newest.", metavar="ID")
+]
+AllFlag = Annotated[bool, typer.Option("--all", help="All runs of the store, whatever their sweep.")]
+WhereOption = Annotated[
+    str | None,
+    typer.Option("--where", help="Only runs for which this holds, e.g. 'length == 256'.", metavar="QUERY"),
+]
+BaselineOption = Annotated[
+    str, typer.Option("--baseline", help="The attention (or variant) to compare with.", metavar="NAME")
+]
+
+# How to answer.
+OutOption = Annotated[Path, typer.Option("--out", help="Folder for tables and pictures.", metavar="DIR")]
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of a table.")]
+QuietFlag = Annotated[bool, typer.Option("--quiet", "-q", help="No plan and no progress on stderr.")]
+
+
+def run_fields(
+    length: int | None, attention: str | None, seed: int | None, device: str | None
+) -> dict[str, tuple[str, Any]]:
+    """The fields that flags for a single run set, for `overridden`."""
+    return {
+        "--length": ("length", length),
+        "--attention": ("attention.kind", attention),
+        "--seed": ("seed", seed),
+        "--device": ("engine.device", device),
+    }
 
 
 def overridden(
     config: str, sets: list[str] | None, fields: dict[str, tuple[str, Any]], axes: dict[str, tuple[str, Any]]
-) -> Any:
+) -> Sweep:
     """The sweep of `config` after `--set`, then flags for single fields, then flags for axes.
 
     fields and axes: {flag: (field path, value)}; a value of None, a flag not given, changes nothing.
@@ -81,3 +113,30 @@ def overridden(
         if value is not None:
             sweep.set_axis(path, value, f"{flag}: ")
     return sweep
+
+
+def one_run_each(sweep: Sweep, *several: str) -> list[RunSpec]:
+    """The runs of the first rung, with all values of the axes `several` and the first of every other."""
+    sweep = sweep.lowest()
+    for path in sweep.axes:
+        if path not in several:
+            sweep.axes[path] = sweep.axes[path][:1]
+    if "attention.kind" not in sweep.axes:
+        sweep.first()  # refuses fields that were asked for and that this attention has not
+    return sweep.runs()
+
+
+def check_margin(margin: float | None) -> None:
+    """A usage error unless `--margin` was left out or is a finite number above 0."""
+    if margin is not None and not 0 < margin < float("inf"):
+        raise typer.BadParameter(f"--margin {margin:g}: a number above 0 is accepted")
+
+
+def check_out(out: Path) -> None:
+    """StoreError when `--out` cannot become a folder that files can be written to; makes nothing."""
+    for path in (out, *out.absolute().parents):
+        if path.exists() and not path.is_dir():
+            raise StoreError(f"--out {out}: {path} is a file; name a folder")
+    there = next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())
+    if not os.access(there, os.W_OK):
+        raise StoreError(f"--out {out}: {there} cannot be written to; name another folder")

@@ -1,4 +1,4 @@
-"""Progress of runs on stderr: a live display in a terminal, plain lines elsewhere, nothing with --quiet."""
+"""The progress of runs on stderr: live in a terminal, plain lines elsewhere, nothing with --quiet."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Self
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from dsabench.cli.console import stderr_console as stderr_console
+from dsabench.cli.console import stderr_console
 
 if TYPE_CHECKING:
     from dsabench.engine.sink import Update
@@ -56,14 +56,14 @@ class Display:
             self.progress.console.print(message)
 
     def note_once(self, message: str) -> None:
-        """The same, unless the line was shown before: what every run of a sweep says of its data."""
+        """`note`, unless the same line was shown before: every run of a sweep says the same of its data."""
         if message not in self.shown:
             self.shown.add(message)
             self.note(message)
 
     def start(self, name: str, steps: int) -> Callable[[Update], None]:
-        """Begin showing a run; returns the observer of its updates. Several runs may be under way, and one that has
-        begun may begin again."""
+        """Show a run from now on; returns the observer of its updates. Several runs may be shown at a time. A run that
+        is shown already starts anew."""
         self.line_at = time.monotonic()
         if name in self.runs:
             self.progress.remove_task(self.runs[name][0])
@@ -78,7 +78,7 @@ class Display:
                 detail += f"  val {update.val_loss:.3f}"
             detail += f"  {update.tokens_per_second:,.0f} tok/s"
             self.progress.update(task, completed=update.step, detail=detail)
-            # Without a terminal: a line now and then, so that a log of a long run shows life but stays short.
+            # without a terminal a line every 30 s: a log shows that the run lives, and stays short
             if not self.live and time.monotonic() - self.line_at > 30:
                 self.line_at = time.monotonic()
                 self.note(f"{label}  step {update.step}/{update.steps}  {detail}{self._left()}")
@@ -86,7 +86,7 @@ class Display:
         return observe
 
     def finish(self, name: str, outcome: str) -> None:
-        """The run has ended: a line that stays, and the sweep's bar moves."""
+        """Print the run's outcome as a line that stays, and move the sweep's bar."""
         task, label = self.runs.pop(name, (None, name))
         if task is not None:
             self.progress.remove_task(task)
@@ -96,7 +96,7 @@ class Display:
             self.progress.update(self.sweep, completed=len(self.ended))
 
     def _left(self) -> str:
-        """Time left by the pace of the runs so far; nothing when there is no pace yet."""
+        """The time left at the mean pace of the runs that ended; empty before the first has ended."""
         worked, left = len(self.ended) - self.done, self.total - len(self.ended)
         if self.total == 1 or worked < 1 or left < 1:
             return ""

@@ -20,6 +20,6 @@ def spelt_out(text: str) -> str:
 
 
 def first_line(text: object, most: int | None = None) -> str:
-    """The first line that is not empty, printable; of a longer one `most` characters, the last of them dots."""
+    """The first line that is not empty, made printable, and cut to `most` characters with dots at its end."""
     line = printable(next((line.strip() for line in str(text).splitlines() if line.strip()), ""))
     return line if most is None or len(line) <= most else f"{line[: most - 4].rstrip()} ..."

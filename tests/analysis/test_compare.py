@@ -23,7 +23,7 @@ from dsabench.analysis.metrics import METRICS
 from dsabench.analysis.scope import ScopeError, look_at
 from dsabench.analysis.wording import trend_lines
 from dsabench.cli.views.compare_tables import comparison_lines
-from dsabench.cli.views.outcome import report_sweep
+from dsabench.cli.views.sweep_result import report_sweep
 from dsabench.figures.catalogue import draw
 from dsabench.figures.data import figure_data
 from dsabench.spec.run import RunSpec, validate

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from dsabench.cli import busy
-from dsabench.cli.busy import Others
+from dsabench.cli import busy_cores as busy
+from dsabench.cli.busy_cores import Others
 
 
 def stat(folder: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:

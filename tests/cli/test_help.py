@@ -1,9 +1,10 @@
-"""What `--help` promises: summaries that are whole, and options that do something."""
+"""`--help`: summaries that are whole, options that do something, and the page of the guide that says more."""
 
 from __future__ import annotations
 
 import ast
 import inspect
+import re
 import textwrap
 from collections.abc import Callable, Iterator
 from typing import Any, get_args, get_type_hints
@@ -13,6 +14,7 @@ from shell import Shell
 from typer.models import OptionInfo
 
 from dsabench.cli import app
+from dsabench.guide.topics import pages
 
 
 def commands() -> Iterator[tuple[str, Callable[..., Any]]]:
@@ -51,18 +53,56 @@ def test_every_typer_gives_an_option_the_same_name() -> None:
     assert not renamed, "say the name: typer.Option(NAME, ...)"
 
 
+def lines_of() -> Iterator[tuple[str, ...]]:
+    """The words of every command line that has a help of its own."""
+    yield ()
+    yield from ((command.name or "",) for command in app.app.registered_commands)
+    for group in app.app.registered_groups:
+        yield (group.name,)
+        yield from ((group.name, command.name or "") for command in group.typer_instance.registered_commands)
+
+
 @pytest.mark.parametrize("words", [(), ("runs",)])
-def test_help_cuts_no_command_short(shell: Shell, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]) -> None:
+def test_help_lists_every_command_with_a_whole_summary(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]
+) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     code, out, _ = shell(*words, "--help")
     assert code == 0
-    assert "..." not in out.partition("Commands:")[2]
+    rows = re.findall(r"^  ([a-z-]+)  +(\S.*)$", out.partition("Commands:\n")[2], re.MULTILINE)
+    assert [name for name, _ in rows] == [line[-1] for line in lines_of() if line and line[:-1] == words]
+    for name, summary in rows:
+        assert summary[0].isupper() and summary.endswith(".") and "..." not in summary, name
 
 
-def test_help_fits_eighty_columns(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("words", list(lines_of()), ids=" ".join)
+def test_help_fits_eighty_columns_and_names_its_page_of_the_guide(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]
+) -> None:
     monkeypatch.setenv("COLUMNS", "80")
-    for group, within in ((app.app, ()), *((one.typer_instance, (one.name,)) for one in app.app.registered_groups)):
-        for command in group.registered_commands:
-            code, out, _ = shell(*within, command.name, "--help")
-            assert code == 0 and "--" in out
-            assert not [line for line in out.splitlines() if len(line) > 80], command.name
+    code, out, err = shell(*words, "--help")
+    assert (code, err) == (0, "")
+    lines = out.splitlines()
+    assert not [line for line in lines if len(line) > 80]
+    (pointer,) = re.findall(r"^  Guide: dsabench guide ?(.*)$", out, re.MULTILINE)
+    assert lines[-1].strip().startswith("Guide: ")
+    assert pointer in pages() if words else pointer == ""
+
+
+@pytest.mark.parametrize("words", [line for line in lines_of() if line and line != ("runs",)], ids=" ".join)
+def test_help_of_a_command_has_every_option_with_a_sentence(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]
+) -> None:
+    """As many options as its function has, each with help that is a sentence."""
+    monkeypatch.setenv("COLUMNS", "80")
+    options = shell(*words, "--help")[1].partition("Options:\n")[2]
+    group = app.app if len(words) == 1 else app.app.registered_groups[0].typer_instance
+    (function,) = [one.callback for one in group.registered_commands if one.name == words[-1]]
+    hints = get_type_hints(function, include_extras=True).values()
+    declared = [part for hint in hints for part in get_args(hint) if isinstance(part, OptionInfo)]
+    shown = re.findall(r"^  (?:-\w, )?(--[a-z-]+)", options, re.MULTILINE)
+    assert len(shown) == len(declared) + 1, "and --help"
+    for option in declared:
+        text = (option.help or "").rstrip()
+        assert text[:1] and text[-1] == ".", option.default
+        assert "".join(text.split()) in "".join(options.split()), option.default  # lines break at hyphens, too

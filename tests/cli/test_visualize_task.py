@@ -13,7 +13,7 @@ import pytest
 from shell import Shell
 
 from dsabench import load_spec, train
-from dsabench.cli.views.outcome import describe, print_run
+from dsabench.cli.views.run_outcome import describe, print_run
 from dsabench.data import TaskWindows
 from dsabench.spec.run import RunSpec
 from dsabench.store import RunRecord, read_metrics

@@ -27,7 +27,7 @@ import pandas as pd
 
 import dsabench.sweeps.single_run  # noqa: F401
 from dsabench.cli import app
-from dsabench.cli.views import outcome
+from dsabench.cli.views import sweep_result
 from dsabench.engine.evaluation import Evaluator
 from dsabench.engine.step import TrainStep
 from dsabench.store import RunWriter, index, load_runs, read_metrics
@@ -281,7 +281,7 @@ def main() -> None:
         os.environ["DSABENCH_CACHE"] = str(folder / "cache")
         prepare(folder)
         if given.short:
-            outcome.report_sweep = lambda *rest: None
+            sweep_result.report_sweep = lambda *rest: None
         else:
             from dsabench.figures.sequence_length import sequence_length_comparison  # noqa: F401
             from dsabench.figures.style import new_figure, render

@@ -1,76 +1,77 @@
-"""`dsabench audit`: can this experiment, or this run, be believed?"""
+"""`dsabench audit`: an experiment, or a stored run, checked for look-ahead and other mistakes."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from dsabench.cli.list_options import ListCommand
-from dsabench.cli.options import Config, Device, Json, NoPlugins, Quiet, Set, Store, overridden
+from dsabench.cli.options import (
+    AttentionOption,
+    ConfigOption,
+    DeviceOption,
+    JsonFlag,
+    LengthOption,
+    NoPluginsFlag,
+    QuietFlag,
+    SeedOption,
+    SetOption,
+    StoreOption,
+    one_run_each,
+    overridden,
+    run_fields,
+)
 
-if TYPE_CHECKING:
-    from dsabench.spec.run import RunSpec
-    from dsabench.spec.sweep import Sweep
+AuditedRunArgument = Annotated[
+    str | None,
+    typer.Argument(
+        help="A stored run by its id or the start of it, instead of a config.", metavar="[RUN]", show_default=False
+    ),
+]
 
 
 def add_to(app: typer.Typer) -> None:
     """Register the command."""
-    app.command("audit", cls=ListCommand)(audit)
+    app.command("audit", cls=ListCommand, epilog="Guide: dsabench guide verdicts")(audit)
 
 
 def audit(
-    run: Annotated[
-        str | None,
-        typer.Argument(
-            help="A stored run by its id or the start of it, instead of a config.", metavar="[RUN]", show_default=False
-        ),
-    ] = None,
-    config: Config = "seed",
-    length: Annotated[int | None, typer.Option(help="Tokens in a window.", metavar="N")] = None,
-    attention: Annotated[
-        str | None, typer.Option(help="dense, dsa, random, ..., or a plugin's; else all of the config.", metavar="NAME")
-    ] = None,
-    seed: Annotated[int | None, typer.Option(help="Training seed.", metavar="N")] = None,
-    sets: Set = None,
-    device: Device = None,
-    store: Store = Path("runs"),
-    no_plugins: NoPlugins = False,
-    json: Json = False,
-    quiet: Quiet = False,
+    run: AuditedRunArgument = None,
+    config: ConfigOption = "seed",
+    length: LengthOption = None,
+    attention: AttentionOption = None,
+    seed: SeedOption = None,
+    sets: SetOption = None,
+    device: DeviceOption = None,
+    store: StoreOption = Path("runs"),
+    no_plugins: NoPluginsFlag = False,
+    json: JsonFlag = False,
+    quiet: QuietFlag = False,
 ) -> None:
     """Check an attention for look-ahead and other mistakes.
 
-    Looks at each attention of the config (of a ladder: of its first rung) as it would be trained, or at a stored run
-    with its trained weights. Exit 1 when a check fails. Training runs the first four checks by itself and refuses a
-    leak, unless allow_leak = true. They cannot see a leak that only training opens (audit the RUN afterwards); one that
-    needs tokens, steps or chances, or in a long window positions, that were not tried; one below 1e-4 of an output, or
-    into gradients alone; or one that bf16 or a CUDA graph brings in: an audit computes in fp32, step by step.
-    """
-    from dsabench.cli.progress import stderr_console
-    from dsabench.cli.views.outcome import print_json, stdout_console
+    Looks at each attention of the config, or at --attention, as it would be trained (of a ladder: on its first rung);
+    or at a stored run with its trained weights. Exit 1 when a check fails. Training runs the first four checks by
+    itself and refuses a leak, unless allow_leak = true.
 
-    fields = {
-        "--length": ("length", length),
-        "--attention": ("attention.kind", attention),
-        "--seed": ("seed", seed),
-        "--device": ("engine.device", device),
-    }
+    An audit cannot see a leak that only training opens (audit the RUN afterwards); one that needs tokens, steps or
+    chances, or in a long window positions, that were not tried; one below 1e-4 of an output, or into gradients alone;
+    or one that bf16 or a CUDA graph brings in: an audit computes in fp32, step by step.
+    """
     own_fields = sets or config != "seed" or any(value is not None for value in (length, attention, seed))
     if run is not None and own_fields:
         raise typer.BadParameter("a stored RUN has its own settings: leave --config, --set and field options out")
-    specs = [] if run is not None else _specs(overridden(config, sets, fields, {}))
+    fields = run_fields(length, attention, seed, device)
+    specs = [] if run is not None else one_run_each(overridden(config, sets, fields, {}), "attention.kind")
 
     from dsabench.audit.experiment_checks import examine, examine_run
+    from dsabench.cli.console import notifier, stdout_console
     from dsabench.cli.views.audit_tables import audit_document, audit_lines
+    from dsabench.cli.views.json_document import print_json
 
-    log = stderr_console()
-
-    def notify(message: str) -> None:
-        if not quiet:
-            log.print(message)
-
+    notify = notifier(quiet)
     try:
         found = []
         if run is not None:
@@ -86,14 +87,3 @@ def audit(
     else:
         audit_lines(found, stdout_console())
     raise typer.Exit(1 if any(one.failed for one in found) else 0)
-
-
-def _specs(sweep: Sweep) -> list[RunSpec]:
-    """The first value of every axis but the attention's kind, on the first rung of a ladder."""
-    sweep = sweep.lowest()
-    for path in sweep.axes:
-        if path != "attention.kind":
-            sweep.axes[path] = sweep.axes[path][:1]
-    if "attention.kind" not in sweep.axes:
-        sweep.first()  # refuses fields that were asked for and that this attention has not
-    return sweep.runs()

@@ -3,56 +3,90 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from dsabench.cli.list_options import ListCommand, integers, texts
-from dsabench.cli.options import Device, Json, NoPlugins, Out, Quiet, Store
+from dsabench.cli.options import (
+    DeviceOption,
+    JsonFlag,
+    NoPluginsFlag,
+    OutOption,
+    QuietFlag,
+    StoreOption,
+    check_out,
+)
+
+if TYPE_CHECKING:
+    from dsabench.bench.document import Document
+
+LengthsOption = Annotated[
+    list[int] | None, integers("--lengths", "Tokens of a row; else 4096 to 131072, on a CPU 256 to 1024.")
+]
+BatchOption = Annotated[int, typer.Option("--batch", help="Rows of a batch.", metavar="N", min=1)]
+HeadsOption = Annotated[int | None, typer.Option("--heads", help="Query heads; else 16.", metavar="N", min=1)]
+KVHeadsOption = Annotated[int | None, typer.Option("--kv-heads", help="Key/value heads; else 1.", metavar="N", min=1)]
+HeadDimOption = Annotated[int | None, typer.Option("--head-dim", help="Width of a head; else 64.", metavar="N", min=1)]
+TopKOption = Annotated[
+    int | None,
+    typer.Option("--top-k", help="Keys kept for each query; else 2048, on a CPU 128.", metavar="N", min=1),
+]
+IndexerHeadsOption = Annotated[
+    int | None, typer.Option("--indexer-heads", help="Indexer heads; else 4.", metavar="N", min=1)
+]
+IndexerDimOption = Annotated[
+    int | None, typer.Option("--indexer-dim", help="Width of an indexer head; else 64.", metavar="N", min=1)
+]
+InputsOption = Annotated[
+    str | None,
+    typer.Option("--run", help="Take q, k, v and index projections of this stored run of dsa.", metavar="RUN"),
+]
+LayerOption = Annotated[int | None, typer.Option("--layer", help="Layer of --run; else the last.", metavar="N", min=0)]
+DtypeOption = Annotated[
+    str | None, typer.Option("--dtype", help="bf16 or fp32; else bf16 on a GPU that has it.", metavar="NAME")
+]
+RepeatsOption = Annotated[
+    int | None, typer.Option("--repeats", help="Most repetitions of each; else 20, on a CPU 5.", metavar="N", min=1)
+]
+OnlyOption = Annotated[
+    list[str] | None, texts("--only", "Implementations, or families: dense, dense-flash, dsa-triton, ...")
+]
+StageOption = Annotated[
+    str, typer.Option("--stage", help="Of DSA: sparse, dense (its warm-up) or both.", metavar="NAME")
+]
+DeterministicFlag = Annotated[
+    bool, typer.Option("--deterministic", help="Gradients that repeat bit for bit, which is slower.")
+]
 
 
 def add_to(app: typer.Typer) -> None:
     """Register the command."""
-    app.command("bench", cls=ListCommand)(bench)
+    app.command("bench", cls=ListCommand, epilog="Guide: dsabench guide speed")(bench)
 
 
 def bench(
-    lengths: Annotated[
-        list[int] | None, integers("--lengths", "Tokens of a row; else 4096 to 131072, on a CPU 256 to 1024.")
-    ] = None,
-    batch: Annotated[int, typer.Option(help="Rows.", metavar="N", min=1)] = 1,
-    heads: Annotated[int | None, typer.Option(help="Query heads; else 16.", metavar="N", min=1)] = None,
-    kv_heads: Annotated[int | None, typer.Option(help="Key/value heads; else 1.", metavar="N", min=1)] = None,
-    head_dim: Annotated[int | None, typer.Option(help="Width of a head; else 64.", metavar="N", min=1)] = None,
-    top_k: Annotated[
-        int | None, typer.Option(help="Keys kept for each query; else 2048, on a CPU 128.", metavar="N", min=1)
-    ] = None,
-    indexer_heads: Annotated[int | None, typer.Option(help="Indexer heads; else 4.", metavar="N", min=1)] = None,
-    indexer_dim: Annotated[
-        int | None, typer.Option(help="Width of an indexer head; else 64.", metavar="N", min=1)
-    ] = None,
-    run: Annotated[
-        str | None,
-        typer.Option("--run", help="Take q, k, v and index projections of this stored run of dsa.", metavar="RUN"),
-    ] = None,
-    layer: Annotated[int | None, typer.Option(help="Which layer of --run; else the last.", metavar="N", min=0)] = None,
-    store: Store = Path("runs"),
-    dtype: Annotated[
-        str | None, typer.Option(help="bf16 or fp32; else bf16 on a GPU that has it.", metavar="NAME")
-    ] = None,
-    repeats: Annotated[
-        int | None, typer.Option(help="Most repetitions of each; else 20, on a CPU 5.", metavar="N", min=1)
-    ] = None,
-    only: Annotated[
-        list[str] | None, texts("--only", "Implementations, or families: dense, dense-flash, dsa-triton, ...")
-    ] = None,
-    stage: Annotated[str, typer.Option(help="Of DSA: sparse, dense (its warm-up) or both.", metavar="NAME")] = "sparse",
-    deterministic: Annotated[bool, typer.Option("--deterministic", help="Gradients whose bits repeat.")] = False,
-    device: Device = None,
-    out: Out = Path("results"),
-    no_plugins: NoPlugins = False,
-    json: Json = False,
-    quiet: Quiet = False,
+    lengths: LengthsOption = None,
+    batch: BatchOption = 1,
+    heads: HeadsOption = None,
+    kv_heads: KVHeadsOption = None,
+    head_dim: HeadDimOption = None,
+    top_k: TopKOption = None,
+    indexer_heads: IndexerHeadsOption = None,
+    indexer_dim: IndexerDimOption = None,
+    run: InputsOption = None,
+    layer: LayerOption = None,
+    store: StoreOption = Path("runs"),
+    dtype: DtypeOption = None,
+    repeats: RepeatsOption = None,
+    only: OnlyOption = None,
+    stage: StageOption = "sparse",
+    deterministic: DeterministicFlag = False,
+    device: DeviceOption = None,
+    out: OutOption = Path("results"),
+    no_plugins: NoPluginsFlag = False,
+    json: JsonFlag = False,
+    quiet: QuietFlag = False,
 ) -> None:
     """Time an attention layer: dense, window, DSA.
 
@@ -60,56 +94,66 @@ def bench(
     Dense attention by every backend, a sliding window, DSA by reference, masked and Triton kernels; each is checked
     before it is timed. Writes bench.json and bench.png under --out.
     """
-    from dsabench.cli.progress import stderr_console
-    from dsabench.cli.views.outcome import check_out, print_json, stdout_console
-
     check_out(out)
+    document = _timed(
+        out,
+        quiet,
+        lengths=lengths,
+        batch=batch,
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        top_k=top_k,
+        indexer_heads=indexer_heads,
+        indexer_dim=indexer_dim,
+        dtype=dtype,
+        repeats=repeats,
+        only=only or (),
+        stage=stage,
+        deterministic=deterministic,
+        run=run,
+        layer=layer,
+        store=store,
+        device=device,
+    )
+    _show(document, out, json)
+    if any(cell.status in ("WRONG", "failed") for cell in document.cells):
+        raise typer.Exit(1)
+
+
+def _timed(out: Path, quiet: bool, **settings: Any) -> Document:
+    """The bench of these settings; bench.json is written after each implementation. Ends the command when the inputs
+    do not fit into memory (1), or when it is interrupted (130)."""
     import torch
 
     from dsabench.bench.api import bench_layer
-    from dsabench.bench.document import Document
-    from dsabench.cli.views.bench_tables import bench_lines
-    from dsabench.figures.bench_times import bench_figure
-    from dsabench.figures.style import save_png
+    from dsabench.cli.console import notifier, stderr_console
     from dsabench.store.files import write_file
-
-    log = stderr_console()
 
     def save(document: Document) -> None:
         write_file(out / "bench.json", (document.model_dump_json(indent=2) + "\n").encode())
 
     try:
-        document = bench_layer(
-            lengths=lengths,
-            batch=batch,
-            heads=heads,
-            kv_heads=kv_heads,
-            head_dim=head_dim,
-            top_k=top_k,
-            indexer_heads=indexer_heads,
-            indexer_dim=indexer_dim,
-            dtype=dtype,
-            repeats=repeats,
-            only=only or (),
-            stage=stage,
-            deterministic=deterministic,
-            run=run,
-            layer=layer,
-            store=store,
-            device=device,
-            notify=(lambda message: None) if quiet else log.print,
-            save=save,
-        )
+        return bench_layer(**settings, notify=notifier(quiet), save=save)
     except torch.OutOfMemoryError as error:
-        log.print(f"error: out of memory for the inputs themselves: {str(error).splitlines()[0]}")
+        reason = str(error).splitlines()[0]
+        stderr_console().print(f"error: out of memory for the inputs themselves: {reason}")
         raise typer.Exit(1) from None
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
+
+
+def _show(document: Document, out: Path, as_json: bool) -> None:
+    """Draw bench.png, and print the tables (or the document) on stdout."""
+    from dsabench.cli.console import stdout_console
+    from dsabench.cli.views.bench_tables import bench_lines
+    from dsabench.cli.views.json_document import print_json
+    from dsabench.figures.bench_times import bench_figure
+    from dsabench.figures.style import save_png
+
     save_png(bench_figure(document), out / "bench.png")
-    if json:
+    if as_json:
         print_json(document.model_dump(mode="json"))
     else:
         bench_lines(document, stdout_console())
         stdout_console().print(f"Written: {out / 'bench.json'}, {out / 'bench.png'}")
-    if any(cell.status in ("WRONG", "failed") for cell in document.cells):
-        raise typer.Exit(1)

@@ -3,44 +3,66 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from dsabench.cli.list_options import ListCommand
-from dsabench.cli.options import All, Baseline, Json, Store, Sweep, Where
+from dsabench.cli.options import (
+    AllFlag,
+    BaselineOption,
+    JsonFlag,
+    StoreOption,
+    SweepOption,
+    WhereOption,
+    check_margin,
+)
+
+if TYPE_CHECKING:
+    from dsabench.analysis.comparison import Comparison
+
+MetricOption = Annotated[
+    str,
+    typer.Option(
+        "--metric",
+        help="val_loss, val_bits_per_byte, generalisation_gap, val_accuracy, task_accuracy, step_ms, "
+        "tokens_per_second or peak_memory_mb.",
+        metavar="NAME",
+    ),
+]
+MarginOption = Annotated[
+    float | None,
+    typer.Option("--margin", help="Difference that still counts as not worse; else the sweep's margin.", metavar="X"),
+]
+FailIfWorseFlag = Annotated[bool, typer.Option("--fail-if-worse", help="Exit 3 if a verdict is worse or a run leaks.")]
+CsvFlag = Annotated[bool, typer.Option("--csv", help="Print comma-separated rows.")]
+MarkdownFlag = Annotated[bool, typer.Option("--markdown", help="Print Markdown tables.")]
+LatexFlag = Annotated[bool, typer.Option("--latex", help="Print LaTeX tables (booktabs).")]
 
 
 def add_to(app: typer.Typer) -> None:
     """Register the command."""
-    app.command("compare", cls=ListCommand, short_help="Compare variants with dense attention.")(compare)
+    app.command(
+        "compare",
+        cls=ListCommand,
+        short_help="Compare variants with dense attention.",
+        epilog="Guide: dsabench guide verdicts",
+    )(compare)
 
 
 def compare(
-    sweep: Sweep = None,
-    everything: All = False,
-    where: Where = None,
-    baseline: Baseline = "dense",
-    metric: Annotated[
-        str,
-        typer.Option(
-            help="val_loss, val_bits_per_byte, generalisation_gap, val_accuracy, task_accuracy, step_ms, "
-            "tokens_per_second or peak_memory_mb.",
-            metavar="NAME",
-        ),
-    ] = "val_loss",
-    margin: Annotated[
-        float | None,
-        typer.Option(help="What still counts as not worse; else the sweep's margin.", metavar="X"),
-    ] = None,
-    fail_if_worse: Annotated[
-        bool, typer.Option("--fail-if-worse", help="Exit 3 if a verdict is worse or a run leaks.")
-    ] = False,
-    store: Store = Path("runs"),
-    json: Json = False,
-    csv: Annotated[bool, typer.Option("--csv", help="Print comma-separated rows.")] = False,
-    markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown tables.")] = False,
-    latex: Annotated[bool, typer.Option("--latex", help="Print LaTeX tables (booktabs).")] = False,
+    sweep: SweepOption = None,
+    everything: AllFlag = False,
+    where: WhereOption = None,
+    baseline: BaselineOption = "dense",
+    metric: MetricOption = "val_loss",
+    margin: MarginOption = None,
+    fail_if_worse: FailIfWorseFlag = False,
+    store: StoreOption = Path("runs"),
+    json: JsonFlag = False,
+    csv: CsvFlag = False,
+    markdown: MarkdownFlag = False,
+    latex: LatexFlag = False,
 ) -> None:
     """Compare every variant with dense attention, seed by seed.
 
@@ -52,8 +74,7 @@ def compare(
     ]
     if len(forms) > 1:
         raise typer.BadParameter(f"--{' and --'.join(forms)} exclude each other; keep one")
-    if margin is not None and not 0 < margin < float("inf"):
-        raise typer.BadParameter(f"--margin {margin:g}: a number above 0 is accepted")
+    check_margin(margin)
 
     from dsabench.analysis.compare import compare as judge
     from dsabench.analysis.scope import look_at
@@ -61,26 +82,34 @@ def compare(
     found = judge(
         look_at(store, sweep=sweep, everything=everything, where=where), baseline=baseline, metric=metric, margin=margin
     )
-    if forms == ["json"]:
-        from dsabench.cli.views.outcome import print_json
+    _show(found, forms[0] if forms else "tables")
+    if fail_if_worse:
+        _fail_if_worse(found)
 
-        print_json(found.model_dump(mode="json"))
-    elif forms:
-        from dsabench.analysis import formats
 
-        typer.echo(
-            {"csv": formats.as_csv, "markdown": formats.as_markdown, "latex": formats.as_latex}[forms[0]](found),
-            nl=False,
-        )
-    else:
+def _show(found: Comparison, form: str) -> None:
+    """Print the comparison as json, csv, markdown or latex, or as tables and sentences."""
+    if form == "tables":
+        from dsabench.cli.console import stdout_console
         from dsabench.cli.views.compare_tables import comparison_lines
-        from dsabench.cli.views.outcome import stdout_console
 
         comparison_lines(found, stdout_console())
-    if fail_if_worse:
-        verdicts = [row.verdict for row in found.rows]
-        if not any(verdict in ("better", "not worse", "worse", "LEAK") for verdict in verdicts):
-            typer.echo("error: --fail-if-worse: no comparison has a verdict, so nothing was shown to hold", err=True)
-            raise typer.Exit(2)
-        if "worse" in verdicts or "LEAK" in verdicts:
-            raise typer.Exit(3)
+    elif form == "json":
+        from dsabench.cli.views.json_document import print_json
+
+        print_json(found.model_dump(mode="json"))
+    else:
+        from dsabench.analysis import formats
+
+        write = {"csv": formats.as_csv, "markdown": formats.as_markdown, "latex": formats.as_latex}[form]
+        typer.echo(write(found), nl=False)
+
+
+def _fail_if_worse(found: Comparison) -> None:
+    """End with 3 when a verdict is worse or a run leaks, with 2 when there is no verdict at all."""
+    verdicts = [row.verdict for row in found.rows]
+    if not any(verdict in ("better", "not worse", "worse", "LEAK") for verdict in verdicts):
+        typer.echo("error: --fail-if-worse: no comparison has a verdict, so nothing was shown to hold", err=True)
+        raise typer.Exit(2)
+    if "worse" in verdicts or "LEAK" in verdicts:
+        raise typer.Exit(3)

@@ -2,36 +2,47 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from dsabench.cli.options import All, Json, Store, Sweep, Where
+from dsabench.cli.options import AllFlag, JsonFlag, StoreOption, SweepOption, WhereOption
 from dsabench.trackers.names import TRACKERS
+
+TrackerOption = Annotated[str, typer.Option("--to", help=f"Tracker: {', '.join(TRACKERS)}.", metavar="NAME")]
+RunsArgument = Annotated[
+    list[str] | None, typer.Argument(metavar="[RUN]...", help="A run's id, or the start of it; else see --sweep.")
+]
+FollowFlag = Annotated[
+    bool, typer.Option("--follow", help="Go on until all chosen runs have ended; Ctrl-C ends it before.")
+]
+FolderOption = Annotated[
+    Path | None, typer.Option("--out", help="Folder to write to; else results/NAME.", metavar="DIR")
+]
 
 
 def add_to(app: typer.Typer) -> None:
     """Register the command."""
-    app.command("export", short_help="Write runs for TensorBoard, Weights & Biases or MLflow.")(export)
+    app.command(
+        "export",
+        short_help="Write runs for TensorBoard, Weights & Biases or MLflow.",
+        epilog="Guide: dsabench guide store",
+    )(export)
 
 
 def export(
-    to: Annotated[str, typer.Option("--to", help=f"{', '.join(TRACKERS)}.", metavar="NAME")],
-    runs: Annotated[
-        list[str] | None, typer.Argument(metavar="[RUN]...", help="A run's id, or the start of it; else see --sweep.")
-    ] = None,
-    sweep: Sweep = None,
-    everything: All = False,
-    where: Where = None,
-    follow: Annotated[
-        bool, typer.Option("--follow", help="Go on until all chosen runs have ended; Ctrl-C ends it before.")
-    ] = False,
-    store: Store = Path("runs"),
-    out: Annotated[
-        Path | None, typer.Option("--out", help="Folder to write to; else results/NAME.", metavar="DIR")
-    ] = None,
-    json: Json = False,
+    to: TrackerOption,
+    runs: RunsArgument = None,
+    sweep: SweepOption = None,
+    everything: AllFlag = False,
+    where: WhereOption = None,
+    follow: FollowFlag = False,
+    store: StoreOption = Path("runs"),
+    out: FolderOption = None,
+    json: JsonFlag = False,
 ) -> None:
     """Write runs for an experiment tracker: every number by step, settings, summary and status.
 
@@ -41,13 +52,13 @@ def export(
     if runs and (sweep is not None or where is not None or everything):
         raise typer.BadParameter("name the runs (RUN ...), or choose them by --sweep, --all or --where")
 
-    from dsabench.cli.views.export_text import chosen, say_what_was_written, tell_of
+    from dsabench.cli.views.export_text import say_what_was_written, tell_of
     from dsabench.trackers.export import check_tracker, open_tracker
     from dsabench.trackers.export import export as write
 
     check_tracker(to)  # before a store is looked for
     out = Path("results", to) if out is None else out
-    names = chosen(store, runs, sweep, everything, where, follow)
+    names = _chosen(store, runs, sweep, everything, where, follow)
     tracker = open_tracker(to, out, store)
     try:
         outcome = write(store, names, tracker, follow=follow, told=tell_of)
@@ -56,3 +67,24 @@ def export(
         raise typer.Exit(130) from None
     say_what_was_written(outcome, to, out, json)
     raise typer.Exit(1 if outcome.failed else 0)
+
+
+def _chosen(
+    store: Path, runs: Sequence[str] | None, sweep: str | None, everything: bool, where: str | None, follow: bool
+) -> list[str]:
+    """The ids of the runs that a user named or chose; with `follow` also those of a sweep that have not begun."""
+    from dsabench.analysis.scope import look_at
+    from dsabench.cli.safe_text import printable
+    from dsabench.store import find_name
+
+    if runs:
+        return list(dict.fromkeys(find_name(store, run) for run in runs))
+    scope = look_at(store, sweep=sweep, everything=everything, where=where)
+    names = list(dict.fromkeys(map(str, scope.runs["run_id"])))
+    if follow and where is None and scope.sweep is not None:
+        names = list(dict.fromkeys([*names, *scope.sweep.run_ids]))
+    elif scope.notes:
+        for note in scope.notes:
+            print(printable(f"note: {note}"), file=sys.stderr)
+    print(printable(f"{scope.title}: {len(names)} runs"), file=sys.stderr)
+    return names

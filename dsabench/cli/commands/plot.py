@@ -2,17 +2,41 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from dsabench.cli.list_options import ListCommand, texts
-from dsabench.cli.options import All, Baseline, Json, Out, Quiet, Store, Sweep, Where
+from dsabench.cli.options import (
+    AllFlag,
+    BaselineOption,
+    JsonFlag,
+    OutOption,
+    QuietFlag,
+    StoreOption,
+    SweepOption,
+    WhereOption,
+    check_out,
+)
 from dsabench.errors import DsabenchError
 from dsabench.figures.catalogue import FIGURES, FORMATS, file_name
 
+if TYPE_CHECKING:
+    from dsabench.figures.data import FigureData
+
 _FIGURES = "\b\nFigures:\n" + "\n".join(f"  {name:11}{kind.what}" for name, kind in FIGURES.items())
+
+FiguresArgument = Annotated[
+    list[str] | None,
+    typer.Argument(
+        help="Figures by name, as listed below; without any, all that the runs allow.",
+        metavar="FIGURE",
+        show_default=False,
+    ),
+]
+FormatsOption = Annotated[list[str] | None, texts("--formats", "png, svg, pdf; png without it.", metavar="FORMAT")]
 
 
 class PlotError(DsabenchError):
@@ -21,25 +45,25 @@ class PlotError(DsabenchError):
 
 def add_to(app: typer.Typer) -> None:
     """Register the command."""
-    app.command("plot", cls=ListCommand, epilog=_FIGURES, short_help="Draw figures as PNG, SVG or PDF.")(plot)
+    app.command(
+        "plot",
+        cls=ListCommand,
+        epilog=f"{_FIGURES}\n\nGuide: dsabench guide verdicts",
+        short_help="Draw figures as PNG, SVG or PDF.",
+    )(plot)
 
 
 def plot(
-    figures: Annotated[
-        list[str] | None,
-        typer.Argument(
-            help="Names of figures, as below; all that fit without any.", metavar="FIGURE", show_default=False
-        ),
-    ] = None,
-    sweep: Sweep = None,
-    everything: All = False,
-    where: Where = None,
-    baseline: Baseline = "dense",
-    formats: Annotated[list[str] | None, texts("--formats", "png, svg, pdf; png without it.", metavar="FORMAT")] = None,
-    store: Store = Path("runs"),
-    out: Out = Path("results"),
-    json: Json = False,
-    quiet: Quiet = False,
+    figures: FiguresArgument = None,
+    sweep: SweepOption = None,
+    everything: AllFlag = False,
+    where: WhereOption = None,
+    baseline: BaselineOption = "dense",
+    formats: FormatsOption = None,
+    store: StoreOption = Path("runs"),
+    out: OutOption = Path("results"),
+    json: JsonFlag = False,
+    quiet: QuietFlag = False,
 ) -> None:
     """Draw the figures of the newest sweep as PNG, SVG or PDF.
 
@@ -49,44 +73,62 @@ def plot(
     forms = _chosen(formats or ["png"], list(FORMATS), "--formats", "; name figures before --formats")
 
     from dsabench.analysis.scope import look_at
-    from dsabench.cli.progress import stderr_console
-    from dsabench.cli.views.outcome import check_out, print_json, stdout_console
+    from dsabench.cli.console import notifier
+    from dsabench.cli.views.json_document import print_json
 
     check_out(out)
-    from dsabench.figures.catalogue import draw, fitting
+    from dsabench.figures.catalogue import fitting
     from dsabench.figures.data import figure_data
-    from dsabench.figures.style import save
 
     data = figure_data(look_at(store, sweep=sweep, everything=everything, where=where), baseline)
-    document: dict[str, Any] = {"scope": data.scope.title, "figures": [], "skipped": [], "notes": data.notes}
-    console, log = stdout_console(), stderr_console()
-    if not quiet:
-        log.print(f"figures of {data.scope.title}")
-        for note in data.notes:
-            log.print(f"note: {note}")
-    for name in wanted if figures else fitting(data):
-        drawn = draw(name, data)
-        if isinstance(drawn, str):
-            document["skipped"].append({"name": name, "reason": drawn})
-            if not quiet:
-                log.print(f"{name}: {drawn}")
-            continue
-        files = [
-            str(save(figure, out / file_name(name, page, form)))
-            for page, figure in enumerate(drawn.pages, 1)
-            for form in forms
-        ]
-        document["figures"].append({"name": name, "files": files, "notes": drawn.notes})
-        if not quiet:
-            for note in drawn.notes:
-                log.print(f"{name}: {note}")
-        if not json:
-            console.print(f"Written: {', '.join(files)}")
-    if not document["figures"]:
-        reasons = "; ".join(f"{skipped['name']}: {skipped['reason']}" for skipped in document["skipped"])
+    notify = notifier(quiet)
+    notify(f"figures of {data.scope.title}")
+    for note in data.notes:
+        notify(f"note: {note}")
+    drawn, skipped = _draw(wanted if figures else fitting(data), data, out, forms, notify, said=not json)
+    if not drawn:
+        reasons = "; ".join(f"{one['name']}: {one['reason']}" for one in skipped)
         raise PlotError(f"nothing to draw of {data.scope.title}: {reasons}")
     if json:
-        print_json(document)
+        print_json({"scope": data.scope.title, "figures": drawn, "skipped": skipped, "notes": data.notes})
+
+
+def _draw(
+    names: Sequence[str],
+    data: FigureData,
+    out: Path,
+    forms: Sequence[str],
+    notify: Callable[[str], None],
+    said: bool,
+) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
+    """Draw and save each figure; with `said` name its files on stdout.
+
+    Returns:
+        (name, files and notes of each figure; name of each that cannot be drawn, and the reason), for --json
+    """
+    from dsabench.cli.console import stdout_console
+    from dsabench.figures.catalogue import draw
+    from dsabench.figures.style import save
+
+    drawn: list[dict[str, Any]] = []
+    skipped: list[dict[str, str]] = []
+    for name in names:
+        figure = draw(name, data)
+        if isinstance(figure, str):
+            skipped.append({"name": name, "reason": figure})
+            notify(f"{name}: {figure}")
+            continue
+        files = [
+            str(save(page, out / file_name(name, number, form)))
+            for number, page in enumerate(figure.pages, 1)
+            for form in forms
+        ]
+        drawn.append({"name": name, "files": files, "notes": figure.notes})
+        for note in figure.notes:
+            notify(f"{name}: {note}")
+        if said:
+            stdout_console().print(f"Written: {', '.join(files)}")
+    return drawn, skipped
 
 
 def _chosen(words: list[str], known: list[str], what: str, hint: str) -> list[str]:

@@ -7,18 +7,17 @@ from typing import Annotated
 
 import typer
 
-from dsabench.cli.options import Device, Json, NoPlugins, Quiet, Store
+from dsabench.cli.options import DeviceOption, JsonFlag, NoPluginsFlag, QuietFlag, RunArgument, StoreOption
 
-_RUN = "A run's id, or the start of it."
-Into = Annotated[
+IntoOption = Annotated[
     Path | None,
     typer.Option("--into", help="A store to keep the second run in; else it is thrown away.", metavar="DIR"),
 ]
-Tolerance = Annotated[
+ToleranceOption = Annotated[
     float | None,
-    typer.Option("--tolerance", help="Losses may be off by this, in nats; else every bit counts.", metavar="X", min=0),
+    typer.Option("--tolerance", help="Nats by which losses may differ; else every bit counts.", metavar="X", min=0),
 ]
-Plugin = Annotated[
+PluginOption = Annotated[
     list[str] | None,
     typer.Option("--plugin", help="Where a plugin file of the run lies now; repeatable.", metavar="FILE"),
 ]
@@ -26,19 +25,23 @@ Plugin = Annotated[
 
 def add_to(app: typer.Typer) -> None:
     """Register the command."""
-    app.command("reproduce", short_help="Train a stored run again and compare, bit for bit.")(reproduce)
+    app.command(
+        "reproduce",
+        short_help="Train a stored run again and compare, bit for bit.",
+        epilog="Guide: dsabench guide reliability",
+    )(reproduce)
 
 
 def reproduce(
-    run: Annotated[str, typer.Argument(metavar="RUN", help=_RUN)],
-    tolerance: Tolerance = None,
-    device: Device = None,
-    into: Into = None,
-    plugin: Plugin = None,
-    store: Store = Path("runs"),
-    no_plugins: NoPlugins = False,
-    json: Json = False,
-    quiet: Quiet = False,
+    run: RunArgument,
+    tolerance: ToleranceOption = None,
+    device: DeviceOption = None,
+    into: IntoOption = None,
+    plugin: PluginOption = None,
+    store: StoreOption = Path("runs"),
+    no_plugins: NoPluginsFlag = False,
+    json: JsonFlag = False,
+    quiet: QuietFlag = False,
 ) -> None:
     """Train a stored run again and compare, step by step: losses, all that was recorded, and the final weights.
 
@@ -46,13 +49,13 @@ def reproduce(
     same (or within --tolerance), with 1 when it differs.
     """
     from dsabench.cli.progress import Display
-    from dsabench.cli.views.outcome import print_json
+    from dsabench.cli.views.json_document import print_json
     from dsabench.store import check_writable, find_run
 
     original = find_run(store, run)
     if into is not None:
         check_writable(into)
-    from dsabench.cli.views import reproduction
+    from dsabench.cli.views import reproduction_text
     from dsabench.reproduction import train_again as reproducing
 
     with Display(1, 0, quiet) as display:
@@ -72,7 +75,7 @@ def reproduce(
             display.note(f"interrupted; {kept}")
             raise typer.Exit(130) from None
     if json:
-        print_json(reproduction.document(found))
+        print_json(reproduction_text.document(found))
     else:
-        reproduction.print_reproduction(found, store)
+        reproduction_text.print_reproduction(found, store)
     raise typer.Exit(1 if found.verdict == "differs" else 0)

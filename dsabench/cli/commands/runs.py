@@ -10,12 +10,30 @@ import typer
 from typer.core import TyperGroup
 
 from dsabench.cli.list_options import ListCommand, texts
-from dsabench.cli.options import All, Json, Store, Where
+from dsabench.cli.options import AllFlag, JsonFlag, RunArgument, StoreOption, WhereOption
 
-_RUN = "A run's id, or the start of it."
-Sweep = Annotated[
+_GUIDE = "Guide: dsabench guide store"
+
+OfSweepOption = Annotated[
     str | None, typer.Option("--sweep", help="Only runs of this sweep: its id or the start.", metavar="ID")
 ]
+SortOption = Annotated[str, typer.Option("--sort", help="Order by this column; -COLUMN: descending.", metavar="COLUMN")]
+ReverseFlag = Annotated[bool, typer.Option("--reverse", help="The other way round.")]
+ColumnsOption = Annotated[
+    list[str] | None, texts("--columns", "Columns of the index, e.g. run_id train.steps.", metavar="COLUMN")
+]
+LimitOption = Annotated[int | None, typer.Option("--limit", help="At most this many runs.", metavar="N", min=1)]
+FirstRunArgument = Annotated[str, typer.Argument(metavar="A", help="A run's id, or the start of it.")]
+SecondRunArgument = Annotated[
+    str | None, typer.Argument(metavar="B", help="Another run; with --other-store it may be left out, and is A.")
+]
+OtherStoreOption = Annotated[
+    Path | None, typer.Option("--other-store", help="The store that B lies in, if not that of A.", metavar="DIR")
+]
+RunsArgument = Annotated[list[str] | None, typer.Argument(metavar="RUN", help="A run's id, or the start of it.")]
+YesFlag = Annotated[bool, typer.Option("--yes", "-y", help="Remove without asking.")]
+FileArgument = Annotated[Path, typer.Argument(metavar="FILE", help="A name that ends in .parquet or .csv.")]
+MetricsFlag = Annotated[bool, typer.Option("--metrics", help="Write what the runs recorded at each step instead.")]
 
 
 class _ListByDefault(TyperGroup):
@@ -32,29 +50,26 @@ def add_to(app: typer.Typer) -> None:
     group = typer.Typer(
         cls=_ListByDefault,
         help="List, show, compare, remove or export stored runs. Without a command: list, and its options.",
+        epilog=_GUIDE,
     )
-    group.command("list", cls=ListCommand)(list_)
-    group.command("show", short_help="Show one run, and the command that trains it again.")(show)
-    group.command("diff", short_help="How two runs differ: spec, environment, outcome.")(diff)
-    group.command("rm", short_help="Remove runs, after a question.")(rm)
-    group.command("export", short_help="Write the table of runs, or their metrics, to a file.")(export)
+    group.command("list", cls=ListCommand, epilog=_GUIDE)(list_)
+    group.command("show", short_help="Show one run, and the command that trains it again.", epilog=_GUIDE)(show)
+    group.command("diff", short_help="How two runs differ: spec, environment, outcome.", epilog=_GUIDE)(diff)
+    group.command("rm", short_help="Remove runs, after a question.", epilog=_GUIDE)(rm)
+    group.command("export", short_help="Write the table of runs, or their metrics, to a file.", epilog=_GUIDE)(export)
     app.add_typer(group, name="runs")
 
 
 def list_(
-    where: Where = None,
-    sweep: Sweep = None,
-    everything: All = False,
-    sort: Annotated[
-        str, typer.Option("--sort", help="Order by this column; -COLUMN: descending.", metavar="COLUMN")
-    ] = "-updated",
-    reverse: Annotated[bool, typer.Option("--reverse", help="The other way round.")] = False,
-    columns: Annotated[
-        list[str] | None, texts("--columns", "Columns of the index, e.g. run_id train.steps.", metavar="COLUMN")
-    ] = None,
-    limit: Annotated[int | None, typer.Option("--limit", help="At most this many runs.", metavar="N", min=1)] = None,
-    store: Store = Path("runs"),
-    json: Json = False,
+    where: WhereOption = None,
+    sweep: OfSweepOption = None,
+    everything: AllFlag = False,
+    sort: SortOption = "-updated",
+    reverse: ReverseFlag = False,
+    columns: ColumnsOption = None,
+    limit: LimitOption = None,
+    store: StoreOption = Path("runs"),
+    json: JsonFlag = False,
 ) -> None:
     """List the runs of the store, the newest first.
 
@@ -62,8 +77,9 @@ def list_(
     runs/index.parquet: measures, and spec fields by their paths.
     """
     from dsabench.analysis.scope import choose
+    from dsabench.cli.console import stdout_console
     from dsabench.cli.views import runs_table
-    from dsabench.cli.views.outcome import print_json, stdout_console
+    from dsabench.cli.views.json_document import print_json
 
     chosen = choose(store, sweep=sweep, everything=everything, where=where)
     for note in chosen.notes:
@@ -84,13 +100,13 @@ def list_(
 
 
 def show(
-    run: Annotated[str, typer.Argument(metavar="RUN", help=_RUN)],
-    store: Store = Path("runs"),
-    json: Json = False,
+    run: RunArgument,
+    store: StoreOption = Path("runs"),
+    json: JsonFlag = False,
 ) -> None:
     """Show all that is known of one run, and the command that trains it again."""
     from dsabench.cli.views import runs_show
-    from dsabench.cli.views.outcome import print_json
+    from dsabench.cli.views.json_document import print_json
     from dsabench.store import find_run
 
     record = find_run(store, run)
@@ -101,20 +117,18 @@ def show(
 
 
 def diff(
-    run: Annotated[str, typer.Argument(metavar="A", help=_RUN)],
-    other: Annotated[str | None, typer.Argument(metavar="B", help="Another; with --other-store by default A.")] = None,
-    store: Store = Path("runs"),
-    other_store: Annotated[
-        Path | None, typer.Option("--other-store", help="The store that B lies in, if not that of A.", metavar="DIR")
-    ] = None,
-    json: Json = False,
+    run: FirstRunArgument,
+    other: SecondRunArgument = None,
+    store: StoreOption = Path("runs"),
+    other_store: OtherStoreOption = None,
+    json: JsonFlag = False,
 ) -> None:
     """Show how two runs differ: spec fields, environment, outcomes, and which data and plugins are equal by digest.
 
     One spec has one id on every machine: --other-store compares such runs record by record too.
     """
     from dsabench.cli.views import runs_diff
-    from dsabench.cli.views.outcome import print_json
+    from dsabench.cli.views.json_document import print_json
     from dsabench.reproduction.difference import diff_runs
 
     found = diff_runs(store, run, other, other_store=other_store)
@@ -125,11 +139,11 @@ def diff(
 
 
 def rm(
-    runs: Annotated[list[str] | None, typer.Argument(metavar="RUN", help=_RUN)] = None,
-    where: Where = None,
-    sweep: Sweep = None,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Remove without asking.")] = False,
-    store: Store = Path("runs"),
+    runs: RunsArgument = None,
+    where: WhereOption = None,
+    sweep: OfSweepOption = None,
+    yes: YesFlag = False,
+    store: StoreOption = Path("runs"),
 ) -> None:
     """Remove runs, with their metrics and checkpoints.
 
@@ -146,12 +160,12 @@ def rm(
 
 
 def export(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A name that ends in .parquet or .csv.")],
-    metrics: Annotated[bool, typer.Option("--metrics", help="What the runs recorded at each step, instead.")] = False,
-    where: Where = None,
-    sweep: Sweep = None,
-    everything: All = False,
-    store: Store = Path("runs"),
+    file: FileArgument,
+    metrics: MetricsFlag = False,
+    where: WhereOption = None,
+    sweep: OfSweepOption = None,
+    everything: AllFlag = False,
+    store: StoreOption = Path("runs"),
 ) -> None:
     """Write the table of runs to a file: one row a run, a column for each measure and spec field.
 

@@ -1,4 +1,4 @@
-"""`dsabench schema`: the JSON Schemas of what is read and what is printed, with every field's documentation."""
+"""`dsabench schema`: the JSON Schemas of a config and of what commands print with --json."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import typer
 
 
 class Document(StrEnum):
-    """What has a schema."""
+    """The documents that have a schema."""
 
     config = "config"
     compare = "compare"
@@ -18,7 +18,7 @@ class Document(StrEnum):
 
 def add_to(app: typer.Typer) -> None:
     """Register the command."""
-    app.command("schema")(schema)
+    app.command("schema", epilog="Guide: dsabench guide fields")(schema)
 
 
 def schema(

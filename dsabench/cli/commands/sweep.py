@@ -1,8 +1,9 @@
-"""`dsabench sweep`: every combination of the axes, then the experiment's table, files and picture."""
+"""`dsabench sweep`: every combination of the axes trained, then the experiment's table, files and picture."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,80 +11,115 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dsabench.cli.list_options import ListCommand, integers, numbers, texts
-from dsabench.cli.options import Config, Device, Json, NoPlugins, Out, Quiet, Set, Store, overridden
+from dsabench.cli.options import (
+    ConfigOption,
+    DeviceOption,
+    JsonFlag,
+    NoPluginsFlag,
+    OutOption,
+    QuietFlag,
+    SetOption,
+    StoreOption,
+    check_out,
+    overridden,
+)
 
 if TYPE_CHECKING:
+    from dsabench.cli.busy_cores import Others
+    from dsabench.cli.views.sweep_plan import SweepPlan
+    from dsabench.spec.run import RunSpec
+    from dsabench.spec.sweep import Sweep
     from dsabench.store import RunRecord
+    from dsabench.sweeps.launcher import Launcher
 
 
 class OnOutOfMemory(StrEnum):
-    """What becomes of a run that finds too little memory."""
+    """Answers to a run that finds too little memory."""
 
     FAIL = "fail"
     ACCUMULATE = "accumulate"
 
 
-class Launcher(StrEnum):
-    """Where runs are trained, if not in this process."""
+class LauncherName(StrEnum):
+    """Places other than this machine where runs can be trained."""
 
     RAY = "ray"
 
 
+LengthsOption = Annotated[list[int] | None, integers("--lengths", "Window lengths.")]
+AttentionsOption = Annotated[
+    list[str] | None, texts("--attentions", "Attentions: dense, dsa, random, ..., or a plugin's.")
+]
+SeedsOption = Annotated[list[int] | None, integers("--seeds", "Training seeds.")]
+RatiosOption = Annotated[list[float] | None, numbers("--top-k-ratios", "Shares of the window kept.")]
+RatesOption = Annotated[list[float] | None, numbers("--learning-rates", "Peak learning rates.")]
+SourcesOption = Annotated[list[str] | None, texts("--sources", "Data sources.", metavar="SOURCE")]
+MarginOption = Annotated[
+    float | None,
+    typer.Option("--margin", help="Loss in nats that still counts as not worse; kept with the sweep.", metavar="X"),
+]
+DevicesOption = Annotated[
+    list[str] | None,
+    texts("--devices", "A worker process on each: all, GPUs by number (0 1), or cpu.", metavar="DEVICE"),
+]
+LauncherOption = Annotated[
+    LauncherName | None, typer.Option("--launcher", help="Train the runs on the nodes of a Ray cluster.")
+]
+AddressOption = Annotated[
+    str | None,
+    typer.Option("--address", help="Address of the Ray cluster; else it is this machine.", metavar="auto|HOST:PORT"),
+]
+ConcurrencyOption = Annotated[
+    int | None,
+    typer.Option(
+        "--concurrency", help="Runs that share a GPU; default: 5 when steps are small, else 1.", metavar="N", min=1
+    ),
+]
+DryRunFlag = Annotated[bool, typer.Option("--dry-run", help="Print the plan and train nothing.")]
+RetryFlag = Annotated[bool, typer.Option("--retry-failed", help="Run stored failures again.")]
+OnOomOption = Annotated[
+    OnOutOfMemory,
+    typer.Option(
+        "--on-oom",
+        help="When memory runs out: fail, or accumulate, which computes half of the windows at a time (the batch "
+        "stays), for that run and all it is compared with.",
+    ),
+]
+
+
 def add_to(app: typer.Typer) -> None:
     """Register the command."""
-    app.command("sweep", cls=ListCommand)(sweep)
+    app.command("sweep", cls=ListCommand, epilog="Guide: dsabench guide experiment")(sweep)
 
 
 def sweep(
-    config: Config = "seed",
-    lengths: Annotated[list[int] | None, integers("--lengths", "Window lengths.")] = None,
-    attentions: Annotated[list[str] | None, texts("--attentions", "dense, dsa, random, ..., or a plugin's.")] = None,
-    seeds: Annotated[list[int] | None, integers("--seeds", "Training seeds.")] = None,
-    top_k_ratios: Annotated[list[float] | None, numbers("--top-k-ratios", "Shares of the window kept.")] = None,
-    learning_rates: Annotated[list[float] | None, numbers("--learning-rates", "Peak learning rates.")] = None,
-    sources: Annotated[list[str] | None, texts("--sources", "Data sources.", metavar="SOURCE")] = None,
-    margin: Annotated[
-        float | None,
-        typer.Option(help="Loss in nats that still counts as not worse; kept with the sweep.", metavar="X"),
-    ] = None,
-    sets: Set = None,
-    device: Device = None,
-    devices: Annotated[
-        list[str] | None,
-        texts("--devices", "all, GPUs by number (0 1), or cpu: a worker process each.", metavar="DEVICE"),
-    ] = None,
-    launcher: Annotated[
-        Launcher | None, typer.Option("--launcher", help="ray: runs are trained by the nodes of a Ray cluster.")
-    ] = None,
-    address: Annotated[
-        str | None,
-        typer.Option("--address", help="Of the Ray cluster; else one of this machine.", metavar="auto|HOST:PORT"),
-    ] = None,
-    concurrency: Annotated[
-        int | None,
-        typer.Option(min=1, help="Runs that share a GPU; default: 5 when steps are small, else 1.", metavar="N"),
-    ] = None,
-    store: Store = Path("runs"),
-    out: Out = Path("results"),
-    no_plugins: NoPlugins = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and train nothing.")] = False,
-    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Run stored failures again.")] = False,
-    on_oom: Annotated[
-        OnOutOfMemory,
-        typer.Option(
-            "--on-oom",
-            help="When memory runs out: fail, or accumulate: halve the windows at a time, of the same batch, for that "
-            "run and all it is compared with.",
-        ),
-    ] = OnOutOfMemory.FAIL,
-    json: Json = False,
-    quiet: Quiet = False,
+    config: ConfigOption = "seed",
+    lengths: LengthsOption = None,
+    attentions: AttentionsOption = None,
+    seeds: SeedsOption = None,
+    top_k_ratios: RatiosOption = None,
+    learning_rates: RatesOption = None,
+    sources: SourcesOption = None,
+    margin: MarginOption = None,
+    sets: SetOption = None,
+    device: DeviceOption = None,
+    devices: DevicesOption = None,
+    launcher: LauncherOption = None,
+    address: AddressOption = None,
+    concurrency: ConcurrencyOption = None,
+    store: StoreOption = Path("runs"),
+    out: OutOption = Path("results"),
+    no_plugins: NoPluginsFlag = False,
+    dry_run: DryRunFlag = False,
+    retry_failed: RetryFlag = False,
+    on_oom: OnOomOption = OnOutOfMemory.FAIL,
+    json: JsonFlag = False,
+    quiet: QuietFlag = False,
 ) -> None:
     """Train every combination of the axes and compare them.
 
-    Prints a table, and writes files and a picture under --out.
-
-    Runs that are done are kept and interrupted ones resume, so the same command goes on where it was stopped.
+    Prints a table, and writes files and a picture under --out. Runs that are done are kept and interrupted ones resume,
+    so the same command goes on where it was stopped.
     """
     axes = {
         "--lengths": ("length", lengths),
@@ -93,36 +129,52 @@ def sweep(
         "--learning-rates": ("train.learning_rate", learning_rates),
         "--sources": ("data.source", sources),
     }
-    _check_launcher(launcher, address, device, devices)
-    names: list[str] = []
-    if devices is not None:
-        from dsabench.errors import SpecError
-        from dsabench.sweeps.workers.pool import devices_of
-
-        if device is not None:
-            raise SpecError(f"--device {device} and --devices {' '.join(devices)}: give one of them")
-        names = devices_of(devices)
-        device = names[0]  # what is planned and audited is the same for all
-    experiment = overridden(config, sets, {"--device": ("engine.device", device)}, axes)
+    workers = _workers(launcher, address, device, devices)
+    one = workers[0] if workers else device  # the runs are planned and audited for one device, the same for all
+    experiment = overridden(config, sets, {"--device": ("engine.device", one)}, axes)
     if margin is not None:
         experiment.set_verdict({"margin": margin}, lambda path: "--margin: ")
     specs = experiment.runs()
 
-    from dsabench.cli.busy import Others
-    from dsabench.cli.progress import Display, stderr_console
-    from dsabench.cli.views import outcome
+    from dsabench.cli.busy_cores import Others
+    from dsabench.cli.views.sweep_plan import print_dry_run
     from dsabench.store import check_writable
 
     check_writable(store)
-    others = Others()
-    import torch
+    others = Others()  # looks at the machine while torch is loaded and the sweep is planned
+    plan = _planned(experiment, specs, store, launcher, workers, concurrency)
+    if dry_run:
+        print_dry_run(plan, json)
+        return
+    check_out(out)
+    if not quiet:
+        _announce(plan, config, None if launcher else others)
+    failed = _train(plan, store, launcher, address, retry_failed, on_oom, quiet)
+    _report(plan, store, out, json)
+    raise typer.Exit(1 if failed else 0)
 
+
+def _report(plan: SweepPlan, store: Path, out: Path, as_json: bool) -> None:
+    """Write the files and the picture of the sweep, and print its table."""
+    from dsabench.cli.views import sweep_result
+    from dsabench.sweeps.schedule import sweep_id
+
+    sweep_result.report_sweep(sweep_id(plan.sweep, plan.runs), plan.runs, store, out, as_json)
+
+
+def _planned(
+    experiment: Sweep,
+    specs: Sequence[RunSpec],
+    store: Path,
+    launcher: LauncherName | None,
+    workers: Sequence[str],
+    concurrency: int | None,
+) -> SweepPlan:
+    """The runs, what the store has of them, and what they will take. SpecError for a `concurrency` they cannot have."""
+    from dsabench.cli.views.sweep_plan import SweepPlan
     from dsabench.engine.device import resolve
     from dsabench.errors import SpecError
-    from dsabench.sweeps import launcher as places
     from dsabench.sweeps import plan
-    from dsabench.sweeps.schedule import run_sweep, sweep_id
-    from dsabench.sweeps.workers.pool import Workers
 
     execution = resolve(specs[0].engine)
     planned = plan.plan(specs, store)
@@ -130,70 +182,108 @@ def sweep(
     if alone and (concurrency or 1) > 1:
         raise SpecError(f"--concurrency {concurrency}: {alone}; leave it out or give 1")
     fits = plan.fit(planned, execution)
-    n_devices = len(names) or 1
+    n_devices = len(workers) or 1
     if concurrency is None:
         concurrency = 1 if launcher else plan.choose_concurrency(planned, execution, n_devices)
     seconds = plan.estimate_seconds(planned, execution) / n_devices
-    if dry_run:
-        if json:
-            outcome.print_json(outcome.plan_document(planned, experiment, seconds, fits, concurrency, names))
-        else:
-            console = outcome.stdout_console()
-            outcome.print_plan(
-                planned, experiment, execution, seconds, fits, concurrency, console, devices=names, full=True
-            )
-        return
-    outcome.check_out(out)
-    if not quiet:
-        console = stderr_console()
-        outcome.print_plan(
-            planned, experiment, execution, seconds, fits, concurrency, console, devices=names, config=config
-        )
-        if execution.device.type == "cpu" and not launcher and (note := others.note(torch.get_num_threads())):
-            console.print(note)
-    done = sum(run.status == "done" for run in planned)
-    records: dict[str, RunRecord] = {}
-    with Display(len(planned), done, quiet) as display:
-        try:
-            plan.check_data(planned, display.note_once)
-            place: places.Launcher | None = None
-            if names:
-                place = Workers(store, specs[0].engine, names, concurrency, display.note_once)
-            elif launcher:
-                from dsabench.sweeps.ray.cluster import Cluster
+    return SweepPlan(experiment, planned, execution, fits, seconds, concurrency, workers)
 
-                place = Cluster(store, specs, concurrency, display.note_once, address)
+
+def _announce(plan: SweepPlan, config: str, others: Others | None) -> None:
+    """Print the plan on stderr, and a warning when training on this CPU would share it with other programs."""
+    import torch
+
+    from dsabench.cli.console import stderr_console
+    from dsabench.cli.views.sweep_plan import print_plan
+
+    console = stderr_console()
+    print_plan(plan, console, config=config)
+    if others and plan.execution.device.type == "cpu" and (note := others.note(torch.get_num_threads())):
+        console.print(note)
+
+
+def _train(
+    plan: SweepPlan,
+    store: Path,
+    launcher: LauncherName | None,
+    address: str | None,
+    retry_failed: bool,
+    on_oom: OnOutOfMemory,
+    quiet: bool,
+) -> list[RunRecord]:
+    """Train what is not done, show how it goes, and return the runs that failed."""
+    from dsabench.cli.progress import Display
+    from dsabench.cli.views.run_outcome import describe
+    from dsabench.sweeps.plan import check_data
+    from dsabench.sweeps.schedule import run_sweep
+
+    done = sum(run.status == "done" for run in plan.runs)
+    records: dict[str, RunRecord] = {}
+    with Display(len(plan.runs), done, quiet) as display:
+        try:
+            check_data(plan.runs, display.note_once)
             for record in run_sweep(
-                experiment,
-                planned,
+                plan.sweep,
+                plan.runs,
                 store,
                 command=sys.argv,
                 retry_failed=retry_failed,
-                concurrency=concurrency,
+                concurrency=plan.at_a_time,
                 on_oom=on_oom.value,
-                launcher=place,
+                launcher=_launcher(plan, store, launcher, address, display.note_once),
                 started=lambda run: display.start(run.run_id, run.spec.train.steps),
                 notify=display.note_once,
             ):
                 records[record.run_id] = record
-                display.finish(record.run_id, outcome.describe(record))
+                display.finish(record.run_id, describe(record))
         except KeyboardInterrupt:
             display.note(
-                f"interrupted after {len(records)} of {len(planned)} runs; the same command goes on from there"
+                f"interrupted after {len(records)} of {len(plan.runs)} runs; the same command goes on from there"
             )
             raise typer.Exit(130) from None
         failed = [record for record in records.values() if record.status != "done"]
         if failed:
             display.note(f"{len(failed)} of {len(records)} runs failed; --retry-failed runs them again:")
             for record in failed:
-                display.note(f"  {record.run_id}  {outcome.describe(record)}")
-    outcome.report_sweep(sweep_id(experiment, planned), planned, store, out, json)
-    raise typer.Exit(1 if failed else 0)
+                display.note(f"  {record.run_id}  {describe(record)}")
+    return failed
+
+
+def _launcher(
+    plan: SweepPlan, store: Path, name: LauncherName | None, address: str | None, notify: Callable[[str], None]
+) -> Launcher | None:
+    """Worker processes, a Ray cluster, or None for this process."""
+    if plan.devices:
+        from dsabench.sweeps.workers.pool import Workers
+
+        return Workers(store, plan.runs[0].spec.engine, plan.devices, plan.at_a_time, notify)
+    if name:
+        from dsabench.sweeps.ray.cluster import Cluster
+
+        return Cluster(store, [run.spec for run in plan.runs], plan.at_a_time, notify, address)
+    return None
+
+
+def _workers(
+    launcher: LauncherName | None, address: str | None, device: str | None, devices: list[str] | None
+) -> list[str]:
+    """The devices that `--devices` names, a worker process each; none without it. SpecError for flags that exclude
+    each other."""
+    _check_launcher(launcher, address, device, devices)
+    if devices is None:
+        return []
+    from dsabench.errors import SpecError
+    from dsabench.sweeps.workers.pool import devices_of
+
+    if device is not None:
+        raise SpecError(f"--device {device} and --devices {' '.join(devices)}: give one of them")
+    return devices_of(devices)
 
 
 def _check_launcher(
-    launcher: Launcher | None, address: str | None, device: str | None, devices: list[str] | None
+    launcher: LauncherName | None, address: str | None, device: str | None, devices: list[str] | None
 ) -> None:
+    """SpecError for flags that do not go with --launcher, or without it; and for Ray where it is not installed."""
     from dsabench.errors import SpecError
 
     if launcher is None:

@@ -8,51 +8,60 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dsabench.cli.list_options import ListCommand
-from dsabench.cli.options import Config, Device, Json, NoPlugins, Quiet, Set, Store, overridden
+from dsabench.cli.options import (
+    AttentionOption,
+    ConfigOption,
+    DeviceOption,
+    JsonFlag,
+    LengthOption,
+    NoPluginsFlag,
+    QuietFlag,
+    SeedOption,
+    SetOption,
+    StoreOption,
+    overridden,
+    run_fields,
+)
 
 if TYPE_CHECKING:
     from dsabench.spec.run import RunSpec
     from dsabench.spec.sweep import Sweep
 
+DataParallelOption = Annotated[
+    int, typer.Option("--data-parallel", help="Processes that train the run together, a GPU each.", metavar="N", min=1)
+]
+DryRunFlag = Annotated[bool, typer.Option("--dry-run", help="Print what the run needs and train nothing.")]
+
 
 def add_to(app: typer.Typer) -> None:
     """Register the command."""
-    app.command("train", cls=ListCommand)(train)
+    app.command("train", cls=ListCommand, epilog="Guide: dsabench guide experiment")(train)
 
 
 def train(
-    config: Config = "seed",
-    length: Annotated[int | None, typer.Option(help="Tokens in a window.", metavar="N")] = None,
-    attention: Annotated[
-        str | None, typer.Option(help="dense, dsa, random, ..., or a plugin's.", metavar="NAME")
-    ] = None,
-    seed: Annotated[int | None, typer.Option(help="Training seed.", metavar="N")] = None,
-    sets: Set = None,
-    device: Device = None,
-    store: Store = Path("runs"),
-    data_parallel: Annotated[
-        int, typer.Option(min=1, help="Processes that train it together, a GPU each.", metavar="N")
-    ] = 1,
-    no_plugins: NoPlugins = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what the run needs and train nothing.")] = False,
-    json: Json = False,
-    quiet: Quiet = False,
+    config: ConfigOption = "seed",
+    length: LengthOption = None,
+    attention: AttentionOption = None,
+    seed: SeedOption = None,
+    sets: SetOption = None,
+    device: DeviceOption = None,
+    store: StoreOption = Path("runs"),
+    data_parallel: DataParallelOption = 1,
+    no_plugins: NoPluginsFlag = False,
+    dry_run: DryRunFlag = False,
+    json: JsonFlag = False,
+    quiet: QuietFlag = False,
 ) -> None:
     """Train one model.
 
     The first run of the config unless flags choose. A done run is kept, an interrupted one resumes.
     """
     from dsabench.cli.progress import Display
-    from dsabench.cli.views.outcome import describe, print_json
+    from dsabench.cli.views.json_document import print_json
+    from dsabench.cli.views.run_outcome import describe, print_run
     from dsabench.store import check_writable
 
-    fields = {
-        "--length": ("length", length),
-        "--attention": ("attention.kind", attention),
-        "--seed": ("seed", seed),
-        "--device": ("engine.device", device),
-    }
-    experiment = overridden(config, sets, fields, {})
+    experiment = overridden(config, sets, run_fields(length, attention, seed, device), {})
     spec = experiment.first()
     check_writable(store)
     from dsabench.sweeps import single_run
@@ -80,15 +89,15 @@ def train(
     if json:
         print_json(record.model_dump(mode="json"))
     else:
-        from dsabench.cli.views.outcome import print_run
-
         print_run(record, store)
     raise typer.Exit(0 if record.status == "done" else 1)
 
 
 def _plan(spec: RunSpec, experiment: Sweep, store: Path, data_parallel: int, json: bool) -> None:
-    """What the run will do, its memory and its model FLOPs."""
-    from dsabench.cli.views import outcome
+    """Print what the run will do, its memory and its model FLOPs."""
+    from dsabench.cli.console import stdout_console
+    from dsabench.cli.views.json_document import print_json
+    from dsabench.cli.views.sweep_plan import SweepPlan, plan_document, print_plan
     from dsabench.engine.data_parallel.leader import spread
     from dsabench.engine.device import resolve
     from dsabench.sweeps import plan
@@ -98,12 +107,12 @@ def _plan(spec: RunSpec, experiment: Sweep, store: Path, data_parallel: int, jso
     fits = plan.fit(planned, execution)
     seconds = plan.estimate_seconds(planned, execution)
     flops = plan.flops_per_step(spec)
+    shown = SweepPlan(experiment, planned, execution, fits, seconds, at_a_time=1)
     if json:
-        document = outcome.plan_document(planned, experiment, seconds, fits, 1)
-        outcome.print_json({**document, "flops_per_step": flops, "data_parallel": data_parallel})
+        print_json({**plan_document(shown), "flops_per_step": flops, "data_parallel": data_parallel})
         return
-    console = outcome.stdout_console()
-    outcome.print_plan(planned, experiment, execution, seconds, fits, 1, console, full=True)
+    console = stdout_console()
+    print_plan(shown, console, full=True)
     if data_parallel > 1:
         share = execution.ranks.windows(spec.batch_size)
         console.print(f"{data_parallel} processes, of {share} windows a step each; the memory is each one's")

@@ -26,7 +26,7 @@ def audit_document(found: Sequence[Examination]) -> dict[str, Any]:
 
 
 def audit_lines(found: Sequence[Examination], console: Console) -> None:
-    """One table, a block for each attention, and a sentence on what it says."""
+    """Print one table with a block for each attention, and the conclusion in a sentence."""
     console.print(columns(_HEADINGS, _rows(found), console, left=_HEADINGS), crop=False)
     failed = [printable(one.run_id or f"{one.attention} L={one.length}") for one in found if one.failed]
     if failed:

@@ -96,8 +96,8 @@ def _part_rows(document: Document, footnotes: list[str]) -> Iterator[tuple[str, 
 
 
 def _status(status: str, reason: str | None, footnotes: list[str]) -> str:
-    """What stands in place of a time; its reason as a footnote, one for all cells that share it."""
-    if reason is None or status == "out of memory":  # those reasons differ from length to length: below, once
+    """The text in place of a time, with its reason as a footnote; cells of one reason share the footnote."""
+    if reason is None or status == "out of memory":  # `_too_large` gives its reason
         return status
     known = next((i for i, note in enumerate(footnotes, 1) if note == f"[{i}] {reason}"), None)
     if known is None:
@@ -107,7 +107,7 @@ def _status(status: str, reason: str | None, footnotes: list[str]) -> str:
 
 
 def _skipped(document: Document) -> Iterator[str]:
-    """Each implementation that did not run, and why; at which lengths, where it ran at others."""
+    """Each implementation that did not run, with the reason; with the lengths, where it ran at others."""
     found: dict[tuple[str, str, str], list[int]] = {}
     for cell in document.cells:
         if cell.status == "skipped":
@@ -121,7 +121,7 @@ def _skipped(document: Document) -> Iterator[str]:
 
 
 def _checked(document: Document) -> Iterator[str]:
-    """How right those are that were timed."""
+    """The largest error of the implementations that were timed."""
     right = [check for check in document.checks if check.ok and check.error is not None]
     if right:
         worst = max(right, key=lambda check: check.error or 0.0)
@@ -130,7 +130,7 @@ def _checked(document: Document) -> Iterator[str]:
 
 
 def _too_large(document: Document) -> Iterator[str]:
-    """From which length on an implementation ran out of memory, and how."""
+    """The first length at which an implementation ran out of memory, and the reason."""
     first: dict[tuple[str, str], Cell] = {}
     for cell in document.cells:
         if cell.status == "out of memory":

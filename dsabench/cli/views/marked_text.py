@@ -1,4 +1,4 @@
-"""Text whose tokens are marked by what they are to a query: in colour, or as ASCII marks that say the same."""
+"""Text whose tokens are marked by their part in a query's selection, in colour or by ASCII marks."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ _NAME = 34
 
 
 def print_difference(found: RunDifference) -> None:
-    """Print it, the summary first."""
+    """Print the difference, the summary first."""
     for line in wrapped(found.summary):
         print(line)
     several = found.stores[0] != found.stores[1]
@@ -57,7 +57,7 @@ def change_lines(title: str, changes: Sequence[Change], numbers: bool = False) -
     room = _WIDTH - 2 - names - 4 - (14 if numbers else 0)
     short = [row for row in rows if cell_len(row[1]) + cell_len(row[2]) <= room and cell_len(row[0]) <= names]
     widths = [max([cell_len(row[i]) for row in short] + [1]) for i in (1, 2)]
-    while sum(widths) > room:  # each fits by itself, and not beside the longest of the others
+    while sum(widths) > room:  # each value fits by itself, but not beside the longest of the other column
         longest = max(short, key=lambda row: max(cell_len(row[1]), cell_len(row[2])))
         short.remove(longest)
         widths = [max([cell_len(row[i]) for row in short] + [1]) for i in (1, 2)]
@@ -74,7 +74,7 @@ def change_lines(title: str, changes: Sequence[Change], numbers: bool = False) -
 
 
 def record_lines(records: Records) -> Iterator[str]:
-    """Whether the records agree, the first that does not, and how far off the losses are."""
+    """How many records agree, the first that does not, and how far the losses are apart."""
     kinds = " and ".join(f"{count} {kind}" for kind, count in records.counts.items())
     yield f"{records.same} of {records.total} the same bit for bit ({kinds}, to step {records.last_step})"
     if records.first is not None:

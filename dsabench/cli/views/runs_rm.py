@@ -49,7 +49,7 @@ def _agreed(store: Path, names: Sequence[str]) -> bool:
     if not sys.stdin.isatty():
         listed = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
         raise ScopeError(f"no terminal to ask on: --yes removes {what} without asking ({listed})")
-    from dsabench.cli.views.outcome import stdout_console
+    from dsabench.cli.console import stdout_console
     from dsabench.cli.views.runs_table import print_runs
 
     runs = load_runs(store)

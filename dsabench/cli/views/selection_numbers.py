@@ -57,7 +57,7 @@ def number_lines(numbers: Numbers) -> Iterator[str]:
 
 
 def distance_lines(numbers: Numbers) -> Iterator[str]:
-    """How far back a layer's selected keys lie: per cent of them, of random ones and of the attention, by distance."""
+    """Distances from query to key in a layer: per cent of the selected keys, of random ones and of the attention."""
     distance = numbers["distance"]
     if distance is None:
         return

@@ -35,7 +35,7 @@ QUERIES = 8
 
 
 def print_inspection(inspection: Inspection, layer: LayerSelection, query: int, console: Console) -> None:
-    """Everything that the terminal shows of one inspection."""
+    """Print the numbers of the layers, the query with its keys, and the marked text."""
     coloured = console.is_terminal and not console.no_color and console.color_system is not None
 
     def say(line: str | Text = "") -> None:
@@ -71,7 +71,7 @@ def print_inspection(inspection: Inspection, layer: LayerSelection, query: int, 
 
 
 def token_kinds(layer: LayerSelection, query: int, questions: Questions | None = None) -> list[str]:
-    """What each token of the window is to the query: query, 3, 2, 1 (thirds of the selected keys by score, 3 the
+    """The kind of each token of the window for this query: query, 3, 2, 1 (thirds of the selected keys by score, 3 the
     highest; by attention mass without scores), missed, later, or nothing. With `questions`, found and lost are the
     query's targets that are selected and not, whatever else they are."""
     kinds = [""] * (query + 1) + [LATER] * (layer.length - query - 1)
@@ -115,7 +115,7 @@ def query_lines(inspection: Inspection, layer: LayerSelection, query: int) -> It
 
 
 def target_lines(inspection: Inspection, questions: Questions, layer: LayerSelection, query: int) -> Iterator[str]:
-    """What is asked at the query and what the model answers; a line for each target, with its rank from 1 on."""
+    """The question at the query and the model's answer, then a line for each target with its rank from 1 on."""
     if query not in questions.answers:
         last = questions.queries[-QUERIES:]
         dots = "... " if len(last) < len(questions.queries) else ""
@@ -161,6 +161,6 @@ def _can_encode(text: str, console: Console) -> bool:
 
 
 def _replaced(text: Text, console: Console) -> Text:
-    """For an output that cannot say everything (a pipe in an old code page): question marks, styles kept."""
+    """The text with question marks for what the output cannot encode (a pipe in an old code page); styles stay."""
     plain = "".join(c if _can_encode(c, console) else "?" for c in text.plain)
     return Text(plain, spans=text.spans)

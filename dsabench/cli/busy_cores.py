@@ -1,4 +1,4 @@
-"""The number of cores that other programs keep busy, where Linux tells."""
+"""The number of cores that other programs keep busy, read from /proc/stat: known on Linux alone."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import NamedTuple
 _STAT = Path("/proc/stat")
 
 SLACK = 0.3
-"""Cores by which programs may ask for more than there are before anything is said."""
+"""Cores by which all programs together may exceed what the machine has before the note is shown."""
 
 
 class _Moment(NamedTuple):
@@ -18,17 +18,17 @@ class _Moment(NamedTuple):
     busy: float
     """Seconds that all cores have worked since the machine started."""
     own: float
-    """The same of this process and of those of its own that have ended."""
+    """Seconds that this process and its ended children have worked."""
 
 
 class Others:
-    """Other programs since this was made."""
+    """The load that other programs cause, from the making of this object on."""
 
     def __init__(self) -> None:
         self._start = _now()
 
     def cores(self) -> float | None:
-        """Cores that they have kept busy, on average; None where nobody says."""
+        """Cores that they have kept busy, on average; None where the system does not say."""
         end = _now()
         if self._start is None or end is None or end.clock <= self._start.clock:
             return None
@@ -36,7 +36,7 @@ class Others:
         return max(0.0, others / (end.clock - self._start.clock))
 
     def note(self, threads: int) -> str | None:
-        """What to tell who is about to train with so many threads on this CPU; None when there is room for them."""
+        """A warning for training with `threads` threads on this CPU; None when there are cores enough."""
         cores, there = self.cores(), os.cpu_count() or 1
         if cores is None or cores + threads <= there + SLACK:
             return None
@@ -48,7 +48,7 @@ class Others:
 
 def _now() -> _Moment | None:
     try:
-        # cpu, then user, nice, system, idle, iowait, irq, softirq, steal; the rest is in user and nice already
+        # the line: cpu user nice system idle iowait irq softirq steal ...; what follows is counted in user and nice
         ticks = [int(word) for word in _STAT.read_text(encoding="ascii").split("\n", 1)[0].split()[1:9]]
     except (OSError, ValueError):
         return None

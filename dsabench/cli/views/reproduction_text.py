@@ -15,7 +15,7 @@ from dsabench.reproduction.train_again import Reproduction
 
 
 def document(found: Reproduction) -> dict[str, Any]:
-    """For `--json`."""
+    """The document of `reproduce --json`."""
     weights = found.weights
     return {
         "run_id": found.original.run_id,
@@ -44,7 +44,7 @@ def document(found: Reproduction) -> dict[str, Any]:
 
 
 def print_reproduction(found: Reproduction, store: Path) -> None:
-    """The verdict, then what it rests on, then what may explain a difference. `store` is the run's own."""
+    """Print the verdict, the evidence for it, and what may explain a difference. `store` holds the original run."""
     original, again = found.original, found.again
     print(printable(f"{original.run_id}: {_verdict(found)}"))
     if original.status != "done":

@@ -1,0 +1,138 @@
+"""The pages of the guide that are made from code. `python -m dsabench.cli.generated_pages` writes them anew."""
+
+from __future__ import annotations
+
+import inspect
+import textwrap
+from collections.abc import Callable, Iterator
+from enum import Enum
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+import typer
+from typer.models import ArgumentInfo, OptionInfo
+
+from dsabench.cli.app import app
+from dsabench.guide import fields_page, topics
+
+_HEAD = """\
+# Commands
+
+Every command with its arguments, options and their defaults.
+
+Results go to stdout, progress and messages to stderr. `dsabench COMMAND --help`
+prints the same in the terminal. A list option takes its values in any of these
+forms: `--lengths 64 128`, `--lengths 64,128`, `--lengths 64 --lengths 128`.
+"""
+
+
+def commands_page() -> str:
+    """The page `commands.md`, made from the declarations of the commands."""
+    root = app.registered_callback
+    assert root is not None and root.callback is not None
+    lines = [_HEAD, *_items(root.callback), ""]
+    for name, function, epilog in _commands(app, "dsabench"):
+        lines += [f"## {name}\n", f"    {' '.join([name, *_arguments(function), '[OPTIONS]'])}\n"]
+        lines += [_wrapped(paragraph) + "\n" for paragraph in (inspect.getdoc(function) or "").split("\n\n")]
+        lines += [*_items(function), "", *_epilog(epilog)]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+PAGES: dict[str, Callable[[], str]] = {"fields": fields_page.fields_page, "commands": commands_page}
+"""What makes each page, by its topic."""
+
+
+def write_pages() -> list[Path]:
+    """Write every page into the guide's folder, and return their paths."""
+    written = []
+    for topic, make in PAGES.items():
+        path = Path(topics.__file__).with_name(f"{topic}.md")
+        path.write_text(make(), encoding="utf-8")
+        written.append(path)
+    return written
+
+
+def _commands(group: typer.Typer, prefix: str) -> Iterator[tuple[str, Callable[..., Any], str]]:
+    """(name with `dsabench` before it, function, epilog) of every command, those of groups last."""
+    for command in group.registered_commands:
+        assert command.callback is not None
+        yield f"{prefix} {command.name}", command.callback, str(command.epilog or "")
+    for inner in group.registered_groups:
+        assert inner.typer_instance is not None
+        yield from _commands(inner.typer_instance, f"{prefix} {inner.name}")
+
+
+def _declared(function: Callable[..., Any]) -> Iterator[tuple[inspect.Parameter, Any, ArgumentInfo | OptionInfo]]:
+    """(parameter, its type, how it is declared) of each argument and option, in their order."""
+    hints = get_type_hints(function, include_extras=True)
+    for parameter in inspect.signature(function).parameters.values():
+        type_, *rest = get_args(hints[parameter.name])
+        yield from ((parameter, type_, one) for one in rest if isinstance(one, ArgumentInfo | OptionInfo))
+
+
+def _arguments(function: Callable[..., Any]) -> list[str]:
+    return [
+        _argument(parameter, type_, one)
+        for parameter, type_, one in _declared(function)
+        if isinstance(one, ArgumentInfo)
+    ]
+
+
+def _argument(parameter: inspect.Parameter, type_: Any, declared: ArgumentInfo) -> str:
+    """As a usage line names it: `RUN`, `[RUN]`, `[RUN]...`."""
+    name = (declared.metavar or parameter.name.upper()).removesuffix("...").strip("[]")
+    several = "..." if list in {type_, *(getattr(part, "__origin__", None) for part in get_args(type_))} else ""
+    return name + several if parameter.default is inspect.Parameter.empty else f"[{name}]{several}"
+
+
+def _items(function: Callable[..., Any]) -> Iterator[str]:
+    """An item of a list for each argument, then for each option."""
+    found = sorted(_declared(function), key=lambda item: isinstance(item[2], OptionInfo))
+    for parameter, type_, one in found:
+        if isinstance(one, ArgumentInfo):
+            name = _argument(parameter, type_, one)
+        else:
+            first = one.default if isinstance(one.default, str) else f"--{parameter.name.replace('_', '-')}"
+            name = ", ".join([first, *(one.param_decls or [])])  # Annotated: the first name is in `default`
+            choices = [str(choice.value) for choice in _enum(type_)]
+            value = one.metavar or "|".join(choices)
+            name += f" {value}" if value and type_ is not bool else ""
+        text = [(one.help or "").removesuffix(".")]
+        if one.envvar:
+            text.append(f"variable `{one.envvar}`")
+        default = parameter.default.value if isinstance(parameter.default, Enum) else parameter.default
+        if default not in (None, False, inspect.Parameter.empty):
+            text.append(f"default `{default}`")
+        yield _wrapped(f"- `{name}`: {'; '.join(text)}.", "  ")
+
+
+def _enum(type_: Any) -> list[Enum]:
+    """The members of the Enum that a parameter takes."""
+    kinds = [one for one in (type_, *get_args(type_)) if isinstance(one, type) and issubclass(one, Enum)]
+    return [member for kind in kinds for member in kind]
+
+
+def _epilog(epilog: str) -> Iterator[str]:
+    """What stands below the options: a list, as code; and the page of the guide, as a link."""
+    above, _, topic = epilog.replace("\b\n", "").rpartition("Guide: dsabench guide ")
+    if above:
+        title, *lines = above.strip().splitlines()
+        yield f"{title}\n"
+        yield from (f"    {line.strip()}" for line in lines)
+        yield ""
+    yield f"Guide: [{topic}]({topic}.md)\n"
+
+
+def _wrapped(text: str, indent: str = "") -> str:
+    return textwrap.fill(
+        " ".join(text.split()),
+        fields_page.WIDTH,
+        subsequent_indent=indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
+if __name__ == "__main__":
+    for page in write_pages():
+        print(f"Written: {page}")

@@ -1,0 +1,87 @@
+"""The outcome of one training run: in one line after it, and as the result of `dsabench train`."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dsabench.cli.console import stdout_console
+
+if TYPE_CHECKING:
+    from dsabench.store import RunRecord
+
+
+def describe(record: RunRecord) -> str:
+    """A run's outcome in one line."""
+    if record.status != "done":
+        return f"{record.status}: {record.error}" if record.error else record.status
+    summary = record.summary
+    parts = [f"done  val loss {_number(summary, 'val_loss', '.4f')}"]
+    if summary.get("task_accuracy") is not None:
+        chance = _number(summary, "chance_accuracy", ".1%")
+        parts.append(f"task accuracy {_number(summary, 'task_accuracy', '.1%')} (chance {chance})")
+    if summary.get("step_ms") is not None:
+        parts.append(f"{_number(summary, 'step_ms', '.2f')} ms/step")
+    if summary.get("target_recall_best") is not None:
+        chance = _number(summary, "target_recall_chance", ".2f")
+        parts.append(f"target recall {_number(summary, 'target_recall_best', '.2f')} (chance {chance})")
+    elif summary.get("mass_recall") is not None:
+        chance = _number(summary, "mass_recall_chance", ".2f")
+        parts.append(f"mass recall {_number(summary, 'mass_recall', '.2f')} (chance {chance})")
+    return "  ".join(parts)
+
+
+def print_run(record: RunRecord, store: Path) -> None:
+    """Print the result of `train`: each measure with its unit, and its chance where it has one."""
+    summary = record.summary
+    is_task = summary.get("task_accuracy") is not None
+    unit = "nats per answer" if is_task else "nats per token"
+    unigram, accuracy = _number(summary, "unigram_loss", ".4f"), _number(summary, "val_accuracy", ".2%")
+    rows = [
+        ("validation loss", _number(summary, "val_loss", ".4f"), unit),
+        ("", _number(summary, "val_bits_per_byte", ".4f"), "bits per byte"),
+        ("  guessing", unigram, f"{unit}, without the targets")
+        if is_task
+        else ("  unigram baseline", unigram, f"{unit}, the same windows"),
+        ("task accuracy", accuracy, f"of answers, chance {_number(summary, 'chance_accuracy', '.2%')}")
+        if is_task
+        else ("accuracy", accuracy, "of next tokens"),
+        ("training loss", _number(summary, "train_loss", ".4f"), f"{unit}, a fixed sample"),
+        (
+            "target recall",
+            _number(summary, "target_recall_best", ".3f"),
+            f"of the best layer, chance {_number(summary, 'target_recall_chance', '.3f')}",
+        ),
+        (
+            "mass recall",
+            _number(summary, "mass_recall", ".3f"),
+            f"chance {_number(summary, 'mass_recall_chance', '.3f')}",
+        ),
+        (
+            "step",
+            _number(summary, "step_ms", ".2f"),
+            f"ms, {_number(summary, 'tokens_per_second', ',.0f')} tokens/s",
+        ),
+        ("model FLOPs used", _number(summary, "mfu", ".1%"), "of the device's measured matrix-product rate"),
+        (
+            "parameters",
+            _number(summary, "params", ",.0f"),
+            f"of which indexer {_number(summary, 'indexer_params', ',.0f')}",
+        ),
+        ("peak memory", _number(summary, "peak_memory_mb", ",.0f"), "MB"),
+    ]
+    console = stdout_console()
+    console.print(f"{record.run_id}: {record.status}{': ' + record.error if record.error else ''}")
+    if record.status == "done":
+        for name, value, unit in rows:
+            if value != "-":
+                console.print(f"  {name:20} {value:>12}  {unit}")
+    console.print(f"  stored in {store / record.run_id}")
+
+
+def _number(summary: dict[str, Any], name: str, form: str) -> str:
+    value = summary.get(name)
+    if not isinstance(value, int | float) or (isinstance(value, float) and not math.isfinite(value)):
+        return "-"
+    return format(value, form)

@@ -1,0 +1,127 @@
+"""The plan of a sweep: what will be trained, on what, for how long and in how much memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from rich.console import Console
+
+from dsabench.cli.console import stdout_console
+from dsabench.cli.progress import duration
+from dsabench.cli.views.json_document import print_json
+
+if TYPE_CHECKING:
+    from dsabench.engine.device import Execution
+    from dsabench.engine.memory_plan import MemoryPlan
+    from dsabench.spec.run import RunSpec
+    from dsabench.spec.sweep import Sweep
+    from dsabench.sweeps.plan import PlannedRun
+
+
+class SweepPlan(NamedTuple):
+    """A sweep's runs, what they will take, and where they will be trained."""
+
+    sweep: Sweep
+    runs: Sequence[PlannedRun]
+    execution: Execution
+    fits: Sequence[tuple[RunSpec, MemoryPlan]]
+    """The memory of each shape of run."""
+    seconds: float
+    """The estimated time of all runs that are not done."""
+    at_a_time: int
+    """Runs that share a device."""
+    devices: Sequence[str] = ()
+    """Devices with a worker process each; empty when this process trains."""
+
+
+def plan_document(plan: SweepPlan) -> dict[str, Any]:
+    """The document of `sweep --dry-run --json`."""
+    return {
+        "sweep": plan.sweep.plain(),
+        "estimated_seconds": round(plan.seconds),
+        "devices": list(plan.devices),
+        "runs_at_a_time": plan.at_a_time,
+        "estimated_memory": [
+            {
+                "attention": spec.attention.model_dump(mode="json"),
+                "length": spec.length,
+                "micro_batch": memory.micro_batch,
+                "recompute": memory.recompute,
+                "bytes": {item: round(size) for item, size in memory.bytes.items()},
+                "total_bytes": round(memory.total),
+            }
+            for spec, memory in plan.fits
+        ],
+        "runs": [
+            {"run_id": run.run_id, "status": run.status, "spec": run.spec.model_dump(mode="json")} for run in plan.runs
+        ],
+    }
+
+
+def print_plan(plan: SweepPlan, console: Console, *, config: str = "", full: bool = False) -> None:
+    """Print what will be trained, for how long, and how much of it is done already; with `full` run by run.
+
+    config: the config's name, by which `quick` is not recommended to itself.
+    """
+    execution, first = plan.execution, plan.runs[0].spec
+    runs = "1 run" if len(plan.runs) == 1 else f"{len(plan.runs)} runs"
+    where = ", ".join(plan.devices) or execution.device
+    console.print(f"{runs} of {first.train.steps} steps on {where} ({execution.precision}):")
+    for path, values in plan.sweep.axes.items():
+        console.print(f"  {path:20} {', '.join(map(str, values))}")
+    if plan.sweep.ladder:
+        console.print(f"  {'ladder':20} {', '.join(f'{i} {name}' for i, name in enumerate(plan.sweep.ladder, 1))}")
+    _print_windows(plan.runs, console)
+    if first.train.warmup_steps >= first.train.steps:
+        console.print(
+            f"  note: train.warmup_steps = {first.train.warmup_steps} is not below train.steps = {first.train.steps}; "
+            "the learning rate never reaches its peak"
+        )
+    if full:
+        for run in plan.runs:
+            console.print(f"  {run.status:12} {run.run_id}")
+        console.print("  (documents are checked to be long enough for a window when the sweep starts)")
+    if plan.fits and (full or execution.device.type == "cuda"):
+        _print_memory(plan, console)
+    done = sum(run.status == "done" for run in plan.runs)
+    todo = f"{done} of them are done already; " if done else ""
+    console.print(f"{todo}estimated time: about {duration(plan.seconds)} (rough)")
+    if execution.device.type == "cpu" and plan.seconds > 600 and config != "quick":
+        console.print("This is long for a CPU; `dsabench sweep --config quick` is a smaller experiment for it.")
+
+
+def print_dry_run(plan: SweepPlan, as_json: bool) -> None:
+    """The result of `sweep --dry-run` on stdout."""
+    if as_json:
+        print_json(plan_document(plan))
+    else:
+        print_plan(plan, stdout_console(), full=True)
+
+
+def _print_windows(runs: Sequence[PlannedRun], console: Console) -> None:
+    """Windows and tokens of a step at each length, and the keys that selecting variants keep there."""
+    for length, batch, tokens in dict.fromkeys(
+        (run.spec.length, run.spec.batch_size, run.spec.tokens_per_step) for run in runs
+    ):
+        selected = {run.spec.attention.n_selected(length) for run in runs if run.spec.length == length} - {None}
+        keeps = (
+            f", selecting variants keep {', '.join(map(str, sorted(filter(None, selected))))} keys" if selected else ""
+        )
+        console.print(f"  length {length}: {batch} windows a step = {tokens:,} tokens{keeps}")
+
+
+def _print_memory(plan: SweepPlan, console: Console) -> None:
+    """The memory of the largest run, and the runs whose batch is cut to fit."""
+    spec, memory = max(plan.fits, key=lambda fit: fit[1].total)
+    together = f", {plan.at_a_time} runs at a time on a device" if plan.at_a_time > 1 else ""
+    parts = ", ".join(f"{item} {size / 1e9:.2f}" for item, size in memory.bytes.items() if size >= 0.01 * memory.total)
+    console.print(f"memory: about {memory.total / 1e9:.2f} GB for {spec.attention.kind} at L={spec.length}{together}")
+    console.print(f"  in GB: {parts}")
+    for spec, memory in plan.fits:
+        if memory.micro_batch < spec.batch_size or memory.recompute:
+            again = ", blocks computed again in the backward pass" if memory.recompute else ""
+            console.print(
+                f"  {spec.attention.kind} at L={spec.length}: {memory.micro_batch} of {spec.batch_size} windows at a "
+                f"time{again}"
+            )

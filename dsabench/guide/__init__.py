@@ -1,0 +1,1 @@
+"""The documentation: Markdown pages, shipped in the wheel and shown by `dsabench guide`."""
