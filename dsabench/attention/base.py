@@ -55,7 +55,7 @@ class AttentionContext:
     """Positions of the window's tokens, for rotary embedding."""
 
     stage: Stage = "sparse"
-    """The stage of training; evaluation uses the stage that the model is in."""
+    """The stage of training, or the one that an evaluation looks at."""
 
     document_ids_BT: Tensor | None = None
     """Which document each token belongs to, where a window packs several; no query sees another document."""
@@ -180,7 +180,8 @@ class Attention(nn.Module, abc.ABC):
         return spec.attention
 
     def prepare(self, context: AttentionContext) -> None:
-        """Compute what all layers of a forward pass share, before the first of them."""
+        """Ask the context for what `forward` will ask it for: it is then computed once for all layers, and not inside
+        a block, which may be compiled or recomputed. Called on every layer before the first one's `forward`."""
         context.rotation(self.projections.head_dim, self.projections.rope_base)
 
     @abc.abstractmethod

@@ -21,9 +21,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from dsabench.attention.base import Attention
+from dsabench.attention.base import Attention, Stage
 from dsabench.audit.contract_calls import check_output
-from dsabench.model.transformer import Transformer
+from dsabench.model.transformer import ForwardPass, Transformer
 
 TOLERANCE_FP64 = 1e-5
 """The same in fp64: parts of a model may still compute in fp32, whose rounding (a padded FFT's 2e-6) this allows."""
@@ -176,9 +176,11 @@ def relative_change(base: Tensor, outputs: Tensor) -> Tensor:
     return (outputs - base).abs().amax(-1) / scale_RT
 
 
-def layer_outputs(model: Transformer, losses: bool = True, packed: bool = False, step: int = 0) -> Forward:
-    """Tokens (R, T) -> the output of every attention and expert layer and the final hidden state, as the model's mode
-    and stage are, called as training or evaluation calls it: code may ask whether gradients are on, and for the step.
+def layer_outputs(
+    model: Transformer, stage: Stage, losses: bool = True, packed: bool = False, step: int = 0
+) -> Forward:
+    """Tokens (R, T) -> the output of every attention and expert layer and the final hidden state, in the model's mode,
+    called as training or evaluation calls it: code may ask whether gradients are on, and for the step.
 
     losses: as AttentionContext has it. packed: each row has two documents, which meet elsewhere than in the next row.
     step: of training; evaluation has none. Raises SpecError when an attention returns something else than the contract
@@ -188,17 +190,15 @@ def layer_outputs(model: Transformer, losses: bool = True, packed: bool = False,
     def forward(tokens_RT: Tensor, seed: int) -> Outputs:
         torch.manual_seed(seed)
         outputs: dict[str, Tensor] = {}
-        before = model.step, model.most_documents
-        if model.training:
-            model.step = torch.full((1,), step, dtype=torch.int64, device=tokens_RT.device)
-        ids_RT = two_documents(*tokens_RT.shape).to(tokens_RT.device) if packed else None
-        model.most_documents = 2
-        try:
-            with torch.enable_grad() if model.training else torch.inference_mode(), _recording(model, outputs):
-                features = model.features(tokens_RT, document_ids_BT=ids_RT, losses=losses)
-                outputs["the final hidden state"] = features.x_BTD.detach()
-        finally:
-            model.step, model.most_documents = before
+        forward_pass = ForwardPass(
+            stage=stage,
+            step=torch.full((1,), step, dtype=torch.int64, device=tokens_RT.device),
+            document_ids_BT=two_documents(*tokens_RT.shape).to(tokens_RT.device) if packed else None,
+            most_documents=2,
+            losses=losses,
+        )
+        with torch.enable_grad() if model.training else torch.inference_mode(), _recording(model, outputs):
+            outputs["the final hidden state"] = model.features(tokens_RT, forward_pass).x_BTD.detach()
         return outputs
 
     return forward

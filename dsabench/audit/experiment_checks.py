@@ -172,8 +172,8 @@ def _gradients(spec: RunSpec, execution: Execution) -> Iterator[Check]:
     tokens_BT = torch.randint(VOCABULARY, (2, copy.length + 1), generator=generator).to(execution.device)
     model = build(copy, VOCABULARY).to(execution.device)
     to_own, to_backbone, missed, has_loss = set[str](), set[str](), set[str](), False
-    for model.stage in dict.fromkeys(stages):
-        found = soundness.routing(model, tokens_BT)
+    for stage in dict.fromkeys(stages):
+        found = soundness.routing(model, tokens_BT, stage)
         to_own |= found.by_language_model & found.own
         if found.by_own_loss is not None:
             has_loss = True
@@ -207,8 +207,7 @@ def _first_loss(spec: RunSpec, vocab_size: int, windows_NT: np.ndarray, executio
     few_NT = windows_NT[: max(1, FIRST_LOSS_TOKENS // spec.length)]
     tokens_NT = torch.from_numpy(few_NT.astype(np.int64)).to(execution.device)
     model = build(spec, vocab_size).to(execution.device)
-    model.stage = stage_at(spec, 0)
-    loss = soundness.mean_loss(model, tokens_NT)
+    loss = soundness.mean_loss(model, tokens_NT, stage_at(spec, 0))
     fine = soundness.starts_sanely(loss, vocab_size)
     detail = f"{loss:.3f} nats before training; ln V = {math.log(vocab_size):.3f}"
     return Check("first loss near ln V", "ok" if fine else "FAIL", detail)

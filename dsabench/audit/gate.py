@@ -117,14 +117,14 @@ def refuse_leaks(spec: RunSpec, vocab_size: int, execution: Execution) -> Audit:
 
 
 def audit_model(model: Transformer, execution: Execution) -> Audit:
-    """Audit a model with the weights that it has, on the execution's device; the model's mode and stage are its own
-    again afterwards. Small copies have weights of their own."""
+    """Audit a model with the weights that it has, on the execution's device; the model's mode is its own again
+    afterwards. Small copies have weights of their own."""
     # Small copies of a run that computes with the sparse kernels compute with them too, short as they are.
     spec, start = resolved(model.spec, execution), time.perf_counter()
     findings: list[Finding] = []
     copies: list[str] = []
     length, boundaries, crash = spec.length, 0, None
-    was_training, was_stage = model.training, model.stage
+    was_training = model.training
     try:
         with _exactly(execution):
             tried = small_copies(spec, execution.device)
@@ -141,7 +141,6 @@ def audit_model(model: Transformer, execution: Execution) -> Audit:
         crash = blamed(model, error)
     finally:
         model.train(was_training)
-        model.stage = was_stage
         if execution.device.type == "cuda":
             torch.cuda.empty_cache()  # what lies there cannot serve another stream
     seconds = time.perf_counter() - start
@@ -284,11 +283,10 @@ def _examination(
     chance: int = 0,
 ) -> Examination:
     model.train(mode == "train")
-    model.stage = stage
     generator = torch.Generator().manual_seed(length)
     x_T = torch.randint(model.vocab_size, (length,), generator=generator).to(model.embedding.weight.device)
     other = other_tokens(x_T, model.vocab_size, seed=length)
-    outputs = layer_outputs(model, losses, packed, step)
+    outputs = layer_outputs(model, stage, losses, packed, step)
     return Examination(lambda x_RT, seed: outputs(x_RT, seed + chance), x_T, other, rows, tolerance)
 
 

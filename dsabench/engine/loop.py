@@ -117,7 +117,6 @@ class TrainingRun:
         self.execution, self.model, self.optimizer, self.step = slot.execution, slot.model, slot.optimizer, slot.step
         self.ranks = slot.execution.ranks
         self.windows = cut(data, spec.length)
-        self.model.most_documents = self.windows.most_documents
         self.progress = checkpoint.Progress()
         self.held_out = self.windows.evaluation("val", spec.train.eval_tokens)
         self.seen = self.windows.evaluation("train", spec.train.eval_tokens)
@@ -281,11 +280,10 @@ class TrainingRun:
 
     def _evaluated(self, record: bool) -> dict[str, Any]:
         stage = stage_at(self.spec, max(0, self.progress.step - 1))
-        self.model.stage = stage
         start = time.perf_counter()
-        val, train = (self.slot.evaluator.evaluate(batch) for batch in (self.held_out, self.seen))
+        val, train = (self.slot.evaluator.evaluate(batch, stage) for batch in (self.held_out, self.seen))
         is_task, bytes_per_token = self.spec.data.task is not None, self.baseline.bytes_per_token
-        recall = selection_recall(self.model, self.held_out, self.execution) or {}
+        recall = selection_recall(self.model, self.held_out, self.execution, stage) or {}
         lists = {name: recall.pop(name) for name in [*recall] if isinstance(recall[name], list)}
         found = {
             "val_loss": val["loss"],

@@ -41,18 +41,17 @@ class MixtureOfExperts(nn.Module):
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
         self.n_experts, self.per_token = spec.n_experts, spec.experts_per_token
-        self.mean_load: Callable[[Tensor], Tensor] | None = None
-        """In training with others: the mean over all of them of the load of this process's tokens."""
         self.router = nn.Linear(spec.d_model, spec.n_experts, bias=False)
         self.gate_EDF = nn.Parameter(torch.empty(spec.n_experts, spec.d_model, spec.d_ff))
         self.up_EDF = nn.Parameter(torch.empty(spec.n_experts, spec.d_model, spec.d_ff))
         self.down_EFD = nn.Parameter(torch.empty(spec.n_experts, spec.d_ff, spec.d_model))
 
-    def forward(self, x_BTD: Tensor) -> tuple[Tensor, RouterStatistics]:
-        """(B, T, D) -> (B, T, D) and the router's statistics over all B T tokens."""
+    def forward(
+        self, x_BTD: Tensor, mean_load: Callable[[Tensor], Tensor] | None = None
+    ) -> tuple[Tensor, RouterStatistics]:
+        """(B, T, D) -> (B, T, D) and the router's statistics over all B T tokens; mean_load as ForwardPass has it."""
         x_ND = x_BTD.flatten(0, 1)
         grouped = self._grouping_saves(x_ND.device) and grouped_products_work(x_ND, self.gate_EDF.shape[-1])
-        mean_load = self.mean_load if self.training else None
         routes = ops.route(x_ND, self.router.weight, self.per_token, not grouped, mean_load)
         if grouped:
             y_ND = self._grouped(x_ND, routes.expert_NK, routes.weight)

@@ -24,6 +24,43 @@ from dsabench.spec.run import RunSpec
 
 
 @dataclass(frozen=True)
+class ForwardPass:
+    """What a forward pass needs beside its tokens. Fields without a text are those of AttentionContext."""
+
+    stage: Stage = "sparse"
+    step: Tensor | None = None
+    """The training step, one int64 on the device; not looked at in eval mode."""
+
+    document_ids_BT: Tensor | None = None
+    most_documents: int | None = None
+    scored_BT: Tensor | None = None
+    """Which targets count in the loss; None where all do."""
+
+    capture: dict[int, Selection] | None = None
+    whole_mass: bool = True
+    losses: bool = True
+    mean_load: Callable[[Tensor], Tensor] | None = None
+    """In training by several processes: the mean over all of them of the experts' load of this one's tokens."""
+
+    def context(self, positions_T: Tensor, training: bool) -> AttentionContext:
+        """What the layers of this pass share; a new one for each pass, because it keeps what they compute."""
+        return AttentionContext(
+            positions_T,
+            stage=self.stage,
+            document_ids_BT=self.document_ids_BT,
+            capture=self.capture,
+            step=self.step if training else None,
+            whole_mass=self.whole_mass,
+            most_documents=None if self.document_ids_BT is None else self.most_documents,
+            losses=self.losses,
+        )
+
+
+PLAIN = ForwardPass()
+"""The sparse stage, one document a window, nothing captured."""
+
+
+@dataclass(frozen=True)
 class ModelOutput:
     """What one forward pass yields."""
 
@@ -71,7 +108,12 @@ class Block(nn.Module):
         self.experts = MixtureOfExperts(spec.model)
 
     def forward(
-        self, x_BTD: Tensor, pending_BTD: Tensor | None, context: AttentionContext, dropout: float
+        self,
+        x_BTD: Tensor,
+        pending_BTD: Tensor | None,
+        context: AttentionContext,
+        dropout: float,
+        mean_load: Callable[[Tensor], Tensor] | None = None,
     ) -> tuple[Tensor, Tensor, Tensor | None, RouterStatistics]:
         """(x, what is yet to be added to it) -> the same after this layer, the attention's own loss, the router's
         statistics. Additions wait so that each is one pass with the norm that follows it."""
@@ -80,7 +122,7 @@ class Block(nn.Module):
             mixed = self.attention(normed_BTD, context)
         x_BTD, normed_BTD = add_norm(x_BTD, F.dropout(mixed.out_BTD, dropout), self.experts_norm)
         with part("experts"):
-            fed_BTD, router = self.experts(normed_BTD)
+            fed_BTD, router = self.experts(normed_BTD, mean_load)
         return x_BTD, F.dropout(fed_BTD, dropout), mixed.aux_loss, router
 
 
@@ -93,38 +135,25 @@ class Transformer(nn.Module):
         self.embedding = nn.Embedding(vocab_size, spec.model.d_model)
         self.blocks = nn.ModuleList(Block(spec, layer) for layer in range(spec.model.n_layers))
         self.norm = nn.RMSNorm(spec.model.d_model, eps=1e-6)
-        self.stage: Stage = "sparse"
-        self.step: Tensor | None = None
-        """The training step, where the training loop keeps it on the device; evaluation does not look at it."""
-        self.most_documents: int | None = None
-        """As AttentionContext has it; of all windows that the model is given, set by who knows them."""
 
-    def forward(
-        self,
-        tokens_BT: Tensor,
-        document_ids_BT: Tensor | None = None,
-        capture: dict[int, Selection] | None = None,
-        whole_mass: bool = True,
-    ) -> ModelOutput:
-        """Logits at t depend on tokens 0..t of the same row (and document) alone; `self.stage` is the stage. capture
-        and whole_mass as AttentionContext has them."""
-        features = self.features(tokens_BT, document_ids_BT, capture, whole_mass=whole_mass)
+    def forward(self, tokens_BT: Tensor, forward_pass: ForwardPass = PLAIN) -> ModelOutput:
+        """Logits at t depend on tokens 0..t of the same row (and document) alone."""
+        features = self.features(tokens_BT, forward_pass)
         return ModelOutput(logits_BTV=F.linear(features.x_BTD, self.embedding.weight), **features.rest())
 
     def training_losses(
         self,
         tokens_BT: Tensor,
         targets_BT: Tensor,
+        forward_pass: ForwardPass = PLAIN,
         call: Callable[..., Any] = Block.__call__,
-        scored_BT: Tensor | None = None,
-        document_ids_BT: Tensor | None = None,
     ) -> tuple[Tensor, Features]:
         """Mean cross-entropy of the (scored) targets in nats, and the rest of what a training step needs; no logits are
         kept. call(block, *inputs) calls a block: a training step may want it compiled or recomputed."""
         with part("rest of the model"):
-            features = self.features(tokens_BT, document_ids_BT, call=call)
+            features = self.features(tokens_BT, forward_pass, call)
         with part("logits and loss"):
-            scored_N = None if scored_BT is None else scored_BT.flatten()
+            scored_N = None if forward_pass.scored_BT is None else forward_pass.scored_BT.flatten()
             x_ND, targets_N = features.x_BTD.flatten(0, 1), targets_BT.flatten()
             loss = linear_cross_entropy(x_ND, self.embedding.weight, targets_N, scored_N)
         return loss, features
@@ -132,25 +161,23 @@ class Transformer(nn.Module):
     def features(
         self,
         tokens_BT: Tensor,
-        document_ids_BT: Tensor | None = None,
-        capture: dict[int, Selection] | None = None,
+        forward_pass: ForwardPass = PLAIN,
         call: Callable[..., Any] = Block.__call__,
-        whole_mass: bool = True,
-        losses: bool = True,
     ) -> Features:
-        """All but the product with the embedding. capture, whole_mass and losses as AttentionContext has them."""
+        """All but the product with the embedding."""
         dropout = self.spec.model.dropout if self.training else 0.0
         positions_T = torch.arange(tokens_BT.shape[1], device=tokens_BT.device)
-        step = self.step if self.training else None
-        most = None if document_ids_BT is None else self.most_documents
-        context = AttentionContext(positions_T, self.stage, document_ids_BT, capture, step, whole_mass, most, losses)
+        context = forward_pass.context(positions_T, self.training)
         with part("attention"):
-            self.layers()[0].attention.prepare(context)
+            for block in self.layers():
+                block.attention.prepare(context)
         x_BTD = F.dropout(embed(tokens_BT, self.embedding.weight, self.spec.model.embedding_scale), dropout)
         pending_BTD: Tensor | None = None
         attention_losses, routers = [], []
         for block in self.layers():
-            x_BTD, pending_BTD, own_loss, router = call(block, x_BTD, pending_BTD, context, dropout)
+            x_BTD, pending_BTD, own_loss, router = call(
+                block, x_BTD, pending_BTD, context, dropout, forward_pass.mean_load
+            )
             attention_losses += [own_loss] if own_loss is not None else []
             routers.append(router)
         return Features(

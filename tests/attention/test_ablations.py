@@ -15,7 +15,7 @@ from dsabench.attention.registry import variant
 from dsabench.engine.device import Execution
 from dsabench.engine.memory_plan import MemoryPlan
 from dsabench.engine.slot import Slot
-from dsabench.model.transformer import build, flops_per_window
+from dsabench.model.transformer import ForwardPass, build, flops_per_window
 from dsabench.spec.run import RunSpec
 from dsabench.spec.sweep import validate
 
@@ -147,9 +147,8 @@ def test_the_warm_up_is_dense(kind: str) -> None:
     tokens = torch.randint(50, (2, 24))
     dense = build(validate({"length": 24, "attention": {"kind": "dense"}, "model": MODEL}), 50)
     model = build(spec_of(kind, 24, 3), 50)
-    model.stage = "dense"
-    assert torch.allclose(model(tokens).logits_BTV, dense(tokens).logits_BTV, atol=1e-5)
-    model.stage = "sparse"
+    warm_up = model(tokens, ForwardPass(stage="dense"))
+    assert torch.allclose(warm_up.logits_BTV, dense(tokens).logits_BTV, atol=1e-5)
     assert not torch.allclose(model(tokens).logits_BTV, dense(tokens).logits_BTV, atol=1e-3)
 
 
@@ -164,7 +163,7 @@ def test_flops_fall_with_k_and_the_oracle_never_costs_less_than_its_scores(kind:
 
 
 def test_the_training_step_counts_for_the_selection() -> None:
-    """TrainStep tells the model its step, wherever a run resumes, and evaluation does not look at it."""
+    """TrainStep gives the model its step, wherever a run resumes, and evaluation does not look at it."""
     spec = spec_of("random", 16, 4)
     cpu = Execution(torch.device("cpu"), "fp32", graph=False, deterministic=True)
     slot = Slot(spec, 50, cpu, MemoryPlan(spec.batch_size, False, {}))

@@ -104,11 +104,10 @@ def test_no_false_alarm(
 def test_the_process_is_as_it_was() -> None:
     model = build(spec_of(), 101).eval()
     state, precision = torch.get_rng_state(), torch.get_float32_matmul_precision()
-    model.stage = "dense"
     before = {name: value.clone() for name, value in model.state_dict().items()}
     assert not gate.audit_model(model, resolve(model.spec.engine)).leak
     assert torch.equal(state, torch.get_rng_state()) and precision == torch.get_float32_matmul_precision()
-    assert (model.training, model.stage) == (False, "dense")
+    assert not model.training
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert not any(module._forward_hooks for module in model.modules())
 

@@ -244,7 +244,7 @@ def test_recomputing_keeps_less(corpus: Path) -> None:
 
         tokens = torch.randint(300, (16, spec.length + 1))
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            model.training_losses(tokens[:, :-1], tokens[:, 1:], step._call_block)
+            model.training_losses(tokens[:, :-1], tokens[:, 1:], call=step._call_block)
         kept.append(sum(sizes.values()))
     assert kept[1] < kept[0] / 2
 
