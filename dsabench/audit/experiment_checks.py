@@ -75,9 +75,8 @@ class Examination:
         }
 
 
-def examine(spec: RunSpec, notify: Callable[[str], None]) -> Examination:
+def examine(spec: RunSpec, execution: Execution, notify: Callable[[str], None]) -> Examination:
     """Examine the spec's initial model. Raises what its model raises, and DataError."""
-    execution = resolve(spec.engine)
     data = data_package.prepare(spec.data, progress=notify)
     model = build(spec, data.vocab_size).to(execution.device)
     return _examine(model, execution, data, "initial", None)

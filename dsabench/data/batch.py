@@ -6,7 +6,7 @@ Legend: B windows, L inputs of a window, M listed positions of an answer.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,10 +38,8 @@ class Batch:
 
     def rows(self, first: int, end: int) -> Batch:
         """Windows first..end-1."""
-        scored, targets, documents = (
-            None if x is None else x[first:end] for x in (self.scored, self.targets, self.documents)
-        )
-        return replace(self, tokens=self.tokens[first:end], scored=scored, targets=targets, documents=documents)
+        parts: dict[str, Any] = {name: x[first:end] for name, x in vars(self).items() if isinstance(x, np.ndarray)}
+        return replace(self, **parts)
 
     @property
     def scored_targets(self) -> NDArray[np.int32]:

@@ -127,11 +127,16 @@ def _fused(device: torch.device, wanted: str) -> bool:
     return reason is None
 
 
+def default_device() -> torch.device:
+    """The device that engine.device = auto is here."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
 def _device(name: str) -> torch.device:
     if name == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda", torch.cuda.current_device())
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+        return default_device()
     device = torch.device(name)
     if device.type == "cuda":
         count = torch.cuda.device_count()

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -21,20 +21,20 @@ from typing import Any, TypeVar
 import torch
 
 from dsabench.attention.base import Stage
-from dsabench.data import TaskData, TokenData, cut
+from dsabench.data import cut
 from dsabench.engine import checkpoint
 from dsabench.engine.backend import backend
-from dsabench.engine.device import Execution, matmul_rate
+from dsabench.engine.device import matmul_rate
 from dsabench.engine.evaluation import bits_per_byte, selection_recall
 from dsabench.engine.optimizer import learning_rate_factor, stage_at
+from dsabench.engine.prepared_run import PreparedRun
 from dsabench.engine.segments import segments
-from dsabench.engine.sink import RunSink, Update
+from dsabench.engine.sink import Update
 from dsabench.engine.slot import Memory, Slot, Slots
 from dsabench.engine.step import METRICS, staged
 from dsabench.engine.step_times import StepTimes
 from dsabench.model.transformer import flops_per_window
 from dsabench.shutdown import deferred
-from dsabench.spec.run import RunSpec
 
 CHECKPOINT_SECONDS = 20.0
 """Without engine.checkpoint_every: the least time between checkpoints, which is also the most that a kill loses."""
@@ -48,14 +48,7 @@ class TrainingDiverged(Exception):
     """The loss became NaN or Inf; the message names the step."""
 
 
-def train(
-    spec: RunSpec,
-    data: TokenData | TaskData,
-    execution: Execution,
-    sink: RunSink,
-    observe: Callable[[Update], None] = lambda update: None,
-    slots: Slots | None = None,
-) -> Generator[None, None, dict[str, Any]]:
+def train_steps(run: PreparedRun, slots: Slots | None = None) -> Generator[None, None, dict[str, Any]]:
     """Train one run to its end, resuming from the sink's checkpoint if it has one; the generator's value is the run's
     summary.
 
@@ -65,9 +58,9 @@ def train(
     Raises TrainingDiverged at the first step whose loss is not finite, DeviceError when the run does not fit.
     """
     slots = slots or Slots()
-    slot = slots.take(spec, data.vocab_size, execution)
+    slot = slots.take(run.spec, run.data.vocab_size, run.execution)
     try:
-        summary = yield from TrainingRun(spec, data, slot, sink, observe, shared=slots.count > 1).train()
+        summary = yield from TrainingRun(run, slot, shared=slots.count > 1).to_summary()
     except BaseException:
         slots.drop(slot)
         raise
@@ -102,21 +95,15 @@ class _Flight:
 class TrainingRun:
     """The state of one run in progress, in a slot that it has to itself."""
 
-    def __init__(
-        self,
-        spec: RunSpec,
-        data: TokenData | TaskData,
-        slot: Slot,
-        sink: RunSink,
-        observe: Callable[[Update], None],
-        shared: bool = False,
-    ) -> None:
+    def __init__(self, run: PreparedRun, slot: Slot, shared: bool = False) -> None:
         """shared: other runs use the device at the same time."""
-        slot.begin(spec)
-        self.spec, self.data, self.slot, self.sink, self.observe, self.shared = spec, data, slot, sink, observe, shared
+        slot.begin(run.spec)
+        self.spec, self.data, self.sink, self.observe = run.spec, run.data, run.sink, run.observe
+        self.slot, self.shared = slot, shared
+        spec = run.spec
         self.execution, self.model, self.optimizer, self.step = slot.execution, slot.model, slot.optimizer, slot.step
         self.ranks = slot.execution.ranks
-        self.windows = cut(data, spec.length)
+        self.windows = cut(run.data, spec.length)
         self.progress = checkpoint.Progress()
         self.held_out = self.windows.evaluation("val", spec.train.eval_tokens)
         self.seen = self.windows.evaluation("train", spec.train.eval_tokens)
@@ -132,8 +119,8 @@ class TrainingRun:
         self.saved_at = time.monotonic()
         self.change = spec.attention.warmup_steps(spec.train.steps)
 
-    def train(self) -> Generator[None, None, dict[str, Any]]:
-        """Train to the end; see `loop.train`."""
+    def to_summary(self) -> Generator[None, None, dict[str, Any]]:
+        """Train to the end, as `train_steps` says."""
         try:
             return (yield from self._train())
         except (KeyboardInterrupt, GeneratorExit):

@@ -25,7 +25,7 @@ def record_death(job: Job, store: Path, how: str, log: str) -> RunRecord:
             job.run_id,
             spec=job.spec.model_dump(mode="json"),
             fingerprint=fingerprint(job.spec, data_package.fingerprint(job.spec.data)),
-            environment=environment(resolve(job.spec.engine)),
+            environment=environment(resolve(job.spec.engine)),  # that process's device, perhaps not this one's
             sweep=job.sweep,
         )
     except RunDoneError as done:

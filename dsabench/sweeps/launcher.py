@@ -6,7 +6,7 @@ scheduler -- begin(Job) -->  Launcher  -- turn() -->  (Job, Outcome)
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from dsabench.engine.sink import Update
@@ -16,19 +16,28 @@ from dsabench.store import RunRecord
 
 
 @dataclass(frozen=True)
-class Job:
+class RunJob:
     """One run to be trained."""
 
-    run_id: str
     spec: RunSpec
-    sweep: str
-    """The sweep's id."""
+    sweep: str | None = None
+    """The id of the sweep that it is trained for."""
 
     retry_failed: bool = False
     """Whether a failure that is stored is trained again."""
 
     halve: bool = False
     """Whether too little memory ends it as `TooManyWindows` where the micro-batch can be halved."""
+
+    data_parallel: int = 1
+    """Processes that train it together."""
+
+
+@dataclass(frozen=True)
+class Job(RunJob):
+    """A run of a sweep, for a launcher."""
+
+    run_id: str = field(kw_only=True)
 
 
 @dataclass(frozen=True)

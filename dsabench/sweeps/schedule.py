@@ -16,7 +16,7 @@ from typing import Literal
 from dsabench import data as data_package
 from dsabench.audit import gate
 from dsabench.engine import failures
-from dsabench.engine.device import environment, resolve
+from dsabench.engine.device import Execution, environment
 from dsabench.engine.sink import Update
 from dsabench.errors import DeviceError, StoreError
 from dsabench.spec.run import DataSpec, RunSpec
@@ -36,6 +36,7 @@ def run_sweep(
     sweep: Sweep,
     planned: Sequence[PlannedRun],
     store: str | Path,
+    execution: Execution,
     *,
     command: list[str] | None = None,
     retry_failed: bool = False,
@@ -48,14 +49,14 @@ def run_sweep(
     """Train the planned runs in order, yielding each one's record when it ends; a run that fails does not stop the
     others, and one that another process trains is waited for.
 
-    launcher: where; None is in this process, `concurrency` runs at a time (None chooses: `choose_concurrency`). It is
-    closed at the end. on_oom: `accumulate` halves the micro-batch of a run that runs out of memory, and of all that it
-    is compared with; what was done with more is trained, and yielded, again. `started(run)` is called before each run
-    and gives the observer of its updates.
+    execution: of the sweep's `engine`, in this process, which audits the models. launcher: where runs are trained; None
+    is in this process, `concurrency` runs at a time (None chooses: `choose_concurrency`). It is closed at the end.
+    on_oom: `accumulate` halves the micro-batch of a run that runs out of memory, and of all that it is compared with;
+    what was done with more is trained, and yielded, again. `started(run)` is called before each run and gives the
+    observer of its updates.
     """
-    execution = resolve(planned[0].spec.engine)
-    _refuse_leaks([run.spec for run in planned if run.status != "done"], notify)
-    identity = _record_sweep(sweep, planned, Path(store), command, notify)
+    _refuse_leaks([run.spec for run in planned if run.status != "done"], execution, notify)
+    identity = _record_sweep(sweep, planned, Path(store), execution, command, notify)
     if launcher is None:
         at_a_time = choose_concurrency(planned, execution) if concurrency is None else concurrency
         launcher = Here(store, execution, at_a_time, notify)
@@ -71,7 +72,7 @@ def run_sweep(
                     schedule.is_busy(run)
                     continue
                 again = retry_failed and run.run_id not in schedule.elsewhere
-                launcher.begin(Job(run.run_id, spec, identity, again, on_oom == "accumulate"), started(run))
+                launcher.begin(Job(spec, identity, again, on_oom == "accumulate", run_id=run.run_id), started(run))
                 schedule.active[run.run_id] = run
             if not schedule.active:
                 time.sleep(BUSY_SECONDS)
@@ -177,7 +178,12 @@ class _Schedule:
 
 
 def _record_sweep(
-    sweep: Sweep, planned: Sequence[PlannedRun], store: Path, command: list[str] | None, notify: Callable[[str], None]
+    sweep: Sweep,
+    planned: Sequence[PlannedRun],
+    store: Path,
+    execution: Execution,
+    command: list[str] | None,
+    notify: Callable[[str], None],
 ) -> str:
     """Write the sweep's record; its id. The verdict stays what it was when the sweep began."""
     identity = sweep_id(sweep, planned)
@@ -199,13 +205,13 @@ def _record_sweep(
         run_ids=[run.run_id for run in planned],
         rungs=rungs(sweep),
         command=command,
-        environment=environment(resolve(planned[0].spec.engine)),
+        environment=environment(execution),
     )
     write_sweep(store, record)
     return identity
 
 
-def _refuse_leaks(specs: Sequence[RunSpec], notify: Callable[[str], None]) -> None:
+def _refuse_leaks(specs: Sequence[RunSpec], execution: Execution, notify: Callable[[str], None]) -> None:
     """Before the first run of a sweep is trained, so that a leak is not found hours later. Raises LeakError."""
     vocab_sizes: dict[DataSpec, int] = {}
     for i, spec in enumerate(specs):
@@ -213,7 +219,7 @@ def _refuse_leaks(specs: Sequence[RunSpec], notify: Callable[[str], None]) -> No
             notify("auditing the models for look-ahead")
         if spec.data not in vocab_sizes:
             vocab_sizes[spec.data] = data_package.prepare(spec.data).vocab_size
-        gate.refuse_leaks(spec, vocab_sizes[spec.data], resolve(spec.engine))
+        gate.refuse_leaks(spec, vocab_sizes[spec.data], execution)
 
 
 def sweep_id(sweep: Sweep, planned: Sequence[PlannedRun]) -> str:

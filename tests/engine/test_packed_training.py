@@ -13,6 +13,7 @@ from dsabench.data import TokenData, cut, prepare
 from dsabench.engine import loop
 from dsabench.engine.device import Execution
 from dsabench.engine.evaluation import Evaluator, keys_seen, selection_recall
+from dsabench.engine.prepared_run import PreparedRun
 from dsabench.engine.slot import Slots
 from dsabench.engine.step import METRICS, staged
 from dsabench.model.transformer import ForwardPass, Transformer, build
@@ -135,10 +136,10 @@ class Kept:
 def test_a_run_trains_evaluates_and_resumes_to_the_same_bits(data: TokenData, tmp_path: Path) -> None:
     spec = spec_of("dsa masked", tmp_path)
     whole, broken = Kept(tmp_path / "whole"), Kept(tmp_path / "broken", stop_after=1)
-    expected = loop.to_the_end(loop.train(spec, data, CPU, whole))
+    expected = loop.to_the_end(loop.train_steps(PreparedRun(spec, data, CPU, whole)))
     with pytest.raises(KeyboardInterrupt):
-        loop.to_the_end(loop.train(spec, data, CPU, broken))
-    found = loop.to_the_end(loop.train(spec, data, CPU, broken))
+        loop.to_the_end(loop.train_steps(PreparedRun(spec, data, CPU, broken)))
+    found = loop.to_the_end(loop.train_steps(PreparedRun(spec, data, CPU, broken)))
     for name in ("val_loss", "train_loss", "val_accuracy", "mass_recall", "unigram_loss"):
         assert found[name] == expected[name], name
     assert expected["task_accuracy"] is None, "scored, and yet no task"

@@ -21,6 +21,7 @@ from dsabench.data import Windows, prepare
 from dsabench.engine import loop
 from dsabench.engine.device import resolve
 from dsabench.engine.evaluation import Evaluator
+from dsabench.engine.prepared_run import PreparedRun
 from dsabench.engine.slot import Slots
 from dsabench.engine.step import TrainStep
 from dsabench.errors import DataError, DeviceError, StoreError
@@ -131,7 +132,7 @@ def test_weights_at_step_0_and_batches_are_paired(corpus: Path, monkeypatch: pyt
     monkeypatch.setattr(TrainStep, "run", spy)
     data = prepare(spec_of(corpus).data)
     for spec in (spec_of(corpus, steps=12), dense(spec_of(corpus, steps=12))):
-        loop.to_the_end(loop.train(spec, data, resolve(spec.engine), Nowhere()))
+        loop.to_the_end(loop.train_steps(PreparedRun(spec, data, resolve(spec.engine), Nowhere())))
     one, other = seen["dsa"], seen["dense"]
     assert torch.equal(torch.cat(one["batches"]), torch.cat(other["batches"]))
     shared = one["weights"].keys() & other["weights"].keys()
@@ -156,7 +157,7 @@ def test_another_seed_has_other_batches_and_the_same_evaluation(corpus: Path) ->
 
 
 def test_a_done_run_is_not_repeated(corpus: Path, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop, "train", lambda *a, **k: pytest.fail("trained again"))
+    monkeypatch.setattr(loop, "train_steps", lambda *a, **k: pytest.fail("trained again"))
     assert single_run.train(spec_of(corpus), trained).status == "done"
     planned = plan.plan([spec_of(corpus), spec_of(corpus, steps=7)], trained)
     assert [run.status for run in planned] == ["done", "new"]
@@ -332,18 +333,18 @@ def test_checkpoints_are_not_written_every_few_seconds(
 
 
 def test_a_sweep_goes_on_after_a_failed_run(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    honest = loop.train
+    honest = loop.train_steps
 
-    def failing(spec: RunSpec, *rest: Any) -> Any:
-        if spec.attention.kind == "dense":
+    def failing(run: PreparedRun, *rest: Any) -> Any:
+        if run.spec.attention.kind == "dense":
             raise RuntimeError("a bug in a plugin")
-        return (yield from honest(spec, *rest))
+        return (yield from honest(run, *rest))
 
-    monkeypatch.setattr(loop, "train", failing)
+    monkeypatch.setattr(loop, "train_steps", failing)
     sweep = Sweep(base(corpus, steps=10), {"attention.kind": ["dense", "dsa"]})
     sweep.base["attention"] = {**DSA}
     planned = plan.plan(sweep.runs(), tmp_path / "runs")
-    records = list(run_sweep(sweep, planned, tmp_path / "runs"))
+    records = list(run_sweep(sweep, planned, tmp_path / "runs", resolve(planned[0].spec.engine)))
     assert [record.status for record in records] == ["failed", "done"]
     assert records[0].error == "RuntimeError: a bug in a plugin (log.txt in the run's folder)"
     trace = (tmp_path / "runs" / records[0].run_id / "log.txt").read_text(encoding="utf-8")

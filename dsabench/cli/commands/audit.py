@@ -64,6 +64,7 @@ def audit(
 
     from dsabench.audit.experiment_checks import examine, examine_run
     from dsabench.cli.views.audit_tables import audit_document, audit_lines
+    from dsabench.engine.device import resolve
 
     log = stderr_console()
 
@@ -76,9 +77,11 @@ def audit(
         if run is not None:
             notify(f"auditing run {run}")
             found.append(examine_run(store, run, device, notify))
-        for i, spec in enumerate(specs, 1):
-            notify(f"[{i}/{len(specs)}] auditing {spec.attention.kind} L={spec.length}")
-            found.append(examine(spec, notify))
+        else:
+            execution = resolve(specs[0].engine)
+            for i, spec in enumerate(specs, 1):
+                notify(f"[{i}/{len(specs)}] auditing {spec.attention.kind} L={spec.length}")
+                found.append(examine(spec, execution, notify))
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
     if json:

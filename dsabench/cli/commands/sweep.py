@@ -167,6 +167,7 @@ def sweep(
                 experiment,
                 planned,
                 store,
+                execution,
                 command=sys.argv,
                 retry_failed=retry_failed,
                 concurrency=concurrency,

@@ -16,7 +16,7 @@ import tempfile
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -32,7 +32,7 @@ from dsabench.engine.data_parallel.rank_process import ENTRY
 from dsabench.engine.data_parallel.rank_protocol import STOP, Said, Task
 from dsabench.engine.data_parallel.ranks import RankFailedError, Ranks
 from dsabench.engine.device import Execution, first_line
-from dsabench.engine.sink import RunSink, Update
+from dsabench.engine.prepared_run import PreparedRun
 from dsabench.errors import DeviceError, SpecError
 from dsabench.shutdown import deferred
 from dsabench.spec.run import RunSpec
@@ -76,25 +76,18 @@ def spread(spec: RunSpec, execution: Execution, size: int) -> Execution:
     return replace(execution, ranks=Ranks(0, size))
 
 
-def train(
-    spec: RunSpec,
-    run_id: str,
-    data: dict[str, str],
-    execution: Execution,
-    sink: RunSink,
-    observe: Callable[[Update], None] = lambda update: None,
-) -> dict[str, Any]:
-    """As loop.train, by execution.ranks.size processes; `data` are the digests of the run's data.
+def train_with_ranks(run: PreparedRun, run_id: str) -> dict[str, Any]:
+    """As loop.train_steps, by run.execution.ranks.size processes.
 
     Raises RankFailedError, and the DsabenchError that a rank met; KeyboardInterrupt after the ranks have stopped.
     """
-    size = execution.ranks.size
-    if execution.device.type == "cuda":
+    size, device = run.execution.ranks.size, run.execution.device
+    if device.type == "cuda":
         torch.cuda.empty_cache()  # rank 0 uses the same GPU
     threads = max(1, torch.get_num_threads() // size)
-    task = Task(spec.model_dump(mode="json"), run_id, data, execution.device.type, threads)
+    task = Task(run.spec.model_dump(mode="json"), run_id, run.data.fingerprint, device.type, threads)
     with tempfile.TemporaryDirectory(prefix="dsabench-") as folder:
-        ranks = _Ranks(size, task, Path(folder), sink, observe)
+        ranks = _Ranks(run, task, Path(folder))
         try:
             return ranks.to_the_end()
         finally:
@@ -139,17 +132,18 @@ class _Agent(threading.Thread):
 class _Ranks:
     """The ranks of one run."""
 
-    def __init__(self, size: int, task: Task, folder: Path, sink: RunSink, observe: Callable[[Update], None]) -> None:
-        self.size, self.task, self.folder, self.sink, self.observe = size, task, folder, sink, observe
+    def __init__(self, run: PreparedRun, task: Task, folder: Path) -> None:
+        self.size, self.sink, self.observe = run.execution.ranks.size, run.sink, run.observe
+        self.task, self.folder = task, folder
         self.door = socket.socket(socket.AF_UNIX)
         self.door.bind(str(folder / "line"))
-        self.door.listen(size)
+        self.door.listen(self.size)
         self.lines: dict[Connection, int | None] = {}
         """Which rank is at its other end; None before it has said so."""
         self.begun = self.asked = False
         self.ended: dict[int, Said] = {}
         self.lost: tuple[float, Said] | None = None
-        self.agent = _Agent(size, folder)
+        self.agent = _Agent(self.size, folder)
         self.agent.start()
 
     def to_the_end(self) -> dict[str, Any]:

@@ -38,10 +38,10 @@ def main(connection: Connection) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if rank == 0:
         _tell_warnings(line)
-    from dsabench.engine.data_parallel.rank_training import train
+    from dsabench.engine.data_parallel.rank_training import train_as_rank
     from dsabench.engine.data_parallel.ranks import Ranks
 
-    train(task, Ranks(rank, int(os.environ["WORLD_SIZE"])), line)
+    train_as_rank(task, Ranks(rank, int(os.environ["WORLD_SIZE"])), line)
 
 
 def _tell_warnings(line: Line) -> None:

@@ -82,7 +82,7 @@ class Cluster:
         concurrency: int,
         notify: Callable[[str], None],
         address: str | None = None,
-        train: Callable[..., Iterator[node.Report]] = node.train,
+        train: Callable[..., Iterator[node.Report]] = node.train_on_node,
     ) -> None:
         """specs: of the sweep's runs. concurrency: runs that share a GPU. address: `auto`, HOST:PORT, or None for a
         cluster of this machine alone, which ends with the sweep. train: what a task does.

@@ -101,7 +101,9 @@ def together(reports: Iterable[Report]) -> Iterator[list[Report]]:
         yield batch
 
 
-def train(order: Order, plugins: Mapping[str, bytes], checkpoint: Mapping[str, Iterable[bytes]]) -> Iterator[Report]:
+def train_on_node(
+    order: Order, plugins: Mapping[str, bytes], checkpoint: Mapping[str, Iterable[bytes]]
+) -> Iterator[Report]:
     """Train the run, resuming from `checkpoint`'s files where there are any; its reports.
 
     plugins: the content of each plugin file of the spec, by the path that it has there.
@@ -117,7 +119,7 @@ def train(order: Order, plugins: Mapping[str, bytes], checkpoint: Mapping[str, I
         names.update({ours: theirs for theirs, ours in here.items()})
         spec = validate({**order.spec, "plugins": [here[path] for path in order.spec["plugins"]]})
         with tempfile.TemporaryDirectory(prefix="dsabench-", ignore_cleanup_errors=True) as folder:
-            _train(order, Job(order.run_id, spec, "", halve=order.halve), Path(folder), checkpoint, say)
+            _train_here(order, Job(spec, "", halve=order.halve, run_id=order.run_id), Path(folder), checkpoint, say)
 
     try:
         for report in _said(work):
@@ -146,7 +148,7 @@ def _said(work: Callable[[Callable[[Report], None]], None]) -> Iterator[Report]:
         yield report
 
 
-def _train(
+def _train_here(
     order: Order, job: Job, store: Path, checkpoint: Mapping[str, Iterable[bytes]], say: Callable[[Report], None]
 ) -> None:
     found = fingerprint(job.spec, data_package.fingerprint(job.spec.data))

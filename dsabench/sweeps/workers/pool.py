@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from multiprocessing import Pipe
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -131,7 +132,7 @@ class _Worker:
 
     def begin(self, job: Job, observe: Callable[[Update], None]) -> None:
         engine = job.spec.engine.model_copy(update={"device": self.given.engine["device"]})
-        job = Job(job.run_id, job.spec.model_copy(update={"engine": engine}), job.sweep, job.retry_failed, job.halve)
+        job = replace(job, spec=job.spec.model_copy(update={"engine": engine}))
         self.jobs[job.run_id] = (job, observe)
         self._assign(job)
 

@@ -33,13 +33,13 @@ class Assignment:
 
     spec: dict[str, Any]
     run_id: str
-    sweep: str
+    sweep: str | None
     retry_failed: bool
     halve: bool
 
     def job(self) -> Job:
         """Executes the plugin files that the spec names."""
-        return Job(self.run_id, validate(self.spec), self.sweep, self.retry_failed, self.halve)
+        return Job(validate(self.spec), self.sweep, self.retry_failed, self.halve, run_id=self.run_id)
 
 
 @dataclass(frozen=True)
