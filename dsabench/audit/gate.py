@@ -16,12 +16,9 @@ a CUDA graph brings in; one into gradients alone; and code that behaves differen
 
 from __future__ import annotations
 
-import hashlib
-import random
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 
@@ -29,11 +26,11 @@ from dsabench import ops
 from dsabench.attention.base import Stage
 from dsabench.attention.faults import file_of
 from dsabench.attention.registry import variant
+from dsabench.audit.boundaries import boundaries_of, other_rows
 from dsabench.audit.causality import (
     TOLERANCE_FP64,
     Examination,
     Leak,
-    Trial,
     later,
     layer_outputs,
     other_tokens,
@@ -48,18 +45,8 @@ from dsabench.errors import DsabenchError, LeakError
 from dsabench.model.transformer import Transformer, build
 from dsabench.spec.run import RunSpec
 
-CONSECUTIVE = 8
-"""Boundaries in a row at full size: no pattern over positions that repeats within so many slips through."""
-
 CHANCES = 4
 """Further random states that a small copy is tried with in train mode."""
-
-FACTORS = (3, 25, 15, 9, 7, 125)
-"""The last multiple of each one's largest power-of-two multiple in a window divides by most lengths of blocks."""
-
-SHORT = 32
-"""Longest blocks whose ends the small copies hold; of longer ones that an attention's settings name, one end is
-tried."""
 
 EVERYWHERE = 128
 """Longest window of which every boundary is tried at full size, in eval mode."""
@@ -213,12 +200,6 @@ def _ways(model: Transformer, mode: Mode, stage: Stage, tolerance: float) -> Ite
             yield ", another random state", drawn.leaks(some)
 
 
-def other_rows(length: int) -> list[Trial]:
-    """Rows in which nothing is changed, beside others before and after them in which everything is."""
-    all_of_it, nothing = later(-1, length), later(length - 1, length)
-    return [all_of_it, nothing, nothing, all_of_it]
-
-
 def _audit_full(model: Transformer, known: Sequence[Finding], everywhere: bool) -> tuple[int, int, list[Finding]]:
     """(length, boundaries, findings) at the run's own size, or at the largest power-of-two part of it that fits."""
     length = model.spec.length
@@ -288,35 +269,3 @@ def _examination(
     other = other_tokens(x_T, model.vocab_size, seed=length)
     outputs = layer_outputs(model, stage, losses, packed, step)
     return Examination(lambda x_RT, seed: outputs(x_RT, seed + chance), x_T, other, rows, tolerance)
-
-
-def boundaries_of(length: int, k: int | None, spec: RunSpec) -> tuple[list[int], list[int]]:
-    """Boundaries at full size: eight in a row across the largest power of two, where blocks end; and k-1, k, k+1, the
-    first, the last, a random one, and the ends of blocks of many lengths, those that the attention's settings name
-    first; the same for the same attention and length."""
-    key = f"{length} {spec.attention.model_dump_json()}".encode()
-    draw = random.Random(int.from_bytes(hashlib.sha256(key).digest()[:8], "big"))
-    last = length - 2
-    middle = _power_of_two(last) if last >= 16 else length // 2
-    start = max(0, min(middle - CONSECUTIVE // 2, last - CONSECUTIVE + 1))
-    consecutive = list(range(start, min(start + CONSECUTIVE, last + 1)))
-    wanted = [0, last, draw.randint(0, last)]
-    wanted += [k - 1, k, k + 1] if k is not None else [draw.randint(0, last) for _ in range(3)]
-    blocks = [n for n in _whole_numbers(spec.attention.model_dump()) if SHORT < n <= last + 1]
-    for factor in FACTORS[: 2 if length > 8192 else None]:  # a long window takes minutes
-        blocks += [factor * _power_of_two((last + 1) // factor)] if factor <= last + 1 else []
-    wanted += [(last + 1) // size * size - 1 for size in blocks]
-    others = sorted({t for t in wanted if 0 <= t <= last} - set(consecutive))
-    return consecutive, others
-
-
-def _whole_numbers(values: dict[str, Any]) -> Iterator[int]:
-    for value in values.values():
-        if isinstance(value, dict):
-            yield from _whole_numbers(value)
-        elif type(value) is int:  # a bool is an int, too
-            yield value
-
-
-def _power_of_two(most: int) -> int:
-    return 1 << (most.bit_length() - 1)

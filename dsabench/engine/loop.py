@@ -23,17 +23,15 @@ import torch
 from dsabench.attention.base import Stage
 from dsabench.data import cut
 from dsabench.engine import checkpoint
-from dsabench.engine.backend import backend
-from dsabench.engine.device import matmul_rate
 from dsabench.engine.evaluation import bits_per_byte, selection_recall
-from dsabench.engine.optimizer import learning_rate_factor, stage_at
+from dsabench.engine.optimizer import stage_at
 from dsabench.engine.prepared_run import PreparedRun
+from dsabench.engine.run_records import RunRecords
 from dsabench.engine.segments import segments
 from dsabench.engine.sink import Update
 from dsabench.engine.slot import Memory, Slot, Slots
-from dsabench.engine.step import METRICS, staged
+from dsabench.engine.step import staged
 from dsabench.engine.step_times import StepTimes
-from dsabench.model.transformer import flops_per_window
 from dsabench.shutdown import deferred
 
 CHECKPOINT_SECONDS = 20.0
@@ -98,8 +96,7 @@ class TrainingRun:
     def __init__(self, run: PreparedRun, slot: Slot, shared: bool = False) -> None:
         """shared: other runs use the device at the same time."""
         slot.begin(run.spec)
-        self.spec, self.data, self.sink, self.observe = run.spec, run.data, run.sink, run.observe
-        self.slot, self.shared = slot, shared
+        self.run, self.spec, self.sink, self.slot, self.shared = run, run.spec, run.sink, slot, shared
         spec = run.spec
         self.execution, self.model, self.optimizer, self.step = slot.execution, slot.model, slot.optimizer, slot.step
         self.ranks = slot.execution.ranks
@@ -108,7 +105,6 @@ class TrainingRun:
         self.held_out = self.windows.evaluation("val", spec.train.eval_tokens)
         self.seen = self.windows.evaluation("train", spec.train.eval_tokens)
         self.baseline = self.windows.baseline(self.held_out)
-        self.flops = {stage: sum(flops_per_window(self.model, stage).values()) for stage in ("dense", "sparse")}
         self.last_eval: dict[str, Any] = {}
         self.flight: _Flight | None = None
         self.whole = False
@@ -140,7 +136,7 @@ class TrainingRun:
             with self._changing():
                 update = self._arrive()
             if update is not None:
-                self.observe(update)
+                self.run.observe(update)
             self.ranks.stop_if_asked()
             with self.slot.active():
                 if self.progress.owes_evaluation:
@@ -153,7 +149,7 @@ class TrainingRun:
                 self._evaluate(record=False)
             self.sink.replace_checkpoint(lambda folder: checkpoint.save(folder, self.model, None, self.progress))
             self.saved_step = self.progress.step
-            return self._summary()
+            return self.records.summary(self.last_eval)
 
     @contextmanager
     def _changing(self) -> Iterator[None]:
@@ -178,6 +174,7 @@ class TrainingRun:
             self.progress = checkpoint.load(saved, self.model, self.optimizer)
             self.saved_step = self.progress.step
         self.times = StepTimes(self.progress, self.shared)
+        self.records = RunRecords(self.run, self.slot, self.progress, self.times)
         self.sink.rewind(-1 if saved is None else self.progress.step)
         self.whole = True
         if self.progress.step == 0 or self.progress.owes_evaluation:
@@ -209,7 +206,12 @@ class TrainingRun:
         spec, end = self.spec, flight.end
         evaluates = end % spec.train.eval_every == 0 or end == spec.train.steps
         self.progress.owes_evaluation = evaluates
-        return self._log(flight.stage) if evaluates or end % spec.train.log_every == 0 else None
+        if not (evaluates or end % spec.train.log_every == 0):
+            return None
+        record = self.records.train(flight.stage)
+        self.sink.metrics(record)
+        val_loss = self.last_eval.get("val_loss")
+        return Update(end, spec.train.steps, record["loss"], val_loss, record["tokens_per_second"])
 
     def _land(self, flight: _Flight) -> None:
         """Wait for the device, look at what it did, and capture the stage's graph if this was its first segment."""
@@ -231,26 +233,6 @@ class TrainingRun:
         if graph and stage not in self.step.graphs and goes_on:
             slot.capture(stage)
             self.progress.machine = slot.running.describe()  # without graphs, if that failed
-
-    def _log(self, stage: Stage) -> Update:
-        """One train record for the steps since the last one: the mean loss of all of them, the last step's rest."""
-        spec, end = self.spec, self.progress.step
-        history_SM = torch.tensor([row for rows, _ in self.progress.pending for row in rows])
-        seconds = sum(seconds for _, seconds in self.progress.pending)
-        self.progress.pending.clear()
-        record: dict[str, Any] = {"kind": "train", "step": end, "stage": stage}
-        record.update(zip(METRICS, history_SM[-1].tolist(), strict=True))
-        record["loss"] = float(history_SM[:, 0].mean())
-        if not self.step.has_own_loss:
-            record["kl"] = record["indexer_grad_norm"] = None
-        record["learning_rate"] = spec.train.learning_rate * learning_rate_factor(spec.train, end - 1)
-        record["seconds"] = self.progress.seconds
-        record["shared"] = self.shared
-        record["flops"] = self._flops_after(end)
-        record["tokens_per_second"] = spec.tokens_per_step * len(history_SM) / seconds
-        self.sink.metrics(record)
-        val_loss = self.last_eval.get("val_loss")
-        return Update(end, spec.train.steps, record["loss"], val_loss, record["tokens_per_second"])
 
     def _check(self, history: torch.Tensor, first: int) -> None:
         finite = torch.isfinite(history[:, :2]).all(dim=1)
@@ -296,7 +278,7 @@ class TrainingRun:
                     "step": self.progress.step,
                     "stage": stage,
                     "seconds": self.progress.seconds,
-                    "flops": self._flops_after(self.progress.step),
+                    "flops": self.records.flops_after(self.progress.step),
                     **found,
                     "loss_by_position": val["loss_by_position"],
                     **lists,
@@ -314,37 +296,3 @@ class TrainingRun:
         self.saved_at = time.monotonic()
         self.sink.replace_checkpoint(lambda folder: checkpoint.save(folder, self.model, self.optimizer, self.progress))
         self.saved_step = self.progress.step
-
-    def _flops_after(self, steps: int) -> float:
-        """Model FLOPs of the run's first `steps` steps, by the stage that each is in."""
-        dense = min(steps, self.change)
-        return self.spec.batch_size * (dense * self.flops["dense"] + (steps - dense) * self.flops["sparse"])
-
-    def _summary(self) -> dict[str, Any]:
-        spec, steps, windows = self.spec, self.spec.train.steps, self.spec.batch_size
-        last: Stage = stage_at(spec, steps - 1)
-        step_ms = self.times.step_ms(last)
-        own = sum(p.numel() for p in self.optimizer.own)
-        rate = matmul_rate(self.execution.device, self.execution.precision)
-        return {
-            "steps": steps,
-            "params": sum(p.numel() for p in self.optimizer.backbone) + own,
-            "indexer_params": own,
-            "vocab_size": self.data.vocab_size,
-            "batch_size": windows,
-            "tokens_per_step": spec.tokens_per_step,
-            "tokens": spec.tokens_per_step * steps,
-            "flops": self._flops_after(steps),
-            **self.last_eval,
-            "step_ms": step_ms,
-            "warmup_step_ms": self.times.step_ms("dense"),
-            "tokens_per_second": None if step_ms is None else spec.tokens_per_step / step_ms * 1e3,
-            "train_seconds": self.progress.seconds,
-            "mfu": None if step_ms is None else windows * self.flops[last] / (step_ms / 1e3) / (rate * self.ranks.size),
-            "matmul_flops_per_second": rate,
-            "peak_memory_mb": self.progress.peak_memory_mb,
-            "compile": self.slot.running.compile,
-            "attention_backend": backend(spec, self.execution),
-            "micro_batch": self.step.micro_batch,
-            "recompute": self.step.recompute,
-        }

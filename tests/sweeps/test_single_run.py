@@ -22,6 +22,7 @@ from dsabench.engine import loop
 from dsabench.engine.device import resolve
 from dsabench.engine.evaluation import Evaluator
 from dsabench.engine.prepared_run import PreparedRun
+from dsabench.engine.run_records import RunRecords
 from dsabench.engine.slot import Slots
 from dsabench.engine.step import TrainStep
 from dsabench.errors import DataError, DeviceError, StoreError
@@ -219,7 +220,7 @@ def test_a_kill_between_the_last_checkpoint_and_the_record_loses_nothing(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop.TrainingRun, "_summary", killed)
+        patch.setattr(RunRecords, "summary", killed)
         with pytest.raises(KeyboardInterrupt):
             single_run.train(spec_of(corpus), tmp_path / "runs")
     monkeypatch.setattr(TrainStep, "run", lambda *rest: pytest.fail("a step was repeated"))
@@ -388,7 +389,7 @@ def test_freezing_the_backbone_trains_the_indexer_alone_in_the_warm_up(corpus: P
     spec = validate(values)
     data = prepare(spec.data)
     slot = Slots().take(spec, data.vocab_size, resolve(spec.engine))
-    run = loop.TrainingRun(spec, data, slot, Nowhere(), lambda update: None)
+    run = loop.TrainingRun(PreparedRun(spec, data, slot.execution, Nowhere()), slot)
     run._start()
     before = {name: p.detach().clone() for name, p in run.model.named_parameters()}
     for first, end, stage in list(loop.segments(spec, 0, 20)):
