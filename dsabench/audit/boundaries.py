@@ -23,9 +23,9 @@ boundary at full size."""
 
 
 def boundaries_of(length: int, k: int | None, spec: RunSpec) -> tuple[list[int], list[int]]:
-    """Boundaries at full size: eight in a row across the largest power of two, where blocks end; and k-1, k, k+1, the
-    first, the last, a random one, and the ends of blocks of many lengths, those that the attention's settings name
-    first; the same for the same attention and length."""
+    """(consecutive, others) at full size. Consecutive: eight in a row across the largest power of two, where blocks
+    end. Others: k-1, k, k+1, the first, the last, a random one, and the ends of blocks of many lengths, among them
+    those that the attention's settings name. The same for the same attention and length."""
     key = f"{length} {spec.attention.model_dump_json()}".encode()
     draw = random.Random(int.from_bytes(hashlib.sha256(key).digest()[:8], "big"))
     last = length - 2
@@ -55,6 +55,6 @@ def _power_of_two(most: int) -> int:
 
 
 def other_rows(length: int) -> list[Trial]:
-    """Rows in which nothing is changed, beside others before and after them in which everything is."""
+    """Two rows in which nothing is changed, between two in which everything is."""
     all_of_it, nothing = later(-1, length), later(length - 1, length)
     return [all_of_it, nothing, nothing, all_of_it]

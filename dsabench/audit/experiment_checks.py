@@ -1,4 +1,4 @@
-"""The checks of `dsabench audit`: what of an experiment can be shown sound before, or after, it is run."""
+"""The checks of `dsabench audit`: soundness of an experiment before, or after, it is run."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ FIRST_LOSS_TOKENS = 4096
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was looked at."""
+    """One check and its result."""
 
     check: str
     result: Result
-    """`info` is said and not judged."""
+    """`info` is a fact without a judgement, `n.a.` does not apply."""
 
     detail: str
 
@@ -62,7 +62,7 @@ class Examination:
 
     @property
     def failed(self) -> bool:
-        """Whether a check did."""
+        """Whether a check failed or found a leak."""
         return any(check.result in ("LEAK", "FAIL") for check in self.checks)
 
     def document(self) -> dict[str, Any]:
@@ -83,7 +83,7 @@ def examine(spec: RunSpec, execution: Execution, notify: Callable[[str], None]) 
 
 
 def examine_run(store: str | Path, run: str, device: str | None, notify: Callable[[str], None]) -> Examination:
-    """Examine a stored run, with its checkpoint's weights when it has one; without its text if that is gone."""
+    """Examine a stored run, with its checkpoint's weights if it has one; without its text if that cannot be read."""
     record = find_run(store, run)
     engine = record.spec.get("engine", {})
     here = {**engine, "device": device or "auto"} if isinstance(engine, dict) else engine

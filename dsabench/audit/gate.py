@@ -1,17 +1,18 @@
 """The causality gate: every model is audited for look-ahead before it is trained, and a leak refuses the training.
 
-Looked at are the run's own model at full size, at the boundaries where a mistake most likely sits, and small copies
-with the same attention, at every boundary, in fp64 where the attention allows it; each in train and eval mode and in
-every stage that the run goes through. The copies are also called as only some of training is: at its last step, with
-other random states, one window at a time, with two documents in a window where the run packs them. An attention that
-breaks another part of its contract (rehearsal.py) is refused too. In long windows no variant is asked for a loss of its
-own.
+It looks at the run's own model at full size, at the boundaries where a mistake is most likely, and at small copies with
+the same attention, at every boundary, in fp64 where the attention allows it. Each is tried in train and eval mode and
+in every stage of the run. The copies are also called at the last step of training, with other random states, one
+window at a time, and, where the run packs documents, with two documents in a window. An attention that breaks another
+part of its contract (contract_calls.py) is refused too. In long windows no variant is asked for a loss of its own.
 
-What it cannot see: a leak that the initial weights hide and training opens, such as a gate that starts at zero (the
-small copies' gains and biases are moved for this reason, but only `dsabench audit RUN` looks at trained weights); one
-that needs tokens, steps or chances that were not tried, or at full size positions that were not (of patterns that
-repeat, those within 8 and those of blocks of many round lengths are seen); one below the tolerances; one that bf16 or
-a CUDA graph brings in; one into gradients alone; and code that behaves differently because it is audited.
+It cannot see
+    a leak that the initial weights hide and training opens, such as a gate that starts at zero (the small copies' gains
+        and biases are moved for this reason, but only `dsabench audit RUN` looks at trained weights)
+    a leak that needs tokens, steps or random states that were not tried, or at full size positions that were not: of
+        patterns that repeat, it sees those within 8 positions and those of blocks of many round lengths
+    a leak below the tolerances, one that bf16 or a CUDA graph brings in, and one into gradients alone
+    code that behaves differently because it is audited.
 """
 
 from __future__ import annotations
@@ -66,13 +67,13 @@ _audits: dict[tuple[object, ...], Audit] = {}
 
 
 def forget() -> None:
-    """Audit everything anew."""
+    """Drop all results, so that every model is audited anew."""
     _audits.clear()
 
 
 def audit(spec: RunSpec, vocab_size: int, execution: Execution) -> Audit:
-    """The audit of the spec's initial model, by the backend that it trains with; once in a process for runs that differ
-    in nothing that it looks at, such as their seed."""
+    """The audit of the spec's initial model, by the backend that it trains with. Runs that differ only in what it does
+    not look at, such as their seed, are audited once a process."""
     spec = resolved(spec, execution)
     looked_at = spec.model_dump_json(include={"length", "attention", "model"})
     stages = len(list(_circumstances(spec)))
@@ -89,8 +90,8 @@ def audit(spec: RunSpec, vocab_size: int, execution: Execution) -> Audit:
 
 
 def refuse_leaks(spec: RunSpec, vocab_size: int, execution: Execution) -> Audit:
-    """The audit, when the spec may be trained. Raises LeakError otherwise, and SpecError when the attention breaks
-    another part of its contract; each names its file."""
+    """The audit, if the spec may be trained. Raises LeakError if it may not, and SpecError when the attention breaks
+    another part of its contract; both name its file."""
     found = audit(spec, vocab_size, execution)
     if isinstance(found.crash, DsabenchError):
         raise found.crash
@@ -104,8 +105,8 @@ def refuse_leaks(spec: RunSpec, vocab_size: int, execution: Execution) -> Audit:
 
 
 def audit_model(model: Transformer, execution: Execution) -> Audit:
-    """Audit a model with the weights that it has, on the execution's device; the model's mode is its own again
-    afterwards. Small copies have weights of their own."""
+    """Audit a model with the weights that it has, which must be on the execution's device; its mode is restored. Small
+    copies have weights of their own."""
     # Small copies of a run that computes with the sparse kernels compute with them too, short as they are.
     spec, start = resolved(model.spec, execution), time.perf_counter()
     findings: list[Finding] = []
@@ -124,7 +125,7 @@ def audit_model(model: Transformer, execution: Execution) -> Audit:
             with ops.unfused(not execution.fused):
                 length, boundaries, found = _audit_full(model, findings, everywhere=not copies)
             findings += found
-    except Exception as error:  # the model's own, which its training would meet too
+    except Exception as error:  # of the model, which its training would raise too
         crash = blamed(model, error)
     finally:
         model.train(was_training)
@@ -177,13 +178,13 @@ def _audit_small(copy: RunSpec, execution: Execution) -> tuple[str, list[Finding
 
 
 def _ways(model: Transformer, mode: Mode, stage: Stage, tolerance: float) -> Iterator[tuple[str, list[Leak]]]:
-    """What is special of a way to call a small copy, and the leaks that it shows."""
+    """(words for a way to call a small copy, the leaks that it shows), for each way."""
     length, steps = model.spec.length, model.spec.train.steps
     trials = [*other_rows(length), *(trial for t in range(length - 1) for trial in thorough(t, length))]
     looked = _examination(model, mode, stage, length, len(trials), tolerance)
     leaks = looked.leaks(trials)
     calls = looked.calls(seed=1 if mode == "eval" else 0)  # dropout may draw in train mode
-    yield "", leaks if calls is None else [calls]  # then comparing two calls tells nothing else
+    yield "", leaks if calls is None else [calls]  # where two calls differ anyway, comparing them shows nothing else
     if model.spec.data.packing == "documents":
         yield (
             PACKED,
@@ -215,7 +216,7 @@ def _audit_full(model: Transformer, known: Sequence[Finding], everywhere: bool) 
 def _audit_length(
     model: Transformer, length: int, known: Sequence[Finding], everywhere: bool
 ) -> tuple[int, list[Finding]]:
-    """everywhere: no small copy was to be had, so that nothing else tries every boundary."""
+    """everywhere: there is no small copy, so that every boundary is to be tried here."""
     k = model.spec.attention.n_selected(length)
     consecutive, others = boundaries_of(length, k, model.spec)
     rows, seen = min(8, max(2, 8192 // length)), {*consecutive}
@@ -223,11 +224,11 @@ def _audit_length(
     for mode, stage in _circumstances(model.spec):
         small = [one.leak for one in known if (one.mode, one.stage) == (mode, stage)]
         if any(leak.kind == "calls" for leak in small):
-            continue  # nothing can be told from comparing two calls
-        # An indexer's KL loss would take two thirds of the time in a long window, and no output depends on it.
+            continue  # comparing two calls shows nothing
+        # In a long window an indexer's KL loss would take two thirds of the time, and no output depends on it.
         size, step = (model, mode, stage, length, rows, TOLERANCE), model.spec.train.steps - 1
         looked = _examination(*size, losses=mode == "train" and length <= LOSSES, step=step)
-        # Three batches of eight, and one in the warm-up, which attends to everything: k has no part in it.
+        # Three batches of eight; in the warm-up one, because everything is attended to and k plays no part.
         trials = [later(t, length) for t in consecutive]
         if stage == "sparse":
             limit = EVERYWHERE_WITHOUT_COPIES if everywhere else EVERYWHERE if mode == "eval" else 0

@@ -17,10 +17,10 @@ from dsabench.model.transformer import ForwardPass, Transformer, build
 from dsabench.spec.run import RunSpec
 
 START_TOLERANCE = 0.5
-"""Nats by which the first loss may lie off ln V: logits that start near zero give no more."""
+"""Nats by which the first loss may differ from ln V; logits that start near zero differ by less."""
 
 _LOGITS = 2**24
-"""Logits that are in memory at once."""
+"""Most logits in memory at once."""
 
 
 @dataclass(frozen=True)

@@ -31,10 +31,10 @@ BATCH_TOKENS = 16_384
 """Tokens of one evaluation batch, which bounds the memory of its logits."""
 
 CAPTURE_PAIRS = 2**20
-"""Query-key pairs that mass recall is measured on, in whole windows, at least one."""
+"""Query-key pairs that mass recall is measured on, rounded to whole windows, at least eight where there are so many."""
 
 POSITION_BINS = 256
-"""Loss by position has this many equal bins, or one for each position when the window is shorter."""
+"""Equal bins of loss by position; one for each position where the window is shorter."""
 
 
 class Evaluator:
@@ -103,7 +103,7 @@ class Evaluator:
         return scores
 
     def _capture(self, key: _Key, given: list[Tensor]) -> None:
-        """For the next batches of this shape; the one just scored has warmed up what a capture needs."""
+        """Capture the scoring of batches of this shape; the one just scored has made what a capture needs."""
         inputs, graph = [tensor.clone() for tensor in given], torch.cuda.CUDAGraph()
         self.execution.synchronize()
         mode = self.execution.ranks.capture_mode
@@ -198,7 +198,7 @@ def selection_recall(
         return None
     pairs = CAPTURE_PAIRS if windows.targets is None else 4 * CAPTURE_PAIRS  # targets are few: more windows
     n_windows = min(len(tokens_NT), max(8, pairs // length**2))
-    # Evenly spaced, so that every length looks at the same documents and not at the first ones only.
+    # Evenly spaced over the split, so that short and long windows look at the same documents.
     chosen_N = evenly_spaced(len(tokens_NT), n_windows)
     tokens_NT = tokens_NT[chosen_N]
     targets_NTM = None if windows.targets is None else windows.targets[chosen_N]
@@ -258,7 +258,7 @@ def keys_seen(documents_NT: NDArray[np.int32] | None, n_windows: int, length: in
 
 
 def recall_BQ(selection: Selection, query_Q: NDArray[np.int64]) -> Tensor:
-    """recall_BT of these queries: as the layer gave it, or of the whole mass of a variant that gave that."""
+    """recall_BT of these queries: what the layer gave as mass_inside_BQ, else computed from its whole mass."""
     if selection.mass_inside_BQ is not None:
         return selection.mass_inside_BQ
     inside_BT = recall_BT(selection)
@@ -266,7 +266,7 @@ def recall_BQ(selection: Selection, query_Q: NDArray[np.int64]) -> Tensor:
 
 
 def recall_BT(selection: Selection) -> Tensor:
-    """Attention mass inside each query's selection, (B, T), in [0, 1]."""
+    """Attention mass inside each query's selection: (B, T), from 0 to 1."""
     filled_BTK = selection.selected_BTK >= 0
     assert selection.mass_BTS is not None
     mass_BTK = selection.mass_BTS.gather(-1, selection.selected_BTK.clamp(min=0))
@@ -274,6 +274,6 @@ def recall_BT(selection: Selection) -> Tensor:
 
 
 def found_targets(selection: Selection, targets_BTM: Tensor) -> Tensor:
-    """How many of the listed positions (-1: none) are in their query's selection, whose empty slots are -1 too."""
+    """Number of listed positions in their query's selection; unused places and empty slots (-1) do not count."""
     b, t, m = (targets_BTM >= 0).nonzero(as_tuple=True)
     return (selection.selected_BTK[b, t] == targets_BTM[b, t, m][:, None]).any(-1).sum()

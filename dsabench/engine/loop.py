@@ -3,10 +3,10 @@
 The run is cut into segments, at whose ends the host waits for the device: to log, evaluate, checkpoint or change the
 stage. Between them the device is never waited for, and a segment's wall time over its steps is an honest step time.
 
-Who stops a run (KeyboardInterrupt, or closing the generator) has it checkpointed where it is.
+A run that is stopped (KeyboardInterrupt, or its generator is closed) is checkpointed at its last step.
 
-Several processes that train one run together are each in this loop, at the same place: what a clock or a signal
-decides, rank 0 decides for all, and it alone evaluates and records.
+Processes that train one run together, the ranks, go through this loop in step. Rank 0 decides for all of them what
+depends on a clock or a signal, and it alone evaluates and records.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from dsabench.engine.step_times import StepTimes
 from dsabench.shutdown import deferred
 
 CHECKPOINT_SECONDS = 20.0
-"""Without engine.checkpoint_every: the least time between checkpoints, which is also the most that a kill loses."""
+"""Least time between checkpoints where engine.checkpoint_every is not set; a kill loses about as much training."""
 
 T = TypeVar("T")
 
@@ -47,11 +47,11 @@ class TrainingDiverged(Exception):
 
 
 def train_steps(run: PreparedRun, slots: Slots | None = None) -> Generator[None, None, dict[str, Any]]:
-    """Train one run to its end, resuming from the sink's checkpoint if it has one; the generator's value is the run's
-    summary.
+    """Train one run to its end, resuming from the sink's checkpoint if there is one. The generator's value is the
+    run's summary.
 
-    It yields while its device is at work: the runs of several slots are trained together by taking turns. How fast a
-    step is, is measured while the others wait.
+    It yields while the device is at work, so that runs in several slots are trained by turns. Step times are measured
+    while the other runs wait.
 
     Raises TrainingDiverged at the first step whose loss is not finite, DeviceError when the run does not fit.
     """
@@ -67,7 +67,7 @@ def train_steps(run: PreparedRun, slots: Slots | None = None) -> Generator[None,
 
 
 def to_the_end(training: Generator[None, None, T]) -> T:
-    """The value of a generator, which has the device for itself."""
+    """The value of a training generator, driven without other runs beside it."""
     while True:
         try:
             next(training)
@@ -108,7 +108,7 @@ class TrainingRun:
         self.last_eval: dict[str, Any] = {}
         self.flight: _Flight | None = None
         self.whole = False
-        """Whether model, optimizer and progress are of one step: not before the start, nor while they change."""
+        """Whether model, optimizer and progress are at the same step; False before the start and while they change."""
         self.saved_step = 0
         self.step_seconds: float | None = None
         self.resumed_at = 0
@@ -153,14 +153,14 @@ class TrainingRun:
 
     @contextmanager
     def _changing(self) -> Iterator[None]:
-        """From one whole state of the run to the next: who asks to stop waits for the end."""
+        """While model, optimizer and progress change: a request to stop waits until they are at the same step again."""
         with deferred(), self.slot.active():
             self.whole = False
             yield
             self.whole = True
 
     def _stop(self) -> None:
-        """Checkpoint the run where it is, if that is further than the last checkpoint and the run is whole."""
+        """Checkpoint the run at its last step, unless a checkpoint has that step or the run is not `whole`."""
         if self.whole and self.flight is not None:
             with self._changing():
                 self._arrive()
@@ -178,7 +178,7 @@ class TrainingRun:
         self.sink.rewind(-1 if saved is None else self.progress.step)
         self.whole = True
         if self.progress.step == 0 or self.progress.owes_evaluation:
-            self._evaluate()  # before the first step: near ln V, or the start is not sane
+            self._evaluate()  # before the first step, where the loss should be near ln V
         self.times.on(self.slot.running.describe())
         self.resumed_at = self.progress.step
 
@@ -193,13 +193,13 @@ class TrainingRun:
         memory = Memory(self.slot)
         start = time.perf_counter()
         history_SM = self.step.run(first, stage, *given)
-        # Memory is taken when work is launched, so this is the segment's own peak whatever other runs do meanwhile.
+        # Memory is allocated when work is launched: this peak is the segment's own, whatever other runs do after it.
         peaks = [peak for peak in (self.progress.peak_memory_mb, memory.peak_mb()) if peak is not None]
         self.progress.peak_memory_mb = max(peaks, default=None)
         return _Flight(first, end, stage, alone, start, history_SM)
 
     def _arrive(self) -> Update | None:
-        """Land the segment in flight, and log it where that is due: all of its last step but an evaluation."""
+        """Land the segment in flight, and record it where a train record is due; evaluations are left to the caller."""
         flight, self.flight = self.flight, None
         assert flight is not None
         self._land(flight)
@@ -288,7 +288,8 @@ class TrainingRun:
         return found
 
     def _is_time_to_save(self) -> bool:
-        """A checkpoint of a small model takes as long as a hundred of its steps: not worth it every few seconds."""
+        """Whether a checkpoint is due. One of a small model takes as long as a hundred steps, so it is not made every
+        few seconds."""
         asked = self.spec.engine.checkpoint_every is not None
         return asked or self.ranks.same(time.monotonic() - self.saved_at >= CHECKPOINT_SECONDS)
 

@@ -1,7 +1,7 @@
 """One training step: forward, backward, clipping, AdamW; the same code for every variant, eager or in a CUDA graph.
 
-Nothing in a step waits for the host. A segment's batches and learning rates lie on the device before its first step,
-and its metrics stay there until the loop fetches them: between two steps the host has nothing to do.
+No step waits for the host. A segment's batches and learning rates are copied to the device before its first step, and
+its metrics stay there until the loop fetches them.
 
 Legend: B batch, T time, S steps of a segment, M metrics.
 """
@@ -40,11 +40,11 @@ METRICS = (
 """Columns of the step history, in order; `kl` and `indexer_grad_norm` are 0 where there is no indexer loss."""
 
 EAGER_STEPS = 3
-"""Steps at the start of a stage that run eagerly: they create optimizer state and library handles, which must exist
-before a capture, and they are real training steps, so that capturing changes nothing that is learnt."""
+"""Steps at the start of a stage that run eagerly. They create the optimizer state and library handles that a capture
+needs. They are steps of the training like all others, so capturing changes nothing that is learnt."""
 
 SEGMENT_STEPS, SEGMENT_TOKENS = 64, 2**22
-"""Most steps, and most tokens, whose batches lie on the device at once."""
+"""Most steps, and most tokens, whose batches are on the device at once."""
 
 
 class TrainStep:
@@ -59,8 +59,8 @@ class TrainStep:
         micro_batch: int | None = None,
         recompute: bool = False,
     ) -> None:
-        """micro_batch: windows of one forward and backward pass, a divisor of this rank's share; None is all of it.
-        recompute: keep only what enters each block, and compute the block again in the backward pass."""
+        """micro_batch: windows of one forward and backward pass, a divisor of this rank's share; None: the whole share.
+        recompute: keep only each block's input, and compute the block again in the backward pass."""
         self.model, self.optimizer, self.spec, self.execution = model, optimizer, spec, execution
         self.ranks = execution.ranks
         windows = self.ranks.windows(spec.batch_size)
@@ -73,16 +73,16 @@ class TrainStep:
         self.weights = Weights(model, execution)
         self.graphs: dict[Stage, torch.cuda.CUDAGraph] = {}
         self.pool = torch.cuda.graph_pool_handle() if execution.graph else None
-        """Memory that the graphs of one model share: they never run at the same time, and keep nothing in it."""
+        """Memory that the graphs of one model share: they run one after another, and keep nothing in it."""
         self.has_own_loss = False
         """Whether the last computed step had a loss of the attention's own (an indexer's KL)."""
         steps = max(1, min(SEGMENT_STEPS, SEGMENT_TOKENS // spec.tokens_per_step))
         device = execution.device
         self.batches_SBT = torch.zeros(steps, windows, spec.length + 1, dtype=torch.int64, device=device)
         self.scored_SBT: Tensor | None = None
-        """Which targets count, where not all of them do: of a task, or of packed documents."""
+        """Which targets count in the loss, for a task or packed documents; None where all do."""
         self.documents_SBT: Tensor | None = None
-        """Which of its window's documents each input belongs to, where windows hold several."""
+        """Document of its window that each input belongs to; None where a window is one document."""
         self.most_documents: int | None = None
         """As Batch has it, of the windows in documents_SBT."""
         shape = (steps, windows, spec.length)
@@ -93,9 +93,10 @@ class TrainStep:
         self.factors_S = torch.zeros(steps, device=device)
         self.history_SM = torch.zeros(steps, len(METRICS), device=device)
         self.index_1 = torch.zeros(1, dtype=torch.int64, device=device)
-        """Place of the next step in those above; on the device, so that a replayed graph advances it."""
+        """Index of the next step in the buffers above; on the device, so that a replayed graph advances it."""
         self.step_1 = torch.zeros(1, dtype=torch.int64, device=device)
-        """The number of that step; every forward pass is given this very tensor, whose address a graph keeps."""
+        """The number of that step in the training. Every forward pass is given this tensor itself: a captured graph
+        keeps its address."""
         self.compiled: dict[Block, Any] = {}
         if execution.compiled:
             self.compiled = {block: torch.compile(block, dynamic=False) for block in model.layers()}
@@ -109,8 +110,8 @@ class TrainStep:
         documents_SBT: Tensor | None = None,
         most_documents: int | None = None,
     ) -> Tensor:
-        """Train on this rank's share batches[i] of a batch, of which scored[i] count, as step first + i; the metrics
-        (S, M) of the share, on the device and possibly still running. The fields of a Staged."""
+        """Train on batches[i], this rank's share of a batch, as step first + i; the arguments are the fields of Staged.
+        Returns the share's metrics (S, M), on the device, where they may still be being computed."""
         self.most_documents = most_documents
         size, parts = len(self.batches_SBT), []
         for i in range(0, len(batches_SBT), size):
@@ -136,7 +137,7 @@ class TrainStep:
         self.step_1.fill_(first)
         for i in range(steps):
             if self.spec.model.dropout:
-                # Keyed by seed, step and rank: the same masks for every variant, and after a resume.
+                # Keyed by seed, step and rank, so that every variant and a resumed run draw the same masks.
                 torch.manual_seed(dropout_seed(self.spec.seed, first + i, self.ranks.rank))
             if stage in self.graphs:
                 self.graphs[stage].replay()
@@ -181,7 +182,7 @@ class TrainStep:
         self.step_1.add_(1)
 
     def _backward(self, stage: Stage, share: float, *micro_batch: Tensor | None) -> Tensor:
-        """Add `share` of the gradients of one micro-batch; its losses and router statistics as one tensor."""
+        """Add one micro-batch's gradients times `share`; returns its losses and router statistics as one tensor."""
         losses = self.weights.within(lambda: self._losses(stage, share, *micro_batch))
         with part("optimizer"):
             self.weights.collect()
@@ -250,7 +251,7 @@ class Staged(NamedTuple):
 
 
 def staged(batches: Sequence[Batch], device: torch.device) -> Staged:
-    """A segment's batches, in memory that a GPU reads itself."""
+    """A segment's batches as tensors; for a GPU in pinned memory, which it copies from without the host."""
 
     def stacked(arrays: Sequence[NDArray[Any]]) -> Tensor:
         tensor = torch.from_numpy(np.stack(arrays))
@@ -273,7 +274,7 @@ def own_stream(execution: Execution) -> torch.cuda.Stream | None:
 
 
 def dropout_seed(seed: int, step: int, rank: int = 0) -> int:
-    """63 bits keyed by training seed, step and rank. One process draws other masks for a batch than several do."""
+    """63 bits keyed by training seed, step and rank. Several processes draw other masks for a batch than one does."""
     of = f"/{rank}" if rank else ""
     digest = hashlib.blake2b(f"dropout/{seed}/{step}{of}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1

@@ -13,9 +13,9 @@ from dsabench.sweeps.plan import fingerprint
 
 
 def record_death(job: Job, store: Path, how: str, log: str) -> RunRecord:
-    """Mark the run `failed`, with what its process last wrote; what it stored before it died stays.
+    """Mark the run `failed`, with the end of its process's output. What it had stored stays.
 
-    A run that had ended, or that another process has taken up since, is returned as it is.
+    Where the run had ended, or another process has taken it up since, its record is returned as it is.
     """
     said = failures.death(store / job.run_id)
     what = f", {said.splitlines()[0]}" if said else ""

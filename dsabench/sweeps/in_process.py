@@ -37,7 +37,7 @@ class Here:
     def begin(self, job: Job, observe: Callable[[Update], None]) -> None:
         """As `Launcher` says."""
         if self.found_no_memory:
-            gc.collect()  # what the run had may still lie in cycles
+            gc.collect()  # reference cycles may still hold the run's memory
             self.found_no_memory = False
         self.active.append((job, train_by_turns(job, self.place, observe)))
 
@@ -64,10 +64,10 @@ class Here:
 
     def one_at_a_time(self) -> None:
         """As `Launcher` says."""
-        self.place = replace(self.place, slots=Slots())  # the memory of those before is needed
+        self.place = replace(self.place, slots=Slots())  # frees the memory of those before
 
     def close(self) -> None:
         """As `Launcher` says."""
         while self.active:
-            with suppress(StoreError):  # of the others each is to be closed
+            with suppress(StoreError):  # the others are to be closed too
                 self.active.popleft()[1].close()

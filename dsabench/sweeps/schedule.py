@@ -1,4 +1,4 @@
-"""A sweep, from its plan to its last record: which run is trained when, whatever place trains it."""
+"""The course of a sweep, from its plan to its last record: the order of its runs, wherever they are trained."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def run_sweep(
 
 
 class _Schedule:
-    """Which run is next."""
+    """The runs of a sweep that wait, are under way, or are put off."""
 
     def __init__(
         self,
@@ -119,16 +119,16 @@ class _Schedule:
         self.waiting = deque(planned)
         self.active: dict[str, PlannedRun] = {}
         self.crowded: list[PlannedRun] = []
-        """To be trained by themselves when all others have ended."""
+        """To be trained one at a time when all others have ended."""
         self.elsewhere: dict[str, float] = {}
-        """Runs that were found in the hands of another process, and when they were last looked at."""
+        """Runs that another process trains, and when they were last looked at."""
 
     def goes_on(self) -> bool:
         """Whether a run is under way or left."""
         return bool(self.waiting or self.active or self.crowded)
 
     def only_the_crowded_are_left(self) -> bool:
-        """Whether it is their turn now, in which case they wait like others from now on."""
+        """Whether only runs are left that must be alone. If so they wait like others from now on."""
         if self.waiting or self.active:
             return False
         self.waiting.extend(self.crowded)
@@ -136,7 +136,7 @@ class _Schedule:
         return True
 
     def next(self) -> PlannedRun | None:
-        """The next run that may be looked at now; it no longer waits."""
+        """Take the next run off those that wait; None where all of them were looked at a moment ago."""
         now = time.monotonic()
         for place, run in enumerate(self.waiting):
             if now - self.elsewhere.get(run.run_id, -math.inf) >= BUSY_SECONDS:
@@ -145,29 +145,29 @@ class _Schedule:
         return None
 
     def spec_of(self, run: PlannedRun) -> RunSpec:
-        """What is to be trained. Raises RunBusyError where another process trains the run."""
+        """The spec to train the run with. Raises RunBusyError where another process trains it."""
         if status(self.store, run.run_id) == "running":
             raise RunBusyError(run.run_id)
         return self.micro_batches.agree(run, self.store) if self.micro_batches else run.spec
 
     def look_again(self) -> None:
-        """Time has passed: `next` may return any run that waits."""
+        """Let `next` return any run that waits, for time has passed."""
         self.elsewhere = dict.fromkeys(self.elsewhere, -math.inf)
 
     def is_busy(self, run: PlannedRun) -> None:
-        """Another process trains the run."""
+        """Put off a run that another process trains."""
         if run.run_id not in self.elsewhere:
             self.notify(f"{run.run_id} is being trained by another process; it is looked at again later")
         self.elsewhere[run.run_id] = time.monotonic()
         self.waiting.append(run)
 
     def is_crowded(self, run: PlannedRun, why: str) -> None:
-        """The run is trained again when it can be alone."""
+        """Put off a run until it can be alone."""
         self.crowded.append(run)
         self.notify(f"{run.run_id} {why}; it is trained alone afterwards")
 
     def is_cut(self, run: PlannedRun, fewer: int) -> None:
-        """The run, and all that it is compared with, have fewer windows at a time."""
+        """Train the run, and all that it is compared with, with `fewer` windows at a time."""
         assert self.micro_batches is not None
         others = self.micro_batches.lower(run, fewer, self.store)
         waiting = {other.run_id for other in self.waiting}
@@ -185,7 +185,7 @@ def _record_sweep(
     command: list[str] | None,
     notify: Callable[[str], None],
 ) -> str:
-    """Write the sweep's record; its id. The verdict stays what it was when the sweep began."""
+    """Write the sweep's record; returns its id. The verdict stays what it was when the sweep began."""
     identity = sweep_id(sweep, planned)
     spec, created = sweep.plain(), {}
     if (store / "sweeps" / f"{identity}.json").exists():
@@ -212,7 +212,7 @@ def _record_sweep(
 
 
 def _refuse_leaks(specs: Sequence[RunSpec], execution: Execution, notify: Callable[[str], None]) -> None:
-    """Before the first run of a sweep is trained, so that a leak is not found hours later. Raises LeakError."""
+    """Audit every model before the first run is trained, so that a leak is not found hours later. Raises LeakError."""
     vocab_sizes: dict[DataSpec, int] = {}
     for i, spec in enumerate(specs):
         if i == 0:

@@ -64,8 +64,8 @@ class Place:
 def train_by_turns(job: RunJob, place: Place, observe: Callable[[Update], None]) -> Generator[None, None, RunRecord]:
     """As `train`, in one of the place's slots, yielding while the device is at work.
 
-    Raises NoRoomBesideOthersError when memory runs out in a slot that is not the only one, with `halve`
-    TooManyWindowsError when it does with a micro-batch that can be halved, and DeviceLostError.
+    Raises NoRoomBesideOthersError when memory runs out beside other slots; where job.halve asks for it,
+    TooManyWindowsError when memory runs out with a micro-batch that can be halved; DeviceLostError.
     """
     spec, store, slots, notify = job.spec, place.store, place.slots, place.notify
     execution = leader.spread(spec, place.execution, job.data_parallel)
@@ -104,7 +104,7 @@ def train_by_turns(job: RunJob, place: Place, observe: Callable[[Update], None])
         if died:
             return writer.finish("failed", summary=mark, error=failures.of_death(died.splitlines()[0]), log=died)
         try:
-            if audit.crash is not None:  # no answer, and the training would only meet it again
+            if audit.crash is not None:  # training would raise the same
                 raise audit.crash
             listening = failures.deaths(writer.path) if slots.count == 1 else nullcontext()
             run = PreparedRun(spec, data, execution, writer, observe)
@@ -128,12 +128,12 @@ def train_by_turns(job: RunJob, place: Place, observe: Callable[[Update], None])
                 raise DeviceLostError(f"{failures.LOST}, shared by {slots.count} runs: give --concurrency 1") from error
             reason = failures.reason(spec, error, windows_at_a_time)
             return writer.finish("failed", summary=mark, error=reason, log=failures.log(error))
-        with deferred():  # done is done
+        with deferred():  # a run that is trained to its end is recorded as done, whatever signal comes now
             return writer.finish("done", summary={**summary, **mark})
 
 
 class DeviceLostError(DeviceError):
-    """The device fails every call from now on, and which of several runs is to blame is not known."""
+    """The device fails every call from now on, and it is not known which of several runs is to blame."""
 
 
 class NoRoomBesideOthersError(Exception):

@@ -1,7 +1,7 @@
-"""The leader of the ranks of one run: it starts them by torchrun's agent, hears them and answers.
+"""The leader of the ranks of one run: it starts them by torchrun's agent, takes their messages and answers.
 
-This process trains nothing. It has refused what is to be refused, it alone writes the run and hears signals, and it
-tells rank 0 to stop. A rank that fails or dies ends all of them.
+The leader trains nothing. It alone writes the run to the store and handles signals, and it tells rank 0 when to stop.
+A rank that fails or dies ends all of them.
 """
 
 from __future__ import annotations
@@ -40,17 +40,17 @@ from dsabench.spec.run import RunSpec
 T = TypeVar("T")
 
 LOOK_SECONDS = 0.2
-"""Time between looks at whether the agent still runs; what ranks say is heard at once."""
+"""Time between looks at whether the agent still runs; messages of ranks are taken at once."""
 
 GRACE_SECONDS = 2.0
-"""How long a rank that lost another waits for that one's own words, or its end, to be the reason."""
+"""How long the leader waits, once a rank has lost another, for the lost one's message or end, which says why."""
 
 END_SECONDS = 10.0
-"""How long the end of the ranks is waited for, which comes at once but on a busy machine."""
+"""How long the leader waits for the end of the ranks, which takes no time but on a busy machine."""
 
 
 def spread(spec: RunSpec, execution: Execution, size: int) -> Execution:
-    """The execution by `size` processes, as rank 0 has it; the execution itself for one.
+    """The execution by `size` processes, as rank 0 has it; unchanged for one.
 
     Raises SpecError where the batch has no `size` equal shares, DeviceError where there are not as many GPUs.
     """
@@ -118,7 +118,7 @@ class _Agent(threading.Thread):
 
     def run(self) -> None:
         """Until all ranks have ended."""
-        # Ranks inherit it: what is sent to all processes of a job, this one hears alone, and has them stop in order.
+        # Ranks inherit the mask: a signal to all processes of a job reaches the leader alone, which stops them in turn.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
         try:
             with _hushed():
@@ -139,7 +139,7 @@ class _Ranks:
         self.door.bind(str(folder / "line"))
         self.door.listen(self.size)
         self.lines: dict[Connection, int | None] = {}
-        """Which rank is at its other end; None before it has said so."""
+        """The rank at the other end of each line; None before its `hello`."""
         self.begun = self.asked = False
         self.ended: dict[int, Said] = {}
         self.lost: tuple[float, Said] | None = None
@@ -147,7 +147,7 @@ class _Ranks:
         self.agent.start()
 
     def to_the_end(self) -> dict[str, Any]:
-        """Hear the ranks until all are done; rank 0's summary."""
+        """Take messages of the ranks until all are done; returns rank 0's summary."""
         while len(self.ended) < self.size:
             try:
                 ready = wait([self.door, *self.lines], LOOK_SECONDS)
@@ -168,12 +168,12 @@ class _Ranks:
         return summary
 
     def end(self) -> None:
-        """End what there is of the ranks."""
+        """End the ranks that are there."""
         for line in self.lines:
             line.close()
         self.door.close()
         self.lines.clear()
-        self.agent.join(1.0 if self.asked else END_SECONDS)  # who was asked to stop has the run to record, in time
+        self.agent.join(1.0 if self.asked else END_SECONDS)  # when asked to stop, time is left to record the run
 
     def _welcome(self) -> None:
         connected, _ = self.door.accept()
@@ -229,7 +229,7 @@ class _Ranks:
             raise said.contents[0]
 
     def _look(self) -> None:
-        """Whether something has gone wrong that no rank says."""
+        """Raise the error that no rank reports: a rank was lost, or the agent ended too early."""
         if self.lost is not None and time.monotonic() > self.lost[0]:
             reason, log = self.lost[1].contents
             raise RankFailedError(reason, log + self._logs())
@@ -237,7 +237,7 @@ class _Ranks:
             raise self._death(None)
 
     def _death(self, rank: int | None) -> RankFailedError | DeviceError:
-        """Of a rank that said nothing; None where it is not known which. Ends the others."""
+        """The error for a rank that died without a message; None where it is not known which did. Ends the others."""
         self.end()
         codes = self.agent.exit_codes
         if rank is None and self.agent.error is not None:
@@ -252,14 +252,14 @@ class _Ranks:
         return RankFailedError(f"rank {rank} of {self.size} {how}; {again} ({failures.LOG})", self._logs())
 
     def _logs(self) -> str:
-        """What each rank printed."""
+        """The output of each rank."""
         found = ((path.stem, path.read_text(errors="replace")) for path in sorted(self.folder.glob("rank*.log")))
         return "".join(f"\n{rank}:\n{text}" for rank, text in found if text.strip())
 
 
 @contextlib.contextmanager
 def _hushed() -> Iterator[None]:
-    """Nothing of what torchrun's agent says reaches the user, who is told once, here; no trace of it is left."""
+    """Silences torchrun's agent while inside, because the leader tells the user. Restores all settings afterwards."""
     variable = "TORCHELASTIC_SIGNALS_TO_HANDLE"
     before, nothing = os.environ.get(variable), logging.NullHandler()
     loggers = [logging.getLogger(f"torch.distributed.{name}") for name in ("elastic", "launcher")]

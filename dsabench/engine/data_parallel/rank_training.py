@@ -20,10 +20,10 @@ from dsabench.spec.stored_spec import stored_spec
 
 
 def train_as_rank(task: Task, ranks: Ranks, line: Line) -> None:
-    """Train, and say how it ended. Does not return."""
+    """Train the task's run as one of its ranks, and tell the leader how it ended. Does not return."""
     summary: dict[str, Any] | None = None
     try:
-        with shutdown.on_signals(), shutdown.deferred():  # rank 0 asks at fixed places whether to stop, for all
+        with shutdown.on_signals(), shutdown.deferred():  # rank 0 asks for all, at fixed places, whether to stop
             summary = _trained(task, ranks, line)
     except KeyboardInterrupt:
         if summary is None:  # done is done
