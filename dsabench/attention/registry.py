@@ -1,4 +1,4 @@
-"""The attention variants there are, by name: the built-in ones, and those that plugin files register.
+"""The registry of attention variants by name: the built-in ones, and those that plugin files register.
 
 from dsabench.attention import Attention, register
 
@@ -44,19 +44,19 @@ A = TypeVar("A", bound="type[Attention]")
 def register(variant: A) -> A:
     """Class decorator: make `variant` selectable as `attention: {kind: NAME}`; NAME is its spec class's `kind`.
 
-    Raises SpecError that lists all that the class lacks, or when another file's class already has the name.
+    Raises SpecError that lists everything the class lacks, or when another file's class has the name already.
     """
     if found := problems(variant):
         raise SpecError(f"{getattr(variant, '__name__', variant)} cannot be registered: {'; '.join(found)}")
     name = name_of(variant.spec_class)
-    assert name is not None, "problems() has seen to it"
+    assert name is not None, "problems() reports a class without a name"
     if name in BUILT_IN and variant.__module__ != _home(name):
         inherited = "" if "spec_class" in vars(variant) else ", in a spec_class of its own (now it inherits one)"
         raise SpecError(
             f"attention kind {name!r} is built in and cannot be replaced; give the variant another name{inherited}"
         )
     known = _variants.get(name)
-    # A file that was edited and loaded again may replace its own variants, and nobody else's.
+    # A file that was edited and is loaded again may replace its own variants, and no other file's.
     if known is not None and _origin(known) != _origin(variant):
         raise SpecError(f"attention kind {name!r} is already registered by {known.__qualname__} of {_origin(known)}")
     _variants[name] = variant
@@ -103,7 +103,7 @@ def is_built_in(kind: object) -> bool:
 
 @contextlib.contextmanager
 def no_plugins() -> Iterator[None]:
-    """Inside, every plugin file is refused before it is looked at: for specs and stored runs of somebody else."""
+    """Refuses every plugin file while inside, before it is read: for specs and stored runs of somebody else."""
     global _refused
     before, _refused = _refused, True
     try:
@@ -122,7 +122,7 @@ def check_plugin_allowed(path: str, origin: str = "") -> None:
 
 
 def load_plugin(path: str, origin: str = "") -> str:
-    """Import a user's Python file, which registers its variants; once a file and content. It runs as code.
+    """Execute a user's Python file, which registers its variants; once for a file and its content.
 
     path: absolute, from ~, or from the current folder. origin: who names it, for `check_plugin_allowed`. Returns the
     absolute path. Raises SpecError naming the file, and the line where Python knows it, when the file is missing, fails
@@ -147,10 +147,10 @@ def load_plugin(path: str, origin: str = "") -> str:
     module_spec = importlib.util.spec_from_file_location(name, file)
     if module_spec is None:
         raise SpecError(f"plugins: {path} is not a Python file (.py)")
-    kinds()  # the built-in ones are registered before, or the plugin's imports would register them as its own
+    kinds()  # registers the built-in ones first, or the plugin's imports would register them as its own
     before = dict(_variants)
     own = {kind for kind, origin in _files.items() if origin == file}
-    for kind in own:  # of what the file held before it was edited; what it imports stays
+    for kind in own:  # that the file defined before it was edited; those that it imports stay
         if _variants[kind].__module__.startswith(_PREFIX):
             del _variants[kind]
     module = importlib.util.module_from_spec(module_spec)

@@ -95,7 +95,7 @@ def run_once(case: Case, x: Inputs) -> dict[str, Tensor]:
 
 
 def expected(case: Case, settings: Settings, x: Inputs) -> dict[str, Tensor]:
-    """What it should be, by kernels.reference in fp64."""
+    """The right results, by attention/dsa/reference.py in fp64."""
     leaves = [part.double().requires_grad_() for part in x[:6]]
     q_BTHD, k_BSGD, v_BSGD, *index = leaves
     length = q_BTHD.shape[1]

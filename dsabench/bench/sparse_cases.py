@@ -66,7 +66,7 @@ class _WithMask(_DSA):
 
 
 class Reference(_WithMask):
-    """kernels.reference, gathering each query's keys. Scores in fp32 from the inputs as they are."""
+    """attention/dsa/reference.py, gathering each query's keys. Scores in fp32 from the inputs as they are."""
 
     name = "dsa-reference"
 
@@ -91,7 +91,7 @@ class Reference(_WithMask):
 
 
 class Masked(_WithMask):
-    """kernels.masked: an L x L product with a mask, q, k and v in the order of memory that batched products take."""
+    """attention/dsa/masked.py: an L x L product with a mask, of q, k and v as batched products want them in memory."""
 
     name = "dsa-masked"
 
@@ -118,8 +118,8 @@ class Masked(_WithMask):
 
 
 class Triton(_DSA):
-    """kernels.sparse. In the dense stage attention is PyTorch's own choice of scaled_dot_product_attention, and the KL
-    loss streams over all causal keys."""
+    """attention/dsa/triton/. In the dense stage attention is PyTorch's own choice of scaled_dot_product_attention, and
+    the KL loss streams over all causal keys."""
 
     name = "dsa-triton"
 

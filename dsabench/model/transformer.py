@@ -62,13 +62,13 @@ PLAIN = ForwardPass()
 
 @dataclass(frozen=True)
 class ModelOutput:
-    """What one forward pass yields."""
+    """The output of one forward pass."""
 
     logits_BTV: Tensor
     """Scores of the next token."""
 
     attention_loss: Tensor | None
-    """Mean over layers of the attention's own loss (an indexer's KL), or None when the variant has none."""
+    """Mean over layers of the attention's own loss (an indexer's KL); None when the variant has none."""
 
     balance_loss: Tensor
     """Mean over layers of the router's load-balancing loss."""
@@ -82,7 +82,7 @@ class ModelOutput:
 
 @dataclass(frozen=True)
 class Features:
-    """What the model yields before the product with the embedding; the fields of ModelOutput but its logits."""
+    """The output before the product with the embedding. Fields without a text are those of ModelOutput."""
 
     x_BTD: Tensor
     """The normalised residual stream."""
@@ -98,7 +98,7 @@ class Features:
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + experts(norm(x)); the last addition is left to whoever reads x next."""
+    """x + attention(norm(x)), then x + experts(norm(x)); the last addition is left to the next block or norm."""
 
     def __init__(self, spec: RunSpec, layer: int) -> None:
         super().__init__()
@@ -115,8 +115,8 @@ class Block(nn.Module):
         dropout: float,
         mean_load: Callable[[Tensor], Tensor] | None = None,
     ) -> tuple[Tensor, Tensor, Tensor | None, RouterStatistics]:
-        """(x, what is yet to be added to it) -> the same after this layer, the attention's own loss, the router's
-        statistics. Additions wait so that each is one pass with the norm that follows it."""
+        """(x, a pending addition to it) -> (x, pending addition, the attention's own loss, the router's statistics) of
+        this layer. An addition is left pending so that it is one pass over memory together with the norm after it."""
         x_BTD, normed_BTD = add_norm(x_BTD, pending_BTD, self.attention_norm)
         with part("attention"):
             mixed = self.attention(normed_BTD, context)
@@ -127,7 +127,7 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Token ids (B, T) to next-token logits (B, T, V). Build it with `build` so that its weights are initialised."""
+    """Token ids (B, T) to next-token logits (B, T, V). `build` makes one with initial weights."""
 
     def __init__(self, spec: RunSpec, vocab_size: int) -> None:
         super().__init__()
@@ -148,8 +148,8 @@ class Transformer(nn.Module):
         forward_pass: ForwardPass = PLAIN,
         call: Callable[..., Any] = Block.__call__,
     ) -> tuple[Tensor, Features]:
-        """Mean cross-entropy of the (scored) targets in nats, and the rest of what a training step needs; no logits are
-        kept. call(block, *inputs) calls a block: a training step may want it compiled or recomputed."""
+        """Mean cross-entropy of the scored targets in nats, and the features; no logits are kept. call(block, *inputs)
+        calls a block, so that a training step can have it compiled or recomputed."""
         with part("rest of the model"):
             features = self.features(tokens_BT, forward_pass, call)
         with part("logits and loss"):
@@ -205,8 +205,8 @@ class Transformer(nn.Module):
 def build(spec: RunSpec, vocab_size: int) -> Transformer:
     """A Transformer on the CPU in fp32 with its initial weights drawn.
 
-    Each parameter is drawn from a generator keyed by (seed, its name): a parameter that two variants share starts
-    bit-identical in both, whatever else either of them has.
+    Each parameter is drawn from a generator keyed by seed and its name, so a parameter that two variants share starts
+    with the same bits in both.
     """
     model = Transformer(spec, vocab_size)
     for name, parameter in model.named_parameters():
@@ -219,13 +219,13 @@ def build(spec: RunSpec, vocab_size: int) -> Transformer:
 
 
 def outline(spec: RunSpec, vocab_size: int) -> Transformer:
-    """A Transformer without memory or values, on the meta device: for counting its parameters and FLOPs."""
+    """A Transformer on the meta device, without memory or values, for counting its parameters and FLOPs."""
     with torch.device("meta"), _Uninitialised():
         return Transformer(spec, vocab_size)
 
 
 class _Uninitialised(TorchFunctionMode):
-    """Leaves tensors as they were made: PyTorch's initialisers import its compiler for a meta tensor, for seconds."""
+    """Skips PyTorch's initialisers while inside: for a meta tensor they import its compiler, which takes seconds."""
 
     def __torch_function__(
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -237,11 +237,12 @@ class _Uninitialised(TorchFunctionMode):
 
 
 def _initial_std(name: str, parameter: Tensor, spec: RunSpec) -> float:
-    """Unit variance in, unit variance out: fan_in^-1/2, smaller where an output ends in the residual stream."""
+    """fan_in^-1/2, so that variance stays 1; smaller where an output is added to the residual stream."""
     if name == "embedding.weight":
-        # Tied. The final norm makes |x| = sqrt(D) and at the start x points along its own token's embedding, so that
-        # token's logit is D std. At the default, 1/D, it is 1 and the first loss is ln V for every V and D, where the
-        # usual 0.02 gives exp(0.02 D) times a small vocabulary's average. The way in multiplies by 1 / std.
+        # The embedding is tied. The final norm makes |x| = sqrt(D). At the start x points along the embedding of its
+        # own token, so that the logit of that token is D std. At the default, std = 1/D, it is 1, and the first loss is
+        # ln V for every V and D. At the usual 0.02 the token would be exp(0.02 D) times as probable as others. Embedded
+        # input tokens are multiplied by 1 / std.
         return 1.0 / spec.model.embedding_scale
     fan_in = parameter.shape[-2] if name.endswith(("_EDF", "_EFD")) else parameter.shape[-1]
     # So that the variance of the residual stream does not grow with depth (GPT-2's rule).

@@ -168,16 +168,20 @@ def test_the_training_step_counts_for_the_selection() -> None:
     cpu = Execution(torch.device("cpu"), "fp32", graph=False, deterministic=True)
     slot = Slot(spec, 50, cpu, MemoryPlan(spec.batch_size, False, {}))
     seen: list[int | None] = []
+    addresses: set[int] = set()
     first = slot.model.layers()[0].attention
     honest = first.forward
 
     def spy(x_BTD: Tensor, context: AttentionContext) -> Any:
         seen.append(None if context.step is None else int(context.step))
+        addresses.update([] if context.step is None else [context.step.data_ptr()])
         return honest(x_BTD, context)
 
     first.forward = spy  # type: ignore[method-assign]
     batches = torch.randint(50, (3, spec.batch_size, 17))
     slot.step.run(7, "sparse", batches)
+    slot.step.run(20, "dense", batches[:1])
     slot.model.eval()
-    slot.model(batches[0, :, :-1])
-    assert seen == [7, 8, 9, None]
+    slot.model(batches[0, :, :-1], ForwardPass(step=torch.tensor([5])))
+    assert seen == [7, 8, 9, 20, None]
+    assert len(addresses) == 1, "a captured graph keeps the address of the step"

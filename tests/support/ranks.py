@@ -1,8 +1,8 @@
 """Trains small runs by two processes in this one's forks, which saves them the imports; prints what came out.
 
-    python tests/ranks.py FOLDER        # FOLDER/corpus holds texts
+    python tests/support/ranks.py FOLDER        # FOLDER/corpus holds texts
 
-Also with planted defects, which tests/engine/test_parallel.py must notice.
+Also with planted defects, which tests/engine/test_ranks.py must notice.
 """
 
 from __future__ import annotations

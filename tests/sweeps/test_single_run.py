@@ -18,7 +18,7 @@ import torch
 
 import dsabench
 from dsabench.data import Windows, prepare
-from dsabench.engine import loop
+from dsabench.engine import device, loop
 from dsabench.engine.device import resolve
 from dsabench.engine.evaluation import Evaluator
 from dsabench.engine.prepared_run import PreparedRun
@@ -345,7 +345,9 @@ def test_a_sweep_goes_on_after_a_failed_run(corpus: Path, tmp_path: Path, monkey
     sweep = Sweep(base(corpus, steps=10), {"attention.kind": ["dense", "dsa"]})
     sweep.base["attention"] = {**DSA}
     planned = plan.plan(sweep.runs(), tmp_path / "runs")
-    records = list(run_sweep(sweep, planned, tmp_path / "runs", resolve(planned[0].spec.engine)))
+    execution = resolve(planned[0].spec.engine)
+    monkeypatch.setattr(device, "_device", lambda name: pytest.fail("the engine was resolved again"))
+    records = list(run_sweep(sweep, planned, tmp_path / "runs", execution))
     assert [record.status for record in records] == ["failed", "done"]
     assert records[0].error == "RuntimeError: a bug in a plugin (log.txt in the run's folder)"
     trace = (tmp_path / "runs" / records[0].run_id / "log.txt").read_text(encoding="utf-8")

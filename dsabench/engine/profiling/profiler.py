@@ -1,4 +1,4 @@
-"""Runs the steps of a case as the engine does, times them, and traces them.
+"""The profiler: it runs the steps of a case as the engine does, times them, and traces them.
 
 All cases are timed before the first is traced: a profiler that was once on may leave its hooks in the driver.
 
