@@ -27,7 +27,7 @@ from dsabench.attention.registry import variant
 from dsabench.audit.causality import Examination, Leak, thorough
 from dsabench.audit.contract_calls import TOLERANCE, rehearse
 from dsabench.audit.soundness import routing, shared_start
-from dsabench.model.transformer import Transformer, build
+from dsabench.model.transformer import ForwardPass, Transformer, build
 from dsabench.spec.run import RunSpec
 
 STAGES: tuple[Stage, ...] = ("dense", "sparse")
@@ -97,8 +97,10 @@ def check_causal_model(spec: RunSpec) -> None:
     ) % model.vocab_size
     for training in (True, False):
         model.train(training)
-        for model.stage in STAGES:
-            leak = find_leak(functools.partial(_logits, model), tokens_T, other_T, list(range(spec.length)))
+        for stage in STAGES:
+            leak = find_leak(
+                functools.partial(_logits, model, stage=stage), tokens_T, other_T, list(range(spec.length))
+            )
             assert leak is None, (
                 f"the model with {spec.attention.kind} looks ahead: logits {leak.position} changed by {leak.size:.2g} "
                 f"although only tokens after {leak.boundary} did"
@@ -115,9 +117,8 @@ def check_the_seed_lives_in_tensors(spec: RunSpec) -> None:
     with torch.no_grad():
         for name, tensor in [*used.named_parameters(), *used.named_buffers()]:
             tensor.copy_(initial[name])
-    for used.stage in STAGES:
-        fresh.stage = used.stage
-        assert torch.equal(_logits(used, tokens_BT), _logits(fresh, tokens_BT)), (
+    for stage in STAGES:
+        assert torch.equal(_logits(used, tokens_BT, stage), _logits(fresh, tokens_BT, stage)), (
             f"{spec.attention.kind} keeps the seed in Python: keep what depends on it in a parameter or a buffer"
         )
 
@@ -182,14 +183,14 @@ def check_gradients(spec: RunSpec) -> None:
     choice = spec.attention.n_selected(spec.length) != 1
     model = _model(spec)
     tokens_BT = torch.randint(model.vocab_size, (2, spec.length + 1), generator=torch.Generator().manual_seed(2))
-    for model.stage in STAGES:
-        found = routing(model, tokens_BT)
+    for stage in STAGES:
+        found = routing(model, tokens_BT, stage)
         by_lm, by_own, own, backbone = found.by_language_model, found.by_own_loss, found.own, found.backbone
-        assert not by_lm & own, f"{model.stage} stage: the language-model loss reaches {set(by_lm & own)}"
-        assert by_lm >= backbone or not choice, f"{model.stage} stage: no gradient reaches {set(backbone - by_lm)}"
+        assert not by_lm & own, f"{stage} stage: the language-model loss reaches {set(by_lm & own)}"
+        assert by_lm >= backbone or not choice, f"{stage} stage: no gradient reaches {set(backbone - by_lm)}"
         if by_own is not None:
-            assert not by_own & backbone, f"{model.stage} stage: the own loss reaches {set(by_own & backbone)}"
-            assert by_own >= own or not choice, f"{model.stage} stage: the own loss does not reach {set(own - by_own)}"
+            assert not by_own & backbone, f"{stage} stage: the own loss reaches {set(by_own & backbone)}"
+            assert by_own >= own or not choice, f"{stage} stage: the own loss does not reach {set(own - by_own)}"
 
 
 def check_capture(spec: RunSpec) -> None:
@@ -298,10 +299,10 @@ def _run(
     return out
 
 
-def _logits(model: Transformer, tokens_NT: Tensor) -> Tensor:
+def _logits(model: Transformer, tokens_NT: Tensor, stage: Stage) -> Tensor:
     torch.manual_seed(0)
     with torch.no_grad():
-        logits: Tensor = model(tokens_NT).logits_BTV
+        logits: Tensor = model(tokens_NT, ForwardPass(stage=stage)).logits_BTV
     return logits
 
 

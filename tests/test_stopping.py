@@ -17,12 +17,14 @@ from chaos import comparable, differences, picture, prepare
 import dsabench
 from dsabench import shutdown
 from dsabench.engine import checkpoint, segments, step_times
+from dsabench.engine.device import resolve
 from dsabench.engine.evaluation import Evaluator
 from dsabench.engine.slot import Slots
 from dsabench.engine.step import TrainStep
 from dsabench.spec.run import RunSpec
 from dsabench.store import RunWriter, find_checkpoint, index
 from dsabench.sweeps import single_run
+from dsabench.sweeps.launcher import RunJob
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +100,8 @@ def test_a_run_that_waits_for_its_device_is_landed_and_checkpointed(
     """Of runs that share a GPU, one hears of the signal; the others are closed while their steps are under way."""
     monkeypatch.setattr(step_times, "TIMED_SEGMENTS", 1)  # then the last segment of the five is not alone
     store = tmp_path / "wild"
-    training = single_run.training(spec, store, None, False, lambda update: None, lambda message: None, Slots(2))
+    place = single_run.Place(store, resolve(spec.engine), Slots(2), lambda message: None)
+    training = single_run.train_by_turns(RunJob(spec), place, lambda update: None)
     next(training)
     training.close()
     (run,) = dsabench.load_runs(store).to_dict("records")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections import defaultdict
@@ -114,6 +115,13 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
 def test_no_public_name_is_a_room() -> None:
     """`import dsabench.sweeps.plan` would put the room in the place of a function of its name."""
     assert not set(dsabench.__all__) & set(ORDER)
+
+
+def test_nothing_is_written_past_a_frozen_dataclass() -> None:
+    """By `object.__setattr__(x, ...)` or `vars(x)[...] = ...`."""
+    for path in MODULES.values():
+        text = path.read_text(encoding="utf-8")
+        assert "object.__setattr__" not in text and not re.search(r"(vars\(\w+\)|__dict__)\[[^]]*\] = ", text), path
 
 
 COMMANDS = PACKAGE / "cli" / "commands"

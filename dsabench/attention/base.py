@@ -1,7 +1,7 @@
-"""The contract of an attention variant: what the model hands it, what it owes, and the projections all variants share.
+"""The contract of an attention variant: what it is given, what it owes, and the projections that all variants share.
 
-A variant is one file: a pydantic spec class (an `AttentionSpec`) and a module (an `Attention`) registered together.
-It is plugged in at x -> out, because an indexer needs x and not only queries and keys.
+A variant is one file: a pydantic spec class (an `AttentionSpec`) and a module (an `Attention`), registered together.
+It maps x to out, not queries and keys to out, because an indexer needs x.
 
 Legend: B batch, T query, S key, D model width (head width in a BTHD tensor), H query heads, G key/value heads,
 K selected slots, Q queries whose mass is looked at.
@@ -26,56 +26,57 @@ if TYPE_CHECKING:
     from dsabench.spec.run import RunSpec
 
 Stage = Literal["dense", "sparse"]
-"""`dense`: the warm-up, in which a selecting variant attends to everything while its selector learns; then `sparse`."""
+"""`dense`: the warm-up, in which a selecting variant attends to everything while its indexer learns; then `sparse`."""
 
 
 @dataclass
 class Selection:
-    """What one layer selected for one batch, and what full attention would have looked at."""
+    """The keys that one layer selected for one batch, and the attention mass that full attention would have given."""
 
     selected_BTK: Tensor
     """Indices of the selected keys, -1 in empty slots."""
 
     mass_BTS: Tensor | None = None
-    """Full softmax attention probabilities of this layer's queries and keys, mean over heads, fp32; L x L, so None
-    where context.whole_mass is off and mass_inside_BQ does."""
+    """Full softmax attention probabilities of this layer's queries and keys, mean over heads, fp32. They are L x L, so
+    None where context.whole_mass is False and mass_inside_BQ is given instead."""
 
     scores_BTS: Tensor | None = None
     """Index scores, for variants that compute them."""
 
     mass_inside_BQ: Tensor | None = None
-    """The mass inside the selection of the queries `recall_queries(T)`, where that is all that is asked."""
+    """The mass inside the selection, of the queries `recall_queries(T)`; where context.whole_mass is False."""
 
 
 @dataclass
 class AttentionContext:
-    """What every layer of one forward pass shares."""
+    """What all layers of one forward pass share. Each pass has one of its own."""
 
     positions_T: Tensor
     """Positions of the window's tokens, for rotary embedding."""
 
     stage: Stage = "sparse"
-    """The stage of training; evaluation uses the stage that the model is in."""
+    """The stage of training, or the one that an evaluation looks at."""
 
     document_ids_BT: Tensor | None = None
     """Which document each token belongs to, where a window packs several; no query sees another document."""
 
     capture: dict[int, Selection] | None = None
-    """When not None, selecting variants put their layer's Selection here. Costs an L x L product: off in training."""
+    """When not None, a selecting variant puts its Selection here, by its layer. None in training, because it costs an
+    L x L product."""
 
     step: Tensor | None = None
-    """The training step, one int64 on the device, to key randomness by; None in evaluation."""
+    """The training step, one int64 on the device, for randomness to be keyed by; None in evaluation."""
 
     whole_mass: bool = True
-    """Whether a captured Selection must hold the whole attention mass and scores; False asks for mass_inside_BQ, whose
-    memory does not grow with L x L. A variant that heeds only True is right too."""
+    """True: a captured Selection holds the whole attention mass and the scores. False: mass_inside_BQ is enough, whose
+    memory does not grow with L x L; a variant may give the whole mass all the same."""
 
     most_documents: int | None = None
-    """Documents of which a window has part in document_ids_BT, at most, where that is known before."""
+    """Most documents that a window of document_ids_BT has parts of, where that is known beforehand."""
 
     losses: bool = True
-    """Whether AttentionOutput.aux_loss is looked at; False where only outputs are, for the sake of time. A variant that
-    heeds only True is right too."""
+    """Whether AttentionOutput.aux_loss is used. False where only outputs are, so that no time is spent on it; a variant
+    may compute it all the same."""
 
     _allowed: Tensor | None = field(default=None, init=False, repr=False)
     _rotations: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict, init=False, repr=False)
@@ -103,7 +104,7 @@ class AttentionOutput:
 
 
 class Projections(nn.Module):
-    """Query, key, value and output projections with rotary embedding: the part that every variant shares by name.
+    """Query, key, value and output projections with rotary embedding. All variants have them by the same names.
 
     MHA, GQA and MQA by spec.model.n_kv_heads. No biases.
     """
@@ -124,8 +125,8 @@ class Projections(nn.Module):
         (B, H, T, D), for batched products."""
         cos_TD, sin_TD = context.rotation(self.head_dim, self.rope_base)
         if fused(x_BTD, self.query.weight):
-            # Joining small matrices costs one short copy; one product of three times the width saves two of three
-            # launches each way, each too small to fill a GPU.
+            # One product of three times the width, in place of three that are too small to fill a GPU. Joining the
+            # matrices costs one short copy.
             weight = torch.cat([self.query.weight, self.key.weight, self.value.weight])
             n_heads, n_groups = (len(layer.weight) // self.head_dim for layer in (self.query, self.key))
             return split_heads(F.linear(x_BTD, weight), n_heads, n_groups, cos_TD, sin_TD, head_major)
@@ -150,9 +151,9 @@ class Projections(nn.Module):
 class Attention(nn.Module, abc.ABC):
     """Base of every attention variant; a subclass sets `spec_class` and implements `forward` and `flops`.
 
-    What depends on spec.seed belongs in a parameter or a buffer: runs of all seeds of a sweep reuse one module.
+    Whatever depends on spec.seed must be in a parameter or a buffer: runs of all seeds of a sweep reuse one module.
     Parameters are drawn when the model is built, whatever the constructor gave them: matrices normal with standard
-    deviation fan_in^-1/2, vectors 1, those whose name ends in `bias` 0. What must start otherwise belongs in a buffer.
+    deviation fan_in^-1/2, vectors 1, those whose name ends in `bias` 0. A tensor that must start otherwise is a buffer.
     """
 
     spec_class: ClassVar[type[AttentionSpec]]
@@ -172,32 +173,34 @@ class Attention(nn.Module, abc.ABC):
 
     @classmethod
     def resolve(cls, spec: RunSpec, no_kernels: str | None) -> AttentionSpec:
-        """spec.attention with what it leaves to the machine decided, for the engine to plan with and to record.
+        """spec.attention with each `auto` decided for the machine, for the engine to plan with and to record.
 
         no_kernels: why Triton kernels do not run on the device, None when they do. Raises SpecError when the spec asks
-        for what cannot run.
+        for something that cannot run.
         """
         return spec.attention
 
     def prepare(self, context: AttentionContext) -> None:
-        """Compute what all layers of a forward pass share, before the first of them."""
+        """Ask the context for what `forward` will ask it for: it is then computed once for all layers, and not inside
+        a block, which may be compiled or recomputed. Called on every layer before the first one's `forward`."""
         context.rotation(self.projections.head_dim, self.projections.rope_base)
 
     @abc.abstractmethod
     def flops(self, stage: Stage) -> dict[str, float]:
-        """Model FLOPs of one window, forward and backward, by item: what the method needs, whatever a backend spends.
+        """Model FLOPs of one layer for one window, forward and backward, by item: those that the method needs.
 
-        A multiply-add is 2 FLOPs; masked-out pairs and recomputation do not count. Every item is for one layer.
-        A window counts as one document: of packed ones, pairs across documents count too.
+        A multiply-add is 2 FLOPs. Masked pairs and recomputation of a backend do not count. A window counts as one
+        document, so of packed documents pairs across them count too.
         """
 
     def kept_per_pair(self, width: int) -> float:
-        """Bytes that training keeps for each of a window's L x L pairs, `width` bytes a number of the matrix products:
-        none where nothing of that size is made. For the memory estimate."""
+        """Bytes that training keeps for each of the L x L pairs, for the memory estimate; 0 where it keeps nothing
+        of that size. width: bytes of a number in the matrix products."""
         return 0.0
 
     def own_parameters(self) -> set[str]:
-        """Names of the parameters that only `aux_loss` trains (an indexer's): apart in optimizer, clip and counts."""
+        """Names of the parameters that `aux_loss` alone trains (an indexer's). They are optimized, clipped and counted
+        apart."""
         return set()
 
 
@@ -209,14 +212,14 @@ def pairs(spec: RunSpec, selected: int | None = None) -> float:
 
 
 RECALL_QUERIES = 4096
-"""Most queries of a window whose attention mass is looked at for mass recall."""
+"""Most queries of a window that mass recall is measured on."""
 
 RECALL_PAIRS = 2**24
-"""Most pairs, over all rows of a batch, whose mass exists at a time for mass recall: 64 MiB, a few times over."""
+"""Most pairs, over all rows of a batch, whose mass is in memory at a time for mass recall: a few tensors of 64 MiB."""
 
 
 def recall_queries(length: int, device: torch.device | None = None) -> Tensor:
-    """(Q,) positions whose mass recall is looked at: all of a window up to RECALL_QUERIES, else so many evenly."""
+    """(Q,) positions that mass recall is measured at: all of a window, or RECALL_QUERIES evenly spaced ones."""
     count = min(length, RECALL_QUERIES)
     return (2 * torch.arange(count, device=device) + 1) * length // (2 * count)
 
@@ -234,12 +237,13 @@ def capture(
 
 
 def capture_mass(q_BTHD: Tensor, k_BSGD: Tensor, context: AttentionContext) -> Tensor:
-    """Full softmax attention probabilities, mean over heads: (B, T, S), fp32, the truth a selection is judged by."""
+    """Full softmax attention probabilities, mean over heads: (B, T, S), fp32; a selection is judged by them."""
     return _mass(q_BTHD, k_BSGD, context.allowed)
 
 
 def mass_inside(selected_BTK: Tensor, q_BTHD: Tensor, k_BSGD: Tensor, context: AttentionContext) -> Tensor:
-    """Share of each looked-at query's attention mass that lies in its selection, (B, Q), by slabs of RECALL_PAIRS."""
+    """Share of the attention mass of each of recall_queries that lies in its selection: (B, Q), by slabs of
+    RECALL_PAIRS."""
     n_batch, length = selected_BTK.shape[:2]
     query_Q = recall_queries(length, q_BTHD.device)
     parts = []
@@ -256,7 +260,7 @@ def _mass(q_BTHD: Tensor, k_BSGD: Tensor, allowed: Tensor) -> Tensor:
     with torch.no_grad(), torch.autocast(q_BTHD.device.type, enabled=False):
         groups = q_BTHD.shape[2] // k_BSGD.shape[2]
         mass_BTS = torch.zeros((), device=q_BTHD.device)
-        for head in range(q_BTHD.shape[2]):  # one head at a time: H times less memory, and only for capture
+        for head in range(q_BTHD.shape[2]):  # one head at a time, for H times less memory
             scores_BTS = q_BTHD[:, :, head].float() @ k_BSGD[:, :, head // groups].float().transpose(-1, -2)
             scores_BTS = scores_BTS * q_BTHD.shape[-1] ** -0.5
             mass_BTS = mass_BTS + scores_BTS.masked_fill(~allowed, -torch.inf).softmax(dim=-1)

@@ -45,7 +45,7 @@ def construct(spec: RunSpec, layer: int) -> Attention:
 
 
 def _builds_elsewhere(cls: type[Attention], spec: RunSpec, layer: int) -> bool:
-    """Whether the constructor fails for want of values alone."""
+    """Whether the constructor fails on the meta device and works on the CPU."""
     if torch.get_default_device().type != "meta":
         return False
     try:
@@ -64,7 +64,7 @@ def _unsaid(attention: Attention) -> str | None:
 
 
 def _miscounted(attention: Attention) -> str | None:
-    """What flops, own_parameters or kept_per_pair gives that no engine can use."""
+    """What is wrong with the result of flops, own_parameters or kept_per_pair; None when nothing is."""
     stages: tuple[Stage, ...] = ("dense", "sparse")
     asking = ""
     try:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def problems(variant: type) -> list[str]:
-    """All that keeps a class from being registered as an attention; [] when nothing does."""
+    """Everything that keeps a class from being registered as an attention; [] when nothing does."""
     from dsabench.attention.base import Attention
     from dsabench.spec.attention import AttentionSpec
 
@@ -57,8 +57,8 @@ def name_of(spec_class: type[AttentionSpec]) -> str | None:
 
 
 def fault(variant: type, kind: str, what: str, error: BaseException | None = None) -> SpecError:
-    """`FILE:LINE: attention KIND: WHAT`, to be raised: the line is the innermost one of the class's file that `error`
-    came from, or that of its `forward`."""
+    """`FILE:LINE: attention KIND: WHAT` as an error to raise. The line is the innermost one of the class's file in the
+    traceback of `error`, or that of its `forward`."""
     file = file_of(variant)
     if file is None:
         return SpecError(f"attention {kind}: {what}")

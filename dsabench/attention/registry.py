@@ -30,19 +30,19 @@ A = TypeVar("A", bound="type[Attention]")
 def register(variant: A) -> A:
     """Class decorator: make `variant` selectable as `attention: {kind: NAME}`; NAME is its spec class's `kind`.
 
-    Raises SpecError that lists all that the class lacks, or when another file's class already has the name.
+    Raises SpecError that lists everything the class lacks, or when another file's class has the name already.
     """
     if found := problems(variant):
         raise SpecError(f"{getattr(variant, '__name__', variant)} cannot be registered: {'; '.join(found)}")
     name = name_of(variant.spec_class)
-    assert name is not None, "problems() has seen to it"
+    assert name is not None, "problems() reports a class without a name"
     if name in BUILT_IN and variant.__module__ != _home(name):
         inherited = "" if "spec_class" in vars(variant) else ", in a spec_class of its own (now it inherits one)"
         raise SpecError(
             f"attention kind {name!r} is built in and cannot be replaced; give the variant another name{inherited}"
         )
     known = _variants.get(name)
-    # A file that was edited and loaded again may replace its own variants, and nobody else's.
+    # A file that was edited and is loaded again may replace its own variants, and no other file's.
     if known is not None and _origin(known) != _origin(variant):
         raise SpecError(f"attention kind {name!r} is already registered by {known.__qualname__} of {_origin(known)}")
     _variants[name] = variant

@@ -3,8 +3,8 @@
     out[t] = softmax(Q[t] K[s0..t]^T / sqrt(D)) V[s0..t]        s0 the first key of t's document
 
 By torch.nn.functional.scaled_dot_product_attention, whose flash, cuDNN and efficient backends stream the scores.
-Documents are sequences of their own to torch.nn.attention.varlen where flash attention runs and their number has a
-bound; elsewhere they need a mask, which exists for one slab of queries at a time, forward and backward.
+Packed documents are given to torch.nn.attention.varlen as sequences, where flash attention runs and their number has a
+bound. Elsewhere they need a mask, which is made for one slab of queries at a time, forward and backward.
 
 Legend: B batch, T query (a slab's, in `_slab`), S key, H query heads, G key/value heads, D head width, N all tokens of
 a batch, E ends of documents.
@@ -33,15 +33,15 @@ def attention(
     document_ids_BT: Tensor | None = None,
     most_documents: int | None = None,
 ) -> Tensor:
-    """(B, T, H, D) by every key that a query may see; document ids, rising from 0 in each row, and how many of them a
-    row has at most, as AttentionContext has them."""
+    """(B, T, H, D), over every key that a query may see. document_ids_BT rise from 0 in each row; both they and
+    most_documents are as AttentionContext has them."""
     if document_ids_BT is not None and most_documents is not None and _is_for_flash(q_BTHD):
         return _by_sequences(q_BTHD, k_BSGD, v_BSGD, document_ids_BT, most_documents)
     q_BHTD, k_BGSD, v_BGSD = (x.transpose(1, 2) for x in (q_BTHD, k_BSGD, v_BSGD))
     groups = k_BGSD.shape[1]
     grouped = groups != q_BHTD.shape[1]
     if grouped and not (q_BHTD.is_cuda and q_BHTD.dtype != torch.float32 and document_ids_BT is None):
-        # Only flash and cuDNN attention know KV heads; for others PyTorch falls back to an L x L product.
+        # Only flash and cuDNN attention take fewer KV heads; otherwise PyTorch falls back to an L x L product.
         k_BGSD, v_BGSD = (x.repeat_interleave(q_BHTD.shape[1] // groups, dim=1) for x in (k_BGSD, v_BGSD))
         grouped = False
     if document_ids_BT is None:
@@ -52,7 +52,7 @@ def attention(
     if rows >= length:
         return _slab(q_BHTD, k_BGSD, v_BGSD, document_ids_BT, 0).transpose(1, 2)
     slabs = [
-        # Recomputed in the backward pass: kept, the slabs' masks would be L x L again.
+        # Recomputed in the backward pass, because the masks of all slabs together are L x L.
         checkpoint(
             _slab, q_BHTD[:, :, t : t + rows], k_BGSD[:, :, : t + rows], v_BGSD[:, :, : t + rows],
             document_ids_BT[:, : t + rows], t, use_reentrant=False, preserve_rng_state=False,
@@ -70,11 +70,11 @@ def _is_for_flash(q_BTHD: Tensor) -> bool:
 
 
 def _by_sequences(q_BTHD: Tensor, k_BSGD: Tensor, v_BSGD: Tensor, ids_BT: Tensor, most: int) -> Tensor:
-    """Each document is a sequence; those that rows lack of `most` are empty ones."""
-    from torch.nn.attention import varlen  # loads PyTorch's compiler, for seconds: only who needs it waits for it
+    """Each document as a sequence; a row with fewer than `most` documents has empty sequences for the rest."""
+    from torch.nn.attention import varlen  # here, because it loads PyTorch's compiler, which takes seconds
 
     heads, groups = q_BTHD.shape[2], k_BSGD.shape[2]
-    if groups != heads:  # PyTorch 2.10 knows no KV heads here
+    if groups != heads:  # PyTorch 2.10 takes no fewer KV heads here
         k_BSGD, v_BSGD = (x.repeat_interleave(heads // groups, dim=2) for x in (k_BSGD, v_BSGD))
     end_E, length = sequence_ends(ids_BT, most), q_BTHD.shape[1]
     q_NHD, k_NHD, v_NHD = (x.flatten(0, 1) for x in (q_BTHD, k_BSGD, v_BSGD))
@@ -87,14 +87,14 @@ def _by_sequences(q_BTHD: Tensor, k_BSGD: Tensor, v_BSGD: Tensor, ids_BT: Tensor
 
 
 def sequence_ends(ids_BT: Tensor, most: int) -> Tensor:
-    """(B * most + 1,) int32: where the documents of all rows, laid end to end, begin, and where the last one ends; what
-    is left over begins there too. Nothing in it waits for the device."""
+    """(B * most + 1,) int32: where the sequences of all rows, laid end to end, begin, and the end of the last one. An
+    empty sequence begins where the next one does. The host does not wait for the device."""
     n_tokens = ids_BT.numel()
     row_B1 = torch.arange(len(ids_BT), device=ids_BT.device)[:, None]
     sequence_N = (row_B1 * most + ids_BT).flatten()
     begin_E = torch.full((len(ids_BT) * most + 1,), n_tokens, dtype=torch.int64, device=ids_BT.device)
     begin_E.scatter_reduce_(0, sequence_N, torch.arange(n_tokens, device=ids_BT.device), "amin")
-    # A row's own empty ones begin where the next row's first one does: the least of all that follow.
+    # A row's empty sequences begin where the next row's first one does: the least of all that follow.
     return begin_E.flip(0).cummin(0).values.flip(0).int()
 
 

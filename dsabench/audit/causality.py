@@ -2,10 +2,10 @@
 
     leak at t  <=>  |f(x)[t] - f(x')[t]| > tolerance  for some x' that agrees with x at 0..t
 
-Compared are the outputs of every layer and the final hidden state. Logits at t are a product with the hidden state at t
-alone, so nothing that reaches them is missed. A difference is relative to the RMS of its own layer's output
-there: a leak is seen however small a share of the residual stream its layer is. Both passes have the same shapes
-and the same random state, so what is the same in both is rounded alike and drops out.
+The outputs of every layer and the final hidden state are compared. Logits at t are a product with the hidden state at
+t alone, so nothing that reaches them is missed. A difference is relative to the RMS of its own layer's output at that
+position, so that a leak is seen however small its layer's share of the residual stream is. Both passes have the same
+shapes and the same random state, so rounding is the same in both and drops out.
 
 Legend: R rows of a batch, T time, D model width, M modules.
 """
@@ -21,15 +21,16 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from dsabench.attention.base import Attention
+from dsabench.attention.base import Attention, Stage
 from dsabench.audit.contract_calls import check_output
-from dsabench.model.transformer import Transformer
+from dsabench.model.transformer import ForwardPass, Transformer
 
 TOLERANCE_FP64 = 1e-5
-"""The same in fp64: parts of a model may still compute in fp32, whose rounding (a padded FFT's 2e-6) this allows."""
+"""Tolerance in fp64. Parts of a model may still compute in fp32, whose rounding (2e-6 of a padded FFT) it allows."""
 
 QUIET = 0.1
-"""An output below this share of its layer's RMS is judged by that: rounding is large beside what nearly cancels."""
+"""An output below this share of its layer's RMS is compared with that share of it: where terms nearly cancel, rounding
+is large beside the output."""
 
 Kind = Literal["look-ahead", "rows", "calls"]
 Outputs = Mapping[str, Tensor]
@@ -91,9 +92,9 @@ class Examination:
         self.base: Outputs | None = None
 
     def calls(self, seed: int) -> Leak | None:
-        """Whether another call gives what the first gave, `seed` being its random state; to be asked after `leaks`,
-        whose calls had other inputs."""
-        # NaN twice is the same twice: `leaks` has called it a leak.
+        """A leak from chance or earlier calls: another call with the random state `seed` gives other outputs than the
+        first. To be called after `leaks`, whose calls had other inputs."""
+        # NaN in both calls is no difference here: `leaks` has reported it.
         base = {name: value.nan_to_num() for name, value in self._base().items()}
         again = {name: value.nan_to_num() for name, value in self.forward(self._copies(), seed).items()}
         nothing = [later(len(self.x_T) - 1, len(self.x_T))] * self.rows
@@ -103,8 +104,8 @@ class Examination:
     def leaks(self, trials: Sequence[Trial]) -> list[Leak]:
         """The first confirmed leak into earlier positions, and the first one from other rows.
 
-        A trial that finds something is done again with other inputs, in all rows of a batch: where a rounding tipped a
-        choice between two keys or experts it will not happen again, and what came from other rows cannot.
+        A trial that finds a leak is done again with other inputs, in all rows of a batch. A choice between two keys or
+        experts that rounding had tipped is then not tipped again, and other rows cannot be the cause.
         """
         found = sorted(self._run(trials), key=lambda pair: pair[1].position)
         rows = [leak for _, leak in found if leak.kind == "rows"][:1]
@@ -117,7 +118,8 @@ class Examination:
         return rows
 
     def first_leak(self, end: int, seconds: float) -> Leak | None:
-        """The first position below `end` that leaks, looked for from 0 on, for so many seconds at most."""
+        """The first position below `end` that leaks, searched from 0 on for at most so many seconds; None if none is
+        found."""
         length, until = len(self.x_T), time.perf_counter() + seconds
         for start in range(0, min(end, length - 1), self.rows):
             boundaries = range(start, min(start + self.rows, end, length - 1))
@@ -132,7 +134,7 @@ class Examination:
         last = len(self.x_T) - 1
         for first in range(0, len(trials), self.rows):
             chunk = list(trials[first : first + self.rows])
-            chunk += [later(-1, len(self.x_T))] * (self.rows - len(chunk))  # of which nothing is asked
+            chunk += [later(-1, len(self.x_T))] * (self.rows - len(chunk))  # fillers, in which no output is compared
             copies, other = self._copies(), self.other(self.rows)
             for row, trial in enumerate(chunk):
                 copies[row, trial.changed.start : trial.changed.stop] = other[
@@ -176,9 +178,11 @@ def relative_change(base: Tensor, outputs: Tensor) -> Tensor:
     return (outputs - base).abs().amax(-1) / scale_RT
 
 
-def layer_outputs(model: Transformer, losses: bool = True, packed: bool = False, step: int = 0) -> Forward:
-    """Tokens (R, T) -> the output of every attention and expert layer and the final hidden state, as the model's mode
-    and stage are, called as training or evaluation calls it: code may ask whether gradients are on, and for the step.
+def layer_outputs(
+    model: Transformer, stage: Stage, losses: bool = True, packed: bool = False, step: int = 0
+) -> Forward:
+    """Tokens (R, T) -> the output of every attention and expert layer and the final hidden state, in the model's mode,
+    called as training or evaluation calls it: code may ask whether gradients are on, and for the step.
 
     losses: as AttentionContext has it. packed: each row has two documents, which meet elsewhere than in the next row.
     step: of training; evaluation has none. Raises SpecError when an attention returns something else than the contract
@@ -188,17 +192,15 @@ def layer_outputs(model: Transformer, losses: bool = True, packed: bool = False,
     def forward(tokens_RT: Tensor, seed: int) -> Outputs:
         torch.manual_seed(seed)
         outputs: dict[str, Tensor] = {}
-        before = model.step, model.most_documents
-        if model.training:
-            model.step = torch.full((1,), step, dtype=torch.int64, device=tokens_RT.device)
-        ids_RT = two_documents(*tokens_RT.shape).to(tokens_RT.device) if packed else None
-        model.most_documents = 2
-        try:
-            with torch.enable_grad() if model.training else torch.inference_mode(), _recording(model, outputs):
-                features = model.features(tokens_RT, document_ids_BT=ids_RT, losses=losses)
-                outputs["the final hidden state"] = features.x_BTD.detach()
-        finally:
-            model.step, model.most_documents = before
+        forward_pass = ForwardPass(
+            stage=stage,
+            step=torch.full((1,), step, dtype=torch.int64, device=tokens_RT.device),
+            document_ids_BT=two_documents(*tokens_RT.shape).to(tokens_RT.device) if packed else None,
+            most_documents=2,
+            losses=losses,
+        )
+        with torch.enable_grad() if model.training else torch.inference_mode(), _recording(model, outputs):
+            outputs["the final hidden state"] = model.features(tokens_RT, forward_pass).x_BTD.detach()
         return outputs
 
     return forward

@@ -1,7 +1,7 @@
-"""Every call that training will make of an attention, made once on little data before anything is written.
+"""The calls that training makes of an attention, each made once on little data before anything is written.
 
-What a causality audit looks at, outputs of forward passes, is checked there too (`check_output`); here are also the
-backward pass and the capture of selections, which an evaluation asks for.
+They are the forward and the backward pass, and the capture of selections that an evaluation asks for. The causality
+audit checks outputs of its own forward passes by `check_output`, too.
 
 Legend: B batch, T query, S key, D model width, K selected slots.
 """
@@ -27,8 +27,8 @@ TOLERANCE = 1e-4
 def rehearse(model: Transformer, stages: Iterable[Stage]) -> None:
     """Run each layer's attention forward and backward in these stages, and with its selection captured.
 
-    Leaves the model's weights and mode as they were, and no gradients. Raises SpecError naming the attention's file,
-    and what of the contract it breaks. Out of memory is no answer: whether a run fits is asked elsewhere.
+    Leaves the model's weights and mode as they were, and no gradients. Raises SpecError naming the attention's file and
+    the part of the contract that it breaks. Out of memory is no such error: the memory plan says what fits.
     """
     was_training, device = model.training, model.embedding.weight.device
     try:
@@ -56,7 +56,7 @@ def blamed(model: Transformer, error: Exception) -> Exception:
     """`error`; as a SpecError when it is not one already and came from the attention's own file."""
     cls = type(model.layers()[0].attention)
     file = file_of(cls)
-    # Out of memory says nothing of whose file asked for it.
+    # Whoever runs out of memory need not be to blame.
     known = isinstance(error, DsabenchError | torch.OutOfMemoryError)
     if known or file is None or line_in(error, file) is None:
         return error
@@ -68,7 +68,7 @@ def blamed(model: Transformer, error: Exception) -> Exception:
 def _forward_and_backward(attention: Attention, stage: Stage, device: torch.device) -> None:
     attention.zero_grad(set_to_none=True)
     leaf_BTD = _input(attention, 2, device).requires_grad_()
-    x_BTD = leaf_BTD * 1  # in training x is no leaf either
+    x_BTD = leaf_BTD * 1  # no leaf of autograd, as in training
     output = _call(attention, x_BTD, stage)
     total = output.out_BTD.square().mean()
     if output.aux_loss is not None:
@@ -90,7 +90,7 @@ def _forward_and_backward(attention: Attention, stage: Stage, device: torch.devi
 
 
 def _documents_apart(attention: Attention, stage: Stage, device: torch.device) -> None:
-    """The second of two packed documents does not see the first, which ends elsewhere in each row."""
+    """Check that the second of two packed documents does not see the first, which ends at another place in each row."""
     x_BTD, length = _input(attention, 2, device), attention.spec.length
     ids_BT = (torch.arange(length) >= torch.tensor([[length // 2], [length // 3]])).int().to(device)
     second_BT1 = (ids_BT > 0)[..., None]

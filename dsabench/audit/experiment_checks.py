@@ -1,4 +1,4 @@
-"""The checks of `dsabench audit`: what of an experiment can be shown sound before, or after, it is run."""
+"""The checks of `dsabench audit`: soundness of an experiment before, or after, it is run."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ FIRST_LOSS_TOKENS = 4096
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was looked at."""
+    """One check and its result."""
 
     check: str
     result: Result
-    """`info` is said and not judged."""
+    """`info` is a fact without a judgement, `n.a.` does not apply."""
 
     detail: str
 
@@ -62,7 +62,7 @@ class Examination:
 
     @property
     def failed(self) -> bool:
-        """Whether a check did."""
+        """Whether a check failed or found a leak."""
         return any(check.result in ("LEAK", "FAIL") for check in self.checks)
 
     def document(self) -> dict[str, Any]:
@@ -75,16 +75,15 @@ class Examination:
         }
 
 
-def examine(spec: RunSpec, notify: Callable[[str], None]) -> Examination:
+def examine(spec: RunSpec, execution: Execution, notify: Callable[[str], None]) -> Examination:
     """Examine the spec's initial model. Raises what its model raises, and DataError."""
-    execution = resolve(spec.engine)
     data = data_package.prepare(spec.data, progress=notify)
     model = build(spec, data.vocab_size).to(execution.device)
     return _examine(model, execution, data, "initial", None)
 
 
 def examine_run(store: str | Path, run: str, device: str | None, notify: Callable[[str], None]) -> Examination:
-    """Examine a stored run, with its checkpoint's weights when it has one; without its text if that is gone."""
+    """Examine a stored run, with its checkpoint's weights if it has one; without its text if that cannot be read."""
     record = find_run(store, run)
     engine = record.spec.get("engine", {})
     here = {**engine, "device": device or "auto"} if isinstance(engine, dict) else engine
@@ -172,8 +171,8 @@ def _gradients(spec: RunSpec, execution: Execution) -> Iterator[Check]:
     tokens_BT = torch.randint(VOCABULARY, (2, copy.length + 1), generator=generator).to(execution.device)
     model = build(copy, VOCABULARY).to(execution.device)
     to_own, to_backbone, missed, has_loss = set[str](), set[str](), set[str](), False
-    for model.stage in dict.fromkeys(stages):
-        found = soundness.routing(model, tokens_BT)
+    for stage in dict.fromkeys(stages):
+        found = soundness.routing(model, tokens_BT, stage)
         to_own |= found.by_language_model & found.own
         if found.by_own_loss is not None:
             has_loss = True
@@ -207,8 +206,7 @@ def _first_loss(spec: RunSpec, vocab_size: int, windows_NT: np.ndarray, executio
     few_NT = windows_NT[: max(1, FIRST_LOSS_TOKENS // spec.length)]
     tokens_NT = torch.from_numpy(few_NT.astype(np.int64)).to(execution.device)
     model = build(spec, vocab_size).to(execution.device)
-    model.stage = stage_at(spec, 0)
-    loss = soundness.mean_loss(model, tokens_NT)
+    loss = soundness.mean_loss(model, tokens_NT, stage_at(spec, 0))
     fine = soundness.starts_sanely(loss, vocab_size)
     detail = f"{loss:.3f} nats before training; ln V = {math.log(vocab_size):.3f}"
     return Check("first loss near ln V", "ok" if fine else "FAIL", detail)

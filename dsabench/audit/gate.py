@@ -1,27 +1,25 @@
 """The causality gate: every model is audited for look-ahead before it is trained, and a leak refuses the training.
 
-Looked at are the run's own model at full size, at the boundaries where a mistake most likely sits, and small copies
-with the same attention, at every boundary, in fp64 where the attention allows it; each in train and eval mode and in
-every stage that the run goes through. The copies are also called as only some of training is: at its last step, with
-other random states, one window at a time, with two documents in a window where the run packs them. An attention that
-breaks another part of its contract (rehearsal.py) is refused too. In long windows no variant is asked for a loss of its
-own.
+It looks at the run's own model at full size, at the boundaries where a mistake is most likely, and at small copies with
+the same attention, at every boundary, in fp64 where the attention allows it. Each is tried in train and eval mode and
+in every stage of the run. The copies are also called at the last step of training, with other random states, one
+window at a time, and, where the run packs documents, with two documents in a window. An attention that breaks another
+part of its contract (contract_calls.py) is refused too. In long windows no variant is asked for a loss of its own.
 
-What it cannot see: a leak that the initial weights hide and training opens, such as a gate that starts at zero (the
-small copies' gains and biases are moved for this reason, but only `dsabench audit RUN` looks at trained weights); one
-that needs tokens, steps or chances that were not tried, or at full size positions that were not (of patterns that
-repeat, those within 8 and those of blocks of many round lengths are seen); one below the tolerances; one that bf16 or
-a CUDA graph brings in; one into gradients alone; and code that behaves differently because it is audited.
+It cannot see
+    a leak that the initial weights hide and training opens, such as a gate that starts at zero (the small copies' gains
+        and biases are moved for this reason, but only `dsabench audit RUN` looks at trained weights)
+    a leak that needs tokens, steps or random states that were not tried, or at full size positions that were not: of
+        patterns that repeat, it sees those within 8 positions and those of blocks of many round lengths
+    a leak below the tolerances, one that bf16 or a CUDA graph brings in, and one into gradients alone
+    code that behaves differently because it is audited.
 """
 
 from __future__ import annotations
 
-import hashlib
-import random
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 
@@ -29,11 +27,11 @@ from dsabench import ops
 from dsabench.attention.base import Stage
 from dsabench.attention.faults import file_of
 from dsabench.attention.registry import variant
+from dsabench.audit.boundaries import boundaries_of, other_rows
 from dsabench.audit.causality import (
     TOLERANCE_FP64,
     Examination,
     Leak,
-    Trial,
     later,
     layer_outputs,
     other_tokens,
@@ -48,18 +46,8 @@ from dsabench.errors import DsabenchError, LeakError
 from dsabench.model.transformer import Transformer, build
 from dsabench.spec.run import RunSpec
 
-CONSECUTIVE = 8
-"""Boundaries in a row at full size: no pattern over positions that repeats within so many slips through."""
-
 CHANCES = 4
 """Further random states that a small copy is tried with in train mode."""
-
-FACTORS = (3, 25, 15, 9, 7, 125)
-"""The last multiple of each one's largest power-of-two multiple in a window divides by most lengths of blocks."""
-
-SHORT = 32
-"""Longest blocks whose ends the small copies hold; of longer ones that an attention's settings name, one end is
-tried."""
 
 EVERYWHERE = 128
 """Longest window of which every boundary is tried at full size, in eval mode."""
@@ -79,13 +67,13 @@ _audits: dict[tuple[object, ...], Audit] = {}
 
 
 def forget() -> None:
-    """Audit everything anew."""
+    """Drop all results, so that every model is audited anew."""
     _audits.clear()
 
 
 def audit(spec: RunSpec, vocab_size: int, execution: Execution) -> Audit:
-    """The audit of the spec's initial model, by the backend that it trains with; once in a process for runs that differ
-    in nothing that it looks at, such as their seed."""
+    """The audit of the spec's initial model, by the backend that it trains with. Runs that differ only in what it does
+    not look at, such as their seed, are audited once a process."""
     spec = resolved(spec, execution)
     looked_at = spec.model_dump_json(include={"length", "attention", "model"})
     stages = len(list(_circumstances(spec)))
@@ -102,8 +90,8 @@ def audit(spec: RunSpec, vocab_size: int, execution: Execution) -> Audit:
 
 
 def refuse_leaks(spec: RunSpec, vocab_size: int, execution: Execution) -> Audit:
-    """The audit, when the spec may be trained. Raises LeakError otherwise, and SpecError when the attention breaks
-    another part of its contract; each names its file."""
+    """The audit, if the spec may be trained. Raises LeakError if it may not, and SpecError when the attention breaks
+    another part of its contract; both name its file."""
     found = audit(spec, vocab_size, execution)
     if isinstance(found.crash, DsabenchError):
         raise found.crash
@@ -117,14 +105,14 @@ def refuse_leaks(spec: RunSpec, vocab_size: int, execution: Execution) -> Audit:
 
 
 def audit_model(model: Transformer, execution: Execution) -> Audit:
-    """Audit a model with the weights that it has, on the execution's device; the model's mode and stage are its own
-    again afterwards. Small copies have weights of their own."""
+    """Audit a model with the weights that it has, which must be on the execution's device; its mode is restored. Small
+    copies have weights of their own."""
     # Small copies of a run that computes with the sparse kernels compute with them too, short as they are.
     spec, start = resolved(model.spec, execution), time.perf_counter()
     findings: list[Finding] = []
     copies: list[str] = []
     length, boundaries, crash = spec.length, 0, None
-    was_training, was_stage = model.training, model.stage
+    was_training = model.training
     try:
         with _exactly(execution):
             tried = small_copies(spec, execution.device)
@@ -137,11 +125,10 @@ def audit_model(model: Transformer, execution: Execution) -> Audit:
             with ops.unfused(not execution.fused):
                 length, boundaries, found = _audit_full(model, findings, everywhere=not copies)
             findings += found
-    except Exception as error:  # the model's own, which its training would meet too
+    except Exception as error:  # of the model, which its training would raise too
         crash = blamed(model, error)
     finally:
         model.train(was_training)
-        model.stage = was_stage
         if execution.device.type == "cuda":
             torch.cuda.empty_cache()  # what lies there cannot serve another stream
     seconds = time.perf_counter() - start
@@ -191,13 +178,13 @@ def _audit_small(copy: RunSpec, execution: Execution) -> tuple[str, list[Finding
 
 
 def _ways(model: Transformer, mode: Mode, stage: Stage, tolerance: float) -> Iterator[tuple[str, list[Leak]]]:
-    """What is special of a way to call a small copy, and the leaks that it shows."""
+    """(words for a way to call a small copy, the leaks that it shows), for each way."""
     length, steps = model.spec.length, model.spec.train.steps
     trials = [*other_rows(length), *(trial for t in range(length - 1) for trial in thorough(t, length))]
     looked = _examination(model, mode, stage, length, len(trials), tolerance)
     leaks = looked.leaks(trials)
     calls = looked.calls(seed=1 if mode == "eval" else 0)  # dropout may draw in train mode
-    yield "", leaks if calls is None else [calls]  # then comparing two calls tells nothing else
+    yield "", leaks if calls is None else [calls]  # where two calls differ anyway, comparing them shows nothing else
     if model.spec.data.packing == "documents":
         yield (
             PACKED,
@@ -212,12 +199,6 @@ def _ways(model: Transformer, mode: Mode, stage: Stage, tolerance: float) -> Ite
         for chance in range(1, CHANCES + 1):
             drawn = _examination(model, mode, stage, length, len(some), tolerance, chance=chance)
             yield ", another random state", drawn.leaks(some)
-
-
-def other_rows(length: int) -> list[Trial]:
-    """Rows in which nothing is changed, beside others before and after them in which everything is."""
-    all_of_it, nothing = later(-1, length), later(length - 1, length)
-    return [all_of_it, nothing, nothing, all_of_it]
 
 
 def _audit_full(model: Transformer, known: Sequence[Finding], everywhere: bool) -> tuple[int, int, list[Finding]]:
@@ -235,7 +216,7 @@ def _audit_full(model: Transformer, known: Sequence[Finding], everywhere: bool) 
 def _audit_length(
     model: Transformer, length: int, known: Sequence[Finding], everywhere: bool
 ) -> tuple[int, list[Finding]]:
-    """everywhere: no small copy was to be had, so that nothing else tries every boundary."""
+    """everywhere: there is no small copy, so that every boundary is to be tried here."""
     k = model.spec.attention.n_selected(length)
     consecutive, others = boundaries_of(length, k, model.spec)
     rows, seen = min(8, max(2, 8192 // length)), {*consecutive}
@@ -243,11 +224,11 @@ def _audit_length(
     for mode, stage in _circumstances(model.spec):
         small = [one.leak for one in known if (one.mode, one.stage) == (mode, stage)]
         if any(leak.kind == "calls" for leak in small):
-            continue  # nothing can be told from comparing two calls
-        # An indexer's KL loss would take two thirds of the time in a long window, and no output depends on it.
+            continue  # comparing two calls shows nothing
+        # In a long window an indexer's KL loss would take two thirds of the time, and no output depends on it.
         size, step = (model, mode, stage, length, rows, TOLERANCE), model.spec.train.steps - 1
         looked = _examination(*size, losses=mode == "train" and length <= LOSSES, step=step)
-        # Three batches of eight, and one in the warm-up, which attends to everything: k has no part in it.
+        # Three batches of eight; in the warm-up one, because everything is attended to and k plays no part.
         trials = [later(t, length) for t in consecutive]
         if stage == "sparse":
             limit = EVERYWHERE_WITHOUT_COPIES if everywhere else EVERYWHERE if mode == "eval" else 0
@@ -284,41 +265,8 @@ def _examination(
     chance: int = 0,
 ) -> Examination:
     model.train(mode == "train")
-    model.stage = stage
     generator = torch.Generator().manual_seed(length)
     x_T = torch.randint(model.vocab_size, (length,), generator=generator).to(model.embedding.weight.device)
     other = other_tokens(x_T, model.vocab_size, seed=length)
-    outputs = layer_outputs(model, losses, packed, step)
+    outputs = layer_outputs(model, stage, losses, packed, step)
     return Examination(lambda x_RT, seed: outputs(x_RT, seed + chance), x_T, other, rows, tolerance)
-
-
-def boundaries_of(length: int, k: int | None, spec: RunSpec) -> tuple[list[int], list[int]]:
-    """Boundaries at full size: eight in a row across the largest power of two, where blocks end; and k-1, k, k+1, the
-    first, the last, a random one, and the ends of blocks of many lengths, those that the attention's settings name
-    first; the same for the same attention and length."""
-    key = f"{length} {spec.attention.model_dump_json()}".encode()
-    draw = random.Random(int.from_bytes(hashlib.sha256(key).digest()[:8], "big"))
-    last = length - 2
-    middle = _power_of_two(last) if last >= 16 else length // 2
-    start = max(0, min(middle - CONSECUTIVE // 2, last - CONSECUTIVE + 1))
-    consecutive = list(range(start, min(start + CONSECUTIVE, last + 1)))
-    wanted = [0, last, draw.randint(0, last)]
-    wanted += [k - 1, k, k + 1] if k is not None else [draw.randint(0, last) for _ in range(3)]
-    blocks = [n for n in _whole_numbers(spec.attention.model_dump()) if SHORT < n <= last + 1]
-    for factor in FACTORS[: 2 if length > 8192 else None]:  # a long window takes minutes
-        blocks += [factor * _power_of_two((last + 1) // factor)] if factor <= last + 1 else []
-    wanted += [(last + 1) // size * size - 1 for size in blocks]
-    others = sorted({t for t in wanted if 0 <= t <= last} - set(consecutive))
-    return consecutive, others
-
-
-def _whole_numbers(values: dict[str, Any]) -> Iterator[int]:
-    for value in values.values():
-        if isinstance(value, dict):
-            yield from _whole_numbers(value)
-        elif type(value) is int:  # a bool is an int, too
-            yield value
-
-
-def _power_of_two(most: int) -> int:
-    return 1 << (most.bit_length() - 1)

@@ -18,8 +18,8 @@ VOCABULARY = 61
 
 
 def small_copies(spec: RunSpec, device: torch.device) -> list[RunSpec]:
-    """The same attention in a short window: k at its share of the length and, where it is below that length, the
-    run's own number of keys too. None when the attention takes no short window, or nothing but its own size."""
+    """Specs with the same attention in a short window: k at its share of the length and, where that is below the
+    length, also the run's own number of keys. [] when the attention takes none of the sizes tried."""
     for length in sorted({min(length, spec.length) for length in LENGTHS}):
         for model in _models(spec.model):
             copies = [
@@ -32,7 +32,7 @@ def small_copies(spec: RunSpec, device: torch.device) -> list[RunSpec]:
 
 
 def randomise(model: Transformer) -> Transformer:
-    """Move gains and biases off the one and zero that they start at, behind which a path could hide."""
+    """Move gains and biases off their initial one and zero, which could hide a path."""
     generator = torch.Generator().manual_seed(11)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -51,7 +51,7 @@ def _attentions(spec: RunSpec, length: int) -> list[AttentionSpec]:
     try:
         kept = dict.fromkeys([share, k] if k < length else [share])
         return [cls.model_validate({**values, "top_k": n}) for n in kept]
-    except ValidationError:  # k must be a multiple of something, perhaps
+    except ValidationError:  # this k is not accepted, because it must be a multiple of something, say
         return [spec.attention]
 
 
@@ -78,6 +78,6 @@ def _works(copy: RunSpec, device: torch.device) -> bool:
         model = build(copy, VOCABULARY).to(device).eval()
         with torch.no_grad():
             model.features(torch.zeros(1, copy.length, dtype=torch.long, device=device))
-    except Exception:  # whatever an attention says to a size that it does not know
+    except Exception:  # of any kind, for a size that the attention does not take
         return False
     return True

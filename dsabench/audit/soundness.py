@@ -12,14 +12,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dsabench.model.transformer import Transformer, build
+from dsabench.attention.base import Stage
+from dsabench.model.transformer import ForwardPass, Transformer, build
 from dsabench.spec.run import RunSpec
 
 START_TOLERANCE = 0.5
-"""Nats by which the first loss may lie off ln V: logits that start near zero give no more."""
+"""Nats by which the first loss may differ from ln V; logits that start near zero differ by less."""
 
 _LOGITS = 2**24
-"""Logits that are in memory at once."""
+"""Most logits in memory at once."""
 
 
 @dataclass(frozen=True)
@@ -69,17 +70,18 @@ class Routing:
     """All others that can learn."""
 
 
-def routing(model: Transformer, tokens_BT: Tensor) -> Routing:
+def routing(model: Transformer, tokens_BT: Tensor, stage: Stage = "sparse") -> Routing:
     """Where the gradients of the language-model loss (with the routers' balance loss) and of the attention's own loss
-    go, in the model's mode and stage. tokens: (B, T + 1)."""
+    go, in the model's mode. tokens: (B, T + 1)."""
+    forward_pass = ForwardPass(stage=stage)
     own = frozenset(model.attention_own_parameters())
     backbone = frozenset(name for name, _ in model.named_parameters()) - own
     if model.spec.model.n_experts == 1:  # nothing to route, nothing to learn
         backbone = frozenset(name for name in backbone if "router" not in name)
-    output = model(tokens_BT[:, :-1])
+    output = model(tokens_BT[:, :-1], forward_pass)
     loss = F.cross_entropy(output.logits_BTV.flatten(0, 1), tokens_BT[:, 1:].flatten())
     by_language_model = reached(loss + 0.01 * output.balance_loss, model)
-    own_loss = model(tokens_BT[:, :-1]).attention_loss
+    own_loss = model(tokens_BT[:, :-1], forward_pass).attention_loss
     by_own_loss = None if own_loss is None else frozenset(reached(own_loss, model))
     return Routing(frozenset(by_language_model), by_own_loss, own, backbone)
 
@@ -93,13 +95,13 @@ def reached(loss: Tensor, model: Transformer) -> set[str]:
     return {name for name, grad in zip(names, grads, strict=True) if grad is not None and bool(grad.ne(0).any())}
 
 
-def mean_loss(model: Transformer, tokens_NT: Tensor) -> float:
-    """Nats per token on windows of T + 1 tokens, in eval mode and the model's stage, one window after another."""
-    total, was_training = 0.0, model.training
+def mean_loss(model: Transformer, tokens_NT: Tensor, stage: Stage = "sparse") -> float:
+    """Nats per token on windows of T + 1 tokens, in eval mode, one window after another."""
+    total, was_training, forward_pass = 0.0, model.training, ForwardPass(stage=stage, losses=False)
     model.eval()
     with torch.no_grad():
         for tokens_T in tokens_NT:
-            x_ND = model.features(tokens_T[None, :-1], losses=False).x_BTD[0]
+            x_ND = model.features(tokens_T[None, :-1], forward_pass).x_BTD[0]
             for start in range(0, len(x_ND), step := max(1, _LOGITS // model.vocab_size)):
                 logits_NV = F.linear(x_ND[start : start + step], model.embedding.weight)
                 total += float(F.cross_entropy(logits_NV, tokens_T[start + 1 : start + 1 + step], reduction="sum"))

@@ -26,6 +26,7 @@ from dsabench.bench.inputs import DTYPES, Inputs
 from dsabench.data import cut
 from dsabench.engine.device import Execution
 from dsabench.errors import SpecError
+from dsabench.model.transformer import ForwardPass
 from dsabench.ops import rotate
 from dsabench.spec.stored_spec import stored_spec
 from dsabench.store import find_run
@@ -115,7 +116,7 @@ class TrainedInputs:
         try:
             with torch.no_grad(), self.execution.autocast():
                 for part_NW in self.tokens_NW.split(max(1, _TOKENS_A_PASS // self.run.spec.length)):
-                    self.run.model.features(part_NW.to(self.execution.device), losses=False)
+                    self.run.model.features(part_NW.to(self.execution.device), ForwardPass(losses=False))
         finally:
             hook.remove()
         return torch.cat(caught)

@@ -5,7 +5,7 @@ Legend: B windows, L inputs of a window, M listed positions of an answer.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -36,10 +36,13 @@ class Batch:
     documents: NDArray[np.int32] | None = None
     """(B, L): which document of the window each input belongs to, ascending; None where a window is one document."""
 
+    most_documents: int | None = None
+    """Documents of which a window has a part, at most, in any batch of the same data; None without `documents`."""
+
     def rows(self, first: int, end: int) -> Batch:
         """Windows first..end-1."""
-        parts: dict[str, Any] = {name: None if x is None else x[first:end] for name, x in vars(self).items()}
-        return Batch(**parts)
+        parts: dict[str, Any] = {name: x[first:end] for name, x in vars(self).items() if isinstance(x, np.ndarray)}
+        return replace(self, **parts)
 
     @property
     def scored_targets(self) -> NDArray[np.int32]:
@@ -79,8 +82,6 @@ class WindowSource(Protocol):
 
     length: int
     notes: list[str]
-    most_documents: int | None
-    """The most documents that one window holds parts of; None unless documents are packed."""
 
     def batch(self, seed: int, step: int, batch_size: int, steps: int) -> Batch:
         """The windows of training step 0..steps-1: keyed by seed and step alone, so the same for every attention."""

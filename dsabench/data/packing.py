@@ -33,7 +33,7 @@ class PackedWindows:
                     f"{FULL_NAME[name]} documents have {len(split.tokens):,}; use a shorter length or more text"
                 )
         self._start_S = _starts(data.train.offsets, length)
-        self.most_documents: int | None = max(_most_documents(split.offsets, length) for split in self._splits.values())
+        self.most_documents = max(_most_documents(split.offsets, length) for split in self._splits.values())
 
     def batch(self, seed: int, step: int, batch_size: int, steps: int) -> Batch:
         """The windows of a training step; how many steps there are makes no difference."""
@@ -71,7 +71,12 @@ class PackedWindows:
         began_NT = split.offsets[np.searchsorted(split.offsets, place_NT)] == place_NT  # no place is the last offset
         began_NT[:, 0] = False
         ids_NT = began_NT.cumsum(axis=1).astype(np.int32)
-        return Batch(tokens=split.tokens[place_NT].astype(np.int32), scored=~began_NT[:, 1:], documents=ids_NT[:, :-1])
+        return Batch(
+            tokens=split.tokens[place_NT].astype(np.int32),
+            scored=~began_NT[:, 1:],
+            documents=ids_NT[:, :-1],
+            most_documents=self.most_documents,
+        )
 
 
 def _most_documents(offsets: NDArray[np.int64], length: int) -> int:

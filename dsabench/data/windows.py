@@ -24,7 +24,6 @@ class Windows:
 
     def __init__(self, data: TokenData, length: int) -> None:
         self.length, self._data = length, data
-        self.most_documents: int | None = None
         self.notes: list[str] = []
         """How many documents are too short for a window, and their share of the tokens, a line a split."""
         self._splits: dict[SplitName, TokenSplit] = {"train": data.train, "val": data.val}

@@ -1,4 +1,4 @@
-"""The backend that an attention computes with on this machine: decided before a run, planned with and recorded."""
+"""The backend that an attention computes with on this machine; decided before a run, which records it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dsabench.spec.run import RunSpec
 
 
 def resolved(spec: RunSpec, execution: Execution) -> RunSpec:
-    """The spec with the attention's `auto` decided for the execution's device; its run id is the unresolved one's.
+    """The spec with the attention's `auto` decided for the execution's device. Run ids are made of the unresolved spec.
 
     Raises SpecError when the attention asks for what does not run there.
     """

@@ -25,17 +25,17 @@ from dsabench.model.transformer import Transformer
 
 @dataclass
 class Progress:
-    """How far a run has come, and what it has measured of itself on the way."""
+    """How far a run has come, and its measurements so far."""
 
     step: int = 0
     """Steps done."""
 
     machine: str = ""
-    """What the times below were measured on (Execution.describe); on another machine they begin anew."""
+    """Execution.describe() of the times below; on another machine they begin anew."""
 
     seconds: float | None = 0.0
-    """Time in training steps so far, without start-up, captures and evaluations; None once a run has moved to another
-    machine."""
+    """Time in training steps so far, without start-up, captures and evaluations; None once the run has been on two
+    machines."""
 
     peak_memory_mb: float | None = None
     """Largest memory of any training segment on this machine."""
@@ -44,10 +44,10 @@ class Progress:
     """Mean step time of each timed segment, in ms, by stage."""
 
     pending: list[tuple[list[list[float]], float]] = field(default_factory=list)
-    """Of the segments since the last train record: the metrics of each step, and the seconds charged."""
+    """For each segment since the last train record: the metrics of its steps, and the seconds it was charged."""
 
     owes_evaluation: bool = False
-    """Whether the evaluation at this step is still to be made: the run was stopped before or in it."""
+    """Whether the evaluation at this step is still to be made, because the run was stopped before its end."""
 
 
 _PROGRESS = TypeAdapter(Progress)
@@ -65,7 +65,7 @@ def save(folder: Path, model: Transformer, optimizer: Optimizer | None, progress
 
 
 def _save(tensors: dict[str, torch.Tensor], path: Path) -> None:
-    """save_file, which says of a full disk only in its text that the OS reported it."""
+    """save_file, with an OSError where the disk is full: safetensors reports that in its text alone."""
     try:
         save_file(tensors, path)
     except SafetensorError as error:
@@ -90,8 +90,8 @@ def steps_done(folder: Path) -> int:
 
 
 def check_weights(folder: Path, model: Transformer) -> None:
-    """Raise StoreError when the checkpoint is damaged or of another model, which may be an outline without memory: a
-    record that asks for a model of any size is found out before it is built."""
+    """Raise StoreError when the checkpoint is damaged or of another model. The model may be an `outline`: a record that
+    asks for a huge model is refused before that is built."""
     path = folder / "model.safetensors"
     try:
         with safe_open(path, "pt") as file:
@@ -121,7 +121,7 @@ def load(folder: Path, model: Transformer, optimizer: Optimizer) -> Progress:
     except (TypeError, ValidationError) as error:
         raise StoreError(f"{folder / 'state.json'} is not a checkpoint of this dsabench: {error}") from error
     load_weights(folder, model)
-    # A run that was killed between its last checkpoint and its record has no steps left, and no optimizer.
+    # The last checkpoint has no optimizer. A run killed between it and its record resumes from it, with no steps left.
     if progress.step < model.spec.train.steps:
         moments = _tensors(folder / "optimizer.safetensors")
         _check_moments(folder / "optimizer.safetensors", moments, model)

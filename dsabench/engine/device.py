@@ -64,7 +64,7 @@ class Execution:
             torch.mps.synchronize()
 
     def describe(self) -> str:
-        """What a step time belongs to: times measured under another description are another machine's."""
+        """Device, precision and way of computing, in one line. Step times under two descriptions are never pooled."""
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else platform.processor()
         graph = "eager" if self.compile == "off" else self.compile
         fused = " fused" if self.fused else ""
@@ -73,7 +73,7 @@ class Execution:
         return f"{self.device.type} {name} {self.precision} {graph} {self.deterministic} {threads}{fused}{ranks}"
 
     def reset_peak_memory(self) -> None:
-        """Begin a new measurement of peak memory; of use before training steps, so that evaluation does not count."""
+        """Begin a new measurement of peak memory. Called before training steps, so that evaluation does not count."""
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
         elif self.device.type == "cpu" and _CLEAR_REFS.exists():
@@ -93,7 +93,9 @@ class Execution:
 
 
 def resolve(engine: EngineSpec) -> Execution:
-    """The Execution of an EngineSpec here, whose GPU becomes the current one: Triton launches where that is.
+    """The Execution of an EngineSpec on this machine. A command or process calls it once, and hands on what it gives.
+
+    Its GPU becomes the current one, on which Triton launches.
 
     Raises DeviceError naming what is missing and what there is.
     """
@@ -127,11 +129,16 @@ def _fused(device: torch.device, wanted: str) -> bool:
     return reason is None
 
 
+def default_device() -> torch.device:
+    """The device that engine.device = auto is here."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
 def _device(name: str) -> torch.device:
     if name == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda", torch.cuda.current_device())
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+        return default_device()
     device = torch.device(name)
     if device.type == "cuda":
         count = torch.cuda.device_count()
@@ -186,7 +193,7 @@ def first_line(error: BaseException) -> str:
 
 
 def environment(execution: Execution) -> dict[str, Any]:
-    """What a reader of the result must know about the machine, the versions and how the run used them."""
+    """The machine, the versions and how the run used them, for its record."""
     device = execution.device
     return {
         **machine(device),

@@ -25,27 +25,27 @@ from dsabench.data.batch import evenly_spaced
 from dsabench.engine.chance import selection_chance_T
 from dsabench.engine.device import Execution, first_line
 from dsabench.engine.step import own_stream
-from dsabench.model.transformer import Transformer
+from dsabench.model.transformer import ForwardPass, Transformer
 
 BATCH_TOKENS = 16_384
 """Tokens of one evaluation batch, which bounds the memory of its logits."""
 
 CAPTURE_PAIRS = 2**20
-"""Query-key pairs that mass recall is measured on, in whole windows, at least one."""
+"""Query-key pairs that mass recall is measured on, rounded to whole windows, at least eight where there are so many."""
 
 POSITION_BINS = 256
-"""Loss by position has this many equal bins, or one for each position when the window is shorter."""
+"""Equal bins of loss by position; one for each position where the window is shorter."""
 
 
 class Evaluator:
-    """Evaluates a model, as it stands and in its stage; whole batches are replays of one CUDA graph for each stage."""
+    """Evaluates a model as it stands; whole batches are replays of one CUDA graph for each stage."""
 
     def __init__(self, model: Transformer, execution: Execution, pool: Any = None) -> None:
         """pool: the memory pool of the model's other graphs."""
         self.model, self.execution, self.pool = model, execution, pool
-        self.graphs: dict[tuple[Stage, int, int], tuple[torch.cuda.CUDAGraph, list[Tensor], _Scores]] = {}
+        self.graphs: dict[_Key, tuple[torch.cuda.CUDAGraph, list[Tensor], _Scores]] = {}
 
-    def evaluate(self, windows: Batch) -> dict[str, Any]:
+    def evaluate(self, windows: Batch, stage: Stage = "sparse") -> dict[str, Any]:
         """Metrics on windows of L + 1 tokens, of the targets that are scored.
 
         loss               nats per token, mean over all targets
@@ -66,7 +66,7 @@ class Evaluator:
                 tokens_BT = torch.from_numpy(tokens_NT[first : first + batch].astype(np.int64))
                 others = [x for x in (scored_NT, windows.documents) if x is not None]
                 given = [tokens_BT, *(torch.from_numpy(x[first : first + batch]) for x in others)]
-                scores = self._score(given, batch)
+                scores = self._score(given, batch, stage, windows.most_documents)
                 nats_T += scores.nats_T.to(nats_T.device)
                 correct += scores.correct
                 if scores.kl is not None:
@@ -83,9 +83,9 @@ class Evaluator:
             "kl": float(kl) / n_windows if has_kl else None,
         }
 
-    def _score(self, given: list[Tensor], batch: int) -> _Scores:
+    def _score(self, given: list[Tensor], batch: int, stage: Stage, most_documents: int | None) -> _Scores:
         tokens_BT = given[0]
-        key = (self.model.stage, *tokens_BT.shape)
+        key = (stage, most_documents, *tokens_BT.shape)
         if key in self.graphs:
             graph, inputs, scores = self.graphs[key]
             for tensor, value in zip(inputs, given, strict=True):
@@ -93,7 +93,7 @@ class Evaluator:
             graph.replay()
             return scores
         given = [tensor.to(self.execution.device) for tensor in given]
-        scores = _scores(self.model, *given)
+        scores = _scores(self.model, stage, most_documents, *given)
         if self.execution.graph and len(tokens_BT) == batch:
             try:
                 self._capture(key, given)
@@ -102,14 +102,18 @@ class Evaluator:
                 warnings.warn(f"evaluation runs without a CUDA graph: {first_line(error)}", stacklevel=2)
         return scores
 
-    def _capture(self, key: tuple[Stage, int, int], given: list[Tensor]) -> None:
-        """For the next batches of this shape; the one just scored has warmed up what a capture needs."""
+    def _capture(self, key: _Key, given: list[Tensor]) -> None:
+        """Capture the scoring of batches of this shape; the one just scored has made what a capture needs."""
         inputs, graph = [tensor.clone() for tensor in given], torch.cuda.CUDAGraph()
         self.execution.synchronize()
         mode = self.execution.ranks.capture_mode
         with torch.cuda.graph(graph, self.pool, own_stream(self.execution), capture_error_mode=mode):
-            scores = _scores(self.model, *inputs)
+            scores = _scores(self.model, *key[:2], *inputs)
         self.graphs[key] = (graph, inputs, scores)
+
+
+_Key = tuple[Stage, int | None, int, int]
+"""Of a graph: stage, most documents of a window, and the shape of its tokens."""
 
 
 @dataclass(frozen=True)
@@ -124,9 +128,15 @@ class _Scores:
 
 
 def _scores(
-    model: Transformer, tokens_BT: Tensor, scored_BT: Tensor | None = None, documents_BT: Tensor | None = None
+    model: Transformer,
+    stage: Stage,
+    most_documents: int | None,
+    tokens_BT: Tensor,
+    scored_BT: Tensor | None = None,
+    documents_BT: Tensor | None = None,
 ) -> _Scores:
-    output = model(tokens_BT[:, :-1], documents_BT)
+    forward_pass = ForwardPass(stage=stage, document_ids_BT=documents_BT, most_documents=most_documents)
+    output = model(tokens_BT[:, :-1], forward_pass)
     targets_BT = tokens_BT[:, 1:]
     nll_N, correct_N = token_scores(output.logits_BTV.flatten(0, 1), targets_BT.flatten())
     nll_BT = nll_N.view_as(targets_BT)
@@ -161,7 +171,9 @@ def bits_per_byte(loss: float, bytes_per_token: float) -> float:
     return loss / (math.log(2.0) * bytes_per_token)
 
 
-def selection_recall(model: Transformer, windows: Batch, execution: Execution) -> dict[str, Any] | None:
+def selection_recall(
+    model: Transformer, windows: Batch, execution: Execution, stage: Stage = "sparse"
+) -> dict[str, Any] | None:
     """Recall of a selecting variant on evenly spaced windows, beside its chance; None where nothing is to be judged.
 
         mass_recall              share of full softmax attention mass (mean of heads) inside S[t], mean over layers and
@@ -186,7 +198,7 @@ def selection_recall(model: Transformer, windows: Batch, execution: Execution) -
         return None
     pairs = CAPTURE_PAIRS if windows.targets is None else 4 * CAPTURE_PAIRS  # targets are few: more windows
     n_windows = min(len(tokens_NT), max(8, pairs // length**2))
-    # Evenly spaced, so that every length looks at the same documents and not at the first ones only.
+    # Evenly spaced over the split, so that short and long windows look at the same documents.
     chosen_N = evenly_spaced(len(tokens_NT), n_windows)
     tokens_NT = tokens_NT[chosen_N]
     targets_NTM = None if windows.targets is None else windows.targets[chosen_N]
@@ -205,7 +217,14 @@ def selection_recall(model: Transformer, windows: Batch, execution: Execution) -
             captured: dict[int, Selection] = {}
             some = slice(first, first + batch)
             ids_BT = None if documents_NT is None else torch.from_numpy(documents_NT[some]).to(execution.device)
-            model(tokens_BT[:, :-1], ids_BT, capture=captured, whole_mass=False)
+            forward_pass = ForwardPass(
+                stage=stage,
+                document_ids_BT=ids_BT,
+                most_documents=windows.most_documents,
+                capture=captured,
+                whole_mass=False,
+            )
+            model(tokens_BT[:, :-1], forward_pass)
             if not captured:
                 return None
             recalls = [(recall_BQ(one, query_Q) * choice_NQ[some]).sum() for one in captured.values()]
@@ -239,7 +258,7 @@ def keys_seen(documents_NT: NDArray[np.int32] | None, n_windows: int, length: in
 
 
 def recall_BQ(selection: Selection, query_Q: NDArray[np.int64]) -> Tensor:
-    """recall_BT of these queries: as the layer gave it, or of the whole mass of a variant that gave that."""
+    """recall_BT of these queries: what the layer gave as mass_inside_BQ, else computed from its whole mass."""
     if selection.mass_inside_BQ is not None:
         return selection.mass_inside_BQ
     inside_BT = recall_BT(selection)
@@ -247,7 +266,7 @@ def recall_BQ(selection: Selection, query_Q: NDArray[np.int64]) -> Tensor:
 
 
 def recall_BT(selection: Selection) -> Tensor:
-    """Attention mass inside each query's selection, (B, T), in [0, 1]."""
+    """Attention mass inside each query's selection: (B, T), from 0 to 1."""
     filled_BTK = selection.selected_BTK >= 0
     assert selection.mass_BTS is not None
     mass_BTK = selection.mass_BTS.gather(-1, selection.selected_BTK.clamp(min=0))
@@ -255,6 +274,6 @@ def recall_BT(selection: Selection) -> Tensor:
 
 
 def found_targets(selection: Selection, targets_BTM: Tensor) -> Tensor:
-    """How many of the listed positions (-1: none) are in their query's selection, whose empty slots are -1 too."""
+    """Number of listed positions in their query's selection; unused places and empty slots (-1) do not count."""
     b, t, m = (targets_BTM >= 0).nonzero(as_tuple=True)
     return (selection.selected_BTK[b, t] == targets_BTM[b, t, m][:, None]).any(-1).sum()

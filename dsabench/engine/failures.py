@@ -20,7 +20,7 @@ from dsabench.spec.run import RunSpec
 
 LOG = "log.txt in the run's folder"
 DEATH = ".death.tmp"
-"""In a run's folder while it is trained; a writer of the run removes what is left of it."""
+"""A file in a run's folder while it is trained; the next writer of the run removes one that is left over."""
 LOST = "the GPU takes no more work from this process since it failed"
 
 
@@ -46,7 +46,7 @@ def smaller(batch: int, micro_batch: int) -> int | None:
 
 
 def reason(spec: RunSpec, error: Exception, micro_batch: int) -> str:
-    """What a failed run's record says."""
+    """The `error` of a failed run's record."""
     if isinstance(error, RankFailedError):
         return str(error)
     if isinstance(error, TrainingDiverged):
@@ -67,10 +67,10 @@ def reason(spec: RunSpec, error: Exception, micro_batch: int) -> str:
 
 @contextmanager
 def deaths(folder: Path) -> Iterator[None]:
-    """While inside, what kills the process (a segmentation fault, say) leaves its traceback in the run's folder."""
+    """While inside, a fault that kills the process (a segmentation fault) leaves a traceback in the run's folder."""
     path = folder / DEATH
     try:
-        # Somebody else who listens could not be asked to do so again afterwards.
+        # Left alone where somebody else has enabled it: their file could not be restored afterwards.
         file = None if faulthandler.is_enabled() else path.open("wb")
     except OSError:  # the disk is full, say, which training will meet too
         file = None
@@ -88,9 +88,9 @@ def deaths(folder: Path) -> Iterator[None]:
 
 
 def death(folder: Path) -> str:
-    """What `deaths` left in a run's folder; "" where nothing died so."""
+    """The traceback that `deaths` left in a run's folder; "" where there is none."""
     path = folder / DEATH
-    if path.is_symlink() or not path.is_file():  # in a store of somebody else's it may be anything
+    if path.is_symlink() or not path.is_file():  # a store may be somebody else's
         return ""
     with suppress(OSError):  # a writer of the run has just removed it
         return path.read_text(encoding="utf-8", errors="replace").strip()
@@ -98,12 +98,12 @@ def death(folder: Path) -> str:
 
 
 def of_death(how: str) -> str:
-    """The reason of a run whose process died; how: by what, or of what."""
+    """The reason of a run whose process died. how: the signal, exit code or fault."""
     return f"its process died: {how} ({LOG}); --retry-failed runs it again"
 
 
 def log(error: BaseException) -> str:
-    """All that is known of a failure."""
+    """The traceback of a failure, with the GPU's memory where that ran out."""
     if isinstance(error, RankFailedError):
         return error.log
     text = "".join(traceback.format_exception(error))

@@ -3,17 +3,17 @@
 The run is cut into segments, at whose ends the host waits for the device: to log, evaluate, checkpoint or change the
 stage. Between them the device is never waited for, and a segment's wall time over its steps is an honest step time.
 
-Who stops a run (KeyboardInterrupt, or closing the generator) has it checkpointed where it is.
+A run that is stopped (KeyboardInterrupt, or its generator is closed) is checkpointed at its last step.
 
-Several processes that train one run together are each in this loop, at the same place: what a clock or a signal
-decides, rank 0 decides for all, and it alone evaluates and records.
+Processes that train one run together, the ranks, go through this loop in step. Rank 0 decides for all of them what
+depends on a clock or a signal, and it alone evaluates and records.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -21,23 +21,21 @@ from typing import Any, TypeVar
 import torch
 
 from dsabench.attention.base import Stage
-from dsabench.data import TaskData, TokenData, cut
+from dsabench.data import cut
 from dsabench.engine import checkpoint
-from dsabench.engine.backend import backend
-from dsabench.engine.device import Execution, matmul_rate
 from dsabench.engine.evaluation import bits_per_byte, selection_recall
-from dsabench.engine.optimizer import learning_rate_factor, stage_at
+from dsabench.engine.optimizer import stage_at
+from dsabench.engine.prepared_run import PreparedRun
+from dsabench.engine.run_records import RunRecords
 from dsabench.engine.segments import segments
-from dsabench.engine.sink import RunSink, Update
+from dsabench.engine.sink import Update
 from dsabench.engine.slot import Memory, Slot, Slots
-from dsabench.engine.step import METRICS, staged
+from dsabench.engine.step import staged
 from dsabench.engine.step_times import StepTimes
-from dsabench.model.transformer import flops_per_window
 from dsabench.shutdown import deferred
-from dsabench.spec.run import RunSpec
 
 CHECKPOINT_SECONDS = 20.0
-"""Without engine.checkpoint_every: the least time between checkpoints, which is also the most that a kill loses."""
+"""Least time between checkpoints where engine.checkpoint_every is not set; a kill loses about as much training."""
 
 T = TypeVar("T")
 
@@ -48,26 +46,19 @@ class TrainingDiverged(Exception):
     """The loss became NaN or Inf; the message names the step."""
 
 
-def train(
-    spec: RunSpec,
-    data: TokenData | TaskData,
-    execution: Execution,
-    sink: RunSink,
-    observe: Callable[[Update], None] = lambda update: None,
-    slots: Slots | None = None,
-) -> Generator[None, None, dict[str, Any]]:
-    """Train one run to its end, resuming from the sink's checkpoint if it has one; the generator's value is the run's
-    summary.
+def train_steps(run: PreparedRun, slots: Slots | None = None) -> Generator[None, None, dict[str, Any]]:
+    """Train one run to its end, resuming from the sink's checkpoint if there is one. The generator's value is the
+    run's summary.
 
-    It yields while its device is at work: the runs of several slots are trained together by taking turns. How fast a
-    step is, is measured while the others wait.
+    It yields while the device is at work, so that runs in several slots are trained by turns. Step times are measured
+    while the other runs wait.
 
     Raises TrainingDiverged at the first step whose loss is not finite, DeviceError when the run does not fit.
     """
     slots = slots or Slots()
-    slot = slots.take(spec, data.vocab_size, execution)
+    slot = slots.take(run.spec, run.data.vocab_size, run.execution)
     try:
-        summary = yield from TrainingRun(spec, data, slot, sink, observe, shared=slots.count > 1).train()
+        summary = yield from TrainingRun(run, slot, shared=slots.count > 1).to_summary()
     except BaseException:
         slots.drop(slot)
         raise
@@ -76,7 +67,7 @@ def train(
 
 
 def to_the_end(training: Generator[None, None, T]) -> T:
-    """The value of a generator, which has the device for itself."""
+    """The value of a training generator, driven without other runs beside it."""
     while True:
         try:
             next(training)
@@ -102,39 +93,30 @@ class _Flight:
 class TrainingRun:
     """The state of one run in progress, in a slot that it has to itself."""
 
-    def __init__(
-        self,
-        spec: RunSpec,
-        data: TokenData | TaskData,
-        slot: Slot,
-        sink: RunSink,
-        observe: Callable[[Update], None],
-        shared: bool = False,
-    ) -> None:
+    def __init__(self, run: PreparedRun, slot: Slot, shared: bool = False) -> None:
         """shared: other runs use the device at the same time."""
-        slot.begin(spec)
-        self.spec, self.data, self.slot, self.sink, self.observe, self.shared = spec, data, slot, sink, observe, shared
+        slot.begin(run.spec)
+        self.run, self.spec, self.sink, self.slot, self.shared = run, run.spec, run.sink, slot, shared
+        spec = run.spec
         self.execution, self.model, self.optimizer, self.step = slot.execution, slot.model, slot.optimizer, slot.step
         self.ranks = slot.execution.ranks
-        self.windows = cut(data, spec.length)
-        self.model.most_documents = self.windows.most_documents
+        self.windows = cut(run.data, spec.length)
         self.progress = checkpoint.Progress()
         self.held_out = self.windows.evaluation("val", spec.train.eval_tokens)
         self.seen = self.windows.evaluation("train", spec.train.eval_tokens)
         self.baseline = self.windows.baseline(self.held_out)
-        self.flops = {stage: sum(flops_per_window(self.model, stage).values()) for stage in ("dense", "sparse")}
         self.last_eval: dict[str, Any] = {}
         self.flight: _Flight | None = None
         self.whole = False
-        """Whether model, optimizer and progress are of one step: not before the start, nor while they change."""
+        """Whether model, optimizer and progress are at the same step; False before the start and while they change."""
         self.saved_step = 0
         self.step_seconds: float | None = None
         self.resumed_at = 0
         self.saved_at = time.monotonic()
         self.change = spec.attention.warmup_steps(spec.train.steps)
 
-    def train(self) -> Generator[None, None, dict[str, Any]]:
-        """Train to the end; see `loop.train`."""
+    def to_summary(self) -> Generator[None, None, dict[str, Any]]:
+        """Train to the end, as `train_steps` says."""
         try:
             return (yield from self._train())
         except (KeyboardInterrupt, GeneratorExit):
@@ -154,7 +136,7 @@ class TrainingRun:
             with self._changing():
                 update = self._arrive()
             if update is not None:
-                self.observe(update)
+                self.run.observe(update)
             self.ranks.stop_if_asked()
             with self.slot.active():
                 if self.progress.owes_evaluation:
@@ -167,18 +149,18 @@ class TrainingRun:
                 self._evaluate(record=False)
             self.sink.replace_checkpoint(lambda folder: checkpoint.save(folder, self.model, None, self.progress))
             self.saved_step = self.progress.step
-            return self._summary()
+            return self.records.summary(self.last_eval)
 
     @contextmanager
     def _changing(self) -> Iterator[None]:
-        """From one whole state of the run to the next: who asks to stop waits for the end."""
+        """While model, optimizer and progress change: a request to stop waits until they are at the same step again."""
         with deferred(), self.slot.active():
             self.whole = False
             yield
             self.whole = True
 
     def _stop(self) -> None:
-        """Checkpoint the run where it is, if that is further than the last checkpoint and the run is whole."""
+        """Checkpoint the run at its last step, unless a checkpoint has that step or the run is not `whole`."""
         if self.whole and self.flight is not None:
             with self._changing():
                 self._arrive()
@@ -192,10 +174,11 @@ class TrainingRun:
             self.progress = checkpoint.load(saved, self.model, self.optimizer)
             self.saved_step = self.progress.step
         self.times = StepTimes(self.progress, self.shared)
+        self.records = RunRecords(self.run, self.slot, self.progress, self.times)
         self.sink.rewind(-1 if saved is None else self.progress.step)
         self.whole = True
         if self.progress.step == 0 or self.progress.owes_evaluation:
-            self._evaluate()  # before the first step: near ln V, or the start is not sane
+            self._evaluate()  # before the first step, where the loss should be near ln V
         self.times.on(self.slot.running.describe())
         self.resumed_at = self.progress.step
 
@@ -210,20 +193,25 @@ class TrainingRun:
         memory = Memory(self.slot)
         start = time.perf_counter()
         history_SM = self.step.run(first, stage, *given)
-        # Memory is taken when work is launched, so this is the segment's own peak whatever other runs do meanwhile.
+        # Memory is allocated when work is launched: this peak is the segment's own, whatever other runs do after it.
         peaks = [peak for peak in (self.progress.peak_memory_mb, memory.peak_mb()) if peak is not None]
         self.progress.peak_memory_mb = max(peaks, default=None)
         return _Flight(first, end, stage, alone, start, history_SM)
 
     def _arrive(self) -> Update | None:
-        """Land the segment in flight, and log it where that is due: all of its last step but an evaluation."""
+        """Land the segment in flight, and record it where a train record is due; evaluations are left to the caller."""
         flight, self.flight = self.flight, None
         assert flight is not None
         self._land(flight)
         spec, end = self.spec, flight.end
         evaluates = end % spec.train.eval_every == 0 or end == spec.train.steps
         self.progress.owes_evaluation = evaluates
-        return self._log(flight.stage) if evaluates or end % spec.train.log_every == 0 else None
+        if not (evaluates or end % spec.train.log_every == 0):
+            return None
+        record = self.records.train(flight.stage)
+        self.sink.metrics(record)
+        val_loss = self.last_eval.get("val_loss")
+        return Update(end, spec.train.steps, record["loss"], val_loss, record["tokens_per_second"])
 
     def _land(self, flight: _Flight) -> None:
         """Wait for the device, look at what it did, and capture the stage's graph if this was its first segment."""
@@ -246,26 +234,6 @@ class TrainingRun:
             slot.capture(stage)
             self.progress.machine = slot.running.describe()  # without graphs, if that failed
 
-    def _log(self, stage: Stage) -> Update:
-        """One train record for the steps since the last one: the mean loss of all of them, the last step's rest."""
-        spec, end = self.spec, self.progress.step
-        history_SM = torch.tensor([row for rows, _ in self.progress.pending for row in rows])
-        seconds = sum(seconds for _, seconds in self.progress.pending)
-        self.progress.pending.clear()
-        record: dict[str, Any] = {"kind": "train", "step": end, "stage": stage}
-        record.update(zip(METRICS, history_SM[-1].tolist(), strict=True))
-        record["loss"] = float(history_SM[:, 0].mean())
-        if not self.step.has_own_loss:
-            record["kl"] = record["indexer_grad_norm"] = None
-        record["learning_rate"] = spec.train.learning_rate * learning_rate_factor(spec.train, end - 1)
-        record["seconds"] = self.progress.seconds
-        record["shared"] = self.shared
-        record["flops"] = self._flops_after(end)
-        record["tokens_per_second"] = spec.tokens_per_step * len(history_SM) / seconds
-        self.sink.metrics(record)
-        val_loss = self.last_eval.get("val_loss")
-        return Update(end, spec.train.steps, record["loss"], val_loss, record["tokens_per_second"])
-
     def _check(self, history: torch.Tensor, first: int) -> None:
         finite = torch.isfinite(history[:, :2]).all(dim=1)
         if not finite.all():
@@ -281,11 +249,10 @@ class TrainingRun:
 
     def _evaluated(self, record: bool) -> dict[str, Any]:
         stage = stage_at(self.spec, max(0, self.progress.step - 1))
-        self.model.stage = stage
         start = time.perf_counter()
-        val, train = (self.slot.evaluator.evaluate(batch) for batch in (self.held_out, self.seen))
+        val, train = (self.slot.evaluator.evaluate(batch, stage) for batch in (self.held_out, self.seen))
         is_task, bytes_per_token = self.spec.data.task is not None, self.baseline.bytes_per_token
-        recall = selection_recall(self.model, self.held_out, self.execution) or {}
+        recall = selection_recall(self.model, self.held_out, self.execution, stage) or {}
         lists = {name: recall.pop(name) for name in [*recall] if isinstance(recall[name], list)}
         found = {
             "val_loss": val["loss"],
@@ -311,7 +278,7 @@ class TrainingRun:
                     "step": self.progress.step,
                     "stage": stage,
                     "seconds": self.progress.seconds,
-                    "flops": self._flops_after(self.progress.step),
+                    "flops": self.records.flops_after(self.progress.step),
                     **found,
                     "loss_by_position": val["loss_by_position"],
                     **lists,
@@ -321,7 +288,8 @@ class TrainingRun:
         return found
 
     def _is_time_to_save(self) -> bool:
-        """A checkpoint of a small model takes as long as a hundred of its steps: not worth it every few seconds."""
+        """Whether a checkpoint is due. One of a small model takes as long as a hundred steps, so it is not made every
+        few seconds."""
         asked = self.spec.engine.checkpoint_every is not None
         return asked or self.ranks.same(time.monotonic() - self.saved_at >= CHECKPOINT_SECONDS)
 
@@ -329,37 +297,3 @@ class TrainingRun:
         self.saved_at = time.monotonic()
         self.sink.replace_checkpoint(lambda folder: checkpoint.save(folder, self.model, self.optimizer, self.progress))
         self.saved_step = self.progress.step
-
-    def _flops_after(self, steps: int) -> float:
-        """Model FLOPs of the run's first `steps` steps, by the stage that each is in."""
-        dense = min(steps, self.change)
-        return self.spec.batch_size * (dense * self.flops["dense"] + (steps - dense) * self.flops["sparse"])
-
-    def _summary(self) -> dict[str, Any]:
-        spec, steps, windows = self.spec, self.spec.train.steps, self.spec.batch_size
-        last: Stage = stage_at(spec, steps - 1)
-        step_ms = self.times.step_ms(last)
-        own = sum(p.numel() for p in self.optimizer.own)
-        rate = matmul_rate(self.execution.device, self.execution.precision)
-        return {
-            "steps": steps,
-            "params": sum(p.numel() for p in self.optimizer.backbone) + own,
-            "indexer_params": own,
-            "vocab_size": self.data.vocab_size,
-            "batch_size": windows,
-            "tokens_per_step": spec.tokens_per_step,
-            "tokens": spec.tokens_per_step * steps,
-            "flops": self._flops_after(steps),
-            **self.last_eval,
-            "step_ms": step_ms,
-            "warmup_step_ms": self.times.step_ms("dense"),
-            "tokens_per_second": None if step_ms is None else spec.tokens_per_step / step_ms * 1e3,
-            "train_seconds": self.progress.seconds,
-            "mfu": None if step_ms is None else windows * self.flops[last] / (step_ms / 1e3) / (rate * self.ranks.size),
-            "matmul_flops_per_second": rate,
-            "peak_memory_mb": self.progress.peak_memory_mb,
-            "compile": self.slot.running.compile,
-            "attention_backend": backend(spec, self.execution),
-            "micro_batch": self.step.micro_batch,
-            "recompute": self.step.recompute,
-        }

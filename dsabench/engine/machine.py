@@ -1,6 +1,6 @@
-"""The machine and software behind a result, as far as they can change its bits; nothing private.
+"""The machine and software behind a result, as far as they can change its bits.
 
-Nothing private: no names of users or hosts, no paths, no environment variables.
+Nothing private is recorded: no names of users or hosts, no paths, no environment variables.
 """
 
 from __future__ import annotations

@@ -15,16 +15,16 @@ from dsabench.model.transformer import Transformer
 
 
 class Weights:
-    """The matrices in bf16 beside their fp32 masters: cast together once a step, and their gradients back.
+    """bf16 copies of the fp32 matrices, cast together once a step, and the way of their gradients back.
 
-    Autocast gives the same values, by a kernel for each use of each matrix, forward and backward.
+    Autocast gives the same values, but casts at each use of a matrix, forward and backward.
     """
 
     def __init__(self, model: Transformer, execution: Execution) -> None:
         self.call = _Call(model)
         self.masters: dict[str, nn.Parameter] = {}
         if execution.precision == "bf16" and execution.device.type == "cuda":
-            # Vectors stay in fp32, and so does what computes in fp32: the router, and the embedding on its way in.
+            # Not of vectors, nor of what computes in fp32: the router, and the embedding of the input tokens.
             self.masters = {
                 f"model.{name}": parameter
                 for name, parameter in model.named_parameters()
@@ -42,7 +42,8 @@ class Weights:
                 torch._foreach_copy_(list(self.narrow.values()), list(self.masters.values()))
 
     def within(self, compute: Callable[[], Tensor]) -> Tensor:
-        """compute() with the bf16 copies in the model; its backward pass too, or recomputed blocks would see others."""
+        """compute() with the bf16 copies in the model's place of the masters. Its backward pass belongs inside, because
+        recomputed blocks must see the same weights."""
         result: Tensor = torch.func.functional_call(self.call, self.narrow, (compute,))
         return result
 
@@ -66,7 +67,7 @@ class Weights:
 
 
 class _Call(nn.Module):
-    """What functional_call can call: the model's weights are replaced for as long as `compute` runs."""
+    """A module for functional_call, which replaces the model's weights while `compute` runs."""
 
     def __init__(self, model: Transformer) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
 """The memory that a run needs, estimated before it starts, and its cut into micro-batches to fit.
 
 An estimate by counting what a step keeps. On a GPU the counts follow the fused kernels and the bf16 copies; measured
-peaks of the built-in variants lie within a fifth of it (CHANGELOG).
+peaks of the built-in variants lie within a fifth of it.
 
 Legend: L length, D model width, F expert width, V vocabulary, H heads.
 """
@@ -24,10 +24,10 @@ USABLE = 0.9
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """How a step is cut so that it fits, and what it then takes."""
+    """How a step is cut to fit into memory, and its estimated memory."""
 
     micro_batch: int
-    """Windows of one forward and backward pass, of each process."""
+    """Windows of one forward and backward pass, in each process."""
 
     recompute: bool
     """Whether blocks are computed again in the backward pass instead of being kept."""
@@ -42,8 +42,8 @@ class MemoryPlan:
 
 
 def plan(spec: RunSpec, vocab_size: int, execution: Execution, share: float = 1.0) -> MemoryPlan:
-    """The largest micro-batch that fits, without recomputation if any does so; as engine.micro_batch and
-    engine.recompute say where they say something. Elsewhere than on CUDA nothing is cut unless they say so.
+    """The largest micro-batch that fits, with recomputation only where none fits without it. engine.micro_batch and
+    engine.recompute decide where they are set. Elsewhere than on CUDA nothing is cut unless they say so.
 
     share: of the device's memory, when several runs use it.
 
@@ -92,8 +92,8 @@ def estimate(model: Transformer, execution: Execution, micro_batch: int, recompu
         "AdamW's moments": 8.0 * count,
         "gradients": 4.0 * count,
         "bf16 copies and their gradients": 4.0 * matrices if narrow else 0.0,
-        # One block more: what the backward pass of a block makes beside what was kept of it. A block that is computed
-        # again is gone before the next one is, and was measured to need no more than itself.
+        # One block more, for what the backward pass of a block makes beside what was kept of it. A recomputed block is
+        # freed before the next one is computed, and was measured to need no more than itself.
         "activations": layers * entering + layer if recompute else (layers + 1) * layer,
         "logits": logits + tokens * spec.model.d_model * width,
     }

@@ -10,7 +10,7 @@ from dsabench.engine.step import EAGER_STEPS
 from dsabench.spec.run import RunSpec
 
 PIECE_SECONDS = 1.0
-"""A segment that would take longer is cut again: who stops a run waits for the end of a piece."""
+"""A segment that would take longer is cut into pieces of this time: a request to stop waits for the end of one."""
 
 
 def segments(
@@ -18,7 +18,7 @@ def segments(
 ) -> Iterator[tuple[int, int, Stage]]:
     """(first, end, stage) covering steps start..steps-1, cut wherever the host has something to do.
 
-    step_seconds: what a step takes, as far as it is known when the next segment begins.
+    step_seconds: gives the time of a step, or None while it is not known.
     """
     steps = spec.train.steps
     change = spec.attention.warmup_steps(steps)
@@ -28,7 +28,7 @@ def segments(
         cuts.update(range(every, steps, every))
     first = start
     for end in sorted(step for step in cuts if start < step <= steps):
-        is_short = end - first <= EAGER_STEPS  # and may have to be in one piece
+        is_short = end - first <= EAGER_STEPS  # eager steps before a capture are one segment
         while first < end:
             seconds = None if is_short else step_seconds()
             last = end if seconds is None else min(end, first + max(1, int(PIECE_SECONDS / max(seconds, 1e-9))))

@@ -1,4 +1,4 @@
-"""The sink of a training run: the interface through which it records, checkpoints and tells of its progress."""
+"""The sink of a training run: the interface through which it records and checkpoints; and its progress updates."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Nowhere:
 
 @dataclass(frozen=True)
 class Update:
-    """What a progress display needs after each segment."""
+    """Progress of a run after a train record, for a display."""
 
     step: int
     steps: int

@@ -1,7 +1,7 @@
 """Slots: the model, optimizer, captured graphs and CUDA stream that runs of one shape use one after another.
 
-Two runs of one shape differ in their seed alone, so the second one draws its weights into the memory of the first and
-replays its graphs: no construction, no warm-up, no capture.
+Two runs of one shape differ only in their seed. The second one copies its initial weights into the first one's model
+and replays its graphs; nothing is constructed, warmed up or captured again.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ class Slot:
     """A place on the device where one run at a time is trained."""
 
     def __init__(self, spec: RunSpec, vocab_size: int, execution: Execution, plan: MemoryPlan, number: int = 0) -> None:
-        """number: which of the streams of its device the slot works on."""
+        """number: of the stream of its device that the slot works on."""
         self.shape, self.vocab_size, self.execution, self.number = shape_of(spec), vocab_size, execution, number
         self.peak_memory_mb: float | None = None
-        """Largest memory of any step so far; a run that only replays graphs allocates nothing that could be seen."""
+        """Largest memory of any step so far. A run that only replays graphs allocates nothing, and has this peak."""
         self.used = False
         self.eager_because: str | None = None
-        """Why the step could not be captured."""
+        """Why the step could not be captured; None where it could."""
         with self.active():
             self.model: Transformer = build(spec, vocab_size).to(execution.device)
             self.optimizer = Optimizer(self.model, spec, execution.device)
@@ -44,11 +44,11 @@ class Slot:
             self.evaluator = Evaluator(self.model, execution, self.step.pool)
 
     def fits(self, spec: RunSpec, vocab_size: int, execution: Execution) -> bool:
-        """Whether the run can be trained here."""
+        """Whether the slot was made for runs like this one, of any seed."""
         return (self.shape, self.vocab_size, self.execution) == (shape_of(spec), vocab_size, execution)
 
     def begin(self, spec: RunSpec) -> None:
-        """Make everything as it is at the start of this run."""
+        """Bring weights, buffers and optimizer to their state at the start of this run."""
         if self.used:
             with self.active(), torch.no_grad():
                 fresh = build(spec, self.vocab_size)
@@ -64,7 +64,7 @@ class Slot:
 
     @contextlib.contextmanager
     def active(self) -> Iterator[None]:
-        """Work on the slot's stream, in its execution's way: everything that a run does on the device."""
+        """The slot's stream, kernels and determinism while inside. All that a run does on the device is done inside."""
         with contextlib.ExitStack() as stack:
             stack.enter_context(determinism(self.execution))
             stack.enter_context(ops.unfused(not self.execution.fused))
@@ -73,7 +73,7 @@ class Slot:
             yield
 
     def wait(self) -> None:
-        """Wait for what this slot has on the device, and for nothing else."""
+        """Wait for this slot's work on the device, and for no other slot's."""
         if self.execution.device.type == "cuda":
             _stream(self.execution.device, self.number).synchronize()
         else:
@@ -81,11 +81,11 @@ class Slot:
 
     @property
     def running(self) -> Execution:
-        """The execution as it came to be: without graphs when they could not be captured."""
+        """The execution as it is in fact: without graphs if a capture failed."""
         return self.execution if self.eager_because is None else replace(self.execution, graph=False)
 
     def capture(self, stage: Stage) -> None:
-        """Capture the stage's step; when that fails, on any rank, say so and go on without graphs, on all of them."""
+        """Capture the stage's step. If that fails on any rank, warn, and go on without graphs on all of them."""
         reason = None
         try:
             self.step.capture(stage)
@@ -112,10 +112,10 @@ class Slot:
 
 
 class Memory:
-    """The largest memory of a slot between its making and `peak_mb`, in MB (10^6).
+    """The largest memory of a slot from the making of this object to `peak_mb`, in MB (10^6).
 
-    On CUDA what the slot keeps and what was allocated since: other slots do not count. On a Linux CPU the resident
-    size of the whole process. None elsewhere.
+    On CUDA: what the slot keeps and has allocated since, without other slots. On a Linux CPU: the resident size of the
+    whole process. None elsewhere.
     """
 
     def __init__(self, slot: Slot) -> None:
@@ -126,7 +126,7 @@ class Memory:
         self.execution.reset_peak_memory()
 
     def peak_mb(self) -> float | None:
-        """The largest memory since."""
+        """The largest memory since then."""
         peak = self.execution.peak_memory_mb()
         if peak is None or self.execution.device.type != "cuda":
             return peak
@@ -140,10 +140,10 @@ class Slots:
     def __init__(self, count: int = 1) -> None:
         self.count = count
         self.free: list[Slot | int] = list(range(count))
-        """Slots that no run uses, and numbers of slots that do not exist yet."""
+        """Slots that no run uses, and the numbers of slots that are yet to be made."""
 
     def take(self, spec: RunSpec, vocab_size: int, execution: Execution) -> Slot:
-        """A slot for the run: one of its shape if there is one, else a new one in the place of another.
+        """A slot for the run: a free one of its shape, else a new one, for which a free one of another shape may go.
 
         Raises DeviceError when the run does not fit.
         """
@@ -158,16 +158,16 @@ class Slots:
         return Slot(spec, vocab_size, execution, plan, number)
 
     def give(self, slot: Slot) -> None:
-        """The run is done: its slot serves the next one."""
+        """Free the slot of a run that is done; the next run of its shape uses it."""
         self.free.append(slot)
 
     def drop(self, slot: Slot) -> None:
-        """The run failed: nothing of it is used again."""
+        """Drop the slot of a run that failed; only its number is used again."""
         self.free.append(slot.number)
 
 
 def shape_of(spec: RunSpec) -> RunSpec:
-    """The spec without its seed: what two runs must share to use one slot."""
+    """The spec without its seed. Two runs that agree in it can use one slot."""
     return spec.model_copy(update={"seed": 0})
 
 
@@ -175,11 +175,11 @@ _streams: dict[tuple[torch.device, int], torch.cuda.Stream] = {}
 
 
 def _stream(device: torch.device, number: int) -> torch.cuda.Stream:
-    """Stream `number` of a device, for all runs of a process: PyTorch keeps cuBLAS workspaces for every stream that was
-    ever used (64 MiB each on an H100), so there are no more of them than runs at a time."""
+    """Stream `number` of a device, the same for all runs of a process. PyTorch keeps cuBLAS workspaces for every stream
+    that was ever used (64 MiB each on an H100), so there are only as many streams as runs at a time."""
     if (device, number) not in _streams:
         _streams[device, number] = stream = torch.cuda.Stream(device)
-        with torch.cuda.stream(stream):  # the workspace is made here and counts as no run's memory
+        with torch.cuda.stream(stream):  # makes the workspace, which is then not counted as a run's memory
             for dtype in (torch.bfloat16, torch.float32):
                 one = torch.ones(64, 64, device=device, dtype=dtype, requires_grad=True)
                 (one @ one).sum().backward()  # autograd's thread has a workspace of its own

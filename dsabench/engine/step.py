@@ -1,7 +1,7 @@
 """One training step: forward, backward, clipping, AdamW; the same code for every variant, eager or in a CUDA graph.
 
-Nothing in a step waits for the host. A segment's batches and learning rates lie on the device before its first step,
-and its metrics stay there until the loop fetches them: between two steps the host has nothing to do.
+No step waits for the host. A segment's batches and learning rates are copied to the device before its first step, and
+its metrics stay there until the loop fetches them.
 
 Legend: B batch, T time, S steps of a segment, M metrics.
 """
@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
@@ -22,7 +23,7 @@ from dsabench.data import Batch
 from dsabench.engine.device import Execution
 from dsabench.engine.master_weights import Weights
 from dsabench.engine.optimizer import Optimizer, learning_rate_factor
-from dsabench.model.transformer import Block, Features, Transformer
+from dsabench.model.transformer import Block, Features, ForwardPass, Transformer
 from dsabench.ops.profile_labels import part
 from dsabench.spec.run import RunSpec
 
@@ -39,11 +40,11 @@ METRICS = (
 """Columns of the step history, in order; `kl` and `indexer_grad_norm` are 0 where there is no indexer loss."""
 
 EAGER_STEPS = 3
-"""Steps at the start of a stage that run eagerly: they create optimizer state and library handles, which must exist
-before a capture, and they are real training steps, so that capturing changes nothing that is learnt."""
+"""Steps at the start of a stage that run eagerly. They create the optimizer state and library handles that a capture
+needs. They are steps of the training like all others, so capturing changes nothing that is learnt."""
 
 SEGMENT_STEPS, SEGMENT_TOKENS = 64, 2**22
-"""Most steps, and most tokens, whose batches lie on the device at once."""
+"""Most steps, and most tokens, whose batches are on the device at once."""
 
 
 class TrainStep:
@@ -58,33 +59,32 @@ class TrainStep:
         micro_batch: int | None = None,
         recompute: bool = False,
     ) -> None:
-        """micro_batch: windows of one forward and backward pass, a divisor of this rank's share; None is all of it.
-        recompute: keep only what enters each block, and compute the block again in the backward pass."""
+        """micro_batch: windows of one forward and backward pass, a divisor of this rank's share; None: the whole share.
+        recompute: keep only each block's input, and compute the block again in the backward pass."""
         self.model, self.optimizer, self.spec, self.execution = model, optimizer, spec, execution
         self.ranks = execution.ranks
         windows = self.ranks.windows(spec.batch_size)
         self.micro_batch, self.recompute = micro_batch or windows, recompute
         assert spec.batch_size == self.ranks.size * windows, "equal shares keep the mean of means the mean"
         assert windows % self.micro_batch == 0, "and so do micro-batches of one size"
-        if self.ranks.size > 1:
-            for block in model.layers():
-                block.experts.mean_load = self.ranks.mean
         if execution.device.type == "cuda":
             for block in model.layers():
                 block.experts.lay_out_for_products()  # before there are copies and optimizer states like them
         self.weights = Weights(model, execution)
         self.graphs: dict[Stage, torch.cuda.CUDAGraph] = {}
         self.pool = torch.cuda.graph_pool_handle() if execution.graph else None
-        """Memory that the graphs of one model share: they never run at the same time, and keep nothing in it."""
+        """Memory that the graphs of one model share: they run one after another, and keep nothing in it."""
         self.has_own_loss = False
         """Whether the last computed step had a loss of the attention's own (an indexer's KL)."""
         steps = max(1, min(SEGMENT_STEPS, SEGMENT_TOKENS // spec.tokens_per_step))
         device = execution.device
         self.batches_SBT = torch.zeros(steps, windows, spec.length + 1, dtype=torch.int64, device=device)
         self.scored_SBT: Tensor | None = None
-        """Which targets count, where not all of them do: of a task, or of packed documents."""
+        """Which targets count in the loss, for a task or packed documents; None where all do."""
         self.documents_SBT: Tensor | None = None
-        """Which of its window's documents each input belongs to, where windows hold several."""
+        """Document of its window that each input belongs to; None where a window is one document."""
+        self.most_documents: int | None = None
+        """As Batch has it, of the windows in documents_SBT."""
         shape = (steps, windows, spec.length)
         if spec.data.task is not None or spec.data.packing == "documents":
             self.scored_SBT = torch.zeros(shape, dtype=torch.bool, device=device)
@@ -93,8 +93,10 @@ class TrainStep:
         self.factors_S = torch.zeros(steps, device=device)
         self.history_SM = torch.zeros(steps, len(METRICS), device=device)
         self.index_1 = torch.zeros(1, dtype=torch.int64, device=device)
-        """Place of the next step in those above; on the device, so that a replayed graph advances it."""
-        model.step = torch.zeros(1, dtype=torch.int64, device=device)
+        """Index of the next step in the buffers above; on the device, so that a replayed graph advances it."""
+        self.step_1 = torch.zeros(1, dtype=torch.int64, device=device)
+        """The number of that step in the training. Every forward pass is given this tensor itself: a captured graph
+        keeps its address."""
         self.compiled: dict[Block, Any] = {}
         if execution.compiled:
             self.compiled = {block: torch.compile(block, dynamic=False) for block in model.layers()}
@@ -106,9 +108,11 @@ class TrainStep:
         batches_SBT: Tensor,
         scored_SBT: Tensor | None = None,
         documents_SBT: Tensor | None = None,
+        most_documents: int | None = None,
     ) -> Tensor:
-        """Train on this rank's share batches[i] of a batch, of which scored[i] count, as step first + i; the metrics
-        (S, M) of the share, on the device and possibly still running."""
+        """Train on batches[i], this rank's share of a batch, as step first + i; the arguments are the fields of Staged.
+        Returns the share's metrics (S, M), on the device, where they may still be being computed."""
+        self.most_documents = most_documents
         size, parts = len(self.batches_SBT), []
         for i in range(0, len(batches_SBT), size):
             scored, documents = (None if x is None else x[i : i + size] for x in (scored_SBT, documents_SBT))
@@ -118,7 +122,6 @@ class TrainStep:
     def _run(
         self, first: int, stage: Stage, batches_SBT: Tensor, scored_SBT: Tensor | None, documents_SBT: Tensor | None
     ) -> Tensor:
-        self.model.stage = stage
         steps = len(batches_SBT)
         factors_S = torch.tensor([learning_rate_factor(self.spec.train, first + i) for i in range(steps)])
         given = [(self.batches_SBT, batches_SBT), (self.factors_S, factors_S)]
@@ -130,12 +133,11 @@ class TrainStep:
             given.append((self.documents_SBT, documents_SBT))
         for buffer, values in given:
             buffer[:steps].copy_(values.pin_memory() if buffer.is_cuda else values, non_blocking=True)
-        assert self.model.step is not None
         self.index_1.zero_()
-        self.model.step.fill_(first)
+        self.step_1.fill_(first)
         for i in range(steps):
             if self.spec.model.dropout:
-                # Keyed by seed, step and rank: the same masks for every variant, and after a resume.
+                # Keyed by seed, step and rank, so that every variant and a resumed run draw the same masks.
                 torch.manual_seed(dropout_seed(self.spec.seed, first + i, self.ranks.rank))
             if stage in self.graphs:
                 self.graphs[stage].replay()
@@ -146,7 +148,6 @@ class TrainStep:
     def capture(self, stage: Stage) -> None:
         """Capture the stage's step in a CUDA graph; nothing is executed. Call after EAGER_STEPS steps of the stage."""
         self.execution.synchronize()
-        self.model.stage = stage
         self.optimizer.zero_grad()  # gradients are then allocated in the graph's own pool
         graph = torch.cuda.CUDAGraph()
         mode = self.ranks.capture_mode
@@ -178,11 +179,10 @@ class TrainStep:
         metrics_1M = torch.stack([value.detach().float() for value in values])[None]
         self.history_SM.index_copy_(0, self.index_1, metrics_1M)
         self.index_1.add_(1)
-        assert self.model.step is not None
-        self.model.step.add_(1)
+        self.step_1.add_(1)
 
     def _backward(self, stage: Stage, share: float, *micro_batch: Tensor | None) -> Tensor:
-        """Add `share` of the gradients of one micro-batch; its losses and router statistics as one tensor."""
+        """Add one micro-batch's gradients times `share`; returns its losses and router statistics as one tensor."""
         losses = self.weights.within(lambda: self._losses(stage, share, *micro_batch))
         with part("optimizer"):
             self.weights.collect()
@@ -197,9 +197,17 @@ class TrainStep:
         documents_BT: Tensor | None,
     ) -> Tensor:
         assert tokens_BT is not None
+        forward_pass = ForwardPass(
+            stage=stage,
+            step=self.step_1,
+            document_ids_BT=documents_BT,
+            most_documents=self.most_documents,
+            scored_BT=scored_BT,
+            mean_load=self.ranks.mean if self.ranks.size > 1 else None,
+        )
         with self.execution.autocast():
             loss, output = self.model.training_losses(
-                tokens_BT[:, :-1], tokens_BT[:, 1:], self._call_block, scored_BT, documents_BT
+                tokens_BT[:, :-1], tokens_BT[:, 1:], forward_pass, self._call_block
             )
         loss = self.ranks.part_of_mean(loss, scored_BT)
         total = self._total(stage, loss, output)
@@ -226,20 +234,37 @@ class TrainStep:
         return checkpoint(call, *args, use_reentrant=False, preserve_rng_state=self.spec.model.dropout > 0)
 
 
-Staged = tuple[Tensor, Tensor | None, Tensor | None]
-"""A segment's tokens (S, B, T + 1), which targets count (S, B, T), and the inputs' documents (S, B, T)."""
+class Staged(NamedTuple):
+    """A segment's batches: the arguments of TrainStep.run."""
+
+    tokens_SBT: Tensor
+    """(S, B, T + 1), inputs and targets."""
+
+    scored_SBT: Tensor | None
+    """Which targets count."""
+
+    documents_SBT: Tensor | None
+    """Which of its window's documents each input belongs to."""
+
+    most_documents: int | None
+    """As Batch has it."""
 
 
 def staged(batches: Sequence[Batch], device: torch.device) -> Staged:
-    """A segment's batches, in memory that a GPU reads itself."""
-    tokens_SBT = torch.from_numpy(np.stack([batch.tokens for batch in batches]).astype(np.int64))
+    """A segment's batches as tensors; for a GPU in pinned memory, which it copies from without the host."""
+
+    def stacked(arrays: Sequence[NDArray[Any]]) -> Tensor:
+        tensor = torch.from_numpy(np.stack(arrays))
+        return tensor.pin_memory() if device.type == "cuda" else tensor
+
     scored = [batch.scored for batch in batches if batch.scored is not None]
     documents = [batch.documents for batch in batches if batch.documents is not None]
-    scored_SBT, documents_SBT = (torch.from_numpy(np.stack(x)) if x else None for x in (scored, documents))
-    if device.type != "cuda":
-        return tokens_SBT, scored_SBT, documents_SBT
-    pinned = (None if x is None else x.pin_memory() for x in (scored_SBT, documents_SBT))
-    return tokens_SBT.pin_memory(), next(pinned), next(pinned)
+    return Staged(
+        tokens_SBT=stacked([batch.tokens.astype(np.int64) for batch in batches]),
+        scored_SBT=stacked(scored) if scored else None,
+        documents_SBT=stacked(documents) if documents else None,
+        most_documents=batches[0].most_documents,
+    )
 
 
 def own_stream(execution: Execution) -> torch.cuda.Stream | None:
@@ -249,7 +274,7 @@ def own_stream(execution: Execution) -> torch.cuda.Stream | None:
 
 
 def dropout_seed(seed: int, step: int, rank: int = 0) -> int:
-    """63 bits keyed by training seed, step and rank. One process draws other masks for a batch than several do."""
+    """63 bits keyed by training seed, step and rank. Several processes draw other masks for a batch than one does."""
     of = f"/{rank}" if rank else ""
     digest = hashlib.blake2b(f"dropout/{seed}/{step}{of}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1

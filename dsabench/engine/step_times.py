@@ -1,7 +1,7 @@
-"""Step times of steady segments on an undisturbed device, and the seconds that a run is charged for all.
+"""Step times, measured in steady segments on an undisturbed device, and the seconds that a run is charged.
 
-The first steps of a stage and of a process pay for allocation, library start-up and captures, and runs that share a
-device slow each other down. Neither is what a step takes: both are charged what steady steps took alone.
+The first steps of a stage and of a process also pay for allocation, library start-up and captures, and runs that share
+a device slow each other down. Such steps are charged what steady steps took while the run had the device for itself.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ TIMED_SEGMENTS = 2
 
 
 class StepTimes:
-    """Fills in the times of a run's `progress`; shared: other runs use the device at the same time."""
+    """Keeps the times of a run in its `progress`. shared: other runs use the device at the same time."""
 
     def __init__(self, progress: Progress, shared: bool) -> None:
         self.progress, self.shared = progress, shared
@@ -24,9 +24,9 @@ class StepTimes:
         self.warm: set[Stage] = set()
 
     def on(self, machine: str) -> None:
-        """From here on the run is on this machine (Execution.describe)."""
+        """The run goes on on this machine (Execution.describe)."""
         if self.progress.machine not in ("", machine):
-            # A median over two machines would be no machine's time, and their sum nobody's.
+            # A median or a sum of times of two machines means nothing.
             self.progress.step_ms, self.progress.seconds = {"dense": [], "sparse": []}, None
             self.progress.peak_memory_mb = None
         self.progress.machine = machine
@@ -36,13 +36,13 @@ class StepTimes:
         return not self.shared or len(self.progress.step_ms[stage]) < TIMED_SEGMENTS
 
     def warms_up(self, stage: Stage) -> bool:
-        """True once a stage: the first replays of a graph after those of other runs are slower than the rest."""
+        """True the first time in each stage: the first replays of a graph after other runs' are slower."""
         cold = stage not in self.warm
         self.warm.add(stage)
         return cold
 
     def count(self, seconds: float, steps: int, stage: Stage, *, steady: bool, alone: bool) -> float:
-        """Count a segment that took `seconds` as measured; the seconds that it is charged."""
+        """Count a segment that took `seconds`; returns the seconds that it is charged."""
         timed = self.progress.step_ms[stage]
         if steady and alone:
             timed.append(1e3 * seconds / steps)
@@ -53,7 +53,7 @@ class StepTimes:
         if steady:
             self.progress.seconds += seconds + self.starting_steps * seconds / steps - self.starting_seconds
             self.starting_steps, self.starting_seconds = 0, 0.0
-        else:  # for now as measured: a short run may have no steady step
+        else:  # as measured, until a steady segment corrects it: a short run may have none
             self.starting_steps += steps
             self.starting_seconds += seconds
             self.progress.seconds += seconds

@@ -60,6 +60,9 @@ class FigureData:
     notes: list[str]
     """What holds for every figure, a line each."""
 
+    compared: Comparison | None = None
+    """The statistics of the scope, where they have been made."""
+
     @cached_property
     def done(self) -> pd.DataFrame:
         """The runs that count, in a fixed order."""
@@ -76,6 +79,8 @@ class FigureData:
     @cached_property
     def comparison(self) -> Comparison:
         """The statistics of the scope."""
+        if self.compared is not None:
+            return self.compared
         assert self.baseline is not None
         return compare(self.scope, baseline=self.baseline)
 

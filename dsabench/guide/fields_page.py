@@ -11,8 +11,9 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from dsabench.spec.attention import BUILT_IN
+from dsabench.spec.data_settings import DataSpec
 from dsabench.spec.messages import accepted, models_in
-from dsabench.spec.run import DataSpec, EngineSpec, ModelSpec, RunSpec, TrainSpec
+from dsabench.spec.run import EngineSpec, ModelSpec, RunSpec, TrainSpec
 from dsabench.spec.tasks import TASKS
 from dsabench.spec.verdict import VerdictSpec
 

@@ -18,13 +18,13 @@ from dsabench.spec.run import ModelSpec
 
 @dataclass(frozen=True)
 class RouterStatistics:
-    """How one layer's router spread its tokens; all on the device, detached."""
+    """How one layer's router spread its tokens over experts; on the device, detached but for the balance loss."""
 
     balance_loss: Tensor
-    """Switch Transformer's load-balancing loss E sum_e f_e P_e (arXiv 2101.03961, eq. 4), not detached: 1 when even."""
+    """Switch Transformer's load-balancing loss E sum_e f_e P_e (arXiv 2101.03961, eq. 4), 1 when even. Not detached."""
 
     load_E: Tensor
-    """f_e, the share of routes that each expert got; sums to 1."""
+    """f_e, each expert's share of the routes; sums to 1."""
 
     entropy: Tensor
     """Mean entropy of the router's softmax in nats; ln E when it has no preference."""
@@ -41,18 +41,17 @@ class MixtureOfExperts(nn.Module):
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
         self.n_experts, self.per_token = spec.n_experts, spec.experts_per_token
-        self.mean_load: Callable[[Tensor], Tensor] | None = None
-        """In training with others: the mean over all of them of the load of this process's tokens."""
         self.router = nn.Linear(spec.d_model, spec.n_experts, bias=False)
         self.gate_EDF = nn.Parameter(torch.empty(spec.n_experts, spec.d_model, spec.d_ff))
         self.up_EDF = nn.Parameter(torch.empty(spec.n_experts, spec.d_model, spec.d_ff))
         self.down_EFD = nn.Parameter(torch.empty(spec.n_experts, spec.d_ff, spec.d_model))
 
-    def forward(self, x_BTD: Tensor) -> tuple[Tensor, RouterStatistics]:
-        """(B, T, D) -> (B, T, D) and the router's statistics over all B T tokens."""
+    def forward(
+        self, x_BTD: Tensor, mean_load: Callable[[Tensor], Tensor] | None = None
+    ) -> tuple[Tensor, RouterStatistics]:
+        """(B, T, D) -> (B, T, D) and the router's statistics over all B T tokens; mean_load as ForwardPass has it."""
         x_ND = x_BTD.flatten(0, 1)
         grouped = self._grouping_saves(x_ND.device) and grouped_products_work(x_ND, self.gate_EDF.shape[-1])
-        mean_load = self.mean_load if self.training else None
         routes = ops.route(x_ND, self.router.weight, self.per_token, not grouped, mean_load)
         if grouped:
             y_ND = self._grouped(x_ND, routes.expert_NK, routes.weight)
@@ -61,23 +60,23 @@ class MixtureOfExperts(nn.Module):
         return y_ND.view_as(x_BTD), RouterStatistics(routes.balance_loss, routes.load_E, routes.entropy)
 
     def _grouping_saves(self, device: torch.device) -> bool:
-        """Whether sorting the routes costs less than it saves: on a GPU, when most experts are idle, or when half of
-        them are and the products are large (on an H100 with 4 experts, 2 a token: at D x F = 1024 x 2048 grouped
-        products are the faster way, at 256 x 512 the slower one)."""
+        """Whether sorting the routes costs less than it saves. On a GPU: when most experts are idle, or half
+        are and the products are large (on an H100 with 4 experts, 2 a token: grouped products are faster at
+        D x F = 1024 x 2048, slower at 256 x 512)."""
         if device.type == "cpu" or self.n_experts >= 4 * self.per_token:
             return True
         _, width, d_ff = self.gate_EDF.shape
         return self.n_experts >= 2 * self.per_token and width * d_ff >= 2**21
 
     def computed(self, device: torch.device) -> int:
-        """Experts that are computed for each token there."""
+        """Number of experts that are computed for each token on that device."""
         return self.per_token if self._grouping_saves(device) else self.n_experts
 
     def lay_out_for_products(self) -> None:
-        """Where all experts are computed side by side, lay gate and up out in memory as (D, E, F).
+        """Where all experts are computed side by side, store gate and up in memory in the order (D, E, F).
 
-        Shapes and values stay; the wide (D, E F) matrix of the product is then a view instead of a copy each time, and
-        its gradient comes out in the parameter's own layout. To be called before an optimizer or copies exist.
+        Shapes and values stay. The wide (D, E F) matrix of the product is then a view, not a copy each time, and its
+        gradient has the parameter's own layout. To be called before an optimizer or copies exist.
         """
         if self._grouping_saves(self.gate_EDF.device):
             return
@@ -85,9 +84,9 @@ class MixtureOfExperts(nn.Module):
             parameter.data = _side_by_side_layout(parameter.data)
 
     def _grouped(self, x_ND: Tensor, expert_NK: Tensor, weight_NK: Tensor) -> Tensor:
-        """Sort the routes by expert and multiply each group by its own expert: K/E of the arithmetic."""
+        """Sort the routes by expert and multiply each group by its expert: K/E of the arithmetic of all experts."""
         dtype = x_ND.dtype
-        # A radix sort passes over the key byte by byte: narrow keys are sorted several times faster than int64.
+        # A radix sort takes one pass for each byte of a key: narrow keys are sorted several times faster than int64.
         narrow = torch.uint8 if self.n_experts <= 256 else torch.int16
         order_R = expert_NK.flatten().to(narrow).argsort(stable=True)
         inverse_R = torch.empty_like(order_R).scatter_(0, order_R, torch.arange(len(order_R), device=order_R.device))
@@ -108,7 +107,7 @@ class MixtureOfExperts(nn.Module):
 
     def _side_by_side(self, x_ND: Tensor, weight_NE: Tensor) -> Tensor:
         """Every expert on every token, weighted by 0 where not chosen: E/K times the arithmetic, in three products."""
-        # Experts side by side as one wide layer: one product each way, and none to sum over experts.
+        # Experts side by side are one wide layer, whose last product also sums over experts.
         gate_NEF, up_NEF = (
             (x_ND @ weight_EDF.transpose(0, 1).flatten(1)).unflatten(1, (self.n_experts, -1))
             for weight_EDF in (self.gate_EDF, self.up_EDF)

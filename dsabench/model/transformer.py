@@ -24,14 +24,51 @@ from dsabench.spec.run import RunSpec
 
 
 @dataclass(frozen=True)
+class ForwardPass:
+    """What a forward pass needs beside its tokens. Fields without a text are those of AttentionContext."""
+
+    stage: Stage = "sparse"
+    step: Tensor | None = None
+    """The training step, one int64 on the device; not looked at in eval mode."""
+
+    document_ids_BT: Tensor | None = None
+    most_documents: int | None = None
+    scored_BT: Tensor | None = None
+    """Which targets count in the loss; None where all do."""
+
+    capture: dict[int, Selection] | None = None
+    whole_mass: bool = True
+    losses: bool = True
+    mean_load: Callable[[Tensor], Tensor] | None = None
+    """In training by several processes: the mean over all of them of the experts' load of this one's tokens."""
+
+    def context(self, positions_T: Tensor, training: bool) -> AttentionContext:
+        """What the layers of this pass share; a new one for each pass, because it keeps what they compute."""
+        return AttentionContext(
+            positions_T,
+            stage=self.stage,
+            document_ids_BT=self.document_ids_BT,
+            capture=self.capture,
+            step=self.step if training else None,
+            whole_mass=self.whole_mass,
+            most_documents=None if self.document_ids_BT is None else self.most_documents,
+            losses=self.losses,
+        )
+
+
+PLAIN = ForwardPass()
+"""The sparse stage, one document a window, nothing captured."""
+
+
+@dataclass(frozen=True)
 class ModelOutput:
-    """What one forward pass yields."""
+    """The output of one forward pass."""
 
     logits_BTV: Tensor
     """Scores of the next token."""
 
     attention_loss: Tensor | None
-    """Mean over layers of the attention's own loss (an indexer's KL), or None when the variant has none."""
+    """Mean over layers of the attention's own loss (an indexer's KL); None when the variant has none."""
 
     balance_loss: Tensor
     """Mean over layers of the router's load-balancing loss."""
@@ -45,7 +82,7 @@ class ModelOutput:
 
 @dataclass(frozen=True)
 class Features:
-    """What the model yields before the product with the embedding; the fields of ModelOutput but its logits."""
+    """The output before the product with the embedding. Fields without a text are those of ModelOutput."""
 
     x_BTD: Tensor
     """The normalised residual stream."""
@@ -61,7 +98,7 @@ class Features:
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + experts(norm(x)); the last addition is left to whoever reads x next."""
+    """x + attention(norm(x)), then x + experts(norm(x)); the last addition is left to the next block or norm."""
 
     def __init__(self, spec: RunSpec, layer: int) -> None:
         super().__init__()
@@ -71,21 +108,26 @@ class Block(nn.Module):
         self.experts = MixtureOfExperts(spec.model)
 
     def forward(
-        self, x_BTD: Tensor, pending_BTD: Tensor | None, context: AttentionContext, dropout: float
+        self,
+        x_BTD: Tensor,
+        pending_BTD: Tensor | None,
+        context: AttentionContext,
+        dropout: float,
+        mean_load: Callable[[Tensor], Tensor] | None = None,
     ) -> tuple[Tensor, Tensor, Tensor | None, RouterStatistics]:
-        """(x, what is yet to be added to it) -> the same after this layer, the attention's own loss, the router's
-        statistics. Additions wait so that each is one pass with the norm that follows it."""
+        """(x, a pending addition to it) -> (x, pending addition, the attention's own loss, the router's statistics) of
+        this layer. An addition is left pending so that it is one pass over memory together with the norm after it."""
         x_BTD, normed_BTD = add_norm(x_BTD, pending_BTD, self.attention_norm)
         with part("attention"):
             mixed = self.attention(normed_BTD, context)
         x_BTD, normed_BTD = add_norm(x_BTD, F.dropout(mixed.out_BTD, dropout), self.experts_norm)
         with part("experts"):
-            fed_BTD, router = self.experts(normed_BTD)
+            fed_BTD, router = self.experts(normed_BTD, mean_load)
         return x_BTD, F.dropout(fed_BTD, dropout), mixed.aux_loss, router
 
 
 class Transformer(nn.Module):
-    """Token ids (B, T) to next-token logits (B, T, V). Build it with `build` so that its weights are initialised."""
+    """Token ids (B, T) to next-token logits (B, T, V). `build` makes one with initial weights."""
 
     def __init__(self, spec: RunSpec, vocab_size: int) -> None:
         super().__init__()
@@ -93,38 +135,25 @@ class Transformer(nn.Module):
         self.embedding = nn.Embedding(vocab_size, spec.model.d_model)
         self.blocks = nn.ModuleList(Block(spec, layer) for layer in range(spec.model.n_layers))
         self.norm = nn.RMSNorm(spec.model.d_model, eps=1e-6)
-        self.stage: Stage = "sparse"
-        self.step: Tensor | None = None
-        """The training step, where the training loop keeps it on the device; evaluation does not look at it."""
-        self.most_documents: int | None = None
-        """As AttentionContext has it; of all windows that the model is given, set by who knows them."""
 
-    def forward(
-        self,
-        tokens_BT: Tensor,
-        document_ids_BT: Tensor | None = None,
-        capture: dict[int, Selection] | None = None,
-        whole_mass: bool = True,
-    ) -> ModelOutput:
-        """Logits at t depend on tokens 0..t of the same row (and document) alone; `self.stage` is the stage. capture
-        and whole_mass as AttentionContext has them."""
-        features = self.features(tokens_BT, document_ids_BT, capture, whole_mass=whole_mass)
+    def forward(self, tokens_BT: Tensor, forward_pass: ForwardPass = PLAIN) -> ModelOutput:
+        """Logits at t depend on tokens 0..t of the same row (and document) alone."""
+        features = self.features(tokens_BT, forward_pass)
         return ModelOutput(logits_BTV=F.linear(features.x_BTD, self.embedding.weight), **features.rest())
 
     def training_losses(
         self,
         tokens_BT: Tensor,
         targets_BT: Tensor,
+        forward_pass: ForwardPass = PLAIN,
         call: Callable[..., Any] = Block.__call__,
-        scored_BT: Tensor | None = None,
-        document_ids_BT: Tensor | None = None,
     ) -> tuple[Tensor, Features]:
-        """Mean cross-entropy of the (scored) targets in nats, and the rest of what a training step needs; no logits are
-        kept. call(block, *inputs) calls a block: a training step may want it compiled or recomputed."""
+        """Mean cross-entropy of the scored targets in nats, and the features; no logits are kept. call(block, *inputs)
+        calls a block, so that a training step can have it compiled or recomputed."""
         with part("rest of the model"):
-            features = self.features(tokens_BT, document_ids_BT, call=call)
+            features = self.features(tokens_BT, forward_pass, call)
         with part("logits and loss"):
-            scored_N = None if scored_BT is None else scored_BT.flatten()
+            scored_N = None if forward_pass.scored_BT is None else forward_pass.scored_BT.flatten()
             x_ND, targets_N = features.x_BTD.flatten(0, 1), targets_BT.flatten()
             loss = linear_cross_entropy(x_ND, self.embedding.weight, targets_N, scored_N)
         return loss, features
@@ -132,25 +161,23 @@ class Transformer(nn.Module):
     def features(
         self,
         tokens_BT: Tensor,
-        document_ids_BT: Tensor | None = None,
-        capture: dict[int, Selection] | None = None,
+        forward_pass: ForwardPass = PLAIN,
         call: Callable[..., Any] = Block.__call__,
-        whole_mass: bool = True,
-        losses: bool = True,
     ) -> Features:
-        """All but the product with the embedding. capture, whole_mass and losses as AttentionContext has them."""
+        """All but the product with the embedding."""
         dropout = self.spec.model.dropout if self.training else 0.0
         positions_T = torch.arange(tokens_BT.shape[1], device=tokens_BT.device)
-        step = self.step if self.training else None
-        most = None if document_ids_BT is None else self.most_documents
-        context = AttentionContext(positions_T, self.stage, document_ids_BT, capture, step, whole_mass, most, losses)
+        context = forward_pass.context(positions_T, self.training)
         with part("attention"):
-            self.layers()[0].attention.prepare(context)
+            for block in self.layers():
+                block.attention.prepare(context)
         x_BTD = F.dropout(embed(tokens_BT, self.embedding.weight, self.spec.model.embedding_scale), dropout)
         pending_BTD: Tensor | None = None
         attention_losses, routers = [], []
         for block in self.layers():
-            x_BTD, pending_BTD, own_loss, router = call(block, x_BTD, pending_BTD, context, dropout)
+            x_BTD, pending_BTD, own_loss, router = call(
+                block, x_BTD, pending_BTD, context, dropout, forward_pass.mean_load
+            )
             attention_losses += [own_loss] if own_loss is not None else []
             routers.append(router)
         return Features(
@@ -178,8 +205,8 @@ class Transformer(nn.Module):
 def build(spec: RunSpec, vocab_size: int) -> Transformer:
     """A Transformer on the CPU in fp32 with its initial weights drawn.
 
-    Each parameter is drawn from a generator keyed by (seed, its name): a parameter that two variants share starts
-    bit-identical in both, whatever else either of them has.
+    Each parameter is drawn from a generator keyed by seed and its name, so a parameter that two variants share starts
+    with the same bits in both.
     """
     model = Transformer(spec, vocab_size)
     for name, parameter in model.named_parameters():
@@ -192,13 +219,13 @@ def build(spec: RunSpec, vocab_size: int) -> Transformer:
 
 
 def outline(spec: RunSpec, vocab_size: int) -> Transformer:
-    """A Transformer without memory or values, on the meta device: for counting its parameters and FLOPs."""
+    """A Transformer on the meta device, without memory or values, for counting its parameters and FLOPs."""
     with torch.device("meta"), _Uninitialised():
         return Transformer(spec, vocab_size)
 
 
 class _Uninitialised(TorchFunctionMode):
-    """Leaves tensors as they were made: PyTorch's initialisers import its compiler for a meta tensor, for seconds."""
+    """Skips PyTorch's initialisers while inside: for a meta tensor they import its compiler, which takes seconds."""
 
     def __torch_function__(
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -210,11 +237,12 @@ class _Uninitialised(TorchFunctionMode):
 
 
 def _initial_std(name: str, parameter: Tensor, spec: RunSpec) -> float:
-    """Unit variance in, unit variance out: fan_in^-1/2, smaller where an output ends in the residual stream."""
+    """fan_in^-1/2, so that variance stays 1; smaller where an output is added to the residual stream."""
     if name == "embedding.weight":
-        # Tied. The final norm makes |x| = sqrt(D) and at the start x points along its own token's embedding, so that
-        # token's logit is D std. At the default, 1/D, it is 1 and the first loss is ln V for every V and D, where the
-        # usual 0.02 gives exp(0.02 D) times a small vocabulary's average. The way in multiplies by 1 / std.
+        # The embedding is tied. The final norm makes |x| = sqrt(D). At the start x points along the embedding of its
+        # own token, so that the logit of that token is D std. At the default, std = 1/D, it is 1, and the first loss is
+        # ln V for every V and D. At the usual 0.02 the token would be exp(0.02 D) times as probable as others. Embedded
+        # input tokens are multiplied by 1 / std.
         return 1.0 / spec.model.embedding_scale
     fan_in = parameter.shape[-2] if name.endswith(("_EDF", "_EFD")) else parameter.shape[-1]
     # So that the variance of the residual stream does not grow with depth (GPT-2's rule).

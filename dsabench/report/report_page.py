@@ -93,7 +93,9 @@ def write_report(
     if data.baseline is not None:
         found = compare(scope, baseline=baseline, margin=margin)
         found = found.model_copy(update={"notes": _placeless(found.notes, scope.store)})
-        vars(data)["comparison"] = found  # figures show this comparison and its margin, and it is made once
+        data = dataclasses.replace(
+            data, compared=found
+        )  # figures show this comparison and its margin, and it is made once
     # A run that stands on several rungs of a ladder is one run.
     checks = audit(data.runs.drop_duplicates("run_id"), data.pairs, data.curves.frame, audited=_audited(scope.runs))
     drawings, not_drawn = _drawings(data)

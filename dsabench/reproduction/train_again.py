@@ -11,7 +11,9 @@ from typing import Any, Literal
 from dsabench import data as data_package
 from dsabench._version import __version__
 from dsabench.engine.checkpoint import steps_done
-from dsabench.engine.device import environment, resolve
+from dsabench.engine.device import Execution, default_device, environment, resolve
+from dsabench.engine.loop import to_the_end
+from dsabench.engine.slot import Slots
 from dsabench.errors import DataError, DeviceError, ScopeError, SpecError, StoreError
 from dsabench.reproduction.compare_records import (
     Records,
@@ -29,10 +31,12 @@ from dsabench.reproduction.environments import (
     text,
     unrecorded,
 )
-from dsabench.spec.run import EngineSpec, RunSpec, validate
+from dsabench.spec.run import RunSpec, validate
 from dsabench.spec.stored_spec import needed_plugins
 from dsabench.store import RunRecord, find_checkpoint, find_run, read_metrics
-from dsabench.sweeps import plan, single_run
+from dsabench.sweeps import plan
+from dsabench.sweeps.launcher import RunJob
+from dsabench.sweeps.single_run import Place, train_by_turns
 
 Verdict = Literal["same bits", "within tolerance", "differs"]
 
@@ -110,16 +114,18 @@ def reproduce(
         steps_done(saved)
         check_weights_file(saved)
     spec = _spec(original, device, plugins)
+    execution = _execution(original, spec, device)
+    _same_files(original, plan.fingerprint(spec, data_package.fingerprint(spec.data)), spec)
     if into is None:
         with tempfile.TemporaryDirectory(prefix="dsabench-") as folder:
-            found = _train(spec, original, Path(folder) / "runs", observe, notify)
+            found = _trained_again(spec, execution, original, Path(folder) / "runs", observe, notify)
             return _compare(Path(store), original, metrics, Path(folder) / "runs", found, tolerance, kept=None)
     target = Path(into)
     if target.resolve() == Path(store).resolve():
         raise ScopeError(f"{target} is the store of the run itself, which is never written to; name another")
     if plan.status(target, original.run_id) in ("done", "failed"):
         raise StoreError(f"{target} holds run {original.run_id} already; name another store, or remove it there")
-    found = _train(spec, original, target, observe, notify)
+    found = _trained_again(spec, execution, original, target, observe, notify)
     return _compare(Path(store), original, metrics, target, found, tolerance, kept=target)
 
 
@@ -135,7 +141,7 @@ def _metrics(store: Path, original: RunRecord) -> list[dict[str, Any]]:
 def _spec(original: RunRecord, device: str | None, plugins: Sequence[str]) -> RunSpec:
     """The stored spec, valid, with its plugins where they are now, on the device asked for or the same kind as then.
 
-    Raises SpecError, and DataError when corpus, tokenizer or plugin are not those of the run.
+    Raises SpecError.
     """
     values = dict(original.spec)
     stored, engine = needed_plugins(values) or [], values.get("engine") or {}
@@ -144,24 +150,21 @@ def _spec(original: RunRecord, device: str | None, plugins: Sequence[str]) -> Ru
     if isinstance(engine, Mapping):  # of another kind it is refused below
         if device is not None:
             engine = {**engine, "device": device}
-        elif engine.get("device", "auto") == "auto" and recorded not in ("", resolve(EngineSpec()).device.type):
+        elif engine.get("device", "auto") == "auto" and recorded not in ("", default_device().type):
             engine = {**engine, "device": recorded}
     values["engine"] = engine
     try:
-        spec = validate(values)
+        return validate(values)
     except SpecError as error:
         raise SpecError(
             f"run {original.run_id} of dsabench {original.version} cannot be trained by this one: {error}"
         ) from error
-    _resolved(original, spec, device)
-    _same_files(original, plan.fingerprint(spec, data_package.fingerprint(spec.data)), spec)
-    return spec
 
 
-def _resolved(original: RunRecord, spec: RunSpec, asked: str | None) -> None:
-    """Raises DeviceError when the device is not here, with what the run was trained on."""
+def _execution(original: RunRecord, spec: RunSpec, asked: str | None) -> Execution:
+    """The spec's. Raises DeviceError when the device is not here, with what the run was trained on."""
     try:
-        resolve(spec.engine)
+        return resolve(spec.engine)
     except DeviceError as error:
         if asked is not None:
             raise
@@ -185,6 +188,7 @@ def _found(original: RunRecord, stored: Sequence[str], given: Sequence[str]) -> 
 
 
 def _same_files(original: RunRecord, now: Mapping[str, str], spec: RunSpec) -> None:
+    """Raises DataError when corpus, tokenizer or plugin are not those of the run."""
     where = {"corpus": spec.data.source, "tokenizer": spec.data.tokenizer, "plugin": ", ".join(spec.plugins)}
     for name, digest in original.fingerprint.items():
         if name in now and now[name] != digest:
@@ -194,20 +198,20 @@ def _same_files(original: RunRecord, now: Mapping[str, str], spec: RunSpec) -> N
             )
 
 
-def _train(
+def _trained_again(
     spec: RunSpec,
+    execution: Execution,
     original: RunRecord,
     store: Path,
     observe: Callable[[RunSpec], Callable[[Any], None]],
     notify: Callable[[str], None],
 ) -> RunRecord:
-    here = original.model_copy(
-        update={"environment": environment(resolve(spec.engine)), "version": __version__, "summary": {}}
-    )
+    here = original.model_copy(update={"environment": environment(execution), "version": __version__, "summary": {}})
     changes = reasons(original, here)
     if others := ", ".join(f"{c.field} {text(c.a)} -> {text(c.b)}" for c in changes):
         notify("; ".join([f"the environment is not the run's: {others}", *remedies(changes)]))
-    return single_run.train(spec, store, retry_failed=True, observe=observe(spec), notify=notify)
+    job, place = RunJob(spec, retry_failed=True), Place(store, execution, Slots(), notify)
+    return to_the_end(train_by_turns(job, place, observe(spec)))
 
 
 def _compare(

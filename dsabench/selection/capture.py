@@ -17,7 +17,7 @@ from dsabench.attention.base import Selection
 from dsabench.attention.dsa.reference import EMPTY
 from dsabench.engine.device import Execution
 from dsabench.errors import DeviceError
-from dsabench.model.transformer import Transformer
+from dsabench.model.transformer import ForwardPass, Transformer
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,13 +89,12 @@ def _logits_TV(
     execution: Execution,
     capture: dict[int, Selection] | None = None,
 ) -> torch.Tensor:
-    was_training, stage = model.training, model.stage
+    was_training = model.training
     model.eval()
-    model.stage = "sparse"
     tokens_BT = torch.from_numpy(np.asarray(tokens_T, np.int64))[None].to(execution.device)
     try:
         with torch.inference_mode(), execution.autocast():
-            logits_TV: torch.Tensor = model(tokens_BT, capture=capture).logits_BTV[0]
+            logits_TV: torch.Tensor = model(tokens_BT, ForwardPass(capture=capture)).logits_BTV[0]
             return logits_TV
     except torch.OutOfMemoryError:
         raise DeviceError(
@@ -104,7 +103,6 @@ def _logits_TV(
         ) from None
     finally:
         model.train(was_training)
-        model.stage = stage
 
 
 def _plain(layer: int, selection: Selection) -> LayerSelection:

@@ -28,7 +28,7 @@ _HINT = "train one with: dsabench train --attention dsa"
 
 @dataclass(frozen=True, eq=False)
 class Inspection:
-    """One window as a stored run sees it. `layers` are plain numpy arrays; engine.inspection says what is in them."""
+    """One window as a stored run sees it. `layers` are the numpy arrays of capture.py."""
 
     record: RunRecord
     spec: RunSpec

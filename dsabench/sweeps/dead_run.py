@@ -13,9 +13,9 @@ from dsabench.sweeps.plan import fingerprint
 
 
 def record_death(job: Job, store: Path, how: str, log: str) -> RunRecord:
-    """Mark the run `failed`, with what its process last wrote; what it stored before it died stays.
+    """Mark the run `failed`, with the end of its process's output. What it had stored stays.
 
-    A run that had ended, or that another process has taken up since, is returned as it is.
+    Where the run had ended, or another process has taken it up since, its record is returned as it is.
     """
     said = failures.death(store / job.run_id)
     what = f", {said.splitlines()[0]}" if said else ""
@@ -25,7 +25,7 @@ def record_death(job: Job, store: Path, how: str, log: str) -> RunRecord:
             job.run_id,
             spec=job.spec.model_dump(mode="json"),
             fingerprint=fingerprint(job.spec, data_package.fingerprint(job.spec.data)),
-            environment=environment(resolve(job.spec.engine)),
+            environment=environment(resolve(job.spec.engine)),  # that process's device, perhaps not this one's
             sweep=job.sweep,
         )
     except RunDoneError as done:

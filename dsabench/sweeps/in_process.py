@@ -6,6 +6,7 @@ import gc
 from collections import deque
 from collections.abc import Callable, Generator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 from dsabench.engine import failures
@@ -14,9 +15,8 @@ from dsabench.engine.sink import Update
 from dsabench.engine.slot import Slots
 from dsabench.errors import DsabenchError, StoreError
 from dsabench.store import RunBusyError, RunRecord
-from dsabench.sweeps import single_run
 from dsabench.sweeps.launcher import Busy, Crowded, Ended, Job, Outcome, Refused, TooManyWindows
-from dsabench.sweeps.single_run import NoRoomBesideOthersError, TooManyWindowsError
+from dsabench.sweeps.single_run import NoRoomBesideOthersError, Place, TooManyWindowsError, train_by_turns
 
 
 class Here:
@@ -26,24 +26,20 @@ class Here:
         self, store: str | Path, execution: Execution, concurrency: int, notify: Callable[[str], None]
     ) -> None:
         """concurrency: runs that share the device."""
-        self.store, self.execution, self.notify = Path(store), execution, notify
-        self.slots = Slots(concurrency)
+        self.place = Place(Path(store), execution, Slots(concurrency), notify)
         self.active: deque[tuple[Job, Generator[None, None, RunRecord]]] = deque()
         self.found_no_memory = False
 
     def has_room(self) -> bool:
         """As `Launcher` says."""
-        return len(self.active) < self.slots.count
+        return len(self.active) < self.place.slots.count
 
     def begin(self, job: Job, observe: Callable[[Update], None]) -> None:
         """As `Launcher` says."""
         if self.found_no_memory:
-            gc.collect()  # what the run had may still lie in cycles
+            gc.collect()  # reference cycles may still hold the run's memory
             self.found_no_memory = False
-        training = single_run.training(
-            job.spec, self.store, job.sweep, job.retry_failed, observe, self.notify, self.slots, job.halve
-        )
-        self.active.append((job, training))
+        self.active.append((job, train_by_turns(job, self.place, observe)))
 
     def turn(self) -> tuple[Job, Outcome] | None:
         """As `Launcher` says."""
@@ -52,7 +48,7 @@ class Here:
             next(training)
         except StopIteration as end:
             record: RunRecord = end.value
-            return job, Ended(record, lost=record.status == "failed" and failures.is_lost(self.execution))
+            return job, Ended(record, lost=record.status == "failed" and failures.is_lost(self.place.execution))
         except RunBusyError:
             return job, Busy()
         except NoRoomBesideOthersError:
@@ -68,10 +64,10 @@ class Here:
 
     def one_at_a_time(self) -> None:
         """As `Launcher` says."""
-        self.slots = Slots()  # the memory of those before is needed
+        self.place = replace(self.place, slots=Slots())  # frees the memory of those before
 
     def close(self) -> None:
         """As `Launcher` says."""
         while self.active:
-            with suppress(StoreError):  # of the others each is to be closed
+            with suppress(StoreError):  # the others are to be closed too
                 self.active.popleft()[1].close()

@@ -6,7 +6,7 @@ scheduler -- begin(Job) -->  Launcher  -- turn() -->  (Job, Outcome)
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from dsabench.engine.sink import Update
@@ -16,19 +16,28 @@ from dsabench.store import RunRecord
 
 
 @dataclass(frozen=True)
-class Job:
+class RunJob:
     """One run to be trained."""
 
-    run_id: str
     spec: RunSpec
-    sweep: str
-    """The sweep's id."""
+    sweep: str | None = None
+    """The id of the sweep that it is trained for."""
 
     retry_failed: bool = False
     """Whether a failure that is stored is trained again."""
 
     halve: bool = False
     """Whether too little memory ends it as `TooManyWindows` where the micro-batch can be halved."""
+
+    data_parallel: int = 1
+    """Processes that train it together."""
+
+
+@dataclass(frozen=True)
+class Job(RunJob):
+    """A run of a sweep, whose identity is known, for a launcher."""
+
+    run_id: str = field(kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -37,7 +46,7 @@ class Ended:
 
     record: RunRecord
     lost: bool = False
-    """Whether the device takes no more work from the process that the launcher has."""
+    """Whether the device takes no more work from the launcher's process."""
 
 
 @dataclass(frozen=True)
@@ -50,12 +59,12 @@ class Crowded:
     """The run is to be trained again without others beside it."""
 
     why: str
-    """What happened, as the end of a sentence about the run."""
+    """The reason, as the end of a sentence about the run."""
 
 
 @dataclass(frozen=True)
 class TooManyWindows:
-    """Memory ran out."""
+    """Memory ran out with a micro-batch that can be halved."""
 
     fewer: int
     """The micro-batch to try instead."""
@@ -69,12 +78,12 @@ class Died:
     """By which signal or with which exit code."""
 
     log: str
-    """The last that it wrote."""
+    """The end of its output."""
 
 
 @dataclass(frozen=True)
 class Refused:
-    """Nothing was trained, and no run of the sweep can be: what a user must mend."""
+    """Nothing was trained, and no run of the sweep can be: `error` is for the user to mend."""
 
     error: DsabenchError
 
@@ -99,10 +108,10 @@ class Launcher(Protocol):
         """Take a job, whose updates `observe` is given; there must be room."""
 
     def turn(self) -> tuple[Job, Outcome] | None:
-        """Let the runs go on for a moment; a job that ended. There must be a job."""
+        """Let the runs go on for a moment; returns a job that ended, or None. There must be a job."""
 
     def one_at_a_time(self) -> None:
         """From now on each device has one run at a time; there must be no job."""
 
     def close(self) -> None:
-        """Have what is under way checkpointed and marked `interrupted`, and free the devices."""
+        """Checkpoint the runs under way, mark them `interrupted`, and free the devices."""

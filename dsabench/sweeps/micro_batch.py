@@ -1,7 +1,7 @@
 """One micro-batch for all runs that are compared with one another, when one of them runs out of memory.
 
-The batch stays as it is, and the gradients of its parts are added up. But the router's balance loss is then that of
-each part, so that a pair of which only one member is cut would differ in more than its attention.
+The batch stays as it is, and the gradients of its parts are added up. But the router's balance loss is then computed
+for each part, so that the members of a pair would differ in more than attention if only one of them were cut.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dsabench.sweeps.plan import PlannedRun, status
 
 
 class MicroBatches:
-    """The micro-batches agreed upon in a sweep; what an interrupted sweep agreed upon is read from its runs."""
+    """The micro-batch of each group of runs that are compared; of an interrupted sweep it is read from its runs."""
 
     def __init__(self, planned: Sequence[PlannedRun], store: str | Path) -> None:
         self.planned = planned
@@ -28,7 +28,7 @@ class MicroBatches:
                     self.agreed[key] = min(stored, self.agreed.get(key, stored))
 
     def agree(self, run: PlannedRun, store: str | Path) -> RunSpec:
-        """The spec that the run is to be trained with; what the store has of it from another micro-batch is removed.
+        """The spec to train the run with. What the store has of the run with another micro-batch is removed.
 
         Raises RunBusyError when another process is training it.
         """
@@ -40,7 +40,7 @@ class MicroBatches:
         return run.spec.model_copy(update={"engine": run.spec.engine.model_copy(update={"micro_batch": size})})
 
     def lower(self, run: PlannedRun, size: int, store: str | Path) -> list[PlannedRun]:
-        """Have `run`, and all that it is compared with, trained with `size` windows at a time; those done with more."""
+        """Set `size` windows at a time for `run` and all that it is compared with; returns those done with more."""
         key = company(run.spec)
         self.agreed[key] = size
         others = [other for other in self.planned if other.run_id != run.run_id and company(other.spec) == key]
@@ -49,7 +49,7 @@ class MicroBatches:
 
 
 def _fits(record: RunRecord, size: int) -> bool:
-    """Whether a stored run was trained with as few windows at a time, and may stay or go on."""
+    """Whether a stored run may stay or go on: a done one had at most `size` windows at a time, any other has `size`."""
     if record.status != "done":
         return bool(record.spec.get("engine", {}).get("micro_batch") == size)
     used = record.summary.get("micro_batch")
@@ -57,5 +57,5 @@ def _fits(record: RunRecord, size: int) -> bool:
 
 
 def company(spec: RunSpec) -> str:
-    """What runs that are compared with one another have in common: all but attention, seed and how they are run."""
+    """The fields that runs compared with one another share, as JSON: all but attention, seed and how they are run."""
     return spec.model_dump_json(exclude={"seed", "attention", "plugins", "allow_leak", "engine"})

@@ -30,7 +30,7 @@ SMALL_STEP_SECONDS = 5e-3
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """A run of a sweep, its identity, and what the store already has of it."""
+    """A run of a sweep, its identity, and its status in the store."""
 
     spec: RunSpec
     run_id: str
@@ -64,7 +64,7 @@ def rungs(sweep: Sweep) -> dict[str, list[str]]:
 
 
 def status(store: str | Path, identity: str) -> str:
-    """What the store has of a run: its record's status, or `new`."""
+    """The status of a run's record in the store, or `new`."""
     if not (Path(store) / identity / "run.json").exists():
         return "new"
     return read_run(store, identity).status
@@ -115,7 +115,7 @@ def check_data(planned: Sequence[PlannedRun], notify: Callable[[str], None] = la
 def fit(planned: Sequence[PlannedRun], execution: Execution) -> list[tuple[RunSpec, MemoryPlan]]:
     """For every shape of the runs that are not done: one of its specs, and how it fits into memory.
 
-    With the vocabulary that the spec asks for: reads no data. Raises SpecError and DeviceError as `memory.plan` does.
+    With the vocabulary that the spec asks for: reads no data. Raises SpecError and DeviceError, as memory_plan does.
     """
     shapes = {shape_of(run.spec).model_dump_json(): run.spec for run in planned if run.status != "done"}
     return [(spec, memory_plan.plan(spec, spec.data.expected_vocab_size, execution)) for spec in shapes.values()]

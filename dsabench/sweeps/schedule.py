@@ -1,4 +1,4 @@
-"""A sweep, from its plan to its last record: which run is trained when, whatever place trains it."""
+"""The course of a sweep, from its plan to its last record: the order of its runs, wherever they are trained."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import Literal
 from dsabench import data as data_package
 from dsabench.audit import gate
 from dsabench.engine import failures
-from dsabench.engine.device import environment, resolve
+from dsabench.engine.device import Execution, environment
 from dsabench.engine.sink import Update
 from dsabench.errors import DeviceError, StoreError
 from dsabench.spec.data_settings import DataSpec
@@ -37,6 +37,7 @@ def run_sweep(
     sweep: Sweep,
     planned: Sequence[PlannedRun],
     store: str | Path,
+    execution: Execution,
     *,
     command: list[str] | None = None,
     retry_failed: bool = False,
@@ -49,14 +50,14 @@ def run_sweep(
     """Train the planned runs in order, yielding each one's record when it ends; a run that fails does not stop the
     others, and one that another process trains is waited for.
 
-    launcher: where; None is in this process, `concurrency` runs at a time (None chooses: `choose_concurrency`). It is
-    closed at the end. on_oom: `accumulate` halves the micro-batch of a run that runs out of memory, and of all that it
-    is compared with; what was done with more is trained, and yielded, again. `started(run)` is called before each run
-    and gives the observer of its updates.
+    execution: of the sweep's `engine`, in this process, which audits the models. launcher: where runs are trained; None
+    is in this process, `concurrency` runs at a time (None chooses: `choose_concurrency`). It is closed at the end.
+    on_oom: `accumulate` halves the micro-batch of a run that runs out of memory, and of all that it is compared with;
+    what was done with more is trained, and yielded, again. `started(run)` is called before each run and gives the
+    observer of its updates.
     """
-    execution = resolve(planned[0].spec.engine)
-    _refuse_leaks([run.spec for run in planned if run.status != "done"], notify)
-    identity = _record_sweep(sweep, planned, Path(store), command, notify)
+    _refuse_leaks([run.spec for run in planned if run.status != "done"], execution, notify)
+    identity = _record_sweep(sweep, planned, Path(store), execution, command, notify)
     if launcher is None:
         at_a_time = choose_concurrency(planned, execution) if concurrency is None else concurrency
         launcher = Here(store, execution, at_a_time, notify)
@@ -72,7 +73,7 @@ def run_sweep(
                     schedule.is_busy(run)
                     continue
                 again = retry_failed and run.run_id not in schedule.elsewhere
-                launcher.begin(Job(run.run_id, spec, identity, again, on_oom == "accumulate"), started(run))
+                launcher.begin(Job(spec, identity, again, on_oom == "accumulate", run_id=run.run_id), started(run))
                 schedule.active[run.run_id] = run
             if not schedule.active:
                 time.sleep(BUSY_SECONDS)
@@ -106,7 +107,7 @@ def run_sweep(
 
 
 class _Schedule:
-    """Which run is next."""
+    """The runs of a sweep that wait, are under way, or are put off."""
 
     def __init__(
         self,
@@ -119,16 +120,16 @@ class _Schedule:
         self.waiting = deque(planned)
         self.active: dict[str, PlannedRun] = {}
         self.crowded: list[PlannedRun] = []
-        """To be trained by themselves when all others have ended."""
+        """To be trained one at a time when all others have ended."""
         self.elsewhere: dict[str, float] = {}
-        """Runs that were found in the hands of another process, and when they were last looked at."""
+        """Runs that another process trains, and when they were last looked at."""
 
     def goes_on(self) -> bool:
         """Whether a run is under way or left."""
         return bool(self.waiting or self.active or self.crowded)
 
     def only_the_crowded_are_left(self) -> bool:
-        """Whether it is their turn now, in which case they wait like others from now on."""
+        """Whether only runs are left that must be alone. If so they wait like others from now on."""
         if self.waiting or self.active:
             return False
         self.waiting.extend(self.crowded)
@@ -136,7 +137,7 @@ class _Schedule:
         return True
 
     def next(self) -> PlannedRun | None:
-        """The next run that may be looked at now; it no longer waits."""
+        """Take the next run off those that wait; None where all of them were looked at a moment ago."""
         now = time.monotonic()
         for place, run in enumerate(self.waiting):
             if now - self.elsewhere.get(run.run_id, -math.inf) >= BUSY_SECONDS:
@@ -145,29 +146,29 @@ class _Schedule:
         return None
 
     def spec_of(self, run: PlannedRun) -> RunSpec:
-        """What is to be trained. Raises RunBusyError where another process trains the run."""
+        """The spec to train the run with. Raises RunBusyError where another process trains it."""
         if status(self.store, run.run_id) == "running":
             raise RunBusyError(run.run_id)
         return self.micro_batches.agree(run, self.store) if self.micro_batches else run.spec
 
     def look_again(self) -> None:
-        """Time has passed: `next` may return any run that waits."""
+        """Let `next` return any run that waits, for time has passed."""
         self.elsewhere = dict.fromkeys(self.elsewhere, -math.inf)
 
     def is_busy(self, run: PlannedRun) -> None:
-        """Another process trains the run."""
+        """Put off a run that another process trains."""
         if run.run_id not in self.elsewhere:
             self.notify(f"{run.run_id} is being trained by another process; it is looked at again later")
         self.elsewhere[run.run_id] = time.monotonic()
         self.waiting.append(run)
 
     def is_crowded(self, run: PlannedRun, why: str) -> None:
-        """The run is trained again when it can be alone."""
+        """Put off a run until it can be alone."""
         self.crowded.append(run)
         self.notify(f"{run.run_id} {why}; it is trained alone afterwards")
 
     def is_cut(self, run: PlannedRun, fewer: int) -> None:
-        """The run, and all that it is compared with, have fewer windows at a time."""
+        """Train the run, and all that it is compared with, with `fewer` windows at a time."""
         assert self.micro_batches is not None
         others = self.micro_batches.lower(run, fewer, self.store)
         waiting = {other.run_id for other in self.waiting}
@@ -178,9 +179,14 @@ class _Schedule:
 
 
 def _record_sweep(
-    sweep: Sweep, planned: Sequence[PlannedRun], store: Path, command: list[str] | None, notify: Callable[[str], None]
+    sweep: Sweep,
+    planned: Sequence[PlannedRun],
+    store: Path,
+    execution: Execution,
+    command: list[str] | None,
+    notify: Callable[[str], None],
 ) -> str:
-    """Write the sweep's record; its id. The verdict stays what it was when the sweep began."""
+    """Write the sweep's record; returns its id. The verdict stays what it was when the sweep began."""
     identity = sweep_id(sweep, planned)
     spec, created = sweep.plain(), {}
     if (store / "sweeps" / f"{identity}.json").exists():
@@ -200,21 +206,21 @@ def _record_sweep(
         run_ids=[run.run_id for run in planned],
         rungs=rungs(sweep),
         command=command,
-        environment=environment(resolve(planned[0].spec.engine)),
+        environment=environment(execution),
     )
     write_sweep(store, record)
     return identity
 
 
-def _refuse_leaks(specs: Sequence[RunSpec], notify: Callable[[str], None]) -> None:
-    """Before the first run of a sweep is trained, so that a leak is not found hours later. Raises LeakError."""
+def _refuse_leaks(specs: Sequence[RunSpec], execution: Execution, notify: Callable[[str], None]) -> None:
+    """Audit every model before the first run is trained, so that a leak is not found hours later. Raises LeakError."""
     vocab_sizes: dict[DataSpec, int] = {}
     for i, spec in enumerate(specs):
         if i == 0:
             notify("auditing the models for look-ahead")
         if spec.data not in vocab_sizes:
             vocab_sizes[spec.data] = data_package.prepare(spec.data).vocab_size
-        gate.refuse_leaks(spec, vocab_sizes[spec.data], resolve(spec.engine))
+        gate.refuse_leaks(spec, vocab_sizes[spec.data], execution)
 
 
 def sweep_id(sweep: Sweep, planned: Sequence[PlannedRun]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 
 from dsabench import data as data_package
@@ -11,7 +12,8 @@ from dsabench.audit import gate
 from dsabench.data import cut
 from dsabench.engine import failures, loop, memory_plan
 from dsabench.engine.data_parallel import leader
-from dsabench.engine.device import environment, resolve
+from dsabench.engine.device import Execution, environment, resolve
+from dsabench.engine.prepared_run import PreparedRun, unobserved
 from dsabench.engine.sink import Update
 from dsabench.engine.slot import Slots
 from dsabench.errors import DeviceError, DsabenchError
@@ -19,6 +21,7 @@ from dsabench.shutdown import deferred
 from dsabench.spec.identity import run_id
 from dsabench.spec.run import RunSpec
 from dsabench.store import RunDoneError, RunRecord, RunWriter, read_run
+from dsabench.sweeps.launcher import RunJob
 from dsabench.sweeps.plan import fingerprint, status
 
 
@@ -29,7 +32,7 @@ def train(
     sweep: str | None = None,
     retry_failed: bool = False,
     data_parallel: int = 1,
-    observe: Callable[[Update], None] = lambda update: None,
+    observe: Callable[[Update], None] = unobserved,
     notify: Callable[[str], None] = lambda message: None,
 ) -> RunRecord:
     """Train one run and store it; a run that is done is returned as it is, an interrupted one resumes.
@@ -42,29 +45,30 @@ def train(
     data_parallel: processes that train it together, a GPU each (on a CPU, cores of it), on equal shares of every batch;
     the same run for every number of them. The store is written, and signals are heard, by this process alone.
     """
-    slots = Slots()
-    return loop.to_the_end(
-        training(spec, Path(store), sweep, retry_failed, observe, notify, slots, data_parallel=data_parallel)
-    )
+    job = RunJob(spec, sweep, retry_failed, data_parallel=data_parallel)
+    place = Place(Path(store), resolve(spec.engine), Slots(), notify)
+    return loop.to_the_end(train_by_turns(job, place, observe))
 
 
-def training(
-    spec: RunSpec,
-    store: Path,
-    sweep: str | None,
-    retry_failed: bool,
-    observe: Callable[[Update], None],
-    notify: Callable[[str], None],
-    slots: Slots,
-    halve: bool = False,
-    data_parallel: int = 1,
-) -> Generator[None, None, RunRecord]:
-    """`train`, in a slot, yielding while the device is at work.
+@dataclass(frozen=True)
+class Place:
+    """Where runs are trained and stored."""
 
-    Raises NoRoomBesideOthersError when memory runs out in a slot that is not the only one, with `halve`
-    TooManyWindowsError when it does with a micro-batch that can be halved, and DeviceLostError.
+    store: Path
+    execution: Execution
+    slots: Slots
+    notify: Callable[[str], None]
+    """Told each line for the user."""
+
+
+def train_by_turns(job: RunJob, place: Place, observe: Callable[[Update], None]) -> Generator[None, None, RunRecord]:
+    """As `train`, in one of the place's slots, yielding while the device is at work.
+
+    Raises NoRoomBesideOthersError when memory runs out beside other slots; where job.halve asks for it,
+    TooManyWindowsError when memory runs out with a micro-batch that can be halved; DeviceLostError.
     """
-    execution = leader.spread(spec, resolve(spec.engine), data_parallel)
+    spec, store, slots, notify = job.spec, place.store, place.slots, place.notify
+    execution = leader.spread(spec, place.execution, job.data_parallel)
     data = data_package.prepare(spec.data, progress=notify)
     windows = cut(data, spec.length)  # raises before the run exists when no document holds a window
     notes = [*data.notes, *windows.notes]
@@ -72,7 +76,7 @@ def training(
         notify(note)
     digests = fingerprint(spec, data.fingerprint)
     identity = run_id(spec, digests)
-    if not retry_failed and status(store, identity) == "failed":
+    if not job.retry_failed and status(store, identity) == "failed":
         return read_run(store, identity)
     if status(store, identity) == "done":
         return read_run(store, identity)
@@ -82,7 +86,7 @@ def training(
     audit = gate.refuse_leaks(spec, data.vocab_size, execution)
     for note in audit.notes(spec):
         notify(note)
-    died = "" if retry_failed else failures.death(store / identity)
+    died = "" if job.retry_failed else failures.death(store / identity)
     about = {"concurrency": slots.count, "data_notes": notes, "audit": audit.record()}
     mark = {"leak": audit.leak if audit.crash is None else None}
     try:
@@ -92,7 +96,7 @@ def training(
             spec=spec.model_dump(mode="json"),
             fingerprint=digests,
             environment={**environment(execution), **about},
-            sweep=sweep,
+            sweep=job.sweep,
         )
     except RunDoneError as done:
         return done.record
@@ -100,19 +104,20 @@ def training(
         if died:
             return writer.finish("failed", summary=mark, error=failures.of_death(died.splitlines()[0]), log=died)
         try:
-            if audit.crash is not None:  # no answer, and the training would only meet it again
+            if audit.crash is not None:  # training would raise the same
                 raise audit.crash
             listening = failures.deaths(writer.path) if slots.count == 1 else nullcontext()
+            run = PreparedRun(spec, data, execution, writer, observe)
             with listening:
-                if data_parallel > 1:
-                    summary = leader.train(spec, identity, data.fingerprint, execution, writer, observe)
+                if execution.ranks.size > 1:
+                    summary = leader.train_with_ranks(run, identity)
                 else:
-                    summary = yield from loop.train(spec, data, execution, writer, observe, slots)
+                    summary = yield from loop.train_steps(run, slots)
         except (KeyboardInterrupt, GeneratorExit, DsabenchError):
             writer.finish("interrupted", summary=mark)
             raise
         except Exception as error:
-            fewer = failures.smaller(spec.batch_size, windows_at_a_time) if halve else None
+            fewer = failures.smaller(spec.batch_size, windows_at_a_time) if job.halve else None
             if failures.is_out_of_memory(error) and (slots.count > 1 or fewer):
                 writer.finish("interrupted", summary=mark)
                 raise (
@@ -123,12 +128,12 @@ def training(
                 raise DeviceLostError(f"{failures.LOST}, shared by {slots.count} runs: give --concurrency 1") from error
             reason = failures.reason(spec, error, windows_at_a_time)
             return writer.finish("failed", summary=mark, error=reason, log=failures.log(error))
-        with deferred():  # done is done
+        with deferred():  # a run that is trained to its end is recorded as done, whatever signal comes now
             return writer.finish("done", summary={**summary, **mark})
 
 
 class DeviceLostError(DeviceError):
-    """The device fails every call from now on, and which of several runs is to blame is not known."""
+    """The device fails every call from now on, and it is not known which of several runs is to blame."""
 
 
 class NoRoomBesideOthersError(Exception):

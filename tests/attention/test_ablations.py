@@ -15,7 +15,7 @@ from dsabench.attention.registry import variant
 from dsabench.engine.device import Execution
 from dsabench.engine.memory_plan import MemoryPlan
 from dsabench.engine.slot import Slot
-from dsabench.model.transformer import build, flops_per_window
+from dsabench.model.transformer import ForwardPass, build, flops_per_window
 from dsabench.spec.run import RunSpec, validate
 
 KINDS = ("sliding_window", "sink_window", "strided", "random", "oracle", "block")
@@ -146,9 +146,8 @@ def test_the_warm_up_is_dense(kind: str) -> None:
     tokens = torch.randint(50, (2, 24))
     dense = build(validate({"length": 24, "attention": {"kind": "dense"}, "model": MODEL}), 50)
     model = build(spec_of(kind, 24, 3), 50)
-    model.stage = "dense"
-    assert torch.allclose(model(tokens).logits_BTV, dense(tokens).logits_BTV, atol=1e-5)
-    model.stage = "sparse"
+    warm_up = model(tokens, ForwardPass(stage="dense"))
+    assert torch.allclose(warm_up.logits_BTV, dense(tokens).logits_BTV, atol=1e-5)
     assert not torch.allclose(model(tokens).logits_BTV, dense(tokens).logits_BTV, atol=1e-3)
 
 
@@ -163,21 +162,25 @@ def test_flops_fall_with_k_and_the_oracle_never_costs_less_than_its_scores(kind:
 
 
 def test_the_training_step_counts_for_the_selection() -> None:
-    """TrainStep tells the model its step, wherever a run resumes, and evaluation does not look at it."""
+    """TrainStep gives the model its step, wherever a run resumes, and evaluation does not look at it."""
     spec = spec_of("random", 16, 4)
     cpu = Execution(torch.device("cpu"), "fp32", graph=False, deterministic=True)
     slot = Slot(spec, 50, cpu, MemoryPlan(spec.batch_size, False, {}))
     seen: list[int | None] = []
+    addresses: set[int] = set()
     first = slot.model.layers()[0].attention
     honest = first.forward
 
     def spy(x_BTD: Tensor, context: AttentionContext) -> Any:
         seen.append(None if context.step is None else int(context.step))
+        addresses.update([] if context.step is None else [context.step.data_ptr()])
         return honest(x_BTD, context)
 
     first.forward = spy  # type: ignore[method-assign]
     batches = torch.randint(50, (3, spec.batch_size, 17))
     slot.step.run(7, "sparse", batches)
+    slot.step.run(20, "dense", batches[:1])
     slot.model.eval()
-    slot.model(batches[0, :, :-1])
-    assert seen == [7, 8, 9, None]
+    slot.model(batches[0, :, :-1], ForwardPass(step=torch.tensor([5])))
+    assert seen == [7, 8, 9, 20, None]
+    assert len(addresses) == 1, "a captured graph keeps the address of the step"

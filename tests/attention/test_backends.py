@@ -22,7 +22,7 @@ from dsabench.engine.device import Execution
 from dsabench.engine.evaluation import Evaluator, selection_recall
 from dsabench.engine.optimizer import Optimizer
 from dsabench.engine.step import TrainStep
-from dsabench.model.transformer import Transformer, build
+from dsabench.model.transformer import ForwardPass, Transformer, build
 from dsabench.spec.run import RunSpec, validate
 from dsabench.testing import (
     check_calls,
@@ -66,14 +66,13 @@ def spec_of(backend: str, length: int = 12, n_kv_heads: int | None = None, **att
     )
 
 
-def model_of(spec: RunSpec, stage: Any = "sparse") -> Transformer:
+def model_of(spec: RunSpec) -> Transformer:
     """Weights large enough that outputs, and so differences, are of order 1."""
     model = build(spec, VOCAB)
     generator = torch.Generator().manual_seed(7)
     for parameter in model.parameters():
         if parameter.ndim > 1:
             torch.nn.init.normal_(parameter, std=parameter.shape[-1] ** -0.5, generator=generator)
-    model.stage = stage
     return model
 
 
@@ -81,10 +80,10 @@ def tokens_of(length: int, rows: int = 1) -> Tensor:
     return torch.randint(VOCAB, (rows, length + 1), generator=torch.Generator().manual_seed(3))
 
 
-def learnt(spec: RunSpec, stage: str, ids: Tensor | None) -> dict[str, Tensor]:
+def learnt(spec: RunSpec, stage: Any, ids: Tensor | None) -> dict[str, Tensor]:
     """Both losses, and every gradient of their sum."""
-    model, tokens = model_of(spec, stage), tokens_of(spec.length, 2)
-    loss, rest = model.training_losses(tokens[:, :-1], tokens[:, 1:], document_ids_BT=ids)
+    model, tokens = model_of(spec), tokens_of(spec.length, 2)
+    loss, rest = model.training_losses(tokens[:, :-1], tokens[:, 1:], ForwardPass(stage=stage, document_ids_BT=ids))
     assert rest.attention_loss is not None
     (loss + rest.attention_loss).backward()
     grads = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
@@ -177,18 +176,20 @@ def watched(spec: RunSpec, limit: int, documents: bool) -> None:
     tokens = tokens_of(spec.length)
     batch = Batch(tokens.numpy().astype("int32"))
     ids = (torch.arange(spec.length) // 30)[None] if documents else None
+    stages: tuple[Any, ...] = ("dense", "sparse")
     with Watch(limit):
-        for model.stage in ("dense", "sparse"):
+        for stage in stages:
             if documents:
-                loss, rest = model.training_losses(tokens[:, :-1], tokens[:, 1:], document_ids_BT=ids)
+                packed = ForwardPass(stage=stage, document_ids_BT=ids)
+                loss, rest = model.training_losses(tokens[:, :-1], tokens[:, 1:], packed)
                 assert rest.attention_loss is not None
                 (loss + rest.attention_loss).backward()
             else:
-                step.run(0, model.stage, tokens[None])
+                step.run(0, stage, tokens[None])
         if not documents:
-            model.stage = "dense"  # recall is the same question there, and quicker to interpret
-            Evaluator(model, CPU).evaluate(batch)
-            assert selection_recall(model, batch, CPU) is not None
+            # Recall is the same question in the dense stage, and quicker to interpret.
+            Evaluator(model, CPU).evaluate(batch, "dense")
+            assert selection_recall(model, batch, CPU, "dense") is not None
 
 
 @pytest.mark.parametrize("documents", [False, True], ids=["one document", "documents"])
@@ -221,20 +222,21 @@ def test_recall_by_slabs_and_samples_is_that_of_the_whole_mass(
     interpreted: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     quick = {"loss": "none"}  # and in the dense stage, which selects too when it is asked
-    model = model_of(spec_of("triton", 24, indexer=quick), "dense")
+    model = model_of(spec_of("triton", 24, indexer=quick))
     batch = Batch(tokens_of(24, 2).numpy().astype("int32"))
-    whole = selection_recall(model_of(spec_of("masked", 24, indexer=quick), "dense"), batch, CPU)
+    whole = selection_recall(model_of(spec_of("masked", 24, indexer=quick)), batch, CPU, "dense")
     monkeypatch.setattr(base, "RECALL_PAIRS", 2 * 24 * 7)
-    by_slabs = selection_recall(model, batch, CPU)
+    by_slabs = selection_recall(model, batch, CPU, "dense")
     assert whole is not None and by_slabs is not None
     assert by_slabs == pytest.approx(whole, abs=1e-6)
     captured: dict[int, base.Selection] = {}
     with torch.no_grad():
-        model.eval()(torch.from_numpy(batch.tokens[:, :-1]).long(), capture=captured)
+        tokens = torch.from_numpy(batch.tokens[:, :-1]).long()
+        model.eval()(tokens, ForwardPass(stage="dense", capture=captured))
     monkeypatch.setattr(base, "RECALL_QUERIES", 6)
     query_Q = base.recall_queries(24)
     assert query_Q.tolist() == [2, 6, 10, 14, 18, 22]
-    sampled = selection_recall(model, batch, CPU)
+    sampled = selection_recall(model, batch, CPU, "dense")
     assert sampled is not None
     mass, selected = captured[0].mass_BTS, captured[0].selected_BTK
     assert mass is not None

@@ -18,6 +18,7 @@ from dsabench.attention.base import AttentionContext, AttentionOutput
 from dsabench.attention.dsa import masked
 from dsabench.attention.dsa.layer import DSA
 from dsabench.audit import causality, gate, small_models
+from dsabench.audit.boundaries import boundaries_of
 from dsabench.audit.findings import Audit
 from dsabench.audit.small_models import small_copies
 from dsabench.engine.device import resolve
@@ -103,11 +104,10 @@ def test_no_false_alarm(
 def test_the_process_is_as_it_was() -> None:
     model = build(spec_of(), 101).eval()
     state, precision = torch.get_rng_state(), torch.get_float32_matmul_precision()
-    model.stage = "dense"
     before = {name: value.clone() for name, value in model.state_dict().items()}
     assert not gate.audit_model(model, resolve(model.spec.engine)).leak
     assert torch.equal(state, torch.get_rng_state()) and precision == torch.get_float32_matmul_precision()
-    assert (model.training, model.stage) == (False, "dense")
+    assert not model.training
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert not any(module._forward_hooks for module in model.modules())
 
@@ -390,25 +390,25 @@ def test_boundaries_cover_eight_in_a_row_and_the_edges_of_k() -> None:
     spec = spec_of()
     for length in (2, 3, 9, 16, 64, 69, 70, 256, 4096):
         for k in (None, 1, 5, length // 2, length, 3 * length):
-            consecutive, others = gate.boundaries_of(length, k, spec)
+            consecutive, others = boundaries_of(length, k, spec)
             assert consecutive == list(range(consecutive[0], consecutive[0] + min(8, length - 1)))
             tried = {*consecutive, *others}
             assert {0, length - 2} <= tried <= set(range(length - 1))
             assert tried >= {t for t in ([] if k is None else [k - 1, k, k + 1]) if t <= length - 2}
-            assert (consecutive, others) == gate.boundaries_of(length, k, spec)
+            assert (consecutive, others) == boundaries_of(length, k, spec)
             if length >= 128:
                 assert any(t % 64 == 63 for t in consecutive)
 
 
 @pytest.mark.parametrize("length", [1024, 1000, 4096])
 def test_boundaries_lie_at_the_ends_of_blocks_of_many_lengths(length: int) -> None:
-    consecutive, others = gate.boundaries_of(length, 128, spec_of())
+    consecutive, others = boundaries_of(length, 128, spec_of())
     ends = {t + 1 for t in (*consecutive, *others)}
     blocks = [*range(40, 130, 8), 40, 50, 60, 100, 125, 144, 160, 192, 200, 224, 240, 250, 256, 288, 320, 384, 400, 512]
     for block in set(blocks) - {88, 104, 136}:  # of 11 and 13
         assert any(end % block == 0 for end in ends), block
     own = spec_of(kind="block", block_size=37, top_k=74)
-    assert any((t + 1) % 37 == 0 and t > 37 for t in gate.boundaries_of(length, 74, own)[1])
+    assert any((t + 1) % 37 == 0 and t > 37 for t in boundaries_of(length, 74, own)[1])
 
 
 def test_small_copies_keep_the_attention_and_try_k_both_ways() -> None:

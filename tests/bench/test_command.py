@@ -20,6 +20,7 @@ from dsabench.bench.document import load, settings
 from dsabench.bench.sparse_cases import Masked
 from dsabench.bench.trained import TrainedRun
 from dsabench.engine.device import Execution
+from dsabench.model.transformer import ForwardPass
 
 SMALL = [
     "bench", "--device", "cpu", "--lengths", "16", "24", "--heads", "4", "--head-dim", "8", "--top-k", "5",
@@ -95,7 +96,7 @@ def as_the_model_has_them(run: TrainedRun, execution: Execution) -> None:
     assert 5 < n < 998
     captured: dict[int, Selection] = {}
     with torch.no_grad():
-        run.model(inputs.tokens_NW, capture=captured)
+        run.model(inputs.tokens_NW, ForwardPass(capture=captured))
         context = AttentionContext(torch.arange(16))
         mine = reference.index_scores(x.q_BTJI, x.k_BSI, x.w_BTJ), capture_mass(x.q_BTHD, x.k_BSGD, context)
     assert run.layer == max(captured)

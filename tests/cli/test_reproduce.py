@@ -14,6 +14,7 @@ from shell import Shell, loaded
 
 import dsabench
 from dsabench.audit import gate
+from dsabench.reproduction import train_again
 from dsabench.spec.run import validate
 from dsabench.store import RunWriter
 from dsabench.sweeps import single_run
@@ -363,7 +364,7 @@ def test_a_record_need_not_name_what_is_a_default(shell: Shell, store: Path, mon
         raise KeyboardInterrupt
 
     edit(folder(store, "dense") / "run.json", lambda record: record["spec"]["train"].pop("steps"))
-    monkeypatch.setattr(single_run, "train", interrupted)
+    monkeypatch.setattr(train_again, "train_by_turns", interrupted)
     assert shell("reproduce", "dense")[0] == 130
 
 
@@ -372,7 +373,7 @@ def test_a_damaged_checkpoint_is_found_before_hours_of_training(
     shell: Shell, store: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (folder(store, "dense") / "checkpoint" / name).write_text("{")
-    monkeypatch.setattr(single_run, "train", lambda *args, **more: pytest.fail("it was trained"))
+    monkeypatch.setattr(train_again, "train_by_turns", lambda *args, **more: pytest.fail("it was trained"))
     code, _, err = shell("reproduce", "dense")
     assert code == 2 and f"{name} cannot be read" in err
 

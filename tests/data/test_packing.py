@@ -50,8 +50,8 @@ def test_training_windows_are_whole_documents(sizes: list[int], length: int, see
         return
     windows = PackedWindows(data, length)
     check(windows.batch(seed, step, 16, 1), data.train.offsets)
-    everywhere = windows._gather(np.arange(sum(sizes)), "train").documents
-    assert everywhere is not None and windows.most_documents == everywhere.max() + 1
+    every = windows._gather(np.arange(sum(sizes)), "train")
+    assert every.documents is not None and every.most_documents == every.documents.max() + 1
     starts = windows._start_S
     assert (np.diff(starts) > 0).all()
     document = np.searchsorted(data.train.offsets, starts, side="right") - 1

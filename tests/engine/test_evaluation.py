@@ -18,7 +18,7 @@ from dsabench.data.tasks import TaskWindows
 from dsabench.engine import evaluation
 from dsabench.engine.device import Execution
 from dsabench.engine.evaluation import Evaluator, bits_per_byte, recall_BT, selection_recall
-from dsabench.model.transformer import build
+from dsabench.model.transformer import ForwardPass, build
 from dsabench.spec.run import validate
 
 CPU = Execution(torch.device("cpu"), "fp32", graph=False, deterministic=True)
@@ -89,7 +89,7 @@ def test_target_recall_is_that_of_the_definition(name: str) -> None:
     found = selection_recall(model, batch, CPU)
     captured: dict[int, Selection] = {}
     with torch.no_grad():
-        model.eval()(torch.from_numpy(batch.tokens[:, :-1].astype(np.int64)), capture=captured)
+        model.eval()(torch.from_numpy(batch.tokens[:, :-1].astype(np.int64)), ForwardPass(capture=captured))
     assert found is not None
     by_layer = [target_recall(one.selected_BTK.numpy(), batch) for _, one in sorted(captured.items())]
     assert len(by_layer) == 2

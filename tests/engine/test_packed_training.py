@@ -13,11 +13,13 @@ from dsabench.data import TokenData, cut, prepare
 from dsabench.engine import loop
 from dsabench.engine.device import Execution
 from dsabench.engine.evaluation import Evaluator, keys_seen, selection_recall
+from dsabench.engine.prepared_run import PreparedRun
 from dsabench.engine.slot import Slots
 from dsabench.engine.step import METRICS, staged
-from dsabench.model.transformer import Transformer, build
+from dsabench.model.transformer import ForwardPass, Transformer, build
 from dsabench.spec.identity import run_id
 from dsabench.spec.run import RunSpec, validate
+from dsabench.testing import STAGES
 
 CPU = Execution(torch.device("cpu"), "fp32", graph=False, deterministic=True)
 LENGTH, VOCAB = 48, 257
@@ -76,9 +78,10 @@ def test_no_document_of_a_batch_sees_another(name: str, data: TokenData) -> None
     assert second.any() and (ids == 2).any()
     other = torch.where(second, (tokens + 5) % VOCAB, tokens)
     model = model_of(spec)
-    for model.stage in ("dense", "sparse"):
+    for stage in STAGES:
+        packed = ForwardPass(stage=stage, document_ids_BT=ids)
         with torch.no_grad():
-            before, after = (model(x, ids).logits_BTV for x in (tokens, other))
+            before, after = (model(x, packed).logits_BTV for x in (tokens, other))
         assert float((after - before)[~second].abs().max()) < 1e-5
         assert float((after - before)[second].abs().max()) > 1e-2
 
@@ -90,12 +93,12 @@ def test_the_step_trains_on_what_the_windows_say(name: str, data: TokenData) -> 
     batch = cut(data, LENGTH).batch(spec.seed, 0, 4, 8)
     assert batch.documents is not None and batch.scored is not None
     model, losses = build(spec, VOCAB), []
-    model.stage = "dense"
     for row, ids, scored in zip(batch.tokens.astype(np.int64), batch.documents, batch.scored, strict=True):
         for document in np.unique(ids):
             places = np.flatnonzero(ids == document)
             with torch.no_grad():
-                log_p_TV = model(torch.from_numpy(row[places])[None]).logits_BTV[0].log_softmax(-1)
+                alone = model(torch.from_numpy(row[places])[None], ForwardPass(stage="dense"))
+            log_p_TV = alone.logits_BTV[0].log_softmax(-1)
             losses += [-float(log_p_TV[i, row[place + 1]]) for i, place in enumerate(places) if scored[place]]
     for micro, tolerance in ((4, 1e-5), (2, 3e-2)):  # windows of a few targets more or less weigh the same
         slot = Slots().take(spec, VOCAB, CPU)
@@ -132,10 +135,10 @@ class Kept:
 def test_a_run_trains_evaluates_and_resumes_to_the_same_bits(data: TokenData, tmp_path: Path) -> None:
     spec = spec_of("dsa masked", tmp_path)
     whole, broken = Kept(tmp_path / "whole"), Kept(tmp_path / "broken", stop_after=1)
-    expected = loop.to_the_end(loop.train(spec, data, CPU, whole))
+    expected = loop.to_the_end(loop.train_steps(PreparedRun(spec, data, CPU, whole)))
     with pytest.raises(KeyboardInterrupt):
-        loop.to_the_end(loop.train(spec, data, CPU, broken))
-    found = loop.to_the_end(loop.train(spec, data, CPU, broken))
+        loop.to_the_end(loop.train_steps(PreparedRun(spec, data, CPU, broken)))
+    found = loop.to_the_end(loop.train_steps(PreparedRun(spec, data, CPU, broken)))
     for name in ("val_loss", "train_loss", "val_accuracy", "mass_recall", "unigram_loss"):
         assert found[name] == expected[name], name
     assert expected["task_accuracy"] is None, "scored, and yet no task"
@@ -151,8 +154,9 @@ def test_evaluation_and_recall_stay_inside_documents(data: TokenData) -> None:
     assert batch.documents is not None and batch.scored is not None
     tokens, ids = torch.from_numpy(batch.tokens).long(), torch.from_numpy(batch.documents)
     captured: dict[int, Any] = {}
+    packed = ForwardPass(document_ids_BT=ids, capture=captured)
     with torch.no_grad():
-        log_p = model.eval()(tokens[:, :-1], ids, capture=captured).logits_BTV.log_softmax(-1)
+        log_p = model.eval()(tokens[:, :-1], packed).logits_BTV.log_softmax(-1)
     nll = -log_p.gather(-1, tokens[:, 1:, None])[..., 0].numpy()
     result = Evaluator(model, CPU).evaluate(batch)
     assert result["loss"] == pytest.approx(nll[batch.scored].mean(), abs=1e-5)

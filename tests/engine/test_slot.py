@@ -14,6 +14,7 @@ from dsabench.data import prepare
 from dsabench.engine import loop
 from dsabench.engine.device import Execution, resolve
 from dsabench.engine.memory_plan import MemoryPlan
+from dsabench.engine.prepared_run import PreparedRun
 from dsabench.engine.slot import Slot, Slots
 from dsabench.engine.step import TrainStep
 from dsabench.errors import DsabenchError
@@ -51,7 +52,7 @@ def sweep_of(corpus: Path, **train: Any) -> Sweep:
 def swept(corpus: Path, store: Path, concurrency: int, **train: Any) -> list[str]:
     sweep = sweep_of(corpus, **train)
     planned = plan.plan(sweep.runs(), store)
-    return [record.status for record in run_sweep(sweep, planned, store, concurrency=concurrency)]
+    return [record.status for record in run_sweep(sweep, planned, store, CPU, concurrency=concurrency)]
 
 
 @pytest.fixture(scope="module")
@@ -155,7 +156,7 @@ def test_times_of_shared_segments_are_those_of_the_ones_alone(
 def test_a_sweep_that_is_closed_leaves_its_runs_interrupted(corpus: Path, tmp_path: Path) -> None:
     sweep, store = sweep_of(corpus), tmp_path / "runs"
     planned = plan.plan(sweep.runs(), store)
-    running = run_sweep(sweep, planned, store, concurrency=4)
+    running = run_sweep(sweep, planned, store, CPU, concurrency=4)
     next(running)
     running.close()  # type: ignore[attr-defined]
     states = [read_run(store, run.run_id).status for run in planned if (store / run.run_id).exists()]
@@ -182,7 +183,7 @@ def test_a_run_that_finds_no_memory_beside_others_is_trained_alone(
     sweep, store = sweep_of(corpus), tmp_path / "runs"
     planned = plan.plan(sweep.runs(), store)
     records = []
-    for record in run_sweep(sweep, planned, store, concurrency=3, notify=notes.append):
+    for record in run_sweep(sweep, planned, store, CPU, concurrency=3, notify=notes.append):
         records.append(record)
         monkeypatch.setattr(TrainStep, "run", honest)
     assert [record.status for record in records] == ["done"] * 6
@@ -245,7 +246,7 @@ def test_recomputing_keeps_less(corpus: Path) -> None:
 
         tokens = torch.randint(300, (16, spec.length + 1))
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            model.training_losses(tokens[:, :-1], tokens[:, 1:], step._call_block)
+            model.training_losses(tokens[:, :-1], tokens[:, 1:], call=step._call_block)
         kept.append(sum(sizes.values()))
     assert kept[1] < kept[0] / 2
 
@@ -262,7 +263,7 @@ def test_a_train_record_of_a_cut_run_says_so(corpus: Path, tmp_path: Path) -> No
     record = single_run.train(spec, tmp_path / "runs")
     assert (record.summary["micro_batch"], record.summary["recompute"], record.summary["compile"]) == (2, True, "off")
     data = prepare(spec.data)
-    assert loop.to_the_end(loop.train(spec, data, resolve(spec.engine), Nowhere()))["steps"] == 24
+    assert loop.to_the_end(loop.train_steps(PreparedRun(spec, data, resolve(spec.engine), Nowhere())))["steps"] == 24
 
 
 class Nowhere:

@@ -45,7 +45,8 @@ def trained(spec: RunSpec, other_unscored: bool = False, micro_batch: int | None
     slot.begin(spec)
     slot.step.micro_batch = micro_batch or spec.batch_size
     windows = cut(data, spec.length)
-    tokens, scored, _ = staged([windows.batch(1, step, spec.batch_size, 3) for step in range(3)], execution.device)
+    given = staged([windows.batch(1, step, spec.batch_size, 3) for step in range(3)], execution.device)
+    tokens, scored = given.tokens_SBT, given.scored_SBT
     if other_unscored:  # the last target is no input: where it is not scored, it must not matter at all
         assert scored is not None
         last = scored[..., -1]

@@ -21,6 +21,7 @@ from dsabench.engine.device import Execution, determinism, resolve
 from dsabench.engine.master_weights import Weights
 from dsabench.engine.memory_plan import MemoryPlan
 from dsabench.engine.optimizer import Optimizer
+from dsabench.engine.prepared_run import PreparedRun
 from dsabench.engine.slot import Memory, Slot, Slots
 from dsabench.engine.step import EAGER_STEPS, METRICS, TrainStep
 from dsabench.model.moe import MixtureOfExperts
@@ -170,12 +171,12 @@ def test_a_deterministic_run_resumes_to_the_same_bits(
     spec = spec_of(attention, engine={"deterministic": True, "checkpoint_every": 20})
     execution = resolve(spec.engine)
     whole = Kept(tmp_path / "whole")
-    expected = loop.to_the_end(loop.train(spec, data, execution, whole))
+    expected = loop.to_the_end(loop.train_steps(PreparedRun(spec, data, execution, whole)))
     broken = Kept(tmp_path / "broken", stop_after=1)
     with pytest.raises(KeyboardInterrupt):
-        loop.to_the_end(loop.train(spec, data, execution, broken))
+        loop.to_the_end(loop.train_steps(PreparedRun(spec, data, execution, broken)))
     assert broken.saved == 1
-    found = loop.to_the_end(loop.train(spec, data, execution, broken))
+    found = loop.to_the_end(loop.train_steps(PreparedRun(spec, data, execution, broken)))
     for name in ("val_loss", "train_loss", "val_accuracy", "mass_recall"):
         assert found.get(name) == expected.get(name), name
     for a, b in zip(whole.records, broken.records, strict=True):
@@ -276,15 +277,19 @@ def test_a_run_in_a_used_slot_and_beside_others_learns_the_same(
     """Deterministic: to the bit. The second seed replays the first one's graphs; three at a time take turns."""
     specs = [spec_of(attention, seed=seed, engine={"deterministic": True}) for seed in (1, 2, 3, 4, 5)]
     execution = resolve(specs[0].engine)
-    alone = [loop.to_the_end(loop.train(spec, data, execution, Kept(tmp_path / f"a{spec.seed}"))) for spec in specs]
+    alone = [
+        loop.to_the_end(loop.train_steps(PreparedRun(spec, data, execution, Kept(tmp_path / f"a{spec.seed}"))))
+        for spec in specs
+    ]
     one = Slots()
     reused = [
-        loop.to_the_end(loop.train(spec, data, execution, Kept(tmp_path / f"r{spec.seed}"), slots=one))
+        loop.to_the_end(loop.train_steps(PreparedRun(spec, data, execution, Kept(tmp_path / f"r{spec.seed}")), one))
         for spec in specs
     ]
     three, together = Slots(3), {}
     waiting = [
-        (spec, loop.train(spec, data, execution, Kept(tmp_path / f"t{spec.seed}"), slots=three)) for spec in specs
+        (spec, loop.train_steps(PreparedRun(spec, data, execution, Kept(tmp_path / f"t{spec.seed}")), three))
+        for spec in specs
     ]
     active = [waiting.pop(0) for _ in range(3)]
     while active:
@@ -316,7 +321,7 @@ def test_a_capture_that_fails_is_told_and_the_run_goes_on(
     monkeypatch.setattr(TrainStep, "_total", waiting)
     spec = spec_of({"kind": "dense"})
     with pytest.warns(UserWarning, match="cannot be captured in a CUDA graph"):
-        summary = loop.to_the_end(loop.train(spec, data, resolve(spec.engine), Kept(tmp_path)))
+        summary = loop.to_the_end(loop.train_steps(PreparedRun(spec, data, resolve(spec.engine), Kept(tmp_path))))
     assert summary["compile"] == "off"
     assert summary["val_loss"] < np.log(400) - 1
     assert summary["step_ms"] > 0

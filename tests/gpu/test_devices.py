@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from dsabench.engine.device import resolve
 from dsabench.spec.run import validate
 from dsabench.spec.sweep import Sweep
 from dsabench.store import load_runs
@@ -43,7 +44,9 @@ def test_both_gpus_train(concurrency: int, corpus: Path, tmp_path: Path) -> None
     planned = plan.plan(sweep.runs(), tmp_path)
     told: list[str] = []
     workers = Workers(tmp_path, planned[0].spec.engine, devices_of(["0", "1"]), concurrency, told.append)
-    records = list(run_sweep(sweep, planned, tmp_path, launcher=workers, notify=told.append))
+    records = list(
+        run_sweep(sweep, planned, tmp_path, resolve(planned[0].spec.engine), launcher=workers, notify=told.append)
+    )
     assert [record.status for record in records] == ["done"] * 8, told
     assert {record.spec["engine"]["device"] for record in records} == {"cuda:0", "cuda:1"}
     runs = load_runs(tmp_path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import fields
 from typing import Any
 
 import pytest
@@ -11,9 +12,9 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dsabench.attention.base import AttentionContext
+from dsabench.attention.base import Attention, AttentionContext
 from dsabench.model.moe import MixtureOfExperts
-from dsabench.model.transformer import build, flops_per_window
+from dsabench.model.transformer import ForwardPass, build, flops_per_window
 from dsabench.spec.run import ModelSpec, RunSpec, validate
 
 TINY = {"d_model": 32, "n_layers": 2, "n_heads": 4, "d_ff": 24}
@@ -81,6 +82,57 @@ def test_the_residual_stream_by_the_formula(kind: str) -> None:
     assert torch.allclose(model(tokens).logits_BTV, expected, atol=1e-9)
     loss = model.training_losses(tokens[:, :-1], tokens[:, 1:])[0]
     assert float(loss) == pytest.approx(float(F.cross_entropy(expected[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())))
+
+
+def test_a_pass_has_every_field_of_the_context_that_a_caller_decides() -> None:
+    of_context = {field.name for field in fields(AttentionContext) if field.init} - {"positions_T"}
+    assert {field.name for field in fields(ForwardPass)} - {"scored_BT", "mean_load"} == of_context
+
+
+@torch.no_grad()
+def test_a_pass_leaves_nothing_behind() -> None:
+    """Its stage, documents, capture and step are of that pass alone."""
+    model, fresh = (build(spec_of(), 60) for _ in range(2))
+    tokens = torch.randint(60, (2, 32), generator=torch.Generator().manual_seed(0))
+    captured: dict[int, Any] = {}
+    ids = (torch.arange(32) >= 11).int().expand(2, -1)
+    dense = model(tokens, ForwardPass(stage="dense", document_ids_BT=ids, capture=captured, step=torch.tensor([3])))
+    assert set(captured) == {0, 1}
+    captured.clear()
+    assert torch.equal(model(tokens).logits_BTV, fresh(tokens).logits_BTV)
+    assert not torch.equal(model(tokens).logits_BTV, dense.logits_BTV)
+    assert not captured
+
+
+@pytest.mark.parametrize("kind", ["dense", "dsa", "random"])
+def test_every_layer_prepares_before_the_first_one_runs(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What layers share is then computed outside of blocks, which may be compiled."""
+    model, order = build(spec_of(kind), 60), list[tuple[str, int]]()
+    cls = type(model.layers()[0].attention)
+
+    def told(name: str, honest: Any) -> Any:
+        def method(self: Attention, *given: Any) -> Any:
+            order.append((name, self.layer))
+            return honest(self, *given)
+
+        return method
+
+    for name in ("prepare", "forward"):
+        monkeypatch.setattr(cls, name, told(name, getattr(cls, name)))
+    model(torch.zeros(1, 32, dtype=torch.long))
+    assert order == [("prepare", 0), ("prepare", 1), ("forward", 0), ("forward", 1)]
+
+
+@pytest.mark.parametrize("kind", ["dense", "dsa", "random", "block"])
+def test_what_forward_asks_of_the_context_is_prepared(kind: str) -> None:
+    """In the sparse stage and in training, where `prepare` is to be enough."""
+    attention = build(spec_of(kind), 60).layers()[1].attention
+    context = AttentionContext(torch.arange(32), step=torch.tensor([1]))
+    attention.prepare(context)
+    widths, allowed = set(context._rotations), context._allowed
+    attention(torch.randn(1, 32, 32), context)
+    assert set(context._rotations) == widths
+    assert context._allowed is allowed
 
 
 def by_a_plain_loop(moe: MixtureOfExperts, x_ND: torch.Tensor) -> torch.Tensor:

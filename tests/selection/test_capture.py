@@ -15,10 +15,11 @@ from dsabench.data import Batch
 from dsabench.engine.chance import selection_chance_T
 from dsabench.engine.device import Execution
 from dsabench.engine.evaluation import recall_BT, selection_recall
-from dsabench.model.transformer import build
+from dsabench.model.transformer import ForwardPass, build
 from dsabench.selection.capture import LayerSelection, inspect, ranked
 from dsabench.selection.numbers import selection_numbers
 from dsabench.spec.run import validate
+from dsabench.testing import STAGES
 
 CPU = Execution(torch.device("cpu"), "fp32", graph=False, deterministic=True)
 
@@ -49,15 +50,19 @@ def test_it_says_what_evaluation_measures_on_the_same_window() -> None:
 
 
 def test_the_sparse_stage_is_shown_and_the_model_left_as_it_was() -> None:
-    model = build(validate(spec()), 40)
-    sparse = inspect(model, tokens(), CPU)
-    model.train()
-    model.stage = "dense"
-    again = inspect(model, tokens(), CPU)
+    model = build(validate(spec()), 40).train()
+    seen = inspect(model, tokens(), CPU)
     assert model.training
-    assert model.stage == "dense"
+    masses = []
+    for stage in STAGES:
+        captured: dict[int, Selection] = {}
+        with torch.no_grad():
+            model(torch.from_numpy(tokens().astype(np.int64))[None], ForwardPass(stage=stage, capture=captured))
+        masses.append(captured[1].mass_BTS)
     # The second layer's input depends on what the first one attended to.
-    assert np.array_equal(again[1].mass_TS, sparse[1].mass_TS)
+    dense, sparse = (None if mass is None else mass[0].numpy() for mass in masses)
+    assert np.array_equal(seen[1].mass_TS, sparse)
+    assert not np.array_equal(seen[1].mass_TS, dense)
 
 
 def test_dense_attention_captures_nothing() -> None:

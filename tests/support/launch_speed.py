@@ -108,7 +108,7 @@ def main() -> None:
         timed("ray_starts_seconds", began)
         began = last = time.monotonic()
         tenths = []
-        for number, _ in enumerate(run_sweep(sweep, planned, store, launcher=cluster), 1):
+        for number, _ in enumerate(run_sweep(sweep, planned, store, execution, launcher=cluster), 1):
             if number % max(1, given.runs // 10) == 0:
                 tenths.append(round((time.monotonic() - last) / max(1, given.runs // 10) * 1e3, 2))
                 last = time.monotonic()

@@ -1,8 +1,8 @@
 """Trains small runs by two processes in this one's forks, which saves them the imports; prints what came out.
 
-    python tests/ranks.py FOLDER        # FOLDER/corpus holds texts
+    python tests/support/ranks.py FOLDER        # FOLDER/corpus holds texts
 
-Also with planted defects, which tests/engine/test_parallel.py must notice.
+Also with planted defects, which tests/engine/test_ranks.py must notice.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from dsabench.data import prepare
 from dsabench.engine import loop
 from dsabench.engine.data_parallel.ranks import RankFailedError, Ranks
 from dsabench.engine.device import Execution
+from dsabench.engine.prepared_run import PreparedRun
 from dsabench.engine.sink import Nowhere
 from dsabench.engine.slot import Slots
 from dsabench.spec.run import RunSpec, validate
@@ -77,7 +78,7 @@ def trained(case: str, ranks: Ranks, folder: Path) -> dict[str, Any]:
     """The records, and every parameter's bits at the end."""
     spec, sink, slots = spec_of(case, folder), Kept(), Slots()
     execution = Execution(torch.device("cpu"), "fp32", graph=False, deterministic=True, ranks=ranks)
-    loop.to_the_end(loop.train(spec, prepare(spec.data), execution, sink, slots=slots))
+    loop.to_the_end(loop.train_steps(PreparedRun(spec, prepare(spec.data), execution, sink), slots))
     (slot,) = slots.free
     assert not isinstance(slot, int)
     bits = [parameter.detach().view(torch.int32).flatten().tolist() for parameter in slot.model.parameters()]

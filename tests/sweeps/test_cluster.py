@@ -20,6 +20,7 @@ pytest.importorskip("ray", reason="Ray is not installed: pip install 'dsabench[r
 import chaos
 from ray.cluster_utils import Cluster as Nodes
 
+from dsabench.engine.device import resolve
 from dsabench.errors import DataError, DeviceError, DsabenchError
 from dsabench.spec.config import load_sweep
 from dsabench.spec.run import validate
@@ -64,18 +65,21 @@ def trained(
     sweep: Sweep,
     store: Path,
     nodes: Any,
-    train: Train = node.train,
+    train: Train = node.train_on_node,
     told: list[str] | None = None,
     concurrency: int = 1,
 ) -> Iterator[RunRecord]:
     specs = sweep.runs()
     notify = (told if told is not None else []).append
     cluster = Cluster(store, specs, concurrency, notify, nodes.address, train)
-    yield from run_sweep(sweep, plan.plan(specs, store), store, launcher=cluster, notify=notify)
+    execution = resolve(specs[0].engine)
+    yield from run_sweep(sweep, plan.plan(specs, store), store, execution, launcher=cluster, notify=notify)
 
 
 def here(sweep: Sweep, store: Path) -> Path:
-    assert {record.status for record in run_sweep(sweep, plan.plan(sweep.runs(), store), store)} == {"done"}
+    planned = plan.plan(sweep.runs(), store)
+    execution = resolve(planned[0].spec.engine)
+    assert {record.status for record in run_sweep(sweep, planned, store, execution)} == {"done"}
     return store
 
 
@@ -102,7 +106,7 @@ def test_a_node_that_dies_costs_nothing_but_time(
 
         node.HOME_SECONDS = 0 if sends else 1000
         left = -1
-        for report in node.train(order, *rest):
+        for report in node.train_on_node(order, *rest):
             yield report
             if isinstance(report, node.Checkpoint):
                 left = sum(report.sizes.values())
@@ -141,7 +145,7 @@ def test_a_run_that_outlives_its_nodes_too_often_has_failed(
         if ray.get_runtime_context().get_node_id() == its_id:
             yield node.Note("doomed")
             time.sleep(1000)
-        yield from node.train(order, *rest)
+        yield from node.train_on_node(order, *rest)
 
     records = list(trained(sweep_of(corpus, seeds=4), tmp_path / "runs", nodes, train, Told()))
     assert sorted(record.status for record in records) == ["done", "done", "done", "failed"]
@@ -159,7 +163,7 @@ def test_a_process_that_dies_is_its_runs_failure(corpus: Path, tmp_path: Path, n
             os.kill(os.getpid(), signal.SIGSEGV)
         if order.spec["seed"] == 3:
             raise RuntimeError("no fault of the training")
-        yield from node.train(order, *rest)
+        yield from node.train_on_node(order, *rest)
 
     sweep, store = sweep_of(corpus, seeds=3), tmp_path / "runs"
     records = {record.spec["seed"]: record for record in trained(sweep, store, nodes, train)}
@@ -199,7 +203,7 @@ def test_what_a_node_lacks_is_one_message(corpus: Path, tmp_path: Path, nodes: A
             from dsabench.sweeps.ray import node
 
             data = {**order.spec["data"], "source": f"path:{source}"}
-            yield from node.train(replace(order, spec={**order.spec, "data": data}), *rest)
+            yield from node.train_on_node(replace(order, spec={**order.spec, "data": data}), *rest)
 
         return train
 
@@ -234,7 +238,7 @@ def test_runs_share_a_gpu_by_halves(corpus: Path, tmp_path: Path, nodes: Any) ->
         from dsabench.sweeps.ray import node
 
         yield node.Note(f"{os.environ['CUDA_VISIBLE_DEVICES']} {ray.get_runtime_context().get_assigned_resources()}")
-        yield from node.train(order, *rest)
+        yield from node.train_on_node(order, *rest)
 
     told: list[str] = []
     sweep = sweep_of(corpus, engine={"device": "auto"})
@@ -257,7 +261,8 @@ def test_a_plugin_need_not_be_on_the_node(corpus: Path, tmp_path: Path, nodes: A
     cluster = Cluster(wild, specs, 1, print, nodes.address)
     planned = plan.plan(specs, wild)
     plugin.unlink()
-    assert [record.status for record in run_sweep(sweep, planned, wild, launcher=cluster)] == ["done"]
+    execution = resolve(specs[0].engine)
+    assert [record.status for record in run_sweep(sweep, planned, wild, execution, launcher=cluster)] == ["done"]
     assert chaos.differences(calm, wild) == []
 
     plugin.write_text(PLUGIN.replace("FAILS", "True"))
@@ -273,7 +278,7 @@ def test_a_sweep_begins_where_one_of_this_process_stopped(corpus: Path, tmp_path
     sweep = sweep_of(corpus, seeds=2)
     calm, wild = here(sweep, tmp_path / "calm"), tmp_path / "wild"
     first = plan.plan(sweep.runs(), wild)[0]
-    stopped = run_sweep(sweep, plan.plan(sweep.runs(), wild), wild)
+    stopped = run_sweep(sweep, plan.plan(sweep.runs(), wild), wild, resolve(first.spec.engine))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("dsabench.engine.loop.TrainingRun._is_time_to_save", lambda self: stop(self.progress.step))
         with pytest.raises(KeyboardInterrupt):
@@ -284,7 +289,7 @@ def test_a_sweep_begins_where_one_of_this_process_stopped(corpus: Path, tmp_path
         from dsabench.sweeps.ray import node
 
         yield node.Note(f"{order.spec['seed']}: {order.metrics.count(b'eval')} records")
-        yield from node.train(order, *rest)
+        yield from node.train_on_node(order, *rest)
 
     told: list[str] = []
     assert [record.status for record in trained(sweep, wild, nodes, train, told)] == ["done", "done"]

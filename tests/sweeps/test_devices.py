@@ -15,6 +15,7 @@ import pytest
 from chaos import differences, prepare
 from shell import Shell
 
+from dsabench.engine.device import resolve
 from dsabench.engine.sink import Update
 from dsabench.errors import DeviceError, DsabenchError, SpecError
 from dsabench.spec.config import load_sweep
@@ -43,7 +44,9 @@ def sweep_of(config: Path) -> Sweep:
 @pytest.fixture(scope="module")
 def calm(config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     store, sweep = tmp_path_factory.mktemp("calm") / "calm", sweep_of(config)
-    assert [run.status for run in run_sweep(sweep, plan.plan(sweep.runs(), store), store)] == ["done"] * 4
+    planned = plan.plan(sweep.runs(), store)
+    found = run_sweep(sweep, planned, store, resolve(planned[0].spec.engine))
+    assert [run.status for run in found] == ["done"] * 4
     return store
 
 
@@ -66,8 +69,8 @@ class Swept:
 
     def records(self) -> Iterator[RunRecord]:
         return run_sweep(
-            self.sweep, self.planned, self.store, launcher=self.workers, started=self.started,
-            notify=self.told.append,
+            self.sweep, self.planned, self.store, resolve(self.planned[0].spec.engine), launcher=self.workers,
+            started=self.started, notify=self.told.append,
         )  # fmt: skip
 
     def pid_of(self, run_id: str) -> int:
@@ -77,7 +80,8 @@ class Swept:
 def here(swept: Swept, **more: Any) -> list[str]:
     """The rest of a sweep, in this process: how each run ended."""
     planned = plan.plan(swept.sweep.runs(), swept.store)
-    return [record.status for record in run_sweep(swept.sweep, planned, swept.store, **more)]
+    execution = resolve(planned[0].spec.engine)
+    return [record.status for record in run_sweep(swept.sweep, planned, swept.store, execution, **more)]
 
 
 def killing(swept: Swept, victim: str, step: int = 5) -> Callable[[str, Update], None]:

@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 
 import dsabench
 from dsabench.engine import checkpoint, failures, loop
+from dsabench.engine.device import resolve
 from dsabench.engine.failures import smaller
 from dsabench.engine.step import TrainStep
 from dsabench.errors import DeviceError, StoreError
@@ -51,7 +52,8 @@ def sweep_of(config: Path, **axes: Any) -> Sweep:
 
 def swept(config: Path, store: Path, axes: dict[str, Any] | None = None, **more: Any) -> list[RunRecord]:
     sweep = sweep_of(config, **(axes or {}))
-    return list(run_sweep(sweep, plan.plan(sweep.runs(), store), store, **more))
+    planned = plan.plan(sweep.runs(), store)
+    return list(run_sweep(sweep, planned, store, resolve(planned[0].spec.engine), **more))
 
 
 # Disks
@@ -282,7 +284,9 @@ def test_a_kill_amid_the_cutting_leaves_no_unequal_pair(
     """Stopped after the run that was cut is done, and before its partner is trained again."""
     scarce(monkeypatch, 2)
     sweep = sweep_of(config)
-    for record in run_sweep(sweep, plan.plan(sweep.runs(), tmp_path / "runs"), tmp_path / "runs", on_oom="accumulate"):
+    planned = plan.plan(sweep.runs(), tmp_path / "runs")
+    execution = resolve(planned[0].spec.engine)
+    for record in run_sweep(sweep, planned, tmp_path / "runs", execution, on_oom="accumulate"):
         if record.run_id.startswith("dsa"):
             break
     assert cut(tmp_path / "runs") == {"dense-L16": 4, "dsa-L16-s": 2}
@@ -327,7 +331,7 @@ def test_a_run_that_another_process_trains_is_waited_for(
     monkeypatch.setattr(launch_sweep.time, "sleep", later)
     ended = list(
         run_sweep(
-            sweep, planned, store, notify=told.append, retry_failed=True,
+            sweep, planned, store, resolve(planned[0].spec.engine), notify=told.append, retry_failed=True,
             started=lambda run: (began.append(run.run_id), lambda update: None)[1],
         )
     )  # fmt: skip

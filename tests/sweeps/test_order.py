@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,7 @@ def test_no_path_depends_on_the_folder_that_one_stands_in(tmp_path: Path, monkey
 
 @pytest.fixture
 def job() -> Job:
-    return Job("dense-L64-s1-00000000", dsabench.load_spec("quick"), "sweep")
+    return Job(dsabench.load_spec("quick"), "sweep", run_id="dense-L64-s1-00000000")
 
 
 def expected(job: Job, store: Path) -> Arrival:
@@ -112,7 +113,7 @@ def test_a_stored_failure_is_trained_again_only_when_asked(job: Job, tmp_path: P
     assert failed.status == "failed" and "by a fault" in str(failed.error)
     assert (tmp_path / job.run_id / "log.txt").read_text() == "its last words"
     assert Arrival.expect(job, tmp_path, {}) == failed
-    again = expected(Job(job.run_id, job.spec, "sweep", retry_failed=True), tmp_path)
+    again = expected(replace(job, retry_failed=True), tmp_path)
     assert read_run(tmp_path, job.run_id).status == "running"
     again.give_up()
 

@@ -18,9 +18,11 @@ import torch
 
 import dsabench
 from dsabench.data import Windows, prepare
-from dsabench.engine import loop
+from dsabench.engine import device, loop
 from dsabench.engine.device import resolve
 from dsabench.engine.evaluation import Evaluator
+from dsabench.engine.prepared_run import PreparedRun
+from dsabench.engine.run_records import RunRecords
 from dsabench.engine.slot import Slots
 from dsabench.engine.step import TrainStep
 from dsabench.errors import DataError, DeviceError, StoreError
@@ -131,7 +133,7 @@ def test_weights_at_step_0_and_batches_are_paired(corpus: Path, monkeypatch: pyt
     monkeypatch.setattr(TrainStep, "run", spy)
     data = prepare(spec_of(corpus).data)
     for spec in (spec_of(corpus, steps=12), dense(spec_of(corpus, steps=12))):
-        loop.to_the_end(loop.train(spec, data, resolve(spec.engine), Nowhere()))
+        loop.to_the_end(loop.train_steps(PreparedRun(spec, data, resolve(spec.engine), Nowhere())))
     one, other = seen["dsa"], seen["dense"]
     assert torch.equal(torch.cat(one["batches"]), torch.cat(other["batches"]))
     shared = one["weights"].keys() & other["weights"].keys()
@@ -156,7 +158,7 @@ def test_another_seed_has_other_batches_and_the_same_evaluation(corpus: Path) ->
 
 
 def test_a_done_run_is_not_repeated(corpus: Path, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop, "train", lambda *a, **k: pytest.fail("trained again"))
+    monkeypatch.setattr(loop, "train_steps", lambda *a, **k: pytest.fail("trained again"))
     assert single_run.train(spec_of(corpus), trained).status == "done"
     planned = plan.plan([spec_of(corpus), spec_of(corpus, steps=7)], trained)
     assert [run.status for run in planned] == ["done", "new"]
@@ -218,7 +220,7 @@ def test_a_kill_between_the_last_checkpoint_and_the_record_loses_nothing(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop.TrainingRun, "_summary", killed)
+        patch.setattr(RunRecords, "summary", killed)
         with pytest.raises(KeyboardInterrupt):
             single_run.train(spec_of(corpus), tmp_path / "runs")
     monkeypatch.setattr(TrainStep, "run", lambda *rest: pytest.fail("a step was repeated"))
@@ -332,18 +334,20 @@ def test_checkpoints_are_not_written_every_few_seconds(
 
 
 def test_a_sweep_goes_on_after_a_failed_run(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    honest = loop.train
+    honest = loop.train_steps
 
-    def failing(spec: RunSpec, *rest: Any) -> Any:
-        if spec.attention.kind == "dense":
+    def failing(run: PreparedRun, *rest: Any) -> Any:
+        if run.spec.attention.kind == "dense":
             raise RuntimeError("a bug in a plugin")
-        return (yield from honest(spec, *rest))
+        return (yield from honest(run, *rest))
 
-    monkeypatch.setattr(loop, "train", failing)
+    monkeypatch.setattr(loop, "train_steps", failing)
     sweep = Sweep(base(corpus, steps=10), {"attention.kind": ["dense", "dsa"]})
     sweep.base["attention"] = {**DSA}
     planned = plan.plan(sweep.runs(), tmp_path / "runs")
-    records = list(run_sweep(sweep, planned, tmp_path / "runs"))
+    execution = resolve(planned[0].spec.engine)
+    monkeypatch.setattr(device, "_device", lambda name: pytest.fail("the engine was resolved again"))
+    records = list(run_sweep(sweep, planned, tmp_path / "runs", execution))
     assert [record.status for record in records] == ["failed", "done"]
     assert records[0].error == "RuntimeError: a bug in a plugin (log.txt in the run's folder)"
     trace = (tmp_path / "runs" / records[0].run_id / "log.txt").read_text(encoding="utf-8")
@@ -387,7 +391,7 @@ def test_freezing_the_backbone_trains_the_indexer_alone_in_the_warm_up(corpus: P
     spec = validate(values)
     data = prepare(spec.data)
     slot = Slots().take(spec, data.vocab_size, resolve(spec.engine))
-    run = loop.TrainingRun(spec, data, slot, Nowhere(), lambda update: None)
+    run = loop.TrainingRun(PreparedRun(spec, data, slot.execution, Nowhere()), slot)
     run._start()
     before = {name: p.detach().clone() for name, p in run.model.named_parameters()}
     for first, end, stage in list(loop.segments(spec, 0, 20)):

@@ -1,5 +1,5 @@
-"""Oracle: the k tokens that full attention gives most, the most mass that any selection of k can hold. For insight
-only: it computes full attention to know them, so it can never be cheaper than dense.
+"""Oracle: the k tokens that full attention gives most mass, so the most mass that any k tokens can hold. It computes
+full attention to find them, and can never be cheaper than dense.
 
     score[t, s] = mean over heads of softmax(Q[t] K[0..t]^T / sqrt(D))[s]
 

@@ -1,9 +1,9 @@
-"""Random selection: what any choice of k tokens is worth. New in every training step, fixed in evaluation.
+"""Random selection of k tokens, new in every training step, fixed in evaluation: the baseline of all selections.
 
     score[t, s] = hash(t, s, layer, step)
 
-Keyed, not drawn from a stream: what t selects depends on no other token, row or call, so that it cannot leak, and all
-seeds and a resumed run see the same selections. The hash is lowbias32 (Chris Wellons, public domain).
+Selections are hashed, not drawn from a random stream: they depend on no other token, row or call, so they cannot leak,
+and runs of all seeds and a resumed run see the same ones. The hash is lowbias32 (Chris Wellons, public domain).
 
 Legend: T query, S key.
 """
@@ -29,7 +29,7 @@ class Random(SelectingAttention):
     def scores(self, q_BTHD: Tensor, k_BSGD: Tensor, context: AttentionContext) -> Tensor:
         """24 hashed bits in [0, 1)."""
         place_T = context.positions_T
-        # Made on the device: a number from the host could not be captured in a CUDA graph.
+        # Made on the device, because a copy from the host cannot be captured in a CUDA graph.
         step = place_T.new_zeros(1) if context.step is None else context.step
         key = _mix(step * 0x9E3779B1 + self.layer * 0x85EBCA77)
         query_T = _mix(place_T * 0xC2B2AE3D + key)

@@ -2,8 +2,8 @@
 
     S[t] = top-k of score[t, 0..t]      out[t] = softmax(Q[t] K[S[t]]^T / sqrt(D)) V[S[t]]
 
-They are ablations: the same model, stage schedule and k as DSA, with another answer to "which k". Nothing in a
-selection is trained. Computed as a masked dense product, whatever the method would cost with kernels of its own.
+They are ablations: the same model, stage schedule and k as DSA, with another choice of the k keys. Nothing in a
+selection is trained. All are computed as a masked dense product, whatever kernels of their own would cost.
 
 Legend: B batch, T query, S key, D model or head width, H heads, G key/value heads.
 """
@@ -34,11 +34,11 @@ class SelectingAttention(Attention):
 
     @abc.abstractmethod
     def scores(self, q_BTHD: Tensor, k_BSGD: Tensor, context: AttentionContext) -> Tensor:
-        """(T, S) or (B, T, S): the higher, the sooner selected. Values beyond the causal mask mean nothing. Called
-        without gradients."""
+        """(T, S) or (B, T, S): the keys with the highest scores are selected. Values beyond the causal mask mean
+        nothing. Called without gradients."""
 
     def selection_flops(self) -> float:
-        """Model FLOPs of one window's scores: none for a rule that looks at positions alone."""
+        """Model FLOPs of one window's scores; 0 for a rule that depends on positions alone."""
         return 0.0
 
     def kept_per_pair(self, width: int) -> float:
@@ -46,7 +46,7 @@ class SelectingAttention(Attention):
         return self.spec.model.n_heads * width + 1.0
 
     def prepare(self, context: AttentionContext) -> None:
-        """Also the mask."""
+        """As Attention.prepare; also the mask."""
         super().prepare(context)
         _ = context.allowed
 

@@ -1,4 +1,4 @@
-"""Sliding window: the k nearest tokens, the query's own included. What a language model on ordinary text hardly minds.
+"""Sliding window: the k nearest tokens, the query's own included. On ordinary text it costs a language model little.
 
     S[t] = {t - k + 1, ..., t}
 

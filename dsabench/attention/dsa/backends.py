@@ -1,6 +1,6 @@
 """The choice of DSA's backend, which `attention.backend: auto` leaves open, and the sizes that the kernels take.
 
-Imports no Triton: a machine without it must be told so, and not fail.
+It imports no Triton, so that a machine without it gets a message in place of an ImportError.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from dsabench.errors import SpecError
 Backend = Literal["reference", "masked", "triton"]
 
 CROSSOVER = {"shared": (2048, 4), "own": (8192, 8)}
-"""`auto` takes the sparse kernels from the first number of tokens on, where a query keeps at most a share of one by the
-second one of them; `shared`: at least SHARING query heads to a KV head, which one gather serves.
+"""(least length, divisor): `auto` takes the sparse kernels for windows of at least that length, where a query keeps at
+most length / divisor keys. `shared`: at least SHARING query heads share a KV head, and one gather serves them all.
 
 Measured on an H100, a layer forward and backward, bf16, D = 64, 16 heads, k = 256, milliseconds of masked / kernels.
 One KV head: 0.25 / 0.24 at L = 1024, 0.78 / 0.40 at 2048, 3.0 / 0.61 at 4096, 56 / 1.1 at 8192. 16 KV heads: 0.77 / 2.1
 at 2048, 2.9 / 4.3 at 4096, 56 / 9.0 at 8192 (where the masks take 19 GB)."""
 
 SHARING = 8
-"""Query heads that share a KV head, from which `shared` counts; measured at 16 and 1 only."""
+"""Query heads to a KV head from which on `shared` holds; measured at 16 and 1 only."""
 
 MOST_KEYS = 4096
 """Largest k of the top-k kernel."""
@@ -29,7 +29,7 @@ WIDEST_HEAD = 256
 """Largest width of an attention head or an indexer head that the kernels hold on chip."""
 
 MOST_INDEX_HEADS = 64
-"""Most heads of an indexer: the KL kernel holds all of a query's at once."""
+"""Most heads of an indexer, because the KL kernel holds all of a query's heads at once."""
 
 
 def choose(wanted: str, length: int, k: int, sharing: int, limit: str | None, no_kernels: str | None) -> Backend:

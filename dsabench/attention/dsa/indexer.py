@@ -21,7 +21,8 @@ from dsabench.spec.run import RunSpec
 
 
 class LightningIndexer(nn.Module):
-    """Index scores I[t,s]; one key a token, shared by the indexer's heads; signed weights from the token itself."""
+    """Index scores I[t,s]. The heads share one key for each token. Weights w are signed, and come from the query's
+    token."""
 
     def __init__(self, spec: RunSpec, attention: DSASpec) -> None:
         super().__init__()
@@ -32,7 +33,7 @@ class LightningIndexer(nn.Module):
         self.key = nn.Linear(spec.model.d_model, self.head_dim, bias=False)
         self.key_norm = nn.LayerNorm(self.head_dim)
         self.weight = nn.Linear(spec.model.d_model, self.n_heads, bias=False)
-        # J^-1/2 I^-1/2 is the temperature of the KL loss's softmax(I), not a mere detail.
+        # J^-1/2 I^-1/2 is the temperature of softmax(I) in the KL loss.
         self.scale = (self.n_heads * self.head_dim) ** -0.5
 
     def forward(self, x_BTD: Tensor, context: AttentionContext) -> Tensor:
@@ -45,8 +46,8 @@ class LightningIndexer(nn.Module):
         return index_scores(q_BTJI, k_BTI, w_BTJ).float()
 
     def heads(self, x_BTD: Tensor, context: AttentionContext) -> tuple[Tensor, Tensor, Tensor]:
-        """q (B, T, J, I), k (B, T, I) and w (B, T, J), all in the dtype of products; the input is detached here, so
-        nothing upstream can feel the indexer's loss."""
+        """q (B, T, J, I), k (B, T, I) and w (B, T, J), all in the dtype of products. The input is detached here: no
+        gradient of the indexer's loss reaches it."""
         x_BTD = x_BTD.detach()
         cos_TD, sin_TD = context.rotation(self.head_dim // 2, self.rope_base)
         if not self.plain and fused(x_BTD, self.query.weight, self.key_norm.weight):
@@ -61,7 +62,7 @@ class LightningIndexer(nn.Module):
         from dsabench.attention.dsa.triton.indexer_heads import indexer_heads
 
         weights = [self.query.weight, self.key.weight, self.weight.weight]
-        # Tensor cores want rows of a multiple of 16 bytes.
+        # Tensor cores take rows of a multiple of 16 bytes.
         padding = self.query.weight.new_zeros(-sum(map(len, weights)) % 8, x_BTD.shape[-1])
         y_BTC = F.linear(x_BTD, torch.cat([*weights, padding]))
         return indexer_heads(y_BTC, self.key_norm, cos_TD, sin_TD, self.n_heads, self.scale)

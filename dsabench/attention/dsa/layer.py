@@ -1,4 +1,4 @@
-"""DeepSeek Sparse Attention: a lightning indexer scores the past, the top k tokens are kept, attention runs on those.
+"""DeepSeek Sparse Attention: a lightning indexer scores the past, and attention runs on the k tokens it scores highest.
 
     I[t,s] = sum_j w[t,j] relu(q[t,j] . k[s])      S[t] = top-k of I[t, 0..t]
     out[t] = softmax(Q[t] K[S[t]]^T / sqrt(D)) V[S[t]]
@@ -9,8 +9,8 @@ in the sparse stage both run over S[t]. The indexer's input and target are detac
 reaches the indexer, the KL loss never reaches anything else. Source: DeepSeek-V3.2 (arXiv 2512.02556), section 2, and
 the released inference/model.py for LayerNorm, partial rotary embedding and scale.
 
-Backends: `reference` and `masked` hold L x L scores and masks; `triton` streams them, so that memory and, but for the
-scores, time follow the selection (triton/). They differ by rounding alone; `auto` chooses (backends.py).
+Backends: `reference` and `masked` hold L x L scores and masks. `triton` streams them (triton/): memory grows with the
+selection, and so does time but for the scores. They differ by rounding alone; `auto` chooses (backends.py).
 
 Legend: B batch, T query, S key, D model width, H heads, J indexer heads, I indexer width, K selected slots.
 """
@@ -44,21 +44,21 @@ class DSA(Attention):
         self.config = spec.attention
         self.indexer = LightningIndexer(spec, self.config)
         self.size = _size(spec)
-        backends.choose(*self.size, None)  # sizes that the kernels do not take are refused everywhere
+        backends.choose(*self.size, None)  # refuses sizes that the kernels do not take, on every machine
 
     @classmethod
     def resolve(cls, spec: RunSpec, no_kernels: str | None) -> AttentionSpec:
-        """With `auto` decided."""
+        """As Attention.resolve: the backend, where it is `auto`."""
         return spec.attention.model_copy(update={"backend": backends.choose(*_size(spec), no_kernels)})
 
     def backend_on(self, device: torch.device) -> backends.Backend:
-        """What computes on this device; of the run's own length, so that a shorter window goes the same way. Raises
-        SpecError where `triton` is asked for and does not run."""
+        """The backend on this device. It is chosen for the run's length, so that shorter windows use the same one.
+        Raises SpecError where `triton` is asked for and does not run."""
         reason = None if runs_on(device) else "it needs a CUDA GPU with Triton, and its tensors are elsewhere"
         return backends.choose(*self.size, reason)
 
     def prepare(self, context: AttentionContext) -> None:
-        """Also the indexer's rotation and, where one is used, the mask."""
+        """As Attention.prepare; also the indexer's rotation and, for a backend that uses one, the mask."""
         super().prepare(context)
         context.rotation(self.indexer.head_dim // 2, self.indexer.rope_base)
         if self.backend_on(context.positions_T.device) != "triton":
@@ -154,19 +154,19 @@ class DSA(Attention):
         return self.config.indexer.loss == "kl" and context.losses
 
     def kept_per_pair(self, width: int) -> float:
-        """Probabilities of every head, the mask, and the dots of every indexer head; of a backend that streams them
-        nothing but the selection, 4 bytes for each of a query's k keys."""
+        """Probabilities of every head, the mask, and dot products of every indexer head. A backend that streams them
+        keeps the selection alone, 4 bytes for each of a query's k keys."""
         if self.config.backend == "triton":
             return 4.0 * min(self.config.n_selected(self.spec.length), self.spec.length) / self.spec.length
         return (self.spec.model.n_heads + self.indexer.n_heads) * width + 1.0
 
     def own_parameters(self) -> set[str]:
-        """The indexer's: the KL loss alone trains them."""
+        """The indexer's, which the KL loss alone trains."""
         return {f"indexer.{name}" for name, _ in self.indexer.named_parameters()}
 
     def flops(self, stage: Stage) -> dict[str, float]:
-        """Projections; attention over the stage's pairs; the indexer; the top-k, a comparison for each causal pair, the
-        least that any selection needs; the KL loss, 4 J I backward for each of the stage's pairs."""
+        """Projections; attention over the stage's pairs; the indexer; the top-k, one comparison for each causal pair,
+        the least that any selection needs; the KL loss, 4 J I backward for each of the stage's pairs."""
         chosen = pairs(self.spec, None if stage == "dense" else self.config.n_selected(self.spec.length))
         items = {
             "attention projections": self.projections.flops(self.spec),
@@ -182,7 +182,7 @@ class DSA(Attention):
 
 
 def _size(spec: RunSpec) -> tuple[str, int, int, int, str | None]:
-    """What `dispatch.choose` decides by, but for the machine."""
+    """The arguments of backends.choose that do not depend on the machine."""
     attention = spec.attention
     assert isinstance(attention, DSASpec)
     k, indexer = min(attention.n_selected(spec.length), spec.length), attention.indexer

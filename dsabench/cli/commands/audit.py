@@ -70,6 +70,7 @@ def audit(
     from dsabench.cli.console import notifier, stdout_console
     from dsabench.cli.views.audit_tables import audit_document, audit_lines
     from dsabench.cli.views.json_document import print_json
+    from dsabench.engine.device import resolve
 
     notify = notifier(quiet)
     try:
@@ -77,9 +78,11 @@ def audit(
         if run is not None:
             notify(f"auditing run {run}")
             found.append(examine_run(store, run, device, notify))
-        for i, spec in enumerate(specs, 1):
-            notify(f"[{i}/{len(specs)}] auditing {spec.attention.kind} L={spec.length}")
-            found.append(examine(spec, notify))
+        else:
+            execution = resolve(specs[0].engine)
+            for i, spec in enumerate(specs, 1):
+                notify(f"[{i}/{len(specs)}] auditing {spec.attention.kind} L={spec.length}")
+                found.append(examine(spec, execution, notify))
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
     if json:

@@ -226,6 +226,7 @@ def _train(
                 plan.sweep,
                 plan.runs,
                 store,
+                plan.execution,
                 command=sys.argv,
                 retry_failed=retry_failed,
                 concurrency=plan.at_a_time,

@@ -35,7 +35,6 @@ class TaskWindows:
 
     def __init__(self, settings: TaskSettings, length: int) -> None:
         self.settings, self.length = settings, length
-        self.most_documents: int | None = None
         self.notes: list[str] = []
         try:
             settings.check_length(length)

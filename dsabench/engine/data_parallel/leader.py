@@ -1,7 +1,7 @@
-"""The leader of the ranks of one run: it starts them by torchrun's agent, hears them and answers.
+"""The leader of the ranks of one run: it starts them by torchrun's agent, takes their messages and answers.
 
-This process trains nothing. It has refused what is to be refused, it alone writes the run and hears signals, and it
-tells rank 0 to stop. A rank that fails or dies ends all of them.
+The leader trains nothing. It alone writes the run to the store and handles signals, and it tells rank 0 when to stop.
+A rank that fails or dies ends all of them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import tempfile
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -32,7 +32,7 @@ from dsabench.engine.data_parallel.rank_process import ENTRY
 from dsabench.engine.data_parallel.rank_protocol import STOP, Said, Task
 from dsabench.engine.data_parallel.ranks import RankFailedError, Ranks
 from dsabench.engine.device import Execution, first_line
-from dsabench.engine.sink import RunSink, Update
+from dsabench.engine.prepared_run import PreparedRun
 from dsabench.errors import DeviceError, SpecError
 from dsabench.shutdown import deferred
 from dsabench.spec.run import RunSpec
@@ -40,17 +40,17 @@ from dsabench.spec.run import RunSpec
 T = TypeVar("T")
 
 LOOK_SECONDS = 0.2
-"""Time between looks at whether the agent still runs; what ranks say is heard at once."""
+"""Time between looks at whether the agent still runs; messages of ranks are taken at once."""
 
 GRACE_SECONDS = 2.0
-"""How long a rank that lost another waits for that one's own words, or its end, to be the reason."""
+"""How long the leader waits, once a rank has lost another, for the lost one's message or end, which says why."""
 
 END_SECONDS = 10.0
-"""How long the end of the ranks is waited for, which comes at once but on a busy machine."""
+"""How long the leader waits for the end of the ranks, which takes no time but on a busy machine."""
 
 
 def spread(spec: RunSpec, execution: Execution, size: int) -> Execution:
-    """The execution by `size` processes, as rank 0 has it; the execution itself for one.
+    """The execution by `size` processes, as rank 0 has it; unchanged for one.
 
     Raises SpecError where the batch has no `size` equal shares, DeviceError where there are not as many GPUs.
     """
@@ -76,25 +76,18 @@ def spread(spec: RunSpec, execution: Execution, size: int) -> Execution:
     return replace(execution, ranks=Ranks(0, size))
 
 
-def train(
-    spec: RunSpec,
-    run_id: str,
-    data: dict[str, str],
-    execution: Execution,
-    sink: RunSink,
-    observe: Callable[[Update], None] = lambda update: None,
-) -> dict[str, Any]:
-    """As loop.train, by execution.ranks.size processes; `data` are the digests of the run's data.
+def train_with_ranks(run: PreparedRun, run_id: str) -> dict[str, Any]:
+    """As loop.train_steps, by run.execution.ranks.size processes.
 
     Raises RankFailedError, and the DsabenchError that a rank met; KeyboardInterrupt after the ranks have stopped.
     """
-    size = execution.ranks.size
-    if execution.device.type == "cuda":
+    size, device = run.execution.ranks.size, run.execution.device
+    if device.type == "cuda":
         torch.cuda.empty_cache()  # rank 0 uses the same GPU
     threads = max(1, torch.get_num_threads() // size)
-    task = Task(spec.model_dump(mode="json"), run_id, data, execution.device.type, threads)
+    task = Task(run.spec.model_dump(mode="json"), run_id, run.data.fingerprint, device.type, threads)
     with tempfile.TemporaryDirectory(prefix="dsabench-") as folder:
-        ranks = _Ranks(size, task, Path(folder), sink, observe)
+        ranks = _Ranks(run, task, Path(folder))
         try:
             return ranks.to_the_end()
         finally:
@@ -125,7 +118,7 @@ class _Agent(threading.Thread):
 
     def run(self) -> None:
         """Until all ranks have ended."""
-        # Ranks inherit it: what is sent to all processes of a job, this one hears alone, and has them stop in order.
+        # Ranks inherit the mask: a signal to all processes of a job reaches the leader alone, which stops them in turn.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
         try:
             with _hushed():
@@ -139,21 +132,22 @@ class _Agent(threading.Thread):
 class _Ranks:
     """The ranks of one run."""
 
-    def __init__(self, size: int, task: Task, folder: Path, sink: RunSink, observe: Callable[[Update], None]) -> None:
-        self.size, self.task, self.folder, self.sink, self.observe = size, task, folder, sink, observe
+    def __init__(self, run: PreparedRun, task: Task, folder: Path) -> None:
+        self.size, self.sink, self.observe = run.execution.ranks.size, run.sink, run.observe
+        self.task, self.folder = task, folder
         self.door = socket.socket(socket.AF_UNIX)
         self.door.bind(str(folder / "line"))
-        self.door.listen(size)
+        self.door.listen(self.size)
         self.lines: dict[Connection, int | None] = {}
-        """Which rank is at its other end; None before it has said so."""
+        """The rank at the other end of each line; None before its `hello`."""
         self.begun = self.asked = False
         self.ended: dict[int, Said] = {}
         self.lost: tuple[float, Said] | None = None
-        self.agent = _Agent(size, folder)
+        self.agent = _Agent(self.size, folder)
         self.agent.start()
 
     def to_the_end(self) -> dict[str, Any]:
-        """Hear the ranks until all are done; rank 0's summary."""
+        """Take messages of the ranks until all are done; returns rank 0's summary."""
         while len(self.ended) < self.size:
             try:
                 ready = wait([self.door, *self.lines], LOOK_SECONDS)
@@ -174,12 +168,12 @@ class _Ranks:
         return summary
 
     def end(self) -> None:
-        """End what there is of the ranks."""
+        """End the ranks that are there."""
         for line in self.lines:
             line.close()
         self.door.close()
         self.lines.clear()
-        self.agent.join(1.0 if self.asked else END_SECONDS)  # who was asked to stop has the run to record, in time
+        self.agent.join(1.0 if self.asked else END_SECONDS)  # when asked to stop, time is left to record the run
 
     def _welcome(self) -> None:
         connected, _ = self.door.accept()
@@ -235,7 +229,7 @@ class _Ranks:
             raise said.contents[0]
 
     def _look(self) -> None:
-        """Whether something has gone wrong that no rank says."""
+        """Raise the error that no rank reports: a rank was lost, or the agent ended too early."""
         if self.lost is not None and time.monotonic() > self.lost[0]:
             reason, log = self.lost[1].contents
             raise RankFailedError(reason, log + self._logs())
@@ -243,7 +237,7 @@ class _Ranks:
             raise self._death(None)
 
     def _death(self, rank: int | None) -> RankFailedError | DeviceError:
-        """Of a rank that said nothing; None where it is not known which. Ends the others."""
+        """The error for a rank that died without a message; None where it is not known which did. Ends the others."""
         self.end()
         codes = self.agent.exit_codes
         if rank is None and self.agent.error is not None:
@@ -258,14 +252,14 @@ class _Ranks:
         return RankFailedError(f"rank {rank} of {self.size} {how}; {again} ({failures.LOG})", self._logs())
 
     def _logs(self) -> str:
-        """What each rank printed."""
+        """The output of each rank."""
         found = ((path.stem, path.read_text(errors="replace")) for path in sorted(self.folder.glob("rank*.log")))
         return "".join(f"\n{rank}:\n{text}" for rank, text in found if text.strip())
 
 
 @contextlib.contextmanager
 def _hushed() -> Iterator[None]:
-    """Nothing of what torchrun's agent says reaches the user, who is told once, here; no trace of it is left."""
+    """Silences torchrun's agent while inside, because the leader tells the user. Restores all settings afterwards."""
     variable = "TORCHELASTIC_SIGNALS_TO_HANDLE"
     before, nothing = os.environ.get(variable), logging.NullHandler()
     loggers = [logging.getLogger(f"torch.distributed.{name}") for name in ("elastic", "launcher")]

@@ -23,8 +23,8 @@ sys.path[:] = line.recv()
 from dsabench.engine.data_parallel.rank_process import main
 main(line)
 """
-"""What Python is started with, and a folder. What it prints goes to a file there; it finds modules where the process
-that started it does, and nowhere else."""
+"""The code that Python is started with; its argument is a folder. The rank's output goes to a file there. Modules are
+found where the leader finds them, and nowhere else."""
 
 
 def main(connection: Connection) -> None:
@@ -34,18 +34,18 @@ def main(connection: Connection) -> None:
     line.say("hello", rank)
     task: Task = line.answer()
     faulthandler.enable()
-    # Signals are the other process's to handle, and blocked here; but `stop` must find its handler.
+    # The leader handles signals, which are blocked here; but STOP is delivered by SIGTERM's handler.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if rank == 0:
         _tell_warnings(line)
-    from dsabench.engine.data_parallel.rank_training import train
+    from dsabench.engine.data_parallel.rank_training import train_as_rank
     from dsabench.engine.data_parallel.ranks import Ranks
 
-    train(task, Ranks(rank, int(os.environ["WORLD_SIZE"])), line)
+    train_as_rank(task, Ranks(rank, int(os.environ["WORLD_SIZE"])), line)
 
 
 def _tell_warnings(line: Line) -> None:
-    """Warnings of dsabench's own reach the user; those of libraries stay in this process's log."""
+    """Send dsabench's own warnings to the leader; those of libraries stay in this process's log."""
     show, package = warnings.showwarning, str(Path(_version_file).parent)
 
     def showwarning(

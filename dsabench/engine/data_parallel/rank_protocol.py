@@ -3,7 +3,7 @@
     process -> rank   folders of modules, then Task, then `stop` to rank 0; the end of the line is the end of the rank
     rank -> process   Said, whose answer rank 0 waits for where it is a call of the sink
 
-Whoever dies, the line ends and with it every rank, whatever it is doing: nobody is left behind.
+When the leader dies, the line ends, and with it the rank, whatever it is doing: no process is left over.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ STOP = "stop"
 
 @dataclass(frozen=True)
 class Task:
-    """What the ranks train."""
+    """The run that the ranks train."""
 
     spec: dict[str, Any]
     """The run's spec, in plain values."""
 
     run_id: str
     data: dict[str, str]
-    """Digests of what the data must be."""
+    """Digests that the data must have."""
 
     device: str
-    """Kind of the ranks' devices: `cuda`, of which rank r has the r-th, or `cpu`."""
+    """Kind of the ranks' devices: `cuda`, where rank r has GPU r, or `cpu`."""
 
     threads: int
     """CPU threads of each rank."""
@@ -47,12 +47,12 @@ Kind = Literal[
 
 @dataclass(frozen=True)
 class Said:
-    """One message of a rank, with its kind's contents:
+    """One message of a rank. The contents by kind:
 
     hello      rank; nothing heavy is loaded yet
     begins     nothing: from here on a stop is an orderly one
     sink       a method of the sink, and its arguments; `checkpoint` and `replace_checkpoint` are answered
-    written    an OSError or None: a checkpoint's files are in the folder that was the answer, or are not
+    written    None once a checkpoint's files are in the folder that was answered, or the OSError that prevented it
     update     an Update
     warning    text
     done       the run's summary
@@ -67,7 +67,7 @@ class Said:
 
 
 class Line:
-    """The rank's end of the line, to which a thread listens all the time."""
+    """The rank's end of the line. A thread listens to it all the time."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection, self._answers = connection, queue.SimpleQueue[Any]()
@@ -79,11 +79,11 @@ class Line:
             while True:
                 message = self._connection.recv()
                 if message == STOP:
-                    _thread.interrupt_main(signal.SIGTERM)  # as if it had come to this process; see `stopping`
+                    _thread.interrupt_main(signal.SIGTERM)  # as if this process had got the signal; see shutdown
                 else:
                     self._answers.put(message)
         except (EOFError, OSError):
-            # Without the farewells of Python and its libraries, which might wait for a rank that is gone.
+            # At once: what Python and its libraries do at exit might wait for a rank that is gone.
             os._exit(0 if self._ended_well else 1)
 
     def say(self, kind: Kind, *contents: Any) -> None:
@@ -94,17 +94,17 @@ class Line:
             self.wait_for_the_end()
 
     def answer(self) -> Any:
-        """The next thing that is said to this rank."""
+        """The next message to this rank."""
         return self._answers.get()
 
     def finish(self, kind: Kind, *contents: Any) -> None:
-        """The last thing to say."""
+        """Send the rank's last message, and wait for the end of the process."""
         self._ended_well = kind in ("done", "stopped")
         self.say(kind, *contents)
         self.wait_for_the_end()
 
     def wait_for_the_end(self) -> None:
-        """The listening thread ends the process."""
+        """Wait until the listening thread ends the process."""
         threading.Event().wait()
 
 

@@ -13,16 +13,17 @@ from dsabench.engine import failures, loop, memory_plan
 from dsabench.engine.data_parallel.rank_protocol import Line, Relay, Task
 from dsabench.engine.data_parallel.ranks import LostRankError, RankFailedError, Ranks
 from dsabench.engine.device import resolve
+from dsabench.engine.prepared_run import PreparedRun
 from dsabench.engine.sink import Nowhere, RunSink, Update
 from dsabench.errors import DataError, DsabenchError
 from dsabench.spec.stored_spec import stored_spec
 
 
-def train(task: Task, ranks: Ranks, line: Line) -> None:
-    """Train, and say how it ended. Does not return."""
+def train_as_rank(task: Task, ranks: Ranks, line: Line) -> None:
+    """Train the task's run as one of its ranks, and tell the leader how it ended. Does not return."""
     summary: dict[str, Any] | None = None
     try:
-        with shutdown.on_signals(), shutdown.deferred():  # rank 0 asks at fixed places whether to stop, for all
+        with shutdown.on_signals(), shutdown.deferred():  # rank 0 asks for all, at fixed places, whether to stop
             summary = _trained(task, ranks, line)
     except KeyboardInterrupt:
         if summary is None:  # done is done
@@ -53,7 +54,7 @@ def _trained(task: Task, ranks: Ranks, line: Line) -> dict[str, Any]:
 
     try:
         ranks.connect(execution.device)
-        return loop.to_the_end(loop.train(spec, data, execution, sink, observe))
+        return loop.to_the_end(loop.train_steps(PreparedRun(spec, data, execution, sink, observe)))
     except (DsabenchError, LostRankError, RankFailedError):
         raise
     except Exception as error:

@@ -26,20 +26,20 @@ BUCKET = 2**24
 """Numbers that are sent at once: enough to fill the links, 64 MiB of memory."""
 
 _PATIENCE = timedelta(days=30)
-"""How long a rank waits for another: an evaluation may be long, and who has died is found out by leader.py."""
+"""How long a rank waits for another. An evaluation may be long, and leader.py finds out which rank has died."""
 
 
 class LostRankError(Exception):
-    """What the other ranks were asked did not come back: one of them is gone, most likely."""
+    """A collective operation failed: another rank is gone, most likely."""
 
 
 class RankFailedError(Exception):
-    """A rank ended before the run did; the message says which and why, as a run's record does."""
+    """A rank ended before the run did. The message says which and why, and is the `error` of the run's record."""
 
     def __init__(self, reason: str, log: str = "") -> None:
         super().__init__(reason)
         self.log = log
-        """All that is known of it."""
+        """Tracebacks and the output of all ranks."""
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,8 @@ class Ranks:
 
     @property
     def capture_mode(self) -> str:
-        """capture_error_mode of a CUDA graph. NCCL has a thread that asks after earlier collectives all the time, which
-        in the mode `global` would spoil a capture in another thread."""
+        """capture_error_mode of a CUDA graph. A thread of NCCL queries earlier collectives all the time; in the mode
+        `global` that would spoil a capture in another thread."""
         return "global" if self.size == 1 else "thread_local"
 
     def windows(self, batch_size: int) -> int:
@@ -72,10 +72,10 @@ class Ranks:
     # On the device, in every step
 
     def average_(self, gradients: Sequence[Tensor]) -> None:
-        """Replace each tensor by its mean over ranks, which is the same to the last bit on all of them.
+        """Replace each tensor by its mean over ranks, which has the same bits on all of them.
 
-        Not by DistributedDataParallel, whose hooks hang on parameters of a module's own forward: here the gradients
-        arise in bf16 copies, of several micro-batches, and of other parameters in each stage.
+        Not by DistributedDataParallel, whose hooks sit on parameters of a module's own forward: here gradients arise
+        in bf16 copies, over several micro-batches, and for other parameters in each stage.
         """
         if self.size == 1:
             return
@@ -97,8 +97,8 @@ class Ranks:
         return total / self.size
 
     def part_of_mean(self, loss: Tensor, scored_BT: Tensor | None) -> Tensor:
-        """A mean over this rank's scored targets, weighted so that the mean over ranks is that over all of theirs:
-        packed documents do not have as many in every window."""
+        """`loss`, a mean over this rank's scored targets, weighted so that its mean over ranks is the mean over all
+        targets. Ranks differ in their number: of packed documents not every window has as many."""
         if self.size == 1 or scored_BT is None:
             return loss
         count = scored_BT.sum(dtype=torch.float32)
@@ -107,7 +107,7 @@ class Ranks:
     # On the host, between steps
 
     def same(self, value: T) -> T:
-        """Rank 0's value, on all ranks: what each would find by itself, such as by its clock, may differ."""
+        """Rank 0's value, on all ranks. For what each rank would find differently, by its clock for example."""
         if self.size == 1:
             return value
         values = [value]
@@ -125,7 +125,7 @@ class Ranks:
         return [float(value) for value in found]
 
     def first_of(self, value: str | None) -> str | None:
-        """What the first rank has that has something; None where none has."""
+        """The value of the first rank that has one, with the rank's number; None where none has."""
         if self.size == 1:
             return value
         values: list[str | None] = [None] * self.size
@@ -135,7 +135,7 @@ class Ranks:
         return found[0] if found else None
 
     def by_first(self, work: Callable[[], T]) -> T:
-        """work() of rank 0, for which the others wait, on all ranks. Who stops it, stops all."""
+        """work() done by rank 0 alone; its value on all ranks. KeyboardInterrupt in it is raised on all of them."""
         if self.size == 1:
             return work()
         stopped, value = False, None
@@ -152,9 +152,9 @@ class Ranks:
         return result  # type: ignore[no-any-return]
 
     def check_equal(self, tensors: Iterable[Tensor]) -> None:
-        """Raise RankFailedError on a rank whose tensors (of 4-byte numbers) are not rank 0's, bit by bit.
+        """Raise RankFailedError on a rank whose tensors (of 4-byte numbers) do not have rank 0's bits.
 
-        They never are others unless something is broken, or GPUs of two kinds round differently.
+        They differ only when something is broken, or when GPUs of two kinds round differently.
         """
         if self.size == 1:
             return
@@ -163,7 +163,7 @@ class Ranks:
             raise RankFailedError(f"the parameters of rank {self.rank} are no longer those of rank 0")
 
     def stop_if_asked(self) -> None:
-        """Raise KeyboardInterrupt on all ranks, once rank 0 has been asked to stop."""
+        """Raise KeyboardInterrupt on all ranks if rank 0 has been asked to stop."""
         if self.size > 1 and self.same(shutdown.asked()):
             raise KeyboardInterrupt
 

@@ -1,4 +1,4 @@
-"""Runs the steps of a case as the engine does, times them, and traces them.
+"""The profiler: it runs the steps of a case as the engine does, times them, and traces them.
 
 All cases are timed before the first is traced: a profiler that was once on may leave its hooks in the driver.
 
@@ -75,7 +75,6 @@ class _Bench:
         self.windows = cut(data, case.spec.length)
         self.slot = Slots().take(case.spec, data.vocab_size, execution)
         self.slot.begin(case.spec)
-        self.slot.model.most_documents = self.windows.most_documents
         self.taken = 0
         with self.slot.active():
             memory = Memory(self.slot)
@@ -97,7 +96,7 @@ class _Bench:
 
     def run(self, batches: Staged) -> None:
         """Train on them."""
-        self.slot.step.run(self.taken - len(batches[0]), self.stage, *batches)
+        self.slot.step.run(self.taken - len(batches.tokens_SBT), self.stage, *batches)
 
 
 def time_steps(case: Case, data: TokenData | TaskData, execution: Execution, steps: int) -> Timing:

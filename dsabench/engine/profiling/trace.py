@@ -20,7 +20,7 @@ from typing import Any, get_args
 from dsabench.ops.profile_labels import PREFIX, Part
 
 EAGER, REPLAY = "dsabench: one eager step", "dsabench: replayed steps"
-"""Names of the ranges that `measure` puts around what it traces."""
+"""Names of the ranges that profiler.py puts around the steps that it traces."""
 
 Event = dict[str, Any]
 

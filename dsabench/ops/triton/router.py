@@ -181,7 +181,7 @@ class Route(torch.autograd.Function):
         dense: bool,
         mean_load: Callable[[Tensor], Tensor] | None = None,
     ) -> tuple[Tensor, ...]:
-        """`dense` asks for the weight as (N, E); mean_load as in `kernels.route`."""
+        """`dense` asks for the weight as (N, E); mean_load as in `ops.route`."""
         x_ND, w_ED = x_ND.contiguous(), w_ED.contiguous()
         (count, width), n_experts = x_ND.shape, len(w_ED)
         blocks, wide = triton.cdiv(count, _TOKENS), max(16, triton.next_power_of_2(n_experts))

@@ -1,8 +1,8 @@
 """Runs trained by the nodes of a Ray cluster, one task a run.
 
-Nodes share no files with the driver: a task trains in a store of its own and streams home what comes of it (node.py),
-and this process alone writes to the sweep's store (arrival.py). A run whose node dies is trained again on another one,
-from the checkpoint that came home last.
+Nodes share no files with the driver. A task trains in a store of its own and streams metrics, checkpoints and record
+home (node.py); the driver alone writes to the sweep's store (receive.py). When a node dies, its run is sent to another
+one, with the last checkpoint that came home.
 """
 
 from __future__ import annotations
@@ -33,22 +33,22 @@ TURN_SECONDS = 0.5
 """Longest wait of a turn."""
 
 RESOURCES_SECONDS = 5.0
-"""Time between looks at how large the cluster is: nodes come and go."""
+"""Time between looks at the size of the cluster, whose nodes come and go."""
 
 AHEAD = 2
-"""Runs that wait for a place, so that none stands idle."""
+"""Runs sent out beyond the places there are, so that no place stands idle."""
 
 WRITERS = 8
-"""Threads that write to the store: what waits for the disk together is written together."""
+"""Threads that write to the store; they wait for the disk at the same time, not one after another."""
 
 INDEX_SHARE = 0.05
-"""Of the time, that the store's index takes."""
+"""Largest share of the time that bringing the store's index up to date may take."""
 
 WORK_SECONDS = 0.005
-"""Between looks at what nodes send while the store is written."""
+"""Time between looks for reports of nodes while the store is written."""
 
 MOST_DEATHS = 3
-"""Nodes that may die under one run, which may be why they do."""
+"""Nodes that may die while they train one run, which may be the reason."""
 
 
 @dataclass(eq=False)
@@ -83,7 +83,7 @@ class Cluster:
         concurrency: int,
         notify: Callable[[str], None],
         address: str | None = None,
-        train: Callable[..., Iterator[node.Report]] = node.train,
+        train: Callable[..., Iterator[node.Report]] = node.train_on_node,
     ) -> None:
         """specs: of the sweep's runs. concurrency: runs that share a GPU. address: `auto`, HOST:PORT, or None for a
         cluster of this machine alone, which ends with the sweep. train: what a task does.
@@ -166,7 +166,7 @@ class Cluster:
         return None
 
     def _keep_index(self) -> None:
-        """Bring the store's index up to date, unless that was done a moment ago: it costs as much for many runs."""
+        """Bring the store's index up to date, unless that was done a moment ago: it costs the same for many runs."""
         if time.monotonic() >= self.index_at and (self.index is None or self.index.done()):
             if self.index is not None:
                 self.index.result()
@@ -177,7 +177,7 @@ class Cluster:
         index.update(self.store)
         self.index_at = time.monotonic() + max(1.0, (time.monotonic() - began) / INDEX_SHARE)
 
-    # What the threads do: the disk is waited for, and large checkpoints, while other runs go on.
+    # Done in threads, so that other runs go on while one waits for the disk or for a large checkpoint.
 
     def _start(self, run: _Run, digests: dict[str, str]) -> Outcome | None:
         try:
@@ -191,7 +191,7 @@ class Cluster:
         return None
 
     def _send(self, run: _Run, arrival: Arrival) -> int:
-        """Start the run's task; the step that it goes on from, or -1."""
+        """Start the run's task; returns the step that it resumes from, or -1."""
         step, metrics, files = arrival.rewind()
         spec = absolute(run.job.spec.model_dump(mode="json"), cpu=not self.on_gpu)
         digests = arrival.writer.record.fingerprint
@@ -203,7 +203,7 @@ class Cluster:
         return step
 
     def _listen(self, run: _Run) -> Outcome | None:
-        """Take in what has come of the run, or see to it if nothing will."""
+        """Take the run's reports that have come; returns its outcome once it has one."""
         arrival = run.arrival
         assert arrival is not None
         try:
@@ -250,7 +250,7 @@ class Cluster:
         return None
 
     def _trouble(self, run: _Run, arrival: Arrival, error: Exception) -> Outcome | None:
-        """No more reports will come: a failure of the run, or it is sent to another node."""
+        """What to do when no more reports will come: record a failure, or send the run to another node."""
         errors = self.ray.exceptions
         if isinstance(error, errors.RayTaskError):
             first = str(error.cause).strip().partition("\n")[0]
@@ -280,7 +280,7 @@ class Cluster:
         self._place()
 
     def close(self) -> None:
-        """As `Launcher` says, but that a checkpoint is not waited for: the last one that came home stays."""
+        """As `Launcher` says, but no checkpoint is waited for: the last one that came home stays."""
         self.is_closing = True
         for run in self.runs:
             if run.stream is not None:
@@ -294,5 +294,5 @@ class Cluster:
 
 
 def _give_up(arrival: Arrival) -> None:
-    with suppress(StoreError):  # of the others each is to be closed
+    with suppress(StoreError):  # the others are to be closed too
         arrival.give_up()

@@ -1,7 +1,7 @@
-"""The task on a node of a cluster: it trains one run in a store of its own, and sends home what comes of it.
+"""The task on a node of a cluster: it trains one run in a store of its own, and sends its results home.
 
-What travels was made by the driver and its tasks alone, so that it may be pickled; a spec travels as plain values all
-the same, because a plugin's class is found by executing the plugin, which the spec names.
+Messages are pickled, because the driver and its tasks alone make them. A spec travels as plain values: a plugin's class
+is found by executing the plugin that the spec names.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ from dsabench.sweeps.ray.payload import PIECE_BYTES, Order, pieces
 from dsabench.sweeps.single_run import DeviceLostError
 
 HOME_SECONDS = 60.0
-"""Least time between checkpoints that are sent home while a run is trained: the most that a node's death loses."""
+"""Least time between checkpoints that are sent home; a node's death loses about as much training."""
 
 MOST_UNSENT = 4
-"""Reports that wait to be taken by Ray; then the run waits for it."""
+"""Reports that may wait to be taken by Ray; with more the run waits."""
 
 UPDATE_SECONDS = 1.0
 """Least time between updates for the display."""
@@ -54,7 +54,7 @@ class Began:
 
 @dataclass(frozen=True)
 class Lines:
-    """What metrics.jsonl has gained."""
+    """New lines of metrics.jsonl."""
 
     text: bytes
 
@@ -68,7 +68,7 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Result:
-    """What became of the run: the last report. An `Ended` holds the record that the node's own store has."""
+    """The run's outcome: the last report. An `Ended` holds the record of the node's own store."""
 
     outcome: Outcome
     log: str | None = None
@@ -83,12 +83,12 @@ def stream(
     order: Order,
     files: Mapping[str, Iterable[bytes]],
 ) -> Iterator[list[Report]]:
-    """What a task streams home of `train(order, plugins, files)`."""
+    """The reports of `train(order, plugins, files)` as a task streams them home."""
     return together(train(order, plugins, files))
 
 
 def together(reports: Iterable[Report]) -> Iterator[list[Report]]:
-    """The reports, several at a time where others follow at once, about PIECE_BYTES at most: each trip costs time."""
+    """The reports in lists of about PIECE_BYTES at most, because each trip costs time."""
     batch: list[Report] = []
     size = 0
     for report in reports:
@@ -101,8 +101,10 @@ def together(reports: Iterable[Report]) -> Iterator[list[Report]]:
         yield batch
 
 
-def train(order: Order, plugins: Mapping[str, bytes], checkpoint: Mapping[str, Iterable[bytes]]) -> Iterator[Report]:
-    """Train the run, resuming from `checkpoint`'s files where there are any; its reports.
+def train_on_node(
+    order: Order, plugins: Mapping[str, bytes], checkpoint: Mapping[str, Iterable[bytes]]
+) -> Iterator[Report]:
+    """Train the run, resuming from `checkpoint`'s files where there are any; yields its reports.
 
     plugins: the content of each plugin file of the spec, by the path that it has there.
     """
@@ -117,7 +119,7 @@ def train(order: Order, plugins: Mapping[str, bytes], checkpoint: Mapping[str, I
         names.update({ours: theirs for theirs, ours in here.items()})
         spec = validate({**order.spec, "plugins": [here[path] for path in order.spec["plugins"]]})
         with tempfile.TemporaryDirectory(prefix="dsabench-", ignore_cleanup_errors=True) as folder:
-            _train(order, Job(order.run_id, spec, "", halve=order.halve), Path(folder), checkpoint, say)
+            _train_here(order, Job(spec, "", halve=order.halve, run_id=order.run_id), Path(folder), checkpoint, say)
 
     try:
         for report in _said(work):
@@ -129,7 +131,8 @@ def train(order: Order, plugins: Mapping[str, bytes], checkpoint: Mapping[str, I
 
 
 def _said(work: Callable[[Callable[[Report], None]], None]) -> Iterator[Report]:
-    """What `work(say)` says, and raises, in a thread of its own: a run does not stop for what it tells."""
+    """The reports that work(say) says, and the exception that it raises. It runs in a thread of its own, so that a run
+    goes on while its reports travel."""
     said: queue.Queue[Report | BaseException | None] = queue.Queue(MOST_UNSENT)
 
     def run() -> None:
@@ -146,7 +149,7 @@ def _said(work: Callable[[Callable[[Report], None]], None]) -> Iterator[Report]:
         yield report
 
 
-def _train(
+def _train_here(
     order: Order, job: Job, store: Path, checkpoint: Mapping[str, Iterable[bytes]], say: Callable[[Report], None]
 ) -> None:
     found = fingerprint(job.spec, data_package.fingerprint(job.spec.data))
@@ -193,7 +196,7 @@ def _train(
 
 
 class _Sent:
-    """What of a run's folder is at home."""
+    """The parts of a run's folder that have been sent home."""
 
     def __init__(self, folder: Path, metrics: int) -> None:
         self.folder, self.metrics = folder, metrics
@@ -203,7 +206,7 @@ class _Sent:
         return signature(self.folder / "checkpoint" / "state.json")
 
     def since(self, last: bool) -> Iterator[Report]:
-        """What is new there: metrics before the checkpoint that they lead to; all of it when it is the last time."""
+        """New metrics, then the new checkpoint that they lead to, if one is due; last: all that is new."""
         newest = self._newest()
         if not last and (newest == self.checkpoint or time.monotonic() - self.at < HOME_SECONDS):
             return
@@ -223,7 +226,7 @@ class _Sent:
 
 
 def _write(plugin: str, content: bytes) -> str:
-    """Where this node has a plugin file: always in the same place, for a process loads it once."""
+    """The path of a plugin file on this node: always the same one, because a process loads it once."""
     folder = cache_folder("plugins") / hashlib.sha256(content).hexdigest()[:32]
     folder.mkdir(exist_ok=True)
     file = folder / Path(plugin).name
@@ -237,7 +240,7 @@ def _write(plugin: str, content: bytes) -> str:
 
 
 def _as_at_home(report: Report, names: Mapping[str, str]) -> Report:
-    """The report with the driver's paths of plugins in its texts, and an error that says where it came up."""
+    """The report with the driver's paths of plugins in its texts, and the node's name in its error."""
 
     def said(text: str) -> str:
         for ours, theirs in names.items():

@@ -13,31 +13,31 @@ from dsabench.errors import SpecError
 from dsabench.spec.run import RunSpec
 
 PIECE_BYTES = 8 * 2**20
-"""Most of a checkpoint in one piece: about what a node or the driver holds in memory of it at a time."""
+"""Size of a piece of a checkpoint: about as much of it is in memory at a time, at a node or the driver."""
 
 
 @dataclass(frozen=True)
 class Order:
-    """A Job, as plain values, and what its node needs besides."""
+    """A Job as plain values, and what else its node needs."""
 
     run_id: str
     spec: dict[str, Any]
     """Its paths are absolute ones of the driver's machine."""
 
     fingerprint: dict[str, str]
-    """What the digests of corpus, tokenizer and plugin must be: with others it would be another run."""
+    """Digests that corpus, tokenizer and plugin must have; with others it would be another run."""
 
     halve: bool
     concurrency: int
     threads: int | None
-    """Of PyTorch, for a run on a CPU."""
+    """PyTorch's threads, for a run on a CPU."""
 
     metrics: bytes
-    """What is there of the run, up to its checkpoint's step."""
+    """The run's records so far, up to its checkpoint's step."""
 
 
 def contents(specs: Sequence[RunSpec]) -> dict[str, bytes]:
-    """What each plugin file of the specs holds, by its path. Raises SpecError when it is not what was loaded."""
+    """The content of each plugin file of the specs, by path. Raises SpecError for one that was changed since."""
     contents: dict[str, bytes] = {}
     for path in dict.fromkeys(path for spec in specs for path in spec.plugins):
         try:

@@ -1,4 +1,4 @@
-"""Ray as it is used here: joining a cluster without its noise, and a task that refuses other versions of dsabench."""
+"""The use of Ray: joining a cluster quietly, and the task of a run, which refuses other versions of dsabench."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from dsabench.errors import DeviceError, SpecError
 from dsabench.spec.run import EngineSpec
 
 CONNECT_SECONDS = 5.0
-"""For a cluster to answer at all; Ray itself would try for longer and say less."""
+"""Time for a cluster to answer; Ray itself would try for longer, with a poorer message."""
 
 
 def library() -> ModuleType:
@@ -36,9 +36,9 @@ def library() -> ModuleType:
 
 
 def join(address: str | None) -> ModuleType:
-    """Join the cluster at `address` (`auto`, or HOST:PORT), or start one of this machine; ray, initialised.
+    """Join the cluster at `address` (`auto`, or HOST:PORT), or start one of this machine; returns ray, initialised.
 
-    Raises DeviceError when there is none, and SpecError for what is no address.
+    Raises DeviceError when there is no cluster, and SpecError when `address` is none.
     """
     ray = library()
     if address is not None:
@@ -87,7 +87,7 @@ def _check(address: str) -> None:
 
 @contextmanager
 def _own_signals() -> Iterator[None]:
-    """Ray takes SIGTERM for itself; afterwards it is handled as before."""
+    """Restores the handlers of SIGINT and SIGTERM afterwards, because Ray takes SIGTERM for itself."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -101,7 +101,7 @@ def _own_signals() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Placement:
-    """What of a node one run takes."""
+    """The share of a node that one run takes."""
 
     cpus: float
     gpus: float
@@ -123,20 +123,20 @@ def on_gpu(engine: EngineSpec, resources: dict[str, float]) -> bool:
 
 
 def cpu_threads() -> int:
-    """CPUs, and threads, of a run on CPUs: those that OMP_NUM_THREADS says, or one, for runs are many."""
+    """CPUs, and threads, of a run on CPUs: OMP_NUM_THREADS, else one, because there are many runs."""
     given = os.environ.get("OMP_NUM_THREADS", "")
     return max(1, int(given)) if given.isascii() and given.isdigit() else 1
 
 
 @functools.cache
 def versions() -> dict[str, str]:
-    """Of what must be the same on all machines; builds of PyTorch for a CPU and for CUDA are."""
+    """Versions that must be the same on all machines. Builds of PyTorch for CPU and for CUDA count as the same."""
     return {"dsabench": __version__, "torch": metadata.version("torch").partition("+")[0]}
 
 
 def task(ray: ModuleType, placement: Placement) -> Any:
-    """The remote function: `.remote(versions, train, order, pieces)` streams what `train(order, files)` yields; a text
-    in place of that says why the node is of no use.
+    """The remote function: `.remote(versions, train, order, pieces)` streams what `train(order, files)` yields, or one
+    text that says why the node cannot be used.
 
     train, order: pickled by Ray's pickle, for they may be unpickled only where dsabench is the same. pieces: of each
     file, references to its parts; `files` are iterators of these. Ray does not retry it, because the driver knows of a
@@ -144,7 +144,7 @@ def task(ray: ModuleType, placement: Placement) -> Any:
     keeps its first.
     """
 
-    # By value, as whatever is defined in a function is: a node without dsabench can execute it, and say so.
+    # Ray sends a function that is defined in another one by value, so that a node without dsabench can execute it.
     def dsabench_run(wanted: dict[str, str], train: bytes, order: bytes, pieces: dict[str, list[Any]]) -> Any:
         import platform
         from importlib import metadata

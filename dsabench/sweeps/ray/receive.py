@@ -1,6 +1,6 @@
-"""The receiver of what a node sends home of one run, into the store. One thread at a time works on a run.
+"""The receiver of one run's reports, which writes them to the store. One thread at a time works on a run.
 
-The store's index is not brought up to date here: many runs may end at once.
+It does not bring the store's index up to date: many runs may end at once.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Arrival:
         died = "" if job.retry_failed else failures.death(run_folder(store, job.run_id))
         try:
             spec = job.spec.model_dump(mode="json")
-            # Which machine's environment it will be is not known yet.
+            # The environment comes with the record, from the machine that trains.
             writer = RunWriter.open(
                 store, job.run_id, spec=spec, fingerprint=fingerprint, environment={}, sweep=job.sweep
             )
@@ -43,7 +43,7 @@ class Arrival:
         return arrival.died(died.splitlines()[0], died) if died else arrival
 
     def rewind(self) -> tuple[int, bytes, dict[str, Path]]:
-        """Go back to the checkpoint: its step, or -1; the metrics up to there; its files by name."""
+        """Go back to the last checkpoint; returns its step or -1, the metrics up to there, and its files by name."""
         folder = self.writer.checkpoint()
         step = -1 if folder is None else checkpoint.steps_done(folder)
         self.writer.rewind(step)
@@ -57,8 +57,8 @@ class Arrival:
             self.writer.metrics(json.loads(line))
 
     def checkpoint(self, sizes: dict[str, int], pieces: Callable[[], bytes]) -> None:
-        """Put a checkpoint of files of these sizes, whose `pieces` follow, in the place of the one before; when they do
-        not come, that stays."""
+        """Replace the checkpoint by one of files of these sizes, whose content pieces() gives. If it fails to, the
+        checkpoint before stays."""
 
         def write(folder: Path) -> None:
             for name, size in sizes.items():
@@ -76,12 +76,12 @@ class Arrival:
             return writer.finish(record.status, record.summary, record.error, log, record.environment, indexed=False)
 
     def died(self, how: str, log: str) -> RunRecord:
-        """Record the failure of a run that nothing is left of to tell why."""
+        """Record the failure of a run whose process died without a word."""
         with self.writer as writer:
             return writer.finish("failed", error=failures.of_death(how), log=log, indexed=False)
 
     def give_up(self) -> None:
-        """The run is not trained to its end: it is marked `interrupted`."""
+        """Mark a run that was not trained to its end `interrupted`."""
         with self.writer as writer:
             if writer.record.status == "running":
                 writer.finish("interrupted", indexed=False)

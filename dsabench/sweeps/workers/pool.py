@@ -1,7 +1,7 @@
 """Runs trained by worker processes, one for each of several devices of this machine.
 
-A worker that dies takes no other run with it: another one takes its place. Where it trained one run, that run has
-failed; where it trained several, nobody knows which one killed it, and each is trained again by itself.
+When a worker dies, another one takes its place, and runs of other workers go on. If it trained one run, that run has
+failed. If it trained several, it is not known which one killed it, and each is trained again by itself.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from multiprocessing import Pipe
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -31,10 +32,10 @@ TURN_SECONDS = 0.5
 """Longest wait of a turn."""
 
 LOG_BYTES = 20_000
-"""Of what a dead worker wrote, the last that is kept."""
+"""Of a dead worker's output, the last bytes that are kept."""
 
 MOST_STILLBORN = 3
-"""Workers in a row that end before they have their device: no other would do better."""
+"""Workers in a row that end before they have their device; then no other is started."""
 
 
 class Workers:
@@ -95,7 +96,7 @@ class Workers:
         """As `Launcher` says."""
         for worker in self.workers:
             worker.stop()
-        until = time.monotonic() + PATIENCE_S - 0.5  # what is left of this process's own
+        until = time.monotonic() + PATIENCE_S - 0.5  # this process has to end in time, too
         for worker in self.workers:
             worker.end(until)
         self.logs.cleanup()
@@ -108,9 +109,9 @@ class _Worker:
         self.given, self.log = start, log
         self.jobs: dict[str, tuple[Job, Callable[[Update], None]]] = {}
         self.ended: list[tuple[Job, Outcome]] = []
-        """Jobs that have, and have not been told of."""
+        """Jobs that have ended and are yet to be returned by a turn."""
         self.stillborn = 0
-        """Processes in a row that ended before they had the device."""
+        """Number of processes in a row that ended before they had the device."""
         self._start()
 
     def _start(self) -> None:
@@ -131,7 +132,7 @@ class _Worker:
 
     def begin(self, job: Job, observe: Callable[[Update], None]) -> None:
         engine = job.spec.engine.model_copy(update={"device": self.given.engine["device"]})
-        job = Job(job.run_id, job.spec.model_copy(update={"engine": engine}), job.sweep, job.retry_failed, job.halve)
+        job = replace(job, spec=job.spec.model_copy(update={"engine": engine}))
         self.jobs[job.run_id] = (job, observe)
         self._assign(job)
 
@@ -144,7 +145,7 @@ class _Worker:
         self._send(OneAtATime())
 
     def listen(self, notify: Callable[[str], None]) -> None:
-        """Take in what the worker says, and see to another one if it has gone."""
+        """Take the worker's reports, and start another worker if it has gone."""
         try:
             while self.pipe.poll():
                 report: Report = self.pipe.recv()
@@ -168,7 +169,7 @@ class _Worker:
         self._replace(notify)
 
     def _replace(self, notify: Callable[[str], None]) -> None:
-        """The worker has gone: say what became of its jobs, and start another one."""
+        """Note the outcome of the jobs of a worker that has gone, and start another one."""
         self.pipe.close()
         code = self.process.wait()
         how, device = _how(code), self.given.engine["device"]
@@ -188,7 +189,7 @@ class _Worker:
         self._start()
 
     def _send(self, order: object) -> None:
-        with suppress(OSError):  # it has gone, which whoever listens will see
+        with suppress(OSError):  # a worker that has gone is found by `listen`
             self.pipe.send(order)
 
     def stop(self) -> None:

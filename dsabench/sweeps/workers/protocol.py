@@ -1,7 +1,7 @@
 """The messages between a sweep's process and its workers.
 
-It was made by these processes alone, so that it may be pickled; a spec travels as plain values all the same, because a
-plugin's class is found by executing the plugin, which the spec names.
+Messages are pickled, because these processes alone make them. A spec travels as plain values: a plugin's class is found
+by executing the plugin that the spec names.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dsabench.sweeps.launcher import Job, Note, Outcome
 
 @dataclass(frozen=True)
 class Start:
-    """What a worker is to be."""
+    """The first message to a worker: its store, device and settings."""
 
     store: str
     engine: dict[str, Any]
@@ -24,7 +24,7 @@ class Start:
 
     concurrency: int
     threads: int | None
-    """Of PyTorch on a CPU that workers share."""
+    """PyTorch's threads, where workers share a CPU."""
 
 
 @dataclass(frozen=True)
@@ -33,18 +33,18 @@ class Assignment:
 
     spec: dict[str, Any]
     run_id: str
-    sweep: str
+    sweep: str | None
     retry_failed: bool
     halve: bool
 
     def job(self) -> Job:
-        """Executes the plugin files that the spec names."""
-        return Job(self.run_id, validate(self.spec), self.sweep, self.retry_failed, self.halve)
+        """The Job. Executes the plugin files that the spec names."""
+        return Job(validate(self.spec), self.sweep, self.retry_failed, self.halve, run_id=self.run_id)
 
 
 @dataclass(frozen=True)
 class OneAtATime:
-    """No run is under way, and none shares the device from now on."""
+    """From now on one run at a time; sent while no run is under way."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Result:
-    """What became of a job."""
+    """The outcome of a job."""
 
     run_id: str
     outcome: Outcome

@@ -2,9 +2,9 @@
 
     python -P -c ENTRY FD
 
-FD is the worker's end of a pipe. The parent sends where modules are found, a `Start`, then `Assignment`s; the worker
-sends updates of runs, lines for the user, and what became of each job. At STOP, and when its parent is gone, it ends,
-with what is under way checkpointed and marked `interrupted`.
+FD is the worker's end of a pipe. The parent sends the folders of modules, a `Start`, then `Assignment`s. The worker
+sends updates of runs, lines for the user, and the outcome of each job. At STOP, and when its parent is gone, it
+checkpoints the runs under way, marks them `interrupted`, and ends.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ sys.path[:] = pipe.recv()
 from dsabench.sweeps.workers.worker import main
 main(pipe)
 """
-"""What Python is started with: it finds modules where its parent does, and nowhere else. Asked to stop (STOP) before it
-has loaded them it just ends, having begun nothing."""
+"""The code that Python is started with. Modules are found where the parent finds them, and nowhere else. A worker that
+gets STOP before it has loaded them ends at once."""
 
 LOST = 3
 """Exit code of a worker whose device takes no more work."""
@@ -52,7 +52,7 @@ class _Parent:
         self.pipe = pipe
 
     def tell(self, report: Report) -> None:
-        """Say something; when the parent is gone, stop as if asked to: a run must not fail of it."""
+        """Send a report. When the parent is gone, stop as if asked to, so that no run fails of it."""
         try:
             self.pipe.send(report)
         except OSError:
@@ -105,7 +105,7 @@ def _take(order: Order, here: Here, parent: _Parent) -> None:
         case Assignment(run_id=run_id):
             try:
                 job = order.job()
-            except DsabenchError as error:  # a plugin that works once only, say
+            except DsabenchError as error:  # from executing a plugin, say
                 parent.tell(Result(run_id, Refused(error)))
                 return
             here.begin(job, lambda update: parent.tell(Progress(run_id, update)))
@@ -126,4 +126,4 @@ def main(pipe: Connection) -> None:
             code = 0
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(code)  # threads of libraries do not keep it
+    os._exit(code)  # without waiting for threads of libraries
