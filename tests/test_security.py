@@ -69,11 +69,6 @@ class Mine(Dense):
 
 
 @pytest.fixture
-def shell(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Shell:
-    return Shell(tmp_path, capsys, monkeypatch)
-
-
-@pytest.fixture
 def canary(tmp_path: Path) -> Path:
     """What exists when `mine.py` beside it, an attention, was executed."""
     path = tmp_path / "canary"
