@@ -1,7 +1,7 @@
 """What the index costs grows with the store no faster than the store.
 
 `DSABENCH_BIG_STORE=10000 pytest tests/store/test_big_store.py` measures times as well (two minutes on two cores);
-tests/big_store.py says how.
+tests/support/big_store.py says how.
 """
 
 from __future__ import annotations
