@@ -18,6 +18,7 @@ import pytest
 KILLS = int(os.environ.get("DSABENCH_CHAOS", "0"))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="its sweeps are forked, and there is no fork here")
 def test_a_sweep_that_is_killed_again_and_again_ends_as_one_that_is_not() -> None:
     short = ["--kills", "3", "--short", "--", "--seeds", "1", "--lengths", "16"]

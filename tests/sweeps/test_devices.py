@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cases import others_slow
 from chaos import differences, prepare
 from shell import Shell
 
@@ -102,6 +103,7 @@ def test_a_worker_that_dies_fails_its_run_and_no_other(config: Path, calm: Path,
     assert differences(calm, tmp_path / "wild") == []
 
 
+@pytest.mark.slow
 def test_of_runs_side_by_side_in_a_process_that_dies_each_is_trained_again(config: Path, tmp_path: Path) -> None:
     swept = Swept(config, tmp_path / "wild", n_workers=1, concurrency=2)
     swept.happens = killing(swept, swept.planned[0].run_id)
@@ -130,7 +132,7 @@ def test_who_asks_to_stop_finds_all_runs_interrupted_and_no_process(config: Path
     assert differences(calm, tmp_path / "wild") == []
 
 
-@pytest.mark.parametrize("after", [0.0, 1.5])
+@pytest.mark.parametrize("after", others_slow([0.0, 1.5], 0))
 def test_a_worker_that_is_asked_to_stop_while_it_starts_does(config: Path, tmp_path: Path, after: float) -> None:
     swept = Swept(config, tmp_path / "wild")
     time.sleep(after)
