@@ -18,6 +18,8 @@ os.environ["OMP_NUM_THREADS"] = "1"
 if shutil.which("nvidia-smi") is None:
     os.environ["TRITON_INTERPRET"] = "1"
 
+from shell import Shell
+
 from dsabench.attention import plugins, registry
 
 
@@ -44,6 +46,12 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
             text.append(words[word])
         (folder / f"document{i}.txt").write_text(" ".join(text), encoding="utf-8")
     return folder
+
+
+@pytest.fixture
+def shell(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Shell:
+    """A command line in an empty folder."""
+    return Shell(tmp_path, capsys, monkeypatch)
 
 
 @pytest.fixture(autouse=True)

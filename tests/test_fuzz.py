@@ -21,7 +21,7 @@ def test_a_mutated_file_is_read_or_refused(kind: str, tmp_path: Path, monkeypatc
             try:
                 fuzzed.example(name)
             except (Exception, fuzz.TooSlowError) as error:
-                pytest.fail(f"{name}: {error!r}; python tests/fuzz.py --seed {SEED} --only {name} shows where")
+                pytest.fail(f"{name}: {error!r}; python tests/support/fuzz.py --seed {SEED} --only {name} shows where")
     assert fuzzed.outcomes["read"] and fuzzed.outcomes["refused"]
 
 

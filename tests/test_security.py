@@ -18,6 +18,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import torch
+from figure_tools import report_with
 from safetensors.torch import load_file, save_file
 from shell import Shell
 from synthetic import experiment
@@ -66,11 +67,6 @@ class Mine(Dense):
     def flops(self, stage):
         return {"a": 1.0}
 """
-
-
-@pytest.fixture
-def shell(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Shell:
-    return Shell(tmp_path, capsys, monkeypatch)
 
 
 @pytest.fixture
@@ -428,6 +424,12 @@ def test_rows_behind_the_index_that_are_none_are_made_anew(tmp_path: Path, damag
 
 
 @pytest.fixture
+def one_figure(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A report with the figure that says most; the others take seconds and have tests of their own."""
+    report_with(monkeypatch, "forest")
+
+
+@pytest.fixture
 def hostile(shell: Shell) -> list[str]:
     """A store whose records hold what would act on a terminal, a page, a table or a spreadsheet, wherever text fits."""
     ids = experiment(Path("runs"), lengths=(16, 32), seeds=(1, 2, 3))
@@ -452,13 +454,13 @@ def hostile(shell: Shell) -> list[str]:
 COMMANDS = (
     ("runs",), ("runs", "--json"), ("runs", "--columns", "version", "data.source"), ("runs", "show", "RUN"),
     ("runs", "show", "RUN", "--json"), ("compare",), ("compare", "--all"), ("compare", "--json"), ("compare", "--csv"),
-    ("compare", "--markdown"), ("compare", "--latex"), ("plot", "--formats", "svg"), ("report",), ("report", "--json"),
+    ("compare", "--markdown"), ("compare", "--latex"), ("plot", "forest", "--formats", "svg"), ("report",), ("report", "--json"),
     ("visualize-selection", "RUN"), ("audit", EVIL), ("audit", "RUN"), ("compare", "--where", f"seed > '{EVIL}'"),
     ("train", "--set", f"data.source={EVIL}"), ("train", "--config", f"{EVIL}.yaml"), ("runs", "show", EVIL),
 )  # fmt: skip
 
 
-def test_no_command_lets_a_record_command_the_terminal(hostile: list[str], shell: Shell) -> None:
+def test_no_command_lets_a_record_command_the_terminal(hostile: list[str], shell: Shell, one_figure: None) -> None:
     for words in COMMANDS:
         code, out, err = shell(*(hostile[1] if word == "RUN" else word for word in words))
         assert code in (0, 2), (words, err)
@@ -490,7 +492,7 @@ def test_no_csv_holds_a_formula(hostile: list[str], shell: Shell) -> None:
     assert FORMULA in set(pd.read_parquet("r.parquet").astype(str).to_numpy().flatten()), "parquet keeps the text"
 
 
-def test_a_document_of_scripts_and_escapes_is_shown_as_text(shell: Shell, tmp_path: Path) -> None:
+def test_a_document_of_scripts_and_escapes_is_shown_as_text(shell: Shell, tmp_path: Path, one_figure: None) -> None:
     folder = tmp_path / "texts\x1b[31m"
     folder.mkdir()
     line = "\x1b]0;owned\x07\x1b[2J\u202e<script>alert(1)</script></script><!--<img src=x onerror=alert(1)> {{DATA}}\n"
@@ -503,16 +505,16 @@ def test_a_document_of_scripts_and_escapes_is_shown_as_text(shell: Shell, tmp_pa
         ),
         "runs",
     )
-    for width in ("80", "200"):
-        shell.patch.setenv("COLUMNS", width)
-        shell.patch.setenv("FORCE_COLOR", "1")
-        code, out, err = shell("visualize-selection", "--text", line * 2)
-        assert code == 0, err
-        assert not odd(re.sub(r"\x1b\[[\d;]*m", "", out)) and "\\x1b" in out and "\x1b]" not in out + err
-        shell.patch.delenv("FORCE_COLOR")
-        code, out, err = shell("visualize-selection")
-        assert code == 0, err
-        assert not odd(out + err)
+    shell.patch.setenv("COLUMNS", "80")
+    shell.patch.setenv("FORCE_COLOR", "1")
+    code, out, err = shell("visualize-selection", "--text", line * 2)
+    assert code == 0, err
+    assert not odd(re.sub(r"\x1b\[[\d;]*m", "", out)) and "\\x1b" in out and "\x1b]" not in out + err
+    shell.patch.setenv("COLUMNS", "200")
+    shell.patch.delenv("FORCE_COLOR")
+    code, out, err = shell("visualize-selection")
+    assert code == 0, err
+    assert not odd(out + err)
     page = Path(f"results/selection_{record.run_id}.html").read_text()
     assert "<script>alert" not in page and "<img" not in page and not odd(page)
     assert page.count("</script>") == len(re.findall(r"<script\b", page))

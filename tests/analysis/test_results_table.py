@@ -77,7 +77,7 @@ many_runs = st.lists(
 )
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=15)
 @given(many_runs)
 def test_every_run_is_in_one_mean_or_listed_and_only_seeds_are_pooled(rows: list[dict[str, Any]]) -> None:
     frame = store(*(run(**row) for row in rows)) if rows else pd.DataFrame()
@@ -219,7 +219,7 @@ def test_nothing_finished_gives_an_empty_table_and_valid_files(frame: pd.DataFra
     assert read(tmp_path / "summary.json")["results"] == {}
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=8)
 @given(st.lists(st.text(min_size=1, max_size=150), min_size=2, max_size=5, unique=True))
 @example(["a", "A", "a b", "a_b", "../a", "a/b", "", "x" * 300, "x" * 301])
 def test_any_value_gives_files_of_its_own_inside_the_folder(

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 import synthetic
-from figure_tools import at, caption, legend, pages
+from cases import others_slow
+from figure_tools import at, caption, legend, pages, report_with
 from shell import Shell
 
 from dsabench.analysis.compare import compare
@@ -25,11 +26,6 @@ RUNGS = [
     *((f"step {i} of a ladder", {"model": {"dropout": i / 100}}, ("dense", "dsa"), 0.01 * i) for i in range(4, 11)),
 ]
 """The random selection stands for a leak: it needs no plugin."""
-
-
-@pytest.fixture
-def shell(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Shell:
-    return Shell(tmp_path, capsys, monkeypatch)
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +119,7 @@ def look_colour(figure: object, name: str) -> object:
     )
 
 
-@pytest.mark.parametrize("figure", ["experiment", "flops", "forest", "sparsity", "indexer", "cost"])
+@pytest.mark.parametrize("figure", others_slow(["experiment", "flops", "forest", "sparsity", "indexer", "cost"], 2))
 def test_the_other_figures_take_a_ladder(store: Path, figure: str) -> None:
     from dsabench.figures.catalogue import draw
 
@@ -135,7 +131,7 @@ def test_a_kind_named_like_a_word_of_its_rung_stays() -> None:
     assert within("dsa d_model=64 top_k=3", "d_model=64") == "dsa top_k=3"
 
 
-def test_a_run_of_two_rungs_is_counted_once(tmp_path: Path) -> None:
+def test_a_run_of_two_rungs_is_counted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = [
         validate({"length": 64, "seed": seed, "attention": {"kind": kind}})
         for kind in ("dense", "dsa", "random")
@@ -146,6 +142,7 @@ def test_a_run_of_two_rungs_is_counted_once(tmp_path: Path) -> None:
     write_sweep(tmp_path / "runs", SweepRecord(id="ladder-00000000", spec={}, run_ids=ids, rungs=rungs))
     found = compare(look_at(tmp_path / "runs"))
     assert [[row.variant for row in table.rows] for table in found.tables] == [["dsa 1 first"], ["random 2 second"]]
+    report_with(monkeypatch)  # no figure: they have tests of their own
     checks = write_report(look_at(tmp_path / "runs"), tmp_path / "out", selection=False).checks
     said = " ".join(check.text for check in checks)
     assert "9 of 9 runs" in said or "all 9 runs" in said.lower(), said

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from cases import others_slow
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -91,7 +92,9 @@ def learnt(spec: RunSpec, stage: Any, ids: Tensor | None) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize(
-    ("n_kv_heads", "documents"), [(None, True), (2, False), (1, True)], ids=["mha documents", "gqa", "mqa documents"]
+    ("n_kv_heads", "documents"),
+    others_slow([(None, True), (2, False), (1, True)], 2),
+    ids=["mha documents", "gqa", "mqa documents"],
 )
 @pytest.mark.parametrize("stage", ["dense", "sparse"])
 def test_losses_and_gradients_are_the_references(
@@ -192,7 +195,7 @@ def watched(spec: RunSpec, limit: int, documents: bool) -> None:
             assert selection_recall(model, batch, CPU, "dense") is not None
 
 
-@pytest.mark.parametrize("documents", [False, True], ids=["one document", "documents"])
+@pytest.mark.parametrize("documents", others_slow([False, True], 0), ids=["one document", "documents"])
 def test_no_tensor_of_l_by_l_elements(interpreted: None, monkeypatch: pytest.MonkeyPatch, documents: bool) -> None:
     length = 64
     monkeypatch.setattr(scaled_dot_product, "SLAB_PAIRS", length * 16)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from cases import others_slow
 
 pytest.importorskip("triton", reason="needs triton, which CPU builds of PyTorch do not bring")
 if torch.cuda.is_available():
@@ -67,13 +68,16 @@ def lists(x: Inputs, k: int, tiling: top_k.Tiling) -> tuple[torch.Tensor, torch.
 
 @pytest.mark.parametrize(
     ("sizes", "seed"),
-    [
-        (Sizes(length=1, index_heads=1, k=1), 0),
-        (Sizes(length=5, batch=2, index_heads=1, k=9), 1),
-        (Sizes(length=17, batch=2, index_heads=3, k=1), 2),
-        (Sizes(length=37, index_heads=8, index_width=12, k=7, documents=0.2), 3),
-        (Sizes(length=64, batch=2, index_heads=4, k=64, documents=0.1), 4),
-    ],
+    others_slow(
+        [
+            (Sizes(length=1, index_heads=1, k=1), 0),
+            (Sizes(length=5, batch=2, index_heads=1, k=9), 1),
+            (Sizes(length=17, batch=2, index_heads=3, k=1), 2),
+            (Sizes(length=37, index_heads=8, index_width=12, k=7, documents=0.2), 3),
+            (Sizes(length=64, batch=2, index_heads=4, k=64, documents=0.1), 4),
+        ],
+        3,
+    ),
 )
 def test_the_selection_is_the_references(sizes: Sizes, seed: int) -> None:
     x = draw(sizes, seed)
@@ -85,7 +89,8 @@ def test_the_selection_is_the_references(sizes: Sizes, seed: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "stride"), [("ties", 4), ("all equal", 0), ("all equal", 4), ("rising", 0), ("at the samples", 4)]
+    ("kind", "stride"),
+    others_slow([("ties", 4), ("all equal", 0), ("all equal", 4), ("rising", 0), ("at the samples", 4)], 3),
 )
 def test_lists_that_overflow_and_bounds_that_mislead(kind: str, stride: int) -> None:
     """Rising scores overflow a list again and again; high scores at the sampled keys alone make the guess too high."""
@@ -104,7 +109,7 @@ def test_lists_that_overflow_and_bounds_that_mislead(kind: str, stride: int) -> 
     assert torch.equal(selected, expected_selection(x, k))
 
 
-@pytest.mark.parametrize("kind", ["random", "all equal", "plateau"])
+@pytest.mark.parametrize("kind", others_slow(["random", "all equal", "plateau"], 2))
 def test_a_good_guess_needs_no_second_pass(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The slow kernel that does a block again is not needed, also where the bound is a plateau: all weights negative,
     as of one query in 16 where there are 4 heads: the highest score is the zero of the keys that no head reacts to."""
@@ -151,16 +156,19 @@ def test_scores_that_are_no_numbers_leave_valid_indices() -> None:
         assert max(row) <= t
 
 
-@pytest.mark.parametrize("deterministic", [False, True])
+@pytest.mark.parametrize("deterministic", others_slow([False, True], 0))
 @pytest.mark.parametrize(
     ("sizes", "seed"),
-    [
-        (Sizes(length=1, heads=1, k=1), 0),
-        (Sizes(length=5, batch=2, heads=1, index_heads=1, k=9), 1),
-        (Sizes(length=17, heads=8, groups=2, width=32, index_heads=3, k=1), 2),
-        (Sizes(length=19, heads=3, groups=3, width=24, index_width=12, k=7, documents=0.2), 3),
-        (Sizes(length=9, batch=2, heads=66, groups=1, index_heads=5, k=40), 4),
-    ],
+    others_slow(
+        [
+            (Sizes(length=1, heads=1, k=1), 0),
+            (Sizes(length=5, batch=2, heads=1, index_heads=1, k=9), 1),
+            (Sizes(length=17, heads=8, groups=2, width=32, index_heads=3, k=1), 2),
+            (Sizes(length=19, heads=3, groups=3, width=24, index_width=12, k=7, documents=0.2), 3),
+            (Sizes(length=9, batch=2, heads=66, groups=1, index_heads=5, k=40), 4),
+        ],
+        3,
+    ),
 )
 def test_outputs_and_all_gradients(sizes: Sizes, seed: int, deterministic: bool) -> None:
     x = draw(sizes, seed)
@@ -172,14 +180,17 @@ def test_outputs_and_all_gradients(sizes: Sizes, seed: int, deterministic: bool)
         assert error(mine, theirs) < TOLERANCE, name
 
 
-@pytest.mark.parametrize("deterministic", [False, True])
+@pytest.mark.parametrize("deterministic", others_slow([False, True], 1))
 @pytest.mark.parametrize(
     ("sizes", "seed"),
-    [
-        (Sizes(length=1, heads=1, index_heads=1), 0),
-        (Sizes(length=70, batch=2, heads=4, groups=2, width=24, index_heads=3, index_width=12), 1),
-        (Sizes(length=64, heads=3, groups=3, documents=0.1), 2),
-    ],
+    others_slow(
+        [
+            (Sizes(length=1, heads=1, index_heads=1), 0),
+            (Sizes(length=70, batch=2, heads=4, groups=2, width=24, index_heads=3, index_width=12), 1),
+            (Sizes(length=64, heads=3, groups=3, documents=0.1), 2),
+        ],
+        2,
+    ),
 )
 def test_the_kl_loss_over_all_keys(sizes: Sizes, seed: int, deterministic: bool) -> None:
     x = draw(sizes, seed, grid=False)
@@ -190,7 +201,7 @@ def test_the_kl_loss_over_all_keys(sizes: Sizes, seed: int, deterministic: bool)
 
 @pytest.mark.parametrize(
     ("queries", "keys", "ahead", "deterministic"),
-    [(16, 32, False, False), (16, 32, True, True), (32, 16, False, True), (32, 16, True, False)],
+    others_slow([(16, 32, False, False), (16, 32, True, True), (32, 16, False, True), (32, 16, True, False)], 1),
 )
 def test_the_dense_kl_loss_by_other_tilings(queries: int, keys: int, ahead: bool, deterministic: bool) -> None:
     """Blocks that end within a tile of keys, documents that start within one, products ahead of exponentials."""
@@ -238,7 +249,7 @@ def test_the_layer_end_to_end_on_its_own_selection() -> None:
         assert error(mine, theirs) < TOLERANCE
 
 
-@pytest.mark.parametrize("deterministic", [False, True])
+@pytest.mark.parametrize("deterministic", others_slow([False, True], 1))
 def test_keys_taken_range_by_range(deterministic: bool) -> None:
     """Ranges of 7 keys, the last one shorter; some rows have no key in some ranges."""
     x = draw(Sizes(length=25, batch=2, heads=4, groups=2, k=4, documents=0.1), 12)

@@ -107,6 +107,7 @@ def as_the_model_has_them(run: TrainedRun, execution: Execution) -> None:
         torch.testing.assert_close(found[n : n + 2], expected[:2], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_triton_by_its_interpreter(tmp_path: Path) -> None:
     words = [
         "bench", "--device", "cpu", "--quiet", "--json", "--lengths", "9", "--heads", "2", "--head-dim", "8",

@@ -3,15 +3,9 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
 import pytest
 from shell import Shell
-
-
-@pytest.fixture
-def shell(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Shell:
-    return Shell(tmp_path, capsys, monkeypatch)
 
 
 def test_without_ray_the_message_says_how_to_install_it(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,11 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from figure_tools import report_with
 from shell import Shell
 from synthetic import experiment
-
-from dsabench.figures import catalogue
-from dsabench.report import report_page
 
 SMALL = [
     "--config", "quick", "--set", "model.d_model=32", "--set", "model.n_heads=2", "--set", "model.d_ff=16",
@@ -23,14 +21,11 @@ SMALL = [
     "data.val_share=0.25", "--set", "attention.indexer.head_dim=8", "--device", "cpu",
 ]  # fmt: skip
 
-FOREST = {"forest": catalogue.FIGURES["forest"]}
-
 
 @pytest.fixture(autouse=True)
 def one_figure(monkeypatch: pytest.MonkeyPatch) -> None:
     """The other figures take seconds and have tests of their own."""
-    monkeypatch.setattr(report_page, "_ORDER", tuple(FOREST))
-    monkeypatch.setattr(report_page, "FIGURES", FOREST)
+    report_with(monkeypatch, "forest")
 
 
 def test_from_trained_runs_to_what_they_select(
@@ -110,6 +105,7 @@ def test_the_report_needs_no_torch_without_a_checkpoint(tmp_path: Path) -> None:
     experiment(tmp_path / "runs", lengths=(64,), seeds=(1, 2, 3))
     code = (
         "import atexit, sys; sys.argv = ['dsabench', 'report']\n"
+        "from dsabench.report import report_page; report_page._ORDER, report_page.FIGURES = (), {}\n"
         "atexit.register(lambda: print('torch' in sys.modules, file=sys.stderr))\n"
         "from dsabench.cli.app import main; main()"
     )

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from cases import others_slow
 from torch import Tensor
 
 import dsabench
@@ -69,7 +70,7 @@ def learnt(store: Path) -> Any:
     return metrics[["run_id", "kind", "step", "loss", "kl", "grad_norm", "val_loss", "train_loss", "mass_recall"]]
 
 
-@pytest.mark.parametrize("concurrency", [1, 2, 4])
+@pytest.mark.parametrize("concurrency", others_slow([1, 2, 4], 1))
 def test_runs_of_a_sweep_learn_what_they_learn_alone(
     corpus: Path, tmp_path: Path, alone: Path, concurrency: int
 ) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import matplotlib as mpl
 import pytest
 import synthetic
+from cases import others_slow
 from figure_tools import DENSE, DSA, H200, SPARSE, at, pages
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -95,7 +96,9 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     of_shape.cache_clear()
 
 
-@pytest.mark.parametrize("shape", ["two runs", "two runs of two lengths", "a task", "several machines", "40 variants"])
+@pytest.mark.parametrize(
+    "shape", others_slow(["two runs", "two runs of two lengths", "a task", "several machines", "40 variants"], 2)
+)
 def test_no_text_lies_on_another_or_leaves_the_page(shape: str, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sheet, "MOST_PAGES", 1)
     monkeypatch.setattr(forest, "MOST_PAGES", 1)
@@ -132,7 +135,7 @@ def test_the_same_store_gives_the_same_bytes_whatever_the_user_set(
     usual: Path, shown: FigureData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(style, "DPI", 50)
-    names = ["positions", "forest"]
+    names = ["forest"]
     first = {(name, form): style.render(pages(name, shown)[0], form) for name in names for form in FORMATS}
     shutil.copytree(usual, tmp_path / "elsewhere", ignore=shutil.ignore_patterns("*.parquet", "*.gz"))
     user = {"font.size": 20, "svg.fonttype": "path", "savefig.dpi": 30, "axes.facecolor": "red", "pdf.compression": 0}

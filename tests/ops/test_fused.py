@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from cases import others_slow
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -71,7 +72,7 @@ def add_norm(x: Tensor, d: Tensor | None, w: Tensor) -> Any:
     return ops.add_norm(x, d, Norm(weight=w, eps=1e-6))  # type: ignore[arg-type]
 
 
-@settings(deadline=None, max_examples=20)
+@settings(deadline=None, max_examples=6)
 @given(sizes, sizes, st.integers(1, 4), st.integers(1, 3), st.integers(1, 9), st.integers(0, 5), dtypes, st.booleans())
 def test_split_heads(
     batch: int, length: int, groups: int, repeats: int, half: int, rest: int, dtype: torch.dtype, head_major: bool
@@ -101,7 +102,7 @@ def test_heads_take_gradients_in_any_memory_order() -> None:
 @example(40, 33, 4, 2, torch.float32, True, False)
 @example(40, 70, 5, 3, torch.float32, False, False)
 @example(33, 33, 17, 1, torch.float32, True, False)
-@settings(deadline=None, max_examples=12)
+@settings(deadline=None, max_examples=5)
 @given(
     st.integers(1, 80), st.integers(1, 70), st.integers(1, 20), st.integers(1, 4), dtypes, st.booleans(), st.booleans()
 )
@@ -165,7 +166,7 @@ def test_many_experts_take_the_plain_way() -> None:
         assert torch.equal(a, b)
 
 
-@settings(deadline=None, max_examples=10)
+@settings(deadline=None, max_examples=4)
 @given(sizes, st.integers(1, 4), st.integers(1, 20), dtypes)
 def test_tokens_to_routes_and_back(tokens: int, k: int, width: int, dtype: torch.dtype) -> None:
     order = torch.randperm(tokens * k, generator=torch.Generator().manual_seed(width))
@@ -174,7 +175,7 @@ def test_tokens_to_routes_and_back(tokens: int, k: int, width: int, dtype: torch
     agrees(lambda y: ops.from_routes(y, order // k, inverse), randn(tokens * k, width, dtype=dtype))
 
 
-@settings(deadline=None, max_examples=10)
+@settings(deadline=None, max_examples=4)
 @given(sizes, sizes, st.integers(1, 20), dtypes)
 def test_embed(batch: int, length: int, width: int, dtype: torch.dtype) -> None:
     tokens = torch.arange(batch * length).view(batch, length) * 7 % 11
@@ -192,14 +193,14 @@ def test_embed_is_plain_where_order_must_be_fixed() -> None:
             torch.use_deterministic_algorithms(False)
 
 
-@settings(deadline=None, max_examples=8)
+@settings(deadline=None, max_examples=3)
 @given(sizes, sizes, st.integers(1, 40), dtypes)
 def test_add_norm(batch: int, length: int, width: int, dtype: torch.dtype) -> None:
     agrees(add_norm, randn(batch, length, width), randn(batch, length, width, dtype=dtype), randn(width))
     agrees(lambda x, w: add_norm(x, None, w), randn(batch, length, width), randn(width))
 
 
-@settings(deadline=None, max_examples=8)
+@settings(deadline=None, max_examples=3)
 @given(sizes, sizes, st.integers(1, 40), dtypes)
 def test_swiglu(tokens: int, experts: int, width: int, dtype: torch.dtype) -> None:
     gate, up = randn(tokens, experts, width, dtype=dtype), randn(tokens, experts, width, dtype=dtype).flip(0)
@@ -227,7 +228,7 @@ def test_swiglu_reads_nothing_where_the_weight_is_zero() -> None:
         assert tensor[chosen].isfinite().all()
 
 
-@settings(deadline=None, max_examples=12)
+@settings(deadline=None, max_examples=5)
 @given(sizes, st.integers(1, 20), st.integers(1, 70), st.sampled_from([1, 100, 2**29]), dtypes, st.booleans())
 def test_linear_cross_entropy(
     tokens: int, width: int, vocabulary: int, slab: int, dtype: torch.dtype, every: bool
@@ -282,7 +283,7 @@ def test_unfused_is_plain_and_ends_where_it_began() -> None:
 
 @pytest.mark.parametrize(
     ("attention", "d_ff"),
-    [({"kind": "dense"}, 12), ({"kind": "dsa", "top_k_ratio": 0.5}, 13)],
+    others_slow([({"kind": "dense"}, 12), ({"kind": "dsa", "top_k_ratio": 0.5}, 13)], 1),
     ids=["dense, experts grouped", "dsa, experts side by side"],
 )
 def test_a_whole_training_step_is_the_same(attention: dict[str, Any], d_ff: int) -> None:

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from figure_tools import report_with
 from synthetic import experiment, finished
 
 from dsabench.analysis.compare import compare
 from dsabench.analysis.formats import cost_grid, verdict_grid
 from dsabench.analysis.scope import look_at
 from dsabench.errors import ScopeError, StoreError
-from dsabench.figures import catalogue
 from dsabench.report import report_page, selection_part
 from dsabench.report.report_page import Report, write_report
 from dsabench.spec.config import load_sweep
@@ -107,7 +107,10 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def written(store: Path) -> Report:
-    return write_report(look_at(store), store.parent / "out")
+    """With six figures, one of each kind."""
+    with pytest.MonkeyPatch.context() as patch:
+        report_with(patch, "forest", "experiment", "sparsity", "positions", "indexer", "flops")
+        return write_report(look_at(store), store.parent / "out")
 
 
 @pytest.fixture(scope="module")
@@ -118,8 +121,7 @@ def page(written: Report) -> Page:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """One figure is enough where figures are not what is tested."""
-    monkeypatch.setattr(report_page, "_ORDER", ("forest",))
-    monkeypatch.setattr(report_page, "FIGURES", {"forest": catalogue.FIGURES["forest"]})
+    report_with(monkeypatch, "forest")
 
 
 def written_about(store: Path, out: Path, **options: Any) -> tuple[Page, Report]:

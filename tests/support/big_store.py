@@ -1,6 +1,6 @@
 """A store of very many finished runs, and how long the index, `runs` and `compare` take on it.
 
-    python tests/big_store.py --runs 10000 [--profile FILE] DIR     # two minutes; DIR is made, or used if it is there
+    python tests/support/big_store.py --runs 10000 [--profile FILE] DIR  # two minutes; DIR is made or used
 
 tests/store/test_big_store.py has a short version, and with `DSABENCH_BIG_STORE=10000` this one.
 """

@@ -1,6 +1,6 @@
 """Sweeps that are killed again and again, and sweeps that share a store, against an undisturbed one.
 
-    python tests/chaos.py --kills 50 --seed 1        # the long version: some minutes on two cores
+    python tests/support/chaos.py --kills 50 --seed 1        # the long version: some minutes on two cores
 
 tests/test_chaos.py runs a short one. Every sweep is the command line itself, in a process forked from one that has
 imported everything: an import takes seconds, and a kill in it shows nothing. Half of the kills come from outside at a

@@ -5,12 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from dsabench.analysis.scope import look_at
-from dsabench.figures.catalogue import draw
+from dsabench.figures.catalogue import FIGURES, draw
 from dsabench.figures.data import Drawn, FigureData, figure_data
+from dsabench.report import report_page
 
 DENSE, DSA = {"kind": "dense"}, {"kind": "dsa", "top_k_ratio": 0.5}
 RATIOS = (0.1, 0.25, 0.5)
@@ -45,3 +47,9 @@ def means(axes: Axes, marker: str) -> list[Any]:
 
 def at(store: Path, **choice: Any) -> FigureData:
     return figure_data(look_at(store, **choice))
+
+
+def report_with(patch: pytest.MonkeyPatch, *names: str) -> None:
+    """Reports draw these figures alone; each takes a second, and all have tests of their own."""
+    patch.setattr(report_page, "_ORDER", names)
+    patch.setattr(report_page, "FIGURES", {name: FIGURES[name] for name in names})

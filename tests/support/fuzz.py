@@ -1,7 +1,7 @@
 """Mutated specs, metrics files and run.json files through the public readers: a clean error or a valid result.
 
-    python tests/fuzz.py 10000          # the same examples for the same --seed, whatever the count
-    python tests/fuzz.py --only run-17  # one of them again, with its traceback
+    python tests/support/fuzz.py 10000          # the same examples for the same --seed, whatever the count
+    python tests/support/fuzz.py --only run-17  # one of them again, with its traceback
 
 What fails: another exception than the project's own, a warning, an example that takes longer than LIMIT_S, a control
 character on stdout or stderr, and a change beside the store. test_fuzz.py runs a few hundred of them.

@@ -1,8 +1,8 @@
 """What scheduling costs: a sweep of many runs that take no time, through the real plan, scheduler, launcher and store.
 
-    python tests/launch_speed.py --runs 10000                   # on a Ray cluster of this machine (pip install ray)
-    python tests/launch_speed.py --runs 10000 --no-index        # without the table that is brought up to date each run
-    python tests/launch_speed.py --runs 2000 --profile 30       # the driver's functions that take longest
+    python tests/support/launch_speed.py --runs 10000  # on a Ray cluster of this machine (pip install ray)
+    python tests/support/launch_speed.py --runs 10000 --no-index  # without the table of each run
+    python tests/support/launch_speed.py --runs 2000 --profile 30  # the driver's functions that take longest
 
 Each run has a checkpoint of a small model's size, 40 metrics records and a record, which the driver writes as it does
 any other. Prints one JSON document.

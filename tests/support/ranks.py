@@ -32,8 +32,8 @@ from dsabench.spec.run import RunSpec, validate
 DSA = {"kind": "dsa", "top_k": 4, "indexer": {"n_heads": 2, "head_dim": 8, "warmup_share": 0.3}}
 FROZEN = {**DSA, "indexer": {**DSA["indexer"], "freeze_backbone": True}}  # type: ignore[dict-item]
 CASES: dict[str, tuple[int, dict[str, Any]]] = {
-    "dense": (30, {"attention": {"kind": "dense"}}),
-    "dsa": (30, {"attention": DSA}),
+    "dense": (12, {"attention": {"kind": "dense"}}),
+    "dsa": (20, {"attention": DSA}),
     "frozen, recomputed": (10, {"attention": FROZEN, "engine": {"device": "cpu", "recompute": True}}),
     "packed": (10, {"attention": {"kind": "random", "top_k": 4}, "packing": "documents", "length": 48}),
 }

@@ -1,7 +1,7 @@
 """A sweep that is killed at random moments ends as one that is not; a crash is its run's; two sweeps share the work.
 
 The default is a short version. `DSABENCH_CHAOS=50 pytest tests/test_chaos.py` kills a sweep of 12 runs 50 times and
-then has two sweeps share its runs (some minutes on two cores); tests/chaos.py says how.
+then has two sweeps share its runs (some minutes on two cores); tests/support/chaos.py says how.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import pytest
 KILLS = int(os.environ.get("DSABENCH_CHAOS", "0"))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="its sweeps are forked, and there is no fork here")
 def test_a_sweep_that_is_killed_again_and_again_ends_as_one_that_is_not() -> None:
     short = ["--kills", "3", "--short", "--", "--seeds", "1", "--lengths", "16"]

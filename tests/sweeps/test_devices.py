@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cases import others_slow
 from chaos import differences, prepare
 from shell import Shell
 
@@ -48,11 +49,6 @@ def calm(config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     found = run_sweep(sweep, planned, store, resolve(planned[0].spec.engine))
     assert [run.status for run in found] == ["done"] * 4
     return store
-
-
-@pytest.fixture
-def shell(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Shell:
-    return Shell(tmp_path, capsys, monkeypatch)
 
 
 class Swept:
@@ -112,6 +108,7 @@ def test_a_worker_that_dies_fails_its_run_and_no_other(config: Path, calm: Path,
     assert differences(calm, tmp_path / "wild") == []
 
 
+@pytest.mark.slow
 def test_of_runs_side_by_side_in_a_process_that_dies_each_is_trained_again(config: Path, tmp_path: Path) -> None:
     swept = Swept(config, tmp_path / "wild", n_workers=1, concurrency=2)
     swept.happens = killing(swept, swept.planned[0].run_id)
@@ -140,7 +137,7 @@ def test_who_asks_to_stop_finds_all_runs_interrupted_and_no_process(config: Path
     assert differences(calm, tmp_path / "wild") == []
 
 
-@pytest.mark.parametrize("after", [0.0, 1.5])
+@pytest.mark.parametrize("after", others_slow([0.0, 1.5], 0))
 def test_a_worker_that_is_asked_to_stop_while_it_starts_does(config: Path, tmp_path: Path, after: float) -> None:
     swept = Swept(config, tmp_path / "wild")
     time.sleep(after)

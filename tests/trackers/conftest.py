@@ -7,17 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from shell import Shell
 from tracker_tools import Live
 
 from dsabench.trackers.export import open_tracker
 from dsabench.trackers.names import TRACKERS
 from dsabench.trackers.tracker import Tracker
-
-
-@pytest.fixture
-def shell(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Shell:
-    return Shell(tmp_path, capsys, monkeypatch)
 
 
 @pytest.fixture

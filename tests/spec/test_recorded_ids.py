@@ -1,0 +1,48 @@
+"""Run ids of every shipped config: those that commit c05b10a gave (recorded_run_ids.json), so that stores stay valid.
+
+A run's id holds the digest of its plugin file. The two plugin files in configs/ were edited since then (they import
+from `dsabench.attention` now), so their runs did get new ids. Those are held with the digest that the file had: but for
+the content of the file, the identity is the recorded one.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from dsabench.attention import registry
+from dsabench.spec.sweep import load_sweep, shipped_configs
+from dsabench.sweeps import plan, schedule
+
+RECORDED = json.loads((Path(__file__).parent / "recorded_run_ids.json").read_text())
+CONFIGS = next(iter(shipped_configs().values())).parent
+
+
+def test_every_shipped_config_is_recorded() -> None:
+    assert {path.relative_to(CONFIGS).as_posix() for path in CONFIGS.rglob("*.yaml")} == set(RECORDED["runs"])
+
+
+@pytest.mark.parametrize("name", RECORDED["runs"])
+def test_its_runs_have_the_recorded_ids(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sweep = load_sweep(str(CONFIGS / name))
+    digests = {}
+
+    def digest(kind: str) -> str | None:
+        digests[kind] = registry.plugin_digest(kind)
+        return None if digests[kind] is None else RECORDED["plugins"][kind]
+
+    monkeypatch.setattr(plan, "plugin_digest", digest)
+    planned = plan.plan(sweep.runs(), tmp_path)
+    assert [run.run_id for run in planned] == RECORDED["runs"][name]
+    assert schedule.sweep_id(sweep, planned) == RECORDED["sweeps"][name]
+    assert set(digests) == {run.spec.attention.kind for run in planned}
+    assert {kind for kind in digests if digests[kind]} == set(digests) & set(RECORDED["plugins"])
+
+
+def test_an_edited_plugin_gives_its_own_runs_other_ids_alone(tmp_path: Path) -> None:
+    """What the digest stands for: without the recorded one, dense runs keep their ids."""
+    now = [run.run_id for run in plan.plan(load_sweep(str(CONFIGS / "seed_replica.yaml")).runs(), tmp_path)]
+    for run_id, recorded in zip(now, RECORDED["runs"]["seed_replica.yaml"], strict=True):
+        assert (run_id == recorded) == recorded.startswith("dense-")

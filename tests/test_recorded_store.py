@@ -1,0 +1,128 @@
+"""A store of an earlier version: read, compared, drawn, reported and resumed to the numbers that it recorded."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from shell import Shell
+
+import dsabench
+from dsabench.store import read_run
+
+RECORDED = Path(__file__).parent / "recorded_store"
+TIMES = ("seconds", "eval_seconds", "tokens_per_second")
+"""What training the same run again measures anew."""
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.fixture
+def store(shell: Shell) -> Path:
+    """A copy of the recorded store; the current folder holds the corpus that its runs name."""
+    for name in ("store", "corpus"):
+        shutil.copytree(RECORDED / name, shell.folder / name)
+    shutil.copy(RECORDED / "sweep.yaml", shell.folder)
+    return shell.folder / "store"
+
+
+def test_the_table_of_runs_has_the_recorded_values(store: Path) -> None:
+    runs = dsabench.load_runs(store).sort_values("run_id")
+    recorded = lines(RECORDED / "index.jsonl")
+    assert len(runs) == len(recorded) == 14
+    for (_, row), expected in zip(runs.iterrows(), recorded, strict=True):
+        for name in ("created", "updated"):
+            assert row[name] == pd.Timestamp(expected.pop(name))
+        assert all(close(row[name], value) for name, value in expected.items())
+        missing = set(runs.columns) - set(expected) - {"created", "updated"}
+        assert row[sorted(missing)].isna().all()
+
+
+def test_the_table_of_metrics_has_every_record(store: Path) -> None:
+    metrics = dsabench.load_metrics(store)
+    for run_id, table in metrics.groupby("run_id"):
+        records = lines(RECORDED / "store" / str(run_id) / "metrics.jsonl")
+        assert len(table) == len(records)
+        for (_, row), record in zip(table.iterrows(), records, strict=True):
+            values = {name: value for name, value in record.items() if isinstance(value, int | float)}
+            assert len(values) > 4
+            assert {name: row[name] for name in values} == values
+    assert metrics.run_id.nunique() == 14
+
+
+def test_compare_says_the_same(store: Path, shell: Shell) -> None:
+    code, out, err = shell("compare", "--store", "store", "--json")
+    assert code == 0, err
+    recorded = json.loads((RECORDED / "compare.json").read_text())
+    assert close(json.loads(out), recorded)
+
+
+def close(value: Any, recorded: Any) -> bool:
+    """Equal, but for the last bits of numbers that libraries of another version compute."""
+    if isinstance(recorded, dict):
+        return value.keys() == recorded.keys() and all(close(value[name], recorded[name]) for name in recorded)
+    if isinstance(recorded, list):
+        return len(value) == len(recorded) and all(map(close, value, recorded))
+    return bool(value == (pytest.approx(recorded, rel=1e-9) if isinstance(recorded, float) else recorded))
+
+
+def test_it_is_drawn_and_reported(store: Path, shell: Shell) -> None:
+    code, out, err = shell("plot", "positions", "forest", "--store", "store")
+    assert code == 0, err
+    assert sorted(path.stem for path in Path("results").glob("*.png")) == ["forest", "loss_by_position"]
+    code, out, err = shell("report", "--store", "store", "--json")
+    assert code == 0, err
+    report = json.loads(out)
+    assert report["sentences"] == json.loads((RECORDED / "compare.json").read_text())["tables"][0]["sentences"]
+    assert report["selection"].startswith("dsa-L32-s3")  # from its checkpoint and the corpus
+    assert "The causality audit of 12 of 12 runs is recorded" in Path("results/report.html").read_text()
+
+
+def test_a_model_answers_the_same(store: Path) -> None:
+    recorded = json.loads((RECORDED / "logits.json").read_text())
+    with torch.no_grad():
+        logits_BTV = dsabench.load_model(store, recorded["run_id"])(torch.arange(64).reshape(2, 32) + 97).logits_BTV
+    torch.testing.assert_close(logits_BTV[:, -1, 97:109], torch.tensor(recorded["last"]), rtol=1e-4, atol=1e-5)
+
+
+def test_the_interrupted_run_ends_as_if_it_had_not_been_interrupted(
+    store: Path,
+) -> None:
+    """The same bits where PyTorch and processor are those of the recording; otherwise sums have other last bits."""
+    run_id = next(path.name for path in store.glob("dsa-L16-s9-*"))
+    before = read_run(store, run_id)
+    assert before.status == "interrupted"
+    spec = dsabench.load_spec("sweep.yaml", overrides={"seed": 9, "attention.kind": "dsa"})
+    after = dsabench.train(spec, store=store)
+    assert (after.run_id, after.status) == (run_id, "done")  # the same identity: it was found, and went on
+    records, recorded = lines(store / run_id / "metrics.jsonl"), lines(RECORDED / "undisturbed.jsonl")
+    stored = lines(RECORDED / "store" / run_id / "metrics.jsonl")
+    assert 0 < len(stored) < len(records) and records[: len(stored)] == stored  # those were not trained again
+    same_machine = all(
+        after.environment[name] == before.environment[name] for name in ("torch", "cpu", "cpu_capability", "threads")
+    )
+    assert len(records) == len(recorded)
+    for record, expected in zip(records, recorded, strict=True):
+        for both in (record, expected):
+            for name in TIMES:
+                both.pop(name, None)
+        assert record.keys() == expected.keys()
+        assert record == expected if same_machine else close_enough(record, expected)
+
+
+def close_enough(record: dict[str, Any], expected: dict[str, Any]) -> bool:
+    return all(value == pytest.approx(expected[name], rel=1e-5) for name, value in record.items() if name != "stage")
+
+
+def test_the_sweep_is_found_done(store: Path, shell: Shell) -> None:
+    """Its 12 runs have their identities of before: nothing would be trained again."""
+    code, out, err = shell("sweep", "--config", "sweep.yaml", "--store", "store", "--dry-run")
+    assert code == 0, err
+    assert "12 of them are done already" in out
