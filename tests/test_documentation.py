@@ -23,7 +23,7 @@ from shell import Shell
 
 import dsabench
 from dsabench.cli.app import app
-from dsabench.spec.sweep import load_sweep
+from dsabench.spec.config import load_sweep
 
 COMMAND: Any = typer.main.get_command(app)
 HAS_GUIDE = "guide" in COMMAND.commands

@@ -454,7 +454,8 @@ def hostile(shell: Shell) -> list[str]:
 COMMANDS = (
     ("runs",), ("runs", "--json"), ("runs", "--columns", "version", "data.source"), ("runs", "show", "RUN"),
     ("runs", "show", "RUN", "--json"), ("compare",), ("compare", "--all"), ("compare", "--json"), ("compare", "--csv"),
-    ("compare", "--markdown"), ("compare", "--latex"), ("plot", "forest", "--formats", "svg"), ("report",), ("report", "--json"),
+    ("compare", "--markdown"), ("compare", "--latex"), ("plot", "forest", "--formats", "svg"),
+    ("report",), ("report", "--json"),
     ("visualize-selection", "RUN"), ("audit", EVIL), ("audit", "RUN"), ("compare", "--where", f"seed > '{EVIL}'"),
     ("train", "--set", f"data.source={EVIL}"), ("train", "--config", f"{EVIL}.yaml"), ("runs", "show", EVIL),
 )  # fmt: skip

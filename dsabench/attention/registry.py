@@ -67,7 +67,7 @@ def _home(name: str) -> str:
 def variant(kind: str) -> type[Attention]:
     """The module class registered as `kind`; SpecError names the nearest kinds when there is none."""
     names = kinds()
-    if kind not in _variants:
+    if not isinstance(kind, str) or kind not in _variants:  # what stands in a file may be anything
         near = nearest(str(kind), names)
         hint = f"did you mean {near!r}? " if near else ""
         raise SpecError(

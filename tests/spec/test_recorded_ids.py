@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from dsabench.attention import registry
-from dsabench.spec.sweep import load_sweep, shipped_configs
+from dsabench.spec.config import load_sweep, shipped_configs
 from dsabench.sweeps import plan, schedule
 
 RECORDED = json.loads((Path(__file__).parent / "recorded_run_ids.json").read_text())
