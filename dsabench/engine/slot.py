@@ -59,7 +59,7 @@ class Slot:
                     for tensor, value in zip(own, initial, strict=True):
                         tensor.copy_(value)
                 self.optimizer.restart()
-            self.model.spec = self.step.spec = spec
+            self.step.begin(spec)
         self.used = True
 
     @contextlib.contextmanager

@@ -101,6 +101,10 @@ class TrainStep:
         if execution.compiled:
             self.compiled = {block: torch.compile(block, dynamic=False) for block in model.layers()}
 
+    def begin(self, spec: RunSpec) -> None:
+        """Go on with the steps of another run, which differs in its seed alone."""
+        self.spec = spec
+
     def run(
         self,
         first: int,

@@ -131,7 +131,7 @@ class Transformer(nn.Module):
 
     def __init__(self, spec: RunSpec, vocab_size: int) -> None:
         super().__init__()
-        self.spec, self.vocab_size = spec, vocab_size
+        self.spec, self.vocab_size = spec, vocab_size  # of a model in a slot, spec.seed is the first run's
         self.embedding = nn.Embedding(vocab_size, spec.model.d_model)
         self.blocks = nn.ModuleList(Block(spec, layer) for layer in range(spec.model.n_layers))
         self.norm = nn.RMSNorm(spec.model.d_model, eps=1e-6)

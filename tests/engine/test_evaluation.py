@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -35,16 +36,19 @@ def windows(n: int, length: int = 24, vocab: int = 40) -> Batch:
     return Batch(np.random.default_rng(0).integers(0, vocab, (n, length + 1)).astype(np.int32))
 
 
-def test_loss_accuracy_and_positions_by_plain_sums(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("stage", ["dense", "sparse"])
+def test_loss_accuracy_and_positions_by_plain_sums(stage: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(evaluation, "BATCH_TOKENS", 24 * 3)  # batches of 3 of 7 windows: the last one is short
     model, tokens = build(SPEC, 40), windows(7)
-    result = Evaluator(model, CPU).evaluate(tokens)
+    result = Evaluator(model, CPU).evaluate(tokens, stage)
     with torch.no_grad():
         x = torch.from_numpy(tokens.tokens.astype(np.int64))
-        log_p = model(x[:, :-1]).logits_BTV.double().log_softmax(-1)
+        output = model(x[:, :-1], ForwardPass(stage=stage))
+        log_p = output.logits_BTV.double().log_softmax(-1)
     nll = -log_p.gather(-1, x[:, 1:, None])[..., 0]
     assert result["loss"] == pytest.approx(float(nll.mean()), abs=1e-5)
     assert result["loss_by_position"] == pytest.approx(nll.mean(0).tolist(), abs=1e-5)
+    assert result["kl"] == pytest.approx(float(output.attention_loss), rel=1e-4)
     assert result["accuracy"] == pytest.approx(float((log_p.argmax(-1) == x[:, 1:]).double().mean()))
     assert result["kl"] is not None
     assert result["kl"] >= 0

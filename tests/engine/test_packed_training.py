@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from dsabench.attention import scaled_dot_product
 from dsabench.data import TokenData, cut, prepare
 from dsabench.engine import loop
 from dsabench.engine.device import Execution
@@ -146,6 +147,22 @@ def test_a_run_trains_evaluates_and_resumes_to_the_same_bits(data: TokenData, tm
     assert expected["attention_backend"] == "masked"
     for a, b in zip(whole.records, broken.records, strict=True):
         assert [a.get(name) for name in ("step", *METRICS)] == [b.get(name) for name in ("step", *METRICS)]
+
+
+def test_attention_is_told_how_many_documents_a_window_has(
+    data: TokenData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In every training step and evaluation: flash attention takes packed documents only with a bound of them."""
+    honest, told = scaled_dot_product.attention, set[int | None]()
+
+    def attention(*given: Any) -> Any:
+        told.add(given[-1])
+        return honest(*given)
+
+    monkeypatch.setattr(scaled_dot_product, "attention", attention)
+    loop.to_the_end(loop.train_steps(PreparedRun(spec_of("dense"), data, CPU, Kept(tmp_path))))
+    assert told == {cut(data, LENGTH).evaluation("val").most_documents}
+    assert None not in told
 
 
 def test_evaluation_and_recall_stay_inside_documents(data: TokenData) -> None:

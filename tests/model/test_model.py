@@ -85,9 +85,17 @@ def test_the_residual_stream_by_the_formula(kind: str) -> None:
     assert float(loss) == pytest.approx(float(F.cross_entropy(expected[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())))
 
 
-def test_a_pass_has_every_field_of_the_context_that_a_caller_decides() -> None:
-    of_context = {field.name for field in fields(AttentionContext) if field.init} - {"positions_T"}
-    assert {field.name for field in fields(ForwardPass)} - {"scored_BT", "mean_load"} == of_context
+def test_a_pass_gives_the_layers_all_that_its_caller_decides() -> None:
+    ids, step = torch.zeros(1, 8, dtype=torch.int32), torch.tensor([3])
+    given = ForwardPass(
+        stage="dense", step=step, document_ids_BT=ids, most_documents=2, capture={}, whole_mass=False, losses=False
+    )
+    context = given.context(torch.arange(8), training=True)
+    names = {field.name for field in fields(AttentionContext) if field.init} - {"positions_T"}
+    assert {field.name for field in fields(ForwardPass)} - {"scored_BT", "mean_load"} == names
+    for name in names:
+        assert getattr(context, name) is getattr(given, name), name
+    assert given.context(torch.arange(8), training=False).step is None, "evaluation has no step"
 
 
 @torch.no_grad()
