@@ -20,7 +20,7 @@ _HEAD = """\
 
 Every command with its arguments, options and their defaults.
 
-Results go to stdout, progress and messages to stderr. `dsabench COMMAND --help`
+Results go to stdout, progress and messages to stderr. `--help` of a command
 prints the same in the terminal. A list option takes its values in any of these
 forms: `--lengths 64 128`, `--lengths 64,128`, `--lengths 64 --lengths 128`.
 """

@@ -23,6 +23,7 @@ from dsabench.cli.options import (
     check_out,
     overridden,
 )
+from dsabench.errors import SpecError
 
 if TYPE_CHECKING:
     from dsabench.cli.busy_cores import Others
@@ -173,7 +174,6 @@ def _planned(
     """The runs, what the store has of them, and what they will take. SpecError for a `concurrency` they cannot have."""
     from dsabench.cli.views.sweep_plan import SweepPlan
     from dsabench.engine.device import resolve
-    from dsabench.errors import SpecError
     from dsabench.sweeps import plan
 
     execution = resolve(specs[0].engine)
@@ -273,7 +273,6 @@ def _workers(
     _check_launcher(launcher, address, device, devices)
     if devices is None:
         return []
-    from dsabench.errors import SpecError
     from dsabench.sweeps.workers.pool import devices_of
 
     if device is not None:
@@ -285,8 +284,6 @@ def _check_launcher(
     launcher: LauncherName | None, address: str | None, device: str | None, devices: list[str] | None
 ) -> None:
     """SpecError for flags that do not go with --launcher, or without it; and for Ray where it is not installed."""
-    from dsabench.errors import SpecError
-
     if launcher is None:
         if address is not None:
             raise SpecError(f"--address {address} is that of a Ray cluster: give --launcher ray too")

@@ -17,6 +17,7 @@ from dsabench.cli.options import (
     StoreOption,
     check_out,
 )
+from dsabench.errors import DataError, SpecError
 
 if TYPE_CHECKING:
     from dsabench.selection.capture import LayerSelection
@@ -126,8 +127,6 @@ def visualize_selection(
 
 def _shown(inspection: Inspection, layer: int | None, query: int | None) -> tuple[LayerSelection, int]:
     """The layer and the query that the terminal shows. SpecError for one that was not looked at."""
-    from dsabench.errors import SpecError
-
     position = inspection.default_query if query is None else query
     if not 0 <= position < inspection.length:
         raise SpecError(f"--query {query}: the window has {inspection.length} tokens, 0 to {inspection.length - 1}")
@@ -154,8 +153,6 @@ def _write(inspection: Inspection, out: Path, export: Path | None) -> list[Path]
 
 def _own_text(text: str | None, file: Path | None) -> str | None:
     """The text of --text or --text-file. Raises SpecError for both, DataError for a file that is no text."""
-    from dsabench.errors import DataError, SpecError
-
     if file is None:
         return text
     if text is not None:
