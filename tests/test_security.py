@@ -127,9 +127,18 @@ def stored_plugin_run(corpus: Path, canary: Path) -> str:
     return record.run_id
 
 
-def test_a_stored_run_executes_its_plugin_only_when_it_is_named(shell: Shell, corpus: Path, canary: Path) -> None:
+def test_a_stored_run_executes_its_plugin_only_when_it_is_named(
+    shell: Shell, corpus: Path, canary: Path, one_figure: None
+) -> None:
     run_id = stored_plugin_run(corpus, canary)
-    for words in (["visualize-selection"], ["report"], ["compare", "--all"], ["plot"], ["runs", "show", run_id]):
+    unnamed = (
+        ["visualize-selection"],
+        ["report"],
+        ["compare", "--all"],
+        ["plot", "learning"],
+        ["runs", "show", run_id],
+    )
+    for words in unnamed:
         shell(*words)
         assert not canary.exists(), words
     assert f"would be executed to open it; name the run to do so: {run_id}" in shell("visualize-selection")[2]

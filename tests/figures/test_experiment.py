@@ -14,6 +14,7 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pytest
+from figure_tools import drawn_ticks, title
 from matplotlib.artist import Artist
 from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
@@ -90,12 +91,12 @@ def test_no_text_touches_another_or_leaves_the_picture(shape: str) -> None:
     edge = figure.bbox
     outer: list[Artist] = [*figure.legends, *figure.texts]
     for axes in figure.axes:
-        ticks = [tick.label1 for axis in (axes.xaxis, axes.yaxis) for tick in axis._update_ticks()]
-        titles = [axes.title, axes._right_title, axes.xaxis.label, axes.yaxis.label]
+        ticks = [tick.label1 for tick in drawn_ticks(axes)]
+        titles = [axes.title, *title(axes, "right"), axes.xaxis.label, axes.yaxis.label]
         assert apart(boxes([*ticks, *titles])), [t.get_text() for t in ticks]
         outer.append(axes)
         assert all(edge.x0 <= box.x0 and box.x1 <= edge.x1 for box in boxes([*ticks, *titles]))
-    around = [axes.get_tightbbox() for axes in figure.axes] + boxes([*figure.legends, figure._supxlabel])
+    around = [axes.get_tightbbox() for axes in figure.axes] + boxes([*figure.legends, *figure.texts])
     assert apart(around)
     assert all(edge.x0 <= box.x0 and box.x1 <= edge.x1 and edge.y0 <= box.y0 and box.y1 <= edge.y1 for box in around)
 
@@ -164,7 +165,7 @@ def test_the_baseline_is_drawn_where_it_says_something_and_named_where_not() -> 
             line for line in figure.axes[0].lines if line.get_marker() == "None" and line.get_color() == "#595959"
         ]
         assert bool(dotted) == here
-        assert ("lies above the first panel" in figure._supxlabel.get_text()) != here
+        assert ("lies above the first panel" in figure.get_supxlabel()) != here
 
 
 def test_failed_runs_are_counted_and_not_drawn(tmp_path: Path) -> None:
@@ -172,7 +173,7 @@ def test_failed_runs_are_counted_and_not_drawn(tmp_path: Path) -> None:
     runs.loc[0, ["status", "val_loss"]] = ["failed", math.nan]
     runs.loc[1, "val_loss"] = math.inf
     figure = drawn(runs, metrics)
-    caption = figure._supxlabel.get_text()
+    caption = figure.get_supxlabel()
     assert "n = 1 to 3 seeds" in caption or "n = 2 to 3 seeds" in caption
     assert "Not shown: 2 of 18 runs" in caption
     only_random = experiment(kinds=("dense", "dsa", "random"), seeds=1)[0]

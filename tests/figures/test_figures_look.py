@@ -14,7 +14,7 @@ import matplotlib as mpl
 import pytest
 import synthetic
 from cases import others_slow
-from figure_tools import DENSE, DSA, H200, SPARSE, at, pages
+from figure_tools import DENSE, DSA, H200, SPARSE, at, drawn_ticks, pages
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.text import Text
@@ -54,8 +54,8 @@ def copied(text: Text, content: str) -> Text:
 
 def unseen_ticks(axes: Any) -> Iterator[Text]:
     """Tick labels that matplotlib keeps but does not draw: outside of the axis, or those of a shared axis."""
+    drawn = {id(tick) for tick in drawn_ticks(axes)}
     for axis in (axes.xaxis, axes.yaxis):
-        drawn = {id(tick) for tick in axis._update_ticks()}
         for tick in [*axis.majorTicks, *axis.minorTicks]:
             for label in (tick.label1, tick.label2):
                 if id(tick) not in drawn or not label.get_visible() or not tick.get_visible():

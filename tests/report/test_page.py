@@ -388,7 +388,10 @@ def test_a_browser_shows_it_without_complaint(written: Report, tmp_path: Path) -
     assert "CONSOLE" not in done.stderr
 
 
-def test_what_must_be_known_of_a_figure_is_not_among_what_is_not_drawn(tmp_path: Path) -> None:
+def test_what_must_be_known_of_a_figure_is_not_among_what_is_not_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report_with(monkeypatch, "cost", "sparsity")
     experiment(tmp_path / "runs", lengths=(64, 128), seeds=(1, 2, 3))
     path = next((tmp_path / "runs").glob("dense-L64-s1-*/run.json"))
     path.write_text(path.read_text().replace('"peak_memory_mb": 1000.0', '"peak_memory_mb": 1300.0'))

@@ -8,6 +8,7 @@ from pathlib import Path
 import matplotlib as mpl
 import numpy as np
 import pytest
+from figure_tools import drawn_ticks, title
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
@@ -59,9 +60,9 @@ def test_no_text_touches_another_or_leaves_the_picture(length: int, k: int, n_la
     edge = figure.bbox
     boxes = []
     for axes in figure.axes:
-        title = axes._left_title
-        labels = [tick.label1 for axis in (axes.xaxis, axes.yaxis) for tick in axis._update_ticks()]
-        shown = [t for t in [title, axes.title, axes.xaxis.label, axes.yaxis.label, *labels] if t.get_text()]
+        labels = [tick.label1 for tick in drawn_ticks(axes)]
+        named = [*title(axes, "left"), axes.title, axes.xaxis.label, axes.yaxis.label]
+        shown = [text for text in [*named, *labels] if text.get_text()]
         boxes += [text.get_window_extent() for text in shown if text.get_visible()]
     boxes += [text.get_window_extent() for text in figure.texts if text.get_text()]
     assert not [(a, b) for a, b in itertools.combinations(boxes, 2) if a.width and b.width and a.overlaps(b)]

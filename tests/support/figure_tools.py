@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from dsabench.analysis.scope import look_at
 from dsabench.figures.catalogue import FIGURES, draw
@@ -38,6 +39,25 @@ def caption(figure: Figure) -> str:
 
 def legend(figure: Figure) -> list[str]:
     return [text.get_text() for text in figure.legends[0].get_texts()]
+
+
+def drawn_ticks(axes: Axes) -> list[Any]:
+    """The ticks of both axes that lie within the panel; matplotlib keeps others that it does not draw."""
+    found = []
+    for axis in (axes.xaxis, axes.yaxis):
+        low, high = sorted(axis.get_transform().transform(axis.get_view_interval()))
+        near = 1e-9 * (high - low)
+        for tick in [*axis.get_major_ticks(), *axis.get_minor_ticks()]:
+            if low - near <= axis.get_transform().transform(tick.get_loc()) <= high + near:
+                found.append(tick)
+    return found
+
+
+def title(axes: Axes, side: str) -> list[Text]:
+    """The text of a panel's title on this side, if it has one."""
+    words = axes.get_title(side)
+    found = [each for each in axes.get_children() if isinstance(each, Text) and each.get_text() == words]
+    return [each for each in found if words and each.get_horizontalalignment() == side]
 
 
 def means(axes: Axes, marker: str) -> list[Any]:
