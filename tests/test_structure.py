@@ -18,6 +18,7 @@ ORDER = [
     "_version",
     "errors",
     "shutdown",
+    "metrics",
     "spec",
     "data",
     "ops",

@@ -24,7 +24,7 @@ from dsabench.analysis.results_table import write_file
 from dsabench.analysis.scope import Scope
 from dsabench.analysis.statistics import MIN_PAIRS
 from dsabench.analysis.variants import display_name, scored_unit
-from dsabench.analysis.wording import accuracy_lines, trend_lines
+from dsabench.analysis.wording import mean_lines, trend_lines
 from dsabench.data.pieces import visible
 from dsabench.figures.catalogue import FIGURES, draw, fitting
 from dsabench.figures.data import FigureData, figure_data
@@ -170,7 +170,7 @@ def _tables(found: Comparison | None) -> list[dict[str, Any]]:
         {
             "setting": table.setting,
             "sentences": table.sentences,
-            "trends": [*accuracy_lines(table, found.baseline), *trend_lines(table)],
+            "trends": [*mean_lines(table, found.baseline), *trend_lines(table)],
             "grids": [_filled(verdict_grid(table, found)), _filled(cost_grid(table))],
         }
         for table in found.tables
