@@ -9,6 +9,7 @@ import os
 import re
 import tempfile
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -187,21 +188,21 @@ def _meaning(table: pd.DataFrame) -> dict[str, str]:
     there = [name for name in means() if name in shown and (listed[name].runs != "task" or table[name].notna().any())]
     return {
         "results": "length -> variant -> means over seeds; `seeds` has each seed's own values",
-        **{_KEYS.get(name, name): f"{listed[name].meaning}; {_unit(listed[name])}" for name in spreads()},
+        **{_KEYS.get(name, name): _quantity(listed[name]) for name in spreads()},
         "spread": "over seeds: sd (of the sample, n - 1; null for one seed), min and max",
         "difference_to_classic": "final_val_loss minus classic's of the same seed: n pairs, mean and sd",
-        **{name: listed[name].meaning + _chance(listed[name]) for name in there},
+        **{name: _quantity(listed[name]) for name in there},
         "files": "length -> variant -> file with the curves, relative to this one",
         "not_averaged": "runs that are in no mean, and why",
     }
 
 
-def _unit(metric: Metric) -> str:
-    return "seconds" if metric.name == "step_ms" else metric.unit
-
-
-def _chance(metric: Metric) -> str:
-    return f"; {metric.chance}: {METRICS[metric.chance].meaning}" if metric.chance else ""
+def _quantity(metric: Metric) -> str:
+    """A metric as the files have it, and its chance."""
+    known = replace(metric, unit="seconds") if metric.name == "step_ms" else metric
+    chance = METRICS.get(metric.chance)
+    beside = f"; {chance.name}: {chance.quantity}" if chance is not None and metric.name not in spreads() else ""
+    return known.quantity + beside
 
 
 def _curves(run_id: str, records: pd.DataFrame | None) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from dsabench.data import TaskData, TokenData, cut
 from dsabench.engine import checkpoint
 from dsabench.engine.backend import backend
 from dsabench.engine.device import Execution, matmul_rate
-from dsabench.engine.evaluation import bits_per_byte, selection_recall
+from dsabench.engine.evaluation import evaluation_metrics, selection_recall
 from dsabench.engine.optimizer import learning_rate_factor, stage_at
 from dsabench.engine.segments import segments
 from dsabench.engine.sink import RunSink, Update
@@ -284,20 +284,9 @@ class TrainingRun:
         self.model.stage = stage
         start = time.perf_counter()
         val, train = (self.slot.evaluator.evaluate(batch) for batch in (self.held_out, self.seen))
-        is_task, bytes_per_token = self.spec.data.task is not None, self.baseline.bytes_per_token
         recall = selection_recall(self.model, self.held_out, self.execution) or {}
         lists = {name: recall.pop(name) for name in [*recall] if isinstance(recall[name], list)}
-        found = {
-            "val_loss": val["loss"],
-            "val_accuracy": val["accuracy"],
-            "val_bits_per_byte": None if bytes_per_token is None else bits_per_byte(val["loss"], bytes_per_token),
-            "train_loss": train["loss"],
-            "unigram_loss": self.baseline.loss,
-            "task_accuracy": val["accuracy"] if is_task else None,
-            "chance_accuracy": self.baseline.accuracy,
-            "val_kl": val["kl"],
-            **recall,
-        }
+        found = evaluation_metrics(val, train, recall, self.baseline, is_task=self.spec.data.task is not None)
         for name in ("val_loss", "train_loss"):
             if not math.isfinite(found[name]):
                 raise TrainingDiverged(f"{name} is {found[name]} after step {self.progress.step}; {_ADVICE}")

@@ -91,11 +91,15 @@ class Metric:
         return f"{self.words[0].upper()}{self.words[1:]}: {self.meaning}.{' ' * bool(self.remark)}{self.remark}"
 
     @property
+    def quantity(self) -> str:
+        """Its meaning and unit; a share says in its meaning what it is of."""
+        return f"{self.meaning}, in {self.unit}" if self.unit and not self.unit.startswith("share of") else self.meaning
+
+    @property
     def sentences(self) -> str:
         """Its meaning, unit, direction and remark."""
-        unit = f", in {self.unit}" if self.unit and not self.unit.startswith("share of") else ""
         better = f"; {self.better} is better" if self.better else ""
-        return f"{self.meaning[0].upper()}{self.meaning[1:]}{unit}{better}.{' ' * bool(self.remark)}{self.remark}"
+        return f"{self.quantity[0].upper()}{self.quantity[1:]}{better}.{' ' * bool(self.remark)}{self.remark}"
 
     def per(self, scored: str) -> Metric:
         """The same of runs whose losses are per `scored`: `token`, `answer`, or `token or answer`."""

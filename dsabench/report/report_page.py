@@ -28,6 +28,8 @@ from dsabench.analysis.wording import mean_lines, trend_lines
 from dsabench.data.pieces import visible
 from dsabench.figures.catalogue import FIGURES, draw, fitting
 from dsabench.figures.data import FigureData, figure_data
+from dsabench.metrics import METRICS
+from dsabench.metrics.glossary import glossary
 from dsabench.report.inline import inline_svg
 from dsabench.report.selection_part import SelectionView, chosen_run, selection_view
 
@@ -127,6 +129,7 @@ def _page(
 ) -> str:
     labelled = data.runs.drop_duplicates("run_id")
     environments = provenance.environments(scope.runs.drop_duplicates("run_id"))
+    scored = scored_unit(labelled.loc[labelled["finished"], "task_accuracy"])
     fields = list(dict.fromkeys(name for environment in environments for name in environment.fields))
     return (
         _templates()
@@ -134,7 +137,9 @@ def _page(
         .render(
             found=found,
             baseline=display_name(data.baseline or "dense"),
-            scored=scored_unit(labelled.loc[labelled["finished"], "task_accuracy"]),
+            scored=scored,
+            mass_recall=METRICS["mass_recall"],
+            glossary=list(glossary(scored)),
             scope=scope,
             date=provenance.newest(scope.runs),
             n_runs=len(labelled),

@@ -9,6 +9,7 @@ import typer
 
 from dsabench.cli.list_options import ListCommand
 from dsabench.cli.options import All, Baseline, Json, Store, Sweep, Where
+from dsabench.metrics import compared
 
 
 def add_to(app: typer.Typer) -> None:
@@ -24,8 +25,7 @@ def compare(
     metric: Annotated[
         str,
         typer.Option(
-            help="val_loss, val_bits_per_byte, generalisation_gap, val_accuracy, task_accuracy, step_ms, "
-            "tokens_per_second or peak_memory_mb.",
+            help=f"{', '.join(list(compared())[:-1])} or {list(compared())[-1]}.",
             metavar="NAME",
         ),
     ] = "val_loss",
