@@ -106,7 +106,7 @@ def compare(
 
 
 def too_good(pairs: pd.DataFrame) -> list[str]:
-    """What must be said first where a variant wins by more than can be believed; else nothing."""
+    """A warning to stand before the tables when a variant wins by more than can be believed; else nothing."""
     found = large_wins(pairs)
     return [found.text.removesuffix(".")] if found.outcome in ("fail", "warn") else []
 
@@ -137,7 +137,7 @@ def _costs(scope: Scope, pairs: pd.DataFrame) -> tuple[dict[Cost, dict[str, Curv
 
 
 def _totals(pairs: pd.DataFrame, column: str) -> dict[str, float]:
-    """What the runs' summaries say of the whole run."""
+    """The cost of each whole run by its summary."""
     sides = [(pairs[f"{side}.run_id"], pairs[f"{side}.{column}"]) for side in "ab" if f"{side}.{column}" in pairs]
     return {run: total for ids, totals in sides for run, total in zip(ids, totals.astype(float), strict=True)}
 

@@ -89,7 +89,7 @@ def mean_fields() -> dict[str, MeanField]:
 
 
 class Row(Result):
-    """One variant against the baseline at one length; its last fields are those of `mean_fields`."""
+    """One variant against the baseline at one length, and at the end means of metrics beside the comparison."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -178,11 +178,15 @@ class Row(Result):
         schema = handler.resolve_ref_schema(handler(core_schema))
         number = schema["properties"]["p"]["anyOf"]
         means = {
-            name: {"anyOf": number, "description": field.description, "title": name.replace("_", " ").title()}
+            name: {
+                "anyOf": number,
+                "default": None,
+                "description": field.description,
+                "title": name.replace("_", " ").title(),
+            }
             for name, field in mean_fields().items()
         }
         schema["properties"] |= means
-        schema["required"] += list(means)
         return schema | {"additionalProperties": False}
 
     def mean(self, name: str) -> float:

@@ -34,7 +34,7 @@ class Grid(NamedTuple):
 
     title: str
     headings: tuple[str, ...]
-    """A line break where a heading may break."""
+    """A line break in a heading says where it may be broken."""
     rows: Sequence[tuple[str, ...]]
     left: tuple[str, ...]
     """Headings of left-aligned columns; numbers are right-aligned."""
@@ -139,7 +139,7 @@ BEST_RATES_MEANING = (
 
 
 def notes(found: Comparison, ladder_alone: bool = False) -> list[str]:
-    """Everything that must stand under the tables; `ladder_alone`: under the ladder's without those of its rungs."""
+    """The lines under the tables; `ladder_alone`: under a ladder's table, when those of its rungs are not shown."""
     lines = list(meaning(found, ladder_alone)) if found.tables else []
     if found.rungs:
         lines.insert(0, LADDER_MEANING)
@@ -155,7 +155,7 @@ def frame(found: Comparison) -> pd.DataFrame:
         for row in table.rows:
             values: dict[str, Any] = {"setting": table.setting, "metric": found.metric, "baseline": found.baseline}
             for name in (*Row.model_fields, *mean_fields()):
-                value = row.mean(name) if name in mean_fields() else getattr(row, name)
+                value: Any = row.mean(name) if name in mean_fields() else getattr(row, name)
                 if isinstance(value, Estimate):
                     values |= {f"{name}_{part}": number for part, number in value.model_dump().items()}
                 else:

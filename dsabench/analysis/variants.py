@@ -21,7 +21,7 @@ from dsabench.spec.attention import keys_kept
 from dsabench.spec.run import RunSpec
 
 _UNCHECKED = {"tokens_per_step", "train_seconds", "vocab_size"}
-"""Positive numbers of a summary that the store takes as they come."""
+"""Entries of a summary that must be positive numbers, which the store does not check."""
 
 TOP_K, RATIO = "attention.top_k", "attention.top_k_ratio"
 """The fields that say how many keys a query keeps."""

@@ -97,8 +97,8 @@ def _mean(metric: Metric, value: float) -> str:
 
 
 def meaning(found: Comparison, ladder_alone: bool = False) -> Iterator[str]:
-    """What the columns of the tables are, the margin and the corrections: to stand under every table; `ladder_alone`:
-    of the ladder's, which has neither p nor costs."""
+    """The columns of the tables, the margin and the corrections in words, for under every table; `ladder_alone`: of the
+    table of a ladder, which has neither p nor costs."""
     better = "lower" if found.lower_is_better else "higher"
     yield (
         f"difference: variant minus {display_name(found.baseline)} of the same seed, {found.unit}, {better} is better; "

@@ -75,7 +75,7 @@ def _seeds(runs: pd.DataFrame) -> str:
 
 
 def _work(runs: pd.DataFrame) -> str:
-    """What the slopes mean depends on whether a step is the same number of tokens at every length."""
+    """How many tokens a step has at each length, which says what the slopes mean."""
     tokens = runs.loc[runs["tokens_per_step"].notna(), "tokens_per_step"]
     if len(tokens) < len(runs):
         return ""

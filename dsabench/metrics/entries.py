@@ -146,7 +146,8 @@ _LIST = (
         meaning="median time of a step of the dense warm-up",
     ),
     Metric(
-        name="mfu", words="model FLOPs used", unit="share of the rate", better="higher", dtype="", source="run",
+        name="mfu", words="model FLOPs used", unit="share of the rate", better="higher", digits=None, dtype="",
+        source="run",
         meaning="model FLOPs a second over the measured rate of matrix products",
     ),
     Metric(

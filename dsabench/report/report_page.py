@@ -46,14 +46,14 @@ _ORDER = ("forest", "experiment", "task", "sparsity", "positions", "learning", "
 
 
 class Report(NamedTuple):
-    """What was written."""
+    """A report that was written."""
 
     files: list[Path]
     """The report, and what had to be put beside it."""
     scope: str
-    """Which runs it is about."""
+    """The runs that it is about, in words."""
     notes: list[str]
-    """What is missing from it or must be known, a line each."""
+    """Notes on what is missing and what a reader must know, a line each."""
     checks: list[Check]
     comparison: Comparison | None
     selection: str | None
@@ -64,12 +64,12 @@ class Drawing(NamedTuple):
     """One page of a figure."""
 
     name: str
-    """Of FIGURES."""
+    """The figure's name in FIGURES."""
     id: str
     caption: str
     svg: Markup
     notes: list[str]
-    """What a reader must know of the figure, below its first page."""
+    """Notes below the figure's first page."""
 
 
 def write_report(
@@ -190,7 +190,7 @@ def _tables(found: Comparison | None) -> list[dict[str, Any]]:
 
 
 def _filled(grid: Grid) -> Grid:
-    """The grid with the length in every row: who hears a table row by row cannot look up."""
+    """The grid with the length in every row, for readers who hear a table row by row."""
     rows, length = [], ""
     for row in grid.rows:
         length = row[0] or length
@@ -234,13 +234,13 @@ def _left_out(labelled: pd.DataFrame, found: Comparison | None) -> list[tuple[st
 
 
 def _movable(scope: Scope) -> Scope:
-    """The scope without the place of its store, which may be another tomorrow and is nobody else's concern."""
+    """The scope without the path of its store, so that the report does not depend on it."""
     title = re.sub(rf" of {re.escape(str(scope.store))}(?= |$)", " of the store", scope.title)
     return dataclasses.replace(scope, title=title, notes=_placeless(scope.notes, scope.store))
 
 
 def _placeless(lines: list[str], store: Path) -> list[str]:
-    """Notes in which files of the store are named from there on."""
+    """The notes, with files named by their paths inside the store."""
     place = re.escape(str(store))
     named = [re.sub(rf"(?<![\w./-]){place}/", "", line) for line in lines]
     if not store.is_absolute():  # `runs` is a word, too
@@ -263,7 +263,7 @@ def _templates() -> Environment:
 
 
 def _shown(value: Any) -> Any:
-    """Text of records may hold anything: what would act on the reader's side is spelt out, ends of lines are kept."""
+    """Text from records, which may hold anything: control characters are spelt out, ends of lines are kept."""
     if not isinstance(value, str) or isinstance(value, Markup):
         return value
     return "\n".join(visible(line) for line in value.split("\n"))

@@ -14,7 +14,7 @@ from dsabench.spec.identity import flatten
 from dsabench.store import RunRecord, find_run, read_metrics
 
 _HEADLINE = 3
-"""Changes of a kind that the summary names, before it only counts them."""
+"""Changes of a kind that the summary names; it counts the others."""
 
 _BY_DIGEST = {"plugins": "plugin", "data.source": "corpus", "data.tokenizer": "tokenizer"}
 """Fields that may hold a path, and the digest that says whether the same lies there."""
@@ -40,7 +40,7 @@ class RunDifference:
     """Of two runs of one spec: what they recorded, step by step."""
 
     problem: str
-    """Why it could not be compared; empty when it was, or is of two specs."""
+    """Why the records could not be compared; empty when they were, or when the specs differ."""
 
     @property
     def same_spec(self) -> bool:
@@ -180,7 +180,7 @@ def _outcomes(record: RunRecord) -> dict[str, Any]:
 
 
 def _named(found: list[Change]) -> str:
-    """The first of them, and how many more there are: what only one of the runs has is never among the first."""
+    """The first changes of what both runs have (else of what one has), and how many more there are."""
     shown = [c for c in found if None not in (c.a, c.b)][:_HEADLINE] or found[:_HEADLINE]
     named = ", ".join(f"{c.field} {text(c.a)} -> {text(c.b)}" for c in shown)
     return named + (f" and {len(found) - len(shown)} more" if len(found) > len(shown) else "")

@@ -19,7 +19,7 @@ MOST_TEXT = 500
 
 
 def run_of(record: RunRecord) -> Run:
-    """What is known of the run that wrote `record`."""
+    """The run of a stored record."""
     spec: dict[str, Any] = {}
     flatten(record.spec, "", spec)
     environment: dict[str, Any] = {}

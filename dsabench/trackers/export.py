@@ -19,16 +19,16 @@ from dsabench.trackers.names import TRACKERS
 from dsabench.trackers.tracker import Run, Session, Tracker, TrackerError
 
 POLL_S = 1.0
-"""Between two looks at runs that train."""
+"""Seconds between two looks at runs that train."""
 
 
 @dataclass
 class Outcome:
-    """What became of each run."""
+    """The result of an export, run by run."""
 
     written: list[str] = field(default_factory=list)
     same: list[str] = field(default_factory=list)
-    """Those that the tracker has already as they are."""
+    """Runs that the tracker has already, unchanged."""
 
     failed: dict[str, str] = field(default_factory=dict)
     """run_id -> why it was not written, or not wholly."""
@@ -109,7 +109,7 @@ def export(
 
 
 class _Following:
-    """One run, and how much of it was written."""
+    """One run, and its records that were written so far."""
 
     def __init__(self, store: Path, run_id: str, tracker: Tracker) -> None:
         self.store, self.run_id, self.tracker = store, run_id, tracker
@@ -150,7 +150,7 @@ class _Following:
         return run.name == self._name and lines[: len(self._written)] == self._written
 
     def leave(self) -> None:
-        """Close what is open."""
+        """Close the session, if there is one."""
         session, self.session = self.session, None
         if session is not None:
             with suppress(Exception):  # it was told already, or nobody waits for it

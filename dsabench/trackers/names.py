@@ -1,4 +1,4 @@
-"""The trackers there are, known without importing any of them."""
+"""The trackers by name, without importing any of them."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ class Kind(NamedTuple):
 
     title: str
     packages: tuple[str, ...]
-    """What must be importable."""
+    """Packages that must be installed."""
 
     view: str
-    """The command that shows what was written, with {out}."""
+    """The command that shows the export in the folder {out}."""
 
 
 TRACKERS = {

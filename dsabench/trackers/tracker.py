@@ -1,4 +1,4 @@
-"""The interface of a tracker: what it is given of a run, and what it owes.
+"""The interface of a tracker: its input, a run and its points, and its duties.
 
 A tracker writes below one folder and nowhere else, and uses no network. Names that it is given (of runs, metrics and
 parameters) are safe in any of them: letters, digits, `_`, `.`, `-`, a letter or digit first, and `/` between two such.
@@ -31,7 +31,7 @@ class Point(NamedTuple):
 
 @dataclass(frozen=True)
 class Run:
-    """What is known of a run apart from its metrics."""
+    """A run apart from its metrics."""
 
     run_id: str
     name: str
@@ -46,7 +46,7 @@ class Run:
     """The numbers of its summary."""
 
     tags: Mapping[str, str]
-    """status, sweep, error, version, and what else is text; `leak` where it is one."""
+    """Texts: status, sweep, error, version, environment; `leak` when the run is one."""
 
     started: float
     """Seconds since 1970."""
@@ -83,4 +83,4 @@ class Tracker(Protocol):
         """
 
     def close(self) -> None:
-        """Nothing more will be written."""
+        """End; nothing is written after this."""

@@ -82,6 +82,15 @@ def test_every_number_that_a_run_records_is_in_the_list(corpus: Path, tmp_path: 
     assert steps <= recorded, "no entry of what is recorded no more"
 
 
+@pytest.mark.parametrize("name", ["val_loss", "mass_recall", "unigram_loss", "task_accuracy", "target_recall_best"])
+def test_a_meaning_is_written_once(name: str) -> None:
+    """Whoever shows a metric takes its words from the list: seven wordings would be seven metrics to a reader."""
+    package = Path(dsabench.__file__).parent
+    files = [path for ending in ("py", "j2", "html") for path in package.rglob(f"*.{ending}")]
+    there = [path.name for path in files if METRICS[name].meaning in path.read_text(encoding="utf-8")]
+    assert there == ["entries.py"]
+
+
 def test_the_guide_page_is_current() -> None:
     """After a change: python -c "from dsabench.metrics.glossary import page; print(page(), end='')" > metrics.md"""
     there = (Path(dsabench.__file__).parent / "guide/metrics.md").read_text(encoding="utf-8")

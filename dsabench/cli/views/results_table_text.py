@@ -117,12 +117,14 @@ def _notes(rows: list[dict[str, Any]]) -> Iterator[str]:
     of_text = [row for row in rows if not math.isfinite(row["task_accuracy"])]
     unigram = [row["unigram_loss"] for row in of_text if math.isfinite(row["unigram_loss"])]
     if unigram:
-        yield f"Unigram baseline: {_span(unigram, '.3f')} nats per token."
+        known = METRICS["unigram_loss"]
+        yield f"{known.words.capitalize()}: {_span(unigram, '.3f')} {known.unit}."
     tasks = [row for row in rows if math.isfinite(row["task_accuracy"])]
     if tasks:
-        loss = _span([row["unigram_loss"] for row in tasks], ".3f")
+        guess = METRICS["unigram_loss"].per("answer")
+        nats = _span([row["unigram_loss"] for row in tasks], ".3f")
         right = _span([100 * row["chance_accuracy"] for row in tasks], ".1f")
-        yield f"Guessing without the targets: {loss} nats an answer, {right} % right."
+        yield f"{guess.words.capitalize()}: {nats} {guess.unit}, {right} % right."
     if any(row["n"] < row["n_runs"] for row in rows):
         yield "seeds n/m: n of m runs finished and are averaged."
     if any(row["leak"] for row in rows):
