@@ -20,6 +20,7 @@ ORDER = [
     "plain",
     "errors",
     "shutdown",
+    "metrics",
     "spec",
     "data",
     "ops",

@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 
 from dsabench.analysis import statistics
-from dsabench.analysis.comparison import BestRate, Estimate
+from dsabench.analysis.comparison import BestRate
+from dsabench.analysis.comparison_row import Estimate
 from dsabench.analysis.pairing import is_baseline
 from dsabench.analysis.variants import label_variants, variant_order
 

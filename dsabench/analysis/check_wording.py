@@ -1,4 +1,4 @@
-"""Counts, spans and differences as the audit's sentences say them."""
+"""Counts, spans and differences in the words of the checks."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def of(n: int, total: int, noun: str) -> str:
 
 
 def missing(n: int) -> str:
-    """That `n` runs say nothing; empty for 0."""
+    """A note that `n` runs did not record it; empty for 0."""
     return f" ({count(n, 'run')} did not record it.)" if n else ""
 
 

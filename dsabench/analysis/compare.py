@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from dsabench.analysis import statistics
 from dsabench.analysis.best_rates import best_rates
-from dsabench.analysis.comparison import Comparison, Estimate, LeftOut, Row, Table, Trend
+from dsabench.analysis.comparison import Comparison, LeftOut, Table, Trend
+from dsabench.analysis.comparison_row import Estimate, Row, mean_fields
 from dsabench.analysis.matched_cost import Cost, Curve, at_equal_cost, curves_by_run
-from dsabench.analysis.metrics import GAP, METRICS, Metric
 from dsabench.analysis.pairing import DIFFERENT_MACHINES, find_pairs
 from dsabench.analysis.peak_memory import memory_spread
 from dsabench.analysis.provenance import warnings
@@ -20,6 +21,7 @@ from dsabench.analysis.rungs import rungs_of
 from dsabench.analysis.scope import Scope, ScopeError
 from dsabench.analysis.variants import keys, label_variants, scored_unit, variant_order
 from dsabench.analysis.wording import sentences
+from dsabench.metrics import GAP, METRICS, Metric, compared
 from dsabench.store import load_curves
 
 Group = tuple[str, int, pd.DataFrame]
@@ -37,10 +39,9 @@ def compare(
     Raises:
         ScopeError: no such metric or baseline, or no run has the metric.
     """
-    if metric not in METRICS:
-        raise ScopeError(f"--metric {metric}: not a metric that can be compared; accepted: {', '.join(METRICS)}")
+    if metric not in compared():
+        raise ScopeError(f"--metric {metric}: not a metric that can be compared; accepted: {', '.join(compared())}")
     labelled = label_variants(scope.runs)
-    labelled[GAP] = labelled["val_loss"] - labelled["train_loss"]
     scored = scored_unit(labelled.loc[labelled["finished"], "task_accuracy"])
     about = METRICS[metric].per(scored)
     if metric not in labelled or not labelled.loc[labelled["finished"], metric].notna().any():
@@ -105,7 +106,7 @@ def compare(
 
 
 def too_good(pairs: pd.DataFrame) -> list[str]:
-    """What must be said first where a variant wins by more than can be believed; else nothing."""
+    """A warning to stand before the tables when a variant wins by more than can be believed; else nothing."""
     found = large_wins(pairs)
     return [found.text.removesuffix(".")] if found.outcome in ("fail", "warn") else []
 
@@ -136,7 +137,7 @@ def _costs(scope: Scope, pairs: pd.DataFrame) -> tuple[dict[Cost, dict[str, Curv
 
 
 def _totals(pairs: pd.DataFrame, column: str) -> dict[str, float]:
-    """What the runs' summaries say of the whole run."""
+    """The cost of each whole run by its summary."""
     sides = [(pairs[f"{side}.run_id"], pairs[f"{side}.{column}"]) for side in "ab" if f"{side}.{column}" in pairs]
     return {run: total for ids, totals in sides for run, total in zip(ids, totals.astype(float), strict=True)}
 
@@ -191,7 +192,6 @@ def _row(
     flops, flops_share = _equal(group, costs["flops"])
     seconds, seconds_share = _equal(group[group["timed"]], costs["seconds"])
     timed = group[group["timed"]]
-    gap = (group["a.val_loss"] - group["a.train_loss"]) - (group["b.val_loss"] - group["b.train_loss"])
     length = int(first["length"])
     return Row(
         length=length,
@@ -216,15 +216,14 @@ def _row(
         equal_flops_share=flops_share,
         equal_seconds=seconds,
         equal_seconds_share=seconds_share,
-        gap=Estimate.of(gap.to_numpy(float)),
-        mass_recall=float(group["a.mass_recall"].mean()),
-        mass_recall_chance=float(group["a.mass_recall_chance"].mean()),
-        target_recall_best=float(group["a.target_recall_best"].mean()),
-        target_recall_chance=float(group["a.target_recall_chance"].mean()),
-        task_accuracy=float(group["a.task_accuracy"].mean()),
-        baseline_task_accuracy=float(group["b.task_accuracy"].mean()),
-        chance_accuracy=float(group["a.chance_accuracy"].mean()),
+        gap=Estimate.of((group[f"a.{GAP}"] - group[f"b.{GAP}"]).to_numpy(float)),
+        **_means(group),
     )
+
+
+def _means(group: pd.DataFrame) -> dict[str, Any]:
+    fields = mean_fields().items()
+    return {name: float(group[f"{field.side}.{field.metric.name}"].mean()) for name, field in fields}
 
 
 def _leaks(group: pd.DataFrame) -> bool:

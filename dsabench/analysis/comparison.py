@@ -5,155 +5,11 @@
 
 from __future__ import annotations
 
-import math
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
-import numpy as np
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
+from pydantic import Field
 
-from dsabench.analysis.statistics import Verdict, paired
-
-Judgement = Verdict | Literal["LEAK"]
-
-
-def _null_if_unknown(value: float) -> float | None:
-    return value if math.isfinite(value) else None
-
-
-Number = Annotated[
-    float,
-    BeforeValidator(lambda value: math.nan if value is None else value, json_schema_input_type=float | None),
-    PlainSerializer(_null_if_unknown, return_type=float | None, when_used="json"),
-]
-"""NaN is unknown, and null in JSON."""
-
-
-class Result(BaseModel):
-    """Base of what a comparison consists of."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-
-class Estimate(Result):
-    """The mean of paired differences over seeds, variant minus baseline."""
-
-    n: int
-    """Pairs."""
-
-    mean: Number
-    """Mean difference."""
-
-    sd: Number
-    """Standard deviation of the differences (n - 1)."""
-
-    low: Number
-    """Lower end of the 95 % t interval of the mean."""
-
-    high: Number
-    """Upper end."""
-
-    @classmethod
-    def of(cls, differences: np.ndarray) -> Self:
-        """The estimate of these differences, one a seed; those that are not finite are no pairs."""
-        found = paired(differences[np.isfinite(differences)])
-        return cls(n=found.n, mean=found.mean, sd=found.sd, low=found.low, high=found.high)
-
-
-class Row(Result):
-    """One variant against the baseline at one length."""
-
-    length: int
-    """Tokens in a window."""
-
-    variant: str
-    """Attention and the fields that tell it from others of the table."""
-
-    attention: str
-    """Attention kind."""
-
-    k: int | None
-    """Keys that a query keeps; null when the variant does not select, or its runs do not say."""
-
-    seeds: list[int]
-    """Training seeds of the pairs."""
-
-    baseline_mean: Number
-    """Mean of the metric over the pairs' baseline runs."""
-
-    variant_mean: Number
-    """Mean of the metric over the pairs' variant runs."""
-
-    difference: Estimate
-    """Of the metric, after all steps."""
-
-    p: Number
-    """Two-sided paired t test of no difference, before correction."""
-
-    p_adjusted: Number
-    """The same after Holm's correction over the lengths of this variant in this table."""
-
-    p_not_worse: Number
-    """One-sided test against the margin; null without a margin."""
-
-    p_equivalent: Number
-    """Two one-sided tests against the margin; null without a margin."""
-
-    verdict: Judgement
-    """What may be said; a LEAK is never judged."""
-
-    seeds_needed: int | None
-    """Seeds that would give a verdict with 80 % power if mean and spread stay; null when judged or out of reach."""
-
-    time_ratio: Number
-    """Step time, variant over baseline, geometric mean of the pairs timed on one kind of machine."""
-
-    flops_ratio: Number
-    """Model FLOPs of the whole run, variant over baseline."""
-
-    memory_ratio: Number
-    """Peak memory, variant over baseline, of the pairs of one kind of machine."""
-
-    memory_spread: Number = math.nan
-    """Peak memory of one attention over seeds, largest over smallest, of the variant or the baseline, whichever is
-    more; above 1.1 `memory_ratio` says nothing of the attention."""
-
-    equal_flops: Estimate
-    """Difference of validation loss, in nats per token, at the FLOPs of the cheaper run of each pair; of the pairs
-    whose evaluations say it."""
-
-    equal_flops_share: Number
-    """How much of the variant's run is within those FLOPs; the rest of it is not looked at."""
-
-    equal_seconds: Estimate
-    """The same at the training seconds of the faster run, for pairs timed on one kind of machine."""
-
-    equal_seconds_share: Number
-    """How much of the variant's run is within those seconds."""
-
-    gap: Estimate
-    """Generalisation gap (validation minus training loss, nats per token), difference; negative: a smaller gap."""
-
-    mass_recall: Number
-    """Attention mass inside the selection, mean of the variant's runs."""
-
-    mass_recall_chance: Number
-    """The same for a random selection of the same size."""
-
-    target_recall_best: Number = math.nan
-    """Share of a task's targets that the layer which selects most of them selects, mean of the variant's runs; null
-    with a text."""
-
-    target_recall_chance: Number = math.nan
-    """The same for a random selection of the same size."""
-
-    task_accuracy: Number = math.nan
-    """Share of a task's answers that are right, mean of the variant's runs; null with a text."""
-
-    baseline_task_accuracy: Number = math.nan
-    """The same of the baseline's runs."""
-
-    chance_accuracy: Number = math.nan
-    """The same for the best guess without the targets."""
+from dsabench.analysis.comparison_row import Estimate, Number, Result, Row
 
 
 class Trend(Result):
@@ -274,7 +130,7 @@ class Comparison(Result):
     tables: list[Table]
     """One for each combination of fields outside attention, length and seed."""
 
-    rungs: list[str] = []
+    rungs: list[str] = Field(default=[])
     """The settings, first to last, when they are the rungs of a ladder."""
 
     best_rates: list[BestRate]

@@ -8,24 +8,25 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from dsabench.analysis.comparison import Comparison, Estimate, Row, Table
+from dsabench.analysis.comparison import Comparison, Table
+from dsabench.analysis.comparison_row import Estimate, Row, mean_fields
 from dsabench.analysis.statistics import MIN_PAIRS
 from dsabench.analysis.variants import display_name
 from dsabench.analysis.wording import (
-    accuracy_lines,
+    RECALL,
+    digits_of,
     half_width,
     interval,
+    mean_lines,
     meaning,
     number,
     p_value,
-    recall_of,
+    recall,
     trend_lines,
 )
+from dsabench.metrics import GAP, METRICS
 from dsabench.plain import visible
 from dsabench.store.table_file import inert
-
-_DIGITS = {"tokens_per_second": 0, "peak_memory_mb": 0, "step_ms": 2}
-"""Digits after the point of a metric; 3 of the others."""
 
 
 class Grid(NamedTuple):
@@ -33,7 +34,7 @@ class Grid(NamedTuple):
 
     title: str
     headings: tuple[str, ...]
-    """A line break where a heading may break."""
+    """A line break in a heading says where it may be broken."""
     rows: Sequence[tuple[str, ...]]
     left: tuple[str, ...]
     """Headings of left-aligned columns; numbers are right-aligned."""
@@ -41,7 +42,7 @@ class Grid(NamedTuple):
 
 def verdict_grid(table: Table, found: Comparison) -> Grid:
     """The verdicts of a table: both means, the paired difference, p and what may be said."""
-    digits = _DIGITS.get(found.metric, 3)
+    digits = digits_of(found.metric)
     rows = [
         (
             length,
@@ -72,18 +73,18 @@ def cost_grid(table: Table) -> Grid:
             half_width(row.equal_flops),
             half_width(row.equal_seconds),
             half_width(row.gap),
-            recall_of(row),
+            recall(row.mean),
         )
         for length, row in _by_length(table.rows)
     ]
     ratios = ("step\ntime x", "FLOPs\nx", "memory\nx")
-    headings = ("length", "variant", *ratios, "at equal\nFLOPs", "at equal\nseconds", "gap", "recall\n(chance)")
+    headings = ("length", "variant", *ratios, "at equal\nFLOPs", "at equal\nseconds", METRICS[GAP].title, RECALL)
     return Grid("Costs", headings, rows, ("variant",))
 
 
 def ladder_grid(found: Comparison) -> Grid:
     """The verdicts of all rungs of a ladder, one under the other, with the mass recall."""
-    digits = _DIGITS.get(found.metric, 3)
+    digits = digits_of(found.metric)
     several = len({row.length for row in found.rows}) > 1
     rows = []
     for table in found.tables:
@@ -98,13 +99,13 @@ def ladder_grid(found: Comparison) -> Grid:
                     number(row.variant_mean, f".{digits}f"),
                     interval(row.difference, digits),
                     row.verdict,
-                    recall_of(row),
+                    recall(row.mean),
                 )
             )
     head = ("rung", *(("length",) if several else ()), "variant", display_name(found.baseline), "its\nmean")
     pairs = sorted({row.difference.n for row in found.rows})
     title = f"The ladder; pairs of a rung: {pairs[0] if len(pairs) == 1 else f'{pairs[0]} to {pairs[-1]}'}"
-    grid = (*head, "difference [95 % CI]", "verdict", "recall\n(chance)")
+    grid = (*head, "difference [95 % CI]", "verdict", RECALL)
     return Grid(title, grid, rows, ("rung", "variant", "verdict"))
 
 
@@ -120,7 +121,7 @@ def best_rate_grid(found: Comparison) -> Grid:
             f"{best.variant_rate:g} of {len(best.variant_rates)}",
             f"{best.baseline_rate:g} of {len(best.baseline_rates)}",
             str(best.difference.n),
-            interval(best.difference, _DIGITS.get(found.metric, 3)),
+            interval(best.difference, digits_of(found.metric)),
             p_value(best.p),
         )
         for best in found.best_rates
@@ -138,7 +139,7 @@ BEST_RATES_MEANING = (
 
 
 def notes(found: Comparison, ladder_alone: bool = False) -> list[str]:
-    """Everything that must stand under the tables; `ladder_alone`: under the ladder's without those of its rungs."""
+    """The lines under the tables; `ladder_alone`: under a ladder's table, when those of its rungs are not shown."""
     lines = list(meaning(found, ladder_alone)) if found.tables else []
     if found.rungs:
         lines.insert(0, LADDER_MEANING)
@@ -153,8 +154,8 @@ def frame(found: Comparison) -> pd.DataFrame:
     for table in found.tables:
         for row in table.rows:
             values: dict[str, Any] = {"setting": table.setting, "metric": found.metric, "baseline": found.baseline}
-            for name in Row.model_fields:
-                value = getattr(row, name)
+            for name in (*Row.model_fields, *mean_fields()):
+                value: Any = row.mean(name) if name in mean_fields() else getattr(row, name)
                 if isinstance(value, Estimate):
                     values |= {f"{name}_{part}": number for part, number in value.model_dump().items()}
                 else:
@@ -209,7 +210,7 @@ def _grids(found: Comparison) -> Iterator[tuple[Grid, list[str]]]:
         verdicts, costs = verdict_grid(table, found), cost_grid(table)
         yield (
             verdicts._replace(title=verdicts.title + suffix),
-            [*table.sentences, *accuracy_lines(table, found.baseline), *trend_lines(table)],
+            [*table.sentences, *mean_lines(table, found.baseline), *trend_lines(table)],
         )
         yield costs._replace(title=costs.title + suffix), []
     if found.best_rates:

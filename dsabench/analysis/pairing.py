@@ -21,13 +21,13 @@ MACHINE = (
     "environment.data_parallel",
     "environment.torch",
 )
-"""What must agree for two times to be comparable; a column that the store lacks agrees."""
+"""Columns in which two runs must agree for their times to be comparable; one that the store lacks is no hindrance."""
 
 DIFFERENT_MACHINES = "two kinds of machine (devices, threads, PyTorch or its settings differ)"
 """MACHINE in words."""
 
 UNSAID = {"environment.data_parallel": "1"}
-"""What a record means that does not say."""
+"""Values in records that were written before the column was recorded."""
 
 
 @dataclass(frozen=True)

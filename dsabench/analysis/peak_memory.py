@@ -9,10 +9,10 @@ import pandas as pd
 from dsabench.analysis.pairing import machines
 
 MOST_SPREAD = 1.1
-"""Peak memory of one variant over seeds, largest over smallest, that is no longer explained by the attention."""
+"""Largest over smallest peak memory of one variant over seeds; above this the attention does not explain it."""
 
 DOUBT = "something other than the attention is in it (on a CPU, what the process held before): do not compare it"
-"""What a larger spread means."""
+"""The meaning of a larger spread, in words."""
 
 
 def memory_spread(finished: pd.DataFrame) -> pd.Series[float]:

@@ -32,7 +32,7 @@ class Environment(NamedTuple):
 
     n_runs: int
     fields: dict[str, str]
-    """What was recorded, `dsabench` the version among it; no field that none of the runs has."""
+    """Recorded fields, `dsabench` being its version; fields that none of the runs has are left out."""
 
 
 class SweepSource(NamedTuple):
@@ -71,7 +71,7 @@ def environments(runs: pd.DataFrame) -> list[Environment]:
 
 
 def data_notes(runs: pd.DataFrame) -> list[str]:
-    """What the preparation of the data had to say, each line once."""
+    """The notes of the data's preparation, each once."""
     found: dict[str, None] = {}
     for value in runs.get(_PREFIX + "data_notes", pd.Series(dtype=object)).dropna().unique():
         try:
@@ -84,7 +84,7 @@ def data_notes(runs: pd.DataFrame) -> list[str]:
 
 
 def warnings(runs: pd.DataFrame) -> list[str]:
-    """What was done to the data that makes the runs' losses mean something else, and of how many of them."""
+    """Notes on settings of the data that change what the losses mean, and how many runs have them."""
     overlapping = runs["data.split"] == "overlapping" if "data.split" in runs else pd.Series(False, index=runs.index)
     n = runs.loc[overlapping, "run_id"].nunique()
     if not n:

@@ -32,10 +32,10 @@ RECALL_OVER_CHANCE = 0.02
 """Mass recall within this of its chance is no better than chance."""
 
 _LEARNT = " On a task it may be that the variant has learnt it and the baseline has not: see their accuracies."
-"""What explains a large difference on a task as well: there the loss falls all at once."""
+"""Another possible cause of a large difference on a task, whose loss falls all at once when it is learnt."""
 
 _PARTS = 8
-"""Parts of the window between which the loss by position is compared."""
+"""Parts of the window in which losses by position are compared."""
 
 
 class Check(NamedTuple):

@@ -7,6 +7,7 @@ import json
 import math
 import re
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,30 +15,17 @@ import pandas as pd
 
 from dsabench.analysis.pairing import find_pairs
 from dsabench.analysis.rungs import rungs_of
-from dsabench.analysis.variants import MEANS, SPREAD, TASK_MEANS, label_variants, scored_unit, variant_order
+from dsabench.analysis.variants import label_variants, scored_unit, variant_order
 from dsabench.errors import ScopeError
+from dsabench.metrics import METRICS, Metric, beside, means, partners, spreads
 from dsabench.plain import json_values
 from dsabench.store.files import write_file
 
 PUBLISHED = {"dense": "classic", "dsa": "sparse"}
 """Names of the two attentions in the files; every other kind has its own."""
 
-_RESULT = {"val_loss": "final_val_loss", "val_accuracy": "final_val_accuracy", "step_ms": "avg_time_per_step"}
-
-_MEANING = {
-    "results": "length -> variant -> means over seeds; `seeds` has each seed's own values",
-    "final_val_loss": "nats per token on held-out windows, after the last step",
-    "final_val_accuracy": "share of tokens predicted exactly, 0 to 1",
-    "avg_time_per_step": "seconds of a training step, the first steps excluded",
-    "spread": "over seeds: sd (of the sample, n - 1; null for one seed), min and max",
-    "difference_to_classic": "final_val_loss minus classic's of the same seed: n pairs, mean and sd",
-    "unigram_loss": "nats per token of a model that knows token frequencies only, on the same windows",
-    "mass_recall": "share of full attention's mass on the selected tokens; mass_recall_chance: on random",
-    "task_accuracy": "share of a task's answers that are right; chance_accuracy: of the best guess without targets",
-    "target_recall_best": "share of the answers' targets that the best layer selects; target_recall_chance: on random",
-    "files": "length -> variant -> file with the curves, relative to this one",
-    "not_averaged": "runs that are in no mean, and why",
-}
+_KEYS = {"val_loss": "final_val_loss", "val_accuracy": "final_val_accuracy", "step_ms": "avg_time_per_step"}
+"""Keys of metrics in the files, where they are not their names; `avg_time_per_step` is in seconds."""
 
 
 def experiment_table(runs: pd.DataFrame) -> pd.DataFrame:
@@ -45,9 +33,8 @@ def experiment_table(runs: pd.DataFrame) -> pd.DataFrame:
 
     Columns: length (tokens), variant (kind and differing fields), attention (kind), setting (the differing
     fields outside attention), n (finished seeds), n_runs, leak; `_mean`, `_sd` (n - 1; NaN for one seed),
-    `_min` and `_max` of val_loss (nats per token), val_accuracy (share) and step_ms; the means of MEANS by
-    their own names; diff_n, diff_mean, diff_sd of val_loss minus val_loss of dense with the same length,
-    setting and seed.
+    `_min` and `_max` of the metrics of `spreads`; the means of those of `means` by their own names; diff_n,
+    diff_mean, diff_sd of val_loss minus val_loss of dense with the same length, setting and seed.
     A variant of which no run finished has n = 0 and NaN.
     """
     labelled = label_variants(runs)
@@ -58,8 +45,8 @@ def experiment_table(runs: pd.DataFrame) -> pd.DataFrame:
         row: dict[str, Any] = {name: group[name].iloc[0] for name in ("variant", "attention", "setting")}
         row |= {"length": int(group["length"].iloc[0]), "n": len(done), "n_runs": len(group)}
         row["leak"] = bool(group["leak"].any())
-        row |= {f"{m}_{name}": value for m in SPREAD for name, value in _spread(done[m]).items()}
-        row |= {name: float(done[name].mean()) for name in MEANS}
+        row |= {f"{m}_{name}": value for m in spreads() for name, value in _spread(done[m]).items()}
+        row |= {name: float(done[name].mean()) for name in means()}
         difference = differences.get((row["length"], row["variant"]), pd.Series(dtype="float64"))
         row |= {"diff_n": len(difference), "diff_mean": difference.mean(), "diff_sd": difference.std()}
         rows.append(row)
@@ -68,8 +55,8 @@ def experiment_table(runs: pd.DataFrame) -> pd.DataFrame:
         key=lambda row: (row["length"], variant_order(row["setting"]) if rungs else (), variant_order(row["variant"]))
     )
     columns = ["length", "variant", "attention", "setting", "n", "n_runs", "leak"]
-    columns += [f"{m}_{name}" for m in SPREAD for name in ("mean", "sd", "min", "max")]
-    return pd.DataFrame(rows, columns=[*columns, *MEANS, "diff_n", "diff_mean", "diff_sd"])
+    columns += [f"{m}_{name}" for m in spreads() for name in ("mean", "sd", "min", "max")]
+    return pd.DataFrame(rows, columns=[*columns, *means(), "diff_n", "diff_mean", "diff_sd"])
 
 
 def not_averaged(runs: pd.DataFrame) -> pd.DataFrame:
@@ -148,36 +135,47 @@ def _entry(row: dict[str, Any], done: list[dict[Any, Any]]) -> dict[str, Any]:
     def seconds(name: str, value: Any) -> Any:
         return value / 1000 if name == "step_ms" else value
 
-    entry: dict[str, Any] = {key: seconds(name, row[f"{name}_mean"]) for name, key in _RESULT.items()}
+    results = {name: _KEYS.get(name, name) for name in spreads()}
+    entry: dict[str, Any] = {key: seconds(name, row[f"{name}_mean"]) for name, key in results.items()}
     entry["seeds"] = {
-        str(int(run["seed"])): {key: seconds(name, run[name]) for name, key in _RESULT.items()}
+        str(int(run["seed"])): {key: seconds(name, run[name]) for name, key in results.items()}
         | {"run_id": run["run_id"]}
         for run in done
     }
     entry["n_seeds"] = row["n"]
     entry["spread"] = {
-        key: {s: seconds(name, row[f"{name}_{s}"]) for s in ("sd", "min", "max")} for name, key in _RESULT.items()
+        key: {s: seconds(name, row[f"{name}_{s}"]) for s in ("sd", "min", "max")} for name, key in results.items()
     }
     entry["difference_to_classic"] = (
         {"n": row["diff_n"], "mean": row["diff_mean"], "sd": row["diff_sd"]} if row["diff_n"] else None
     )
-    known = {name: row[name] for name in MEANS if name not in TASK_MEANS or math.isfinite(row[name])}
+    known = {name: row[name] for name in means() if METRICS[name].runs != "task" or math.isfinite(row[name])}
     return entry | known | {"leak": row["leak"]}
 
 
 def _meaning(table: pd.DataFrame) -> dict[str, str]:
-    """What the keys mean that stand in the summary; of tasks, losses are per answer."""
-    unknown = {name for name in TASK_MEANS if table[name].isna().all()}
-    known = {key: text for key, text in _MEANING.items() if key not in unknown}
+    """What the keys of the summary mean."""
     scored = scored_unit(table.loc[table["n"] > 0, "task_accuracy"])
-    if scored == "token":
-        return known
-    guess = "of a task: nats per answer of the best guess without the targets"
-    return known | {
-        "final_val_loss": f"nats per {scored} on held-out windows, after the last step",
-        "final_val_accuracy": "share of answers that are right, of a text of tokens predicted exactly; 0 to 1",
-        "unigram_loss": guess if scored == "answer" else f"{_MEANING['unigram_loss']}; {guess}",
+    listed = {name: metric.per(scored) for name, metric in METRICS.items()}
+    shown = {metric.name for metric in beside()} - partners() | {listed[name].chance for name in spreads()}
+    there = [name for name in means() if name in shown and (listed[name].runs != "task" or table[name].notna().any())]
+    return {
+        "results": "length -> variant -> means over seeds; `seeds` has each seed's own values",
+        **{_KEYS.get(name, name): _quantity(listed[name]) for name in spreads()},
+        "spread": "over seeds: sd (of the sample, n - 1; null for one seed), min and max",
+        "difference_to_classic": "final_val_loss minus classic's of the same seed: n pairs, mean and sd",
+        **{name: _quantity(listed[name]) for name in there},
+        "files": "length -> variant -> file with the curves, relative to this one",
+        "not_averaged": "runs that are in no mean, and why",
     }
+
+
+def _quantity(metric: Metric) -> str:
+    """A metric as the files have it, and its chance."""
+    known = replace(metric, unit="seconds") if metric.name == "step_ms" else metric
+    chance = METRICS.get(metric.chance)
+    beside = f"; {chance.name}: {chance.quantity}" if chance is not None and metric.name not in spreads() else ""
+    return known.quantity + beside
 
 
 def _curves(run_id: str, records: pd.DataFrame | None) -> dict[str, Any]:

@@ -50,7 +50,7 @@ def look_at(
     """The runs of the newest sweep; of the one whose id is or starts with `sweep`; or of the whole store.
 
     `where` keeps the runs for which a condition holds (`length == 256 and attention == "dsa"`; spec fields by
-    their paths; see analysis.query). A store without a sweep is looked at as a whole.
+    their paths; see analysis/where.py). A store without a sweep is looked at as a whole.
 
     Raises:
         ScopeError: no such sweep, both a sweep and everything, or a condition that cannot be read or keeps nothing.
@@ -115,7 +115,7 @@ class Choice(NamedTuple):
     """How many there were before `where`."""
 
     notes: list[str]
-    """What is missing or could not be read, a line each."""
+    """Notes on what is missing or could not be read, a line each."""
 
 
 def choose(
@@ -123,7 +123,7 @@ def choose(
 ) -> Choice:
     """The runs of the store, or of the sweep whose id is or starts with `sweep`; of them those that `where` keeps.
 
-    Where `look_at` finds what can be compared, this lists what is there: none is an answer too.
+    For lists: unlike `look_at` it accepts that there are none.
 
     Raises:
         ScopeError: no such sweep, both a sweep and everything, or a condition that cannot be read.

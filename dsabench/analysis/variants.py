@@ -15,31 +15,13 @@ import numpy as np
 import pandas as pd
 
 from dsabench.analysis.rungs import RUNG, rungs_of
+from dsabench.metrics import GAP, means, spreads
 from dsabench.plain import visible
 from dsabench.spec.attention import keys_kept
 from dsabench.spec.run import RunSpec
 
-SPREAD = ("val_loss", "val_accuracy", "step_ms")
-"""Measures whose spread over seeds is reported."""
-
-TASK_MEANS = ("task_accuracy", "chance_accuracy", "target_recall_best", "target_recall_chance")
-"""Measures that runs on a task alone have."""
-
-MEANS = (
-    "val_bits_per_byte",
-    "train_loss",
-    "unigram_loss",
-    "tokens_per_second",
-    "mass_recall",
-    "mass_recall_chance",
-    "params",
-    "indexer_params",
-    *TASK_MEANS,
-)
-"""Measures of which the mean over seeds is reported."""
-
 _UNCHECKED = {"tokens_per_step", "train_seconds", "vocab_size"}
-"""Positive numbers of a summary that the store takes as they come."""
+"""Entries of a summary that must be positive numbers, which the store does not check."""
 
 TOP_K, RATIO = "attention.top_k", "attention.top_k_ratio"
 """The fields that say how many keys a query keeps."""
@@ -52,7 +34,7 @@ _DIGEST = "fingerprint."
 
 
 def label_variants(runs: pd.DataFrame, ignoring: Collection[str] = ()) -> pd.DataFrame:
-    """`runs` (as the store loads them) with measures as floats, a plain index, and these columns:
+    """`runs` (as the store loads them) with the metrics of tables as floats, a plain index, and these columns:
 
     variant   kind and differing fields; runs with the same length and variant differ in nothing but the seed
     setting   those of the fields that are not about attention: dense of the same setting is its partner
@@ -70,13 +52,14 @@ def label_variants(runs: pd.DataFrame, ignoring: Collection[str] = ()) -> pd.Dat
             [None if pd.isna(value) else str(value) for value in values], index=labelled.index, dtype=object
         )
     labelled["attention"] = labelled["attention"].map(visible, na_action="ignore")  # a name, wherever it is shown
-    for column in ("length", "seed", *SPREAD, *MEANS):
+    for column in ("length", "seed", *spreads(), *means()):
         values = labelled[column] if column in labelled else pd.Series(index=labelled.index, dtype=float)
         numbers = pd.to_numeric(values, errors="coerce").astype("Float64").astype("float64")
         labelled[column] = numbers.where(numbers.abs() < math.inf)
     for column in _UNCHECKED & set(labelled.columns):
         numbers = pd.to_numeric(labelled[column], errors="coerce").astype("Float64").astype("float64")
         labelled[column] = numbers.where((numbers > 0) & (numbers < math.inf))
+    labelled[GAP] = labelled["val_loss"] - labelled["train_loss"]
     leak = labelled["leak"] if "leak" in labelled else pd.Series(False, index=labelled.index)
     labelled["leak"] = leak.astype("boolean").fillna(False).astype(bool)
     if rungs_of(labelled):
@@ -122,11 +105,6 @@ def scored_unit(task_accuracy: Iterable[float]) -> str:
     `token or answer` of both kinds."""
     tasks = {math.isfinite(value) for value in task_accuracy}
     return " or ".join(word for is_task, word in ((False, "token"), (True, "answer")) if is_task in tasks) or "token"
-
-
-def scored_units(scored: str) -> str:
-    """The plural of `scored_unit`: `tokens or answers`."""
-    return " or ".join(f"{word}s" for word in scored.split(" or "))
 
 
 def display_name(variant: str, setting: str = "") -> str:

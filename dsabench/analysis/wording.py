@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from dsabench.analysis.comparison import Comparison, Estimate, Row, Table
+from dsabench.analysis.comparison import Comparison, Table
+from dsabench.analysis.comparison_row import Estimate, Row, mean_fields
 from dsabench.analysis.peak_memory import DOUBT, MOST_SPREAD
 from dsabench.analysis.statistics import MIN_PAIRS
 from dsabench.analysis.variants import display_name
+from dsabench.metrics import METRICS, Metric
 
 
 def sentences(
@@ -70,22 +72,33 @@ def trend_lines(table: Table) -> Iterator[str]:
             )
 
 
-def accuracy_lines(table: Table, baseline: str) -> Iterator[str]:
-    """Of a table of runs on a task: the accuracy of each variant beside the baseline's and chance, a line a length."""
-    known = [row for row in table.rows if math.isfinite(row.task_accuracy)]
-    for length in sorted({row.length for row in known}):
-        mine = [row for row in known if row.length == length]
-        ours = ", ".join(f"{display_name(row.variant, table.setting)} {row.task_accuracy:.1%}" for row in mine)
-        first = mine[0]
-        yield (
-            f"Task accuracy at {length} tokens: {display_name(baseline)} {first.baseline_task_accuracy:.1%}, {ours} "
-            f"(chance {first.chance_accuracy:.1%})."
-        )
+def mean_lines(table: Table, baseline: str) -> Iterator[str]:
+    """The means that stand beside a comparison on both sides, such as the task accuracy: of each variant, beside the
+    baseline's and chance, a line a length."""
+    for name, metric in ((name, field.metric) for name, field in mean_fields().items() if field.side == "b"):
+        known = [row for row in table.rows if math.isfinite(row.mean(metric.name))]
+        for length in sorted({row.length for row in known}):
+            mine = [row for row in known if row.length == length]
+            ours = [
+                f"{display_name(row.variant, table.setting)} {_mean(metric, row.mean(metric.name))}" for row in mine
+            ]
+            chance = _mean(metric, mine[0].mean(metric.chance))
+            yield (
+                f"{metric.words[0].upper()}{metric.words[1:]} at {length} tokens: {display_name(baseline)} "
+                f"{_mean(metric, mine[0].mean(name))}, {', '.join(ours)}"
+                + (f" (chance {chance})." if metric.chance else ".")
+            )
+
+
+def _mean(metric: Metric, value: float) -> str:
+    if not math.isfinite(value):
+        return "-"
+    return f"{value:.1%}" if metric.unit.startswith("share of") else metric.text(value)
 
 
 def meaning(found: Comparison, ladder_alone: bool = False) -> Iterator[str]:
-    """What the columns of the tables are, the margin and the corrections: to stand under every table; `ladder_alone`:
-    of the ladder's, which has neither p nor costs."""
+    """The columns of the tables, the margin and the corrections in words, for under every table; `ladder_alone`: of the
+    table of a ladder, which has neither p nor costs."""
     better = "lower" if found.lower_is_better else "higher"
     yield (
         f"difference: variant minus {display_name(found.baseline)} of the same seed, {found.unit}, {better} is better; "
@@ -108,10 +121,7 @@ def meaning(found: Comparison, ladder_alone: bool = False) -> Iterator[str]:
         )
     if not ladder_alone:
         yield from _costs(rows)
-    if any(math.isfinite(row.target_recall_best) for row in rows):
-        yield TARGET_RECALL
-    if any(math.isfinite(row.mass_recall) and not math.isfinite(row.target_recall_best) for row in rows):
-        yield "recall: share of full attention inside the selection (inside a random one)."
+    yield from recall_lines(row.mean for row in rows)
 
 
 def _costs(rows: Sequence[Row]) -> Iterator[str]:
@@ -148,6 +158,11 @@ def _equal_cost(rows: Sequence[Row]) -> Iterator[str]:
         )
 
 
+def digits_of(metric: str) -> int:
+    """Digits after the point of a metric that can be compared."""
+    return METRICS[metric].digits or 0
+
+
 def number(value: float, form: str) -> str:
     """The value, or - when it is not known."""
     return format(value, form) if math.isfinite(value) else "-"
@@ -171,20 +186,28 @@ def half_width(estimate: Estimate) -> str:
     return f"{estimate.mean:+.3f}{half}"
 
 
-def recall(value: float, chance: float) -> str:
-    """`.95 (.69)`: a recall and, in brackets, its chance."""
-    return f"{value:.2f} ({number(chance, '.2f')})".replace("0.", ".") if math.isfinite(value) else "-"
+RECALL = f"{METRICS['mass_recall'].title}\n(chance)"
+"""The heading above `recall`."""
 
 
-TARGET_RECALL = "recall: share of targets in the best layer's selection (in as many random keys)."
-"""What the recall column of runs on a task is."""
+def recall(mean: Callable[[str], float]) -> str:
+    """`.95 (.69)`: the recall of a row and its chance; mean: of a metric over the row's runs, by the metric's name."""
+    metric = _recall_of(mean)
+    if metric is None:
+        return "-"
+    return f"{mean(metric.name):.2f} ({number(mean(metric.chance), '.2f')})".replace("0.", ".")
 
 
-def recall_of(row: Row) -> str:
-    """The recall of a task's targets in the best layer, where it is known, else of attention mass."""
-    if math.isfinite(row.target_recall_best):
-        return recall(row.target_recall_best, row.target_recall_chance)
-    return recall(row.mass_recall, row.mass_recall_chance)
+def recall_lines(rows: Iterable[Callable[[str], float]]) -> Iterator[str]:
+    """What the recalls of these rows are."""
+    for metric in dict.fromkeys(metric for metric in map(_recall_of, rows) if metric is not None):
+        yield f"{metric.title}: {metric.meaning} (chance: at random)."
+
+
+def _recall_of(mean: Callable[[str], float]) -> Metric | None:
+    """The recall of a task's targets in the best layer where a row has it, else that of attention mass."""
+    known = (name for name in ("target_recall_best", "mass_recall") if math.isfinite(mean(name)))
+    return METRICS.get(next(known, ""))
 
 
 def p_value(value: float) -> str:

@@ -21,7 +21,7 @@ from torch import Tensor
 from dsabench import ops
 from dsabench.attention.base import Selection, Stage, recall_queries
 from dsabench.data import Batch
-from dsabench.data.batch import evenly_spaced
+from dsabench.data.batch import Baseline, evenly_spaced
 from dsabench.engine.chance import selection_chance_T
 from dsabench.engine.device import Execution, first_line
 from dsabench.engine.step import own_stream
@@ -169,6 +169,29 @@ def _evaluating(model: Transformer) -> Iterator[None]:
 def bits_per_byte(loss: float, bytes_per_token: float) -> float:
     """loss / (ln 2 * bytes per token): comparable between vocabularies."""
     return loss / (math.log(2.0) * bytes_per_token)
+
+
+def evaluation_metrics(
+    val: dict[str, Any], train: dict[str, Any], recall: dict[str, Any], baseline: Baseline, is_task: bool
+) -> dict[str, Any]:
+    """The metrics of an evaluation by their names in `dsabench.metrics`: what is put in here is recorded, and is in the
+    run's summary when it is the last.
+
+    val, train: `Evaluator.evaluate` on held-out windows and on training windows. recall: `selection_recall` of the
+    former, without its lists. baseline: of the held-out windows.
+    """
+    bytes_per_token = baseline.bytes_per_token
+    return {
+        "val_loss": val["loss"],
+        "val_accuracy": val["accuracy"],
+        "val_bits_per_byte": None if bytes_per_token is None else bits_per_byte(val["loss"], bytes_per_token),
+        "train_loss": train["loss"],
+        "unigram_loss": baseline.loss,
+        "task_accuracy": val["accuracy"] if is_task else None,
+        "chance_accuracy": baseline.accuracy,
+        "val_kl": val["kl"],
+        **recall,
+    }
 
 
 def selection_recall(

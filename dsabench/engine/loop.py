@@ -23,7 +23,7 @@ import torch
 from dsabench.attention.base import Stage
 from dsabench.data import cut
 from dsabench.engine import checkpoint
-from dsabench.engine.evaluation import bits_per_byte, selection_recall
+from dsabench.engine.evaluation import evaluation_metrics, selection_recall
 from dsabench.engine.optimizer import stage_at
 from dsabench.engine.prepared_run import PreparedRun
 from dsabench.engine.run_records import RunRecords
@@ -251,20 +251,9 @@ class TrainingRun:
         stage = stage_at(self.spec, max(0, self.progress.step - 1))
         start = time.perf_counter()
         val, train = (self.slot.evaluator.evaluate(batch, stage) for batch in (self.held_out, self.seen))
-        is_task, bytes_per_token = self.spec.data.task is not None, self.baseline.bytes_per_token
         recall = selection_recall(self.model, self.held_out, self.execution, stage) or {}
         lists = {name: recall.pop(name) for name in [*recall] if isinstance(recall[name], list)}
-        found = {
-            "val_loss": val["loss"],
-            "val_accuracy": val["accuracy"],
-            "val_bits_per_byte": None if bytes_per_token is None else bits_per_byte(val["loss"], bytes_per_token),
-            "train_loss": train["loss"],
-            "unigram_loss": self.baseline.loss,
-            "task_accuracy": val["accuracy"] if is_task else None,
-            "chance_accuracy": self.baseline.accuracy,
-            "val_kl": val["kl"],
-            **recall,
-        }
+        found = evaluation_metrics(val, train, recall, self.baseline, is_task=self.spec.data.task is not None)
         for name in ("val_loss", "train_loss"):
             if not math.isfinite(found[name]):
                 raise TrainingDiverged(f"{name} is {found[name]} after step {self.progress.step}; {_ADVICE}")

@@ -11,6 +11,7 @@ from dsabench.analysis.variants import scored_unit
 from dsabench.figures.data import Drawn, FigureData
 from dsabench.figures.drawing import at_least, by_step, draw_curves, panel_title, spread_of, wrapped
 from dsabench.figures.sheet import Page, empty_page, few_ticks, outer_labels, pages, too_many
+from dsabench.metrics import METRICS
 
 _END = 0.75
 """The lower row shows what follows this share of the smallest budget of a panel."""
@@ -60,19 +61,19 @@ def _page(page: Page, records: pd.DataFrame, cost: str) -> Figure:
         _BUDGETS[cost],
     ]
     records = records[records["run_id"].isin(page.runs["run_id"])]
-    label = "training time (s)"
+    label = METRICS["train_seconds"].axis
     if cost == "flops":
         most = float(records[cost].max())
         power = 3 * int(np.log10(most) // 3)
         records = records.assign(flops=records[cost] / 10**power)
-        label = f"training compute (1e{power} FLOPs)"
+        label = f"{METRICS['flops'].words} (1e{power} {METRICS['flops'].unit})"
     figure, panels = empty_page(page, 2, [], caption)
-    unit = f"nats per {scored_unit(page.runs['task_accuracy'])}"
-    for axes, row, column in outer_labels(panels, label, [f"validation loss ({unit})"] * 2):
+    loss = METRICS["val_loss"].per(scored_unit(page.runs["task_accuracy"]))
+    for axes, row, column in outer_labels(panels, label, [loss.axis] * 2):
         mine = page.of(page.columns[column])
         drawn = _draw(axes, mine, records, cost, page)
         length, where = _column_of(page.columns[column])
-        panel_title(axes, f"{where}\nL = {length}".strip() if row == 0 else "", "lower", mine)
+        panel_title(axes, f"{where}\nL = {length}".strip() if row == 0 else "", loss.better, mine)
         smallest, largest = min(low for low, _ in drawn), max(high for _, high in drawn)
         axes.set_xlim(_END * smallest if row else -0.03 * largest, 1.03 * largest)
     _limits_of_the_end(panels[1])

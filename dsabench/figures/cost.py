@@ -16,6 +16,7 @@ from dsabench.figures.data import Drawn, FigureData
 from dsabench.figures.drawing import against_length, panel_title, plain_log_ticks, points_of, wrapped
 from dsabench.figures.sheet import Page, empty_page, outer_labels, pages, panel_width, too_many
 from dsabench.figures.style import GREY
+from dsabench.metrics import METRICS
 
 MEASURES = ("step_ms", "peak_memory_mb")
 
@@ -54,7 +55,8 @@ def cost_by_length(data: FigureData) -> Drawn | str:
 def _page(page: Page, spread: float) -> Figure:
     extra = [Line2D([], [], **look, label=name) for _, name, look in _GUIDES]
     figure, panels = empty_page(page, 2, extra, [_seeds(page.runs), _work(page.runs), _warning(spread)], share_y=False)
-    for axes, row, column in outer_labels(panels, "sequence length (tokens)", ["step time (ms)", "peak memory (MB)"]):
+    labels = [METRICS[name].axis for name in MEASURES]
+    for axes, row, column in outer_labels(panels, "sequence length (tokens)", labels):
         mine = page.of(page.columns[column])
         measured = mine[mine[MEASURES[row]] > 0]
         against_length(axes, measured, page.style, MEASURES[row], panel_width(page, 2), widest=0.06, ranges=True)
@@ -63,7 +65,7 @@ def _page(page: Page, spread: float) -> Figure:
             _guides(axes, measured, MEASURES[row])
         machine = str(page.columns[column]) if len(page.columns) > 1 or page.total > 1 else ""
         # The line below the machine's name is for what stands at the right.
-        panel_title(axes, f"{wrapped(machine)}\n" if machine and row == 0 else "", "lower", mine)
+        panel_title(axes, f"{wrapped(machine)}\n" if machine and row == 0 else "", METRICS[MEASURES[row]].better, mine)
     return figure
 
 
@@ -73,7 +75,7 @@ def _seeds(runs: pd.DataFrame) -> str:
 
 
 def _work(runs: pd.DataFrame) -> str:
-    """What the slopes mean depends on whether a step is the same number of tokens at every length."""
+    """How many tokens a step has at each length, which says what the slopes mean."""
     tokens = runs.loc[runs["tokens_per_step"].notna(), "tokens_per_step"]
     if len(tokens) < len(runs):
         return ""

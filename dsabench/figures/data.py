@@ -15,20 +15,14 @@ from dsabench.analysis.compare import compare
 from dsabench.analysis.comparison import Comparison
 from dsabench.analysis.pairing import find_pairs, is_baseline, machines
 from dsabench.analysis.scope import Scope, ScopeError
-from dsabench.analysis.variants import RATIO, TASK_MEANS, TOP_K, keys, label_variants, variant_order
+from dsabench.analysis.variants import RATIO, TOP_K, keys, label_variants, variant_order
 from dsabench.figures.style import COLOURS, Look, looks
+from dsabench.metrics import columns, compared, drawn
 from dsabench.store import Curves, load_curves
+from dsabench.store.curves import BY_POSITION
 
 PER_PAGE = len(COLOURS)
 """Variants on one page: more could not be told apart."""
-
-EVALUATED = (
-    *("seconds", "flops", "val_loss", "train_loss", "val_kl"),
-    *("mass_recall", "mass_recall_chance", "loss_by_position"),
-    *TASK_MEANS,
-)
-
-_MEASURED = ("step_ms", "peak_memory_mb", "tokens_per_step", "mass_recall", "mass_recall_chance", "val_loss")
 
 
 @dataclass(frozen=True)
@@ -55,7 +49,7 @@ class FigureData:
     """`find_pairs`: each finished run with the baseline's of its length, setting and seed."""
 
     curves: Curves
-    """The evaluations of the finished runs, with the columns of EVALUATED."""
+    """The evaluations of the finished runs: their cost, the metrics that figures draw, and the loss by position."""
 
     notes: list[str]
     """What holds for every figure, a line each."""
@@ -99,7 +93,7 @@ def figure_data(scope: Scope, baseline: str = "dense") -> FigureData:
         ScopeError: another `baseline` than dense that no run has, or one that means several variants of one setting.
     """
     runs = label_variants(scope.runs)
-    for column in _MEASURED:
+    for column in ("tokens_per_step", *(name for name in compared() if name in columns())):
         values = runs[column] if column in runs else pd.Series(np.nan, index=runs.index)
         runs[column] = pd.to_numeric(values, errors="coerce").astype("Float64").astype("float64")
     runs["machine"] = machines(runs)
@@ -113,7 +107,9 @@ def figure_data(scope: Scope, baseline: str = "dense") -> FigureData:
             raise
         there, pairs = None, pd.DataFrame(columns=["setting", "length", "seed", "variant", "a.run_id", "b.run_id"])
         notes.append("no dense run among these: no differences are shown (--baseline names another attention)")
-    curves = load_curves(scope.store, list(runs.loc[runs["finished"], "run_id"]), columns=EVALUATED)
+    curves = load_curves(
+        scope.store, list(runs.loc[runs["finished"], "run_id"]), columns=["seconds", "flops", *drawn(), BY_POSITION]
+    )
     notes += [f"evaluations of {run_id} cannot be read: {why}" for run_id, why in curves.damaged.items()]
     gaps = int((~np.isfinite(curves.frame["val_loss"])).sum())
     if gaps:

@@ -20,13 +20,13 @@ MANY = 12
 """More seeds than this are a band from the lowest to the highest, not a line each."""
 
 REFERENCE: dict[str, Any] = {"color": GREY, "linestyle": (0, (1, 1.5)), "linewidth": 1.2, "zorder": 2}
-"""How a baseline, a chance level or a guide looks: dotted grey."""
+"""The line of a baseline, a chance level or a guide: dotted grey."""
 
 LEAK = "LEAK: an attention that sees later tokens; its loss means nothing."
 
 
 def line(look: Look) -> dict[str, Any]:
-    """How a mean looks."""
+    """The line and markers of a variant's mean."""
     return {
         "color": look.colour,
         "marker": look.marker,
@@ -55,7 +55,7 @@ def leaks(variant: str, runs: pd.DataFrame) -> bool:
 
 
 def panel_title(axes: Axes, title: str, better: str, runs: pd.DataFrame) -> None:
-    """What the panel shows at its left, which way is better at its right, and LEAK when one of `runs` leaks."""
+    """A panel's title at its left; at its right which way is better, and LEAK when one of `runs` leaks."""
     axes.set_title(title, fontsize=8 if "\n" in title else 10)
     leak = "LEAK; " if runs["leak"].any() else ""
     if better:
@@ -183,7 +183,7 @@ def against_length(
 
 
 def at_least(axes: Axes, span: float) -> None:
-    """Widen the y axis to `span`: a difference that is small for a training run must not fill the panel."""
+    """Widen the y axis to at least `span`, so that a small difference does not fill the panel."""
     low, high = axes.get_ylim()
     if high - low < span:
         axes.set_ylim((low + high - span) / 2, (low + high + span) / 2)

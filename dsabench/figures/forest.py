@@ -11,7 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from dsabench.analysis.comparison import Comparison, Row, Table
+from dsabench.analysis.comparison import Comparison, Table
+from dsabench.analysis.comparison_row import Row
 from dsabench.analysis.formats import verdict_grid
 from dsabench.analysis.variants import display_name, variant_order
 from dsabench.figures.data import Drawn, FigureData

@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from dsabench.figures.data import Drawn, FigureData
-from dsabench.figures.drawing import REFERENCE, by_step, draw_curves, panel_title, say, spread_of
+from dsabench.figures.drawing import REFERENCE, by_step, panel_title, spread_of
+from dsabench.figures.over_training import draw_metric, limit, row_labels, rows_with_values
 from dsabench.figures.sheet import Page, empty_page, few_ticks, outer_labels, pages, too_many
 from dsabench.figures.style import GREY
+from dsabench.metrics import rows_of
 from dsabench.store import load_curves
 
-_ROWS = {
-    "val_kl": ("indexer KL (nats)", "lower", "KL"),
-    "mass_recall": ("mass recall\n(share of attention)", "higher", "recall"),
-}
+_KL = "val_kl"
 
 
 def indexer_in_training(data: FigureData) -> Drawn | str:
     """KL loss and mass recall of every selecting variant against the step."""
-    records = data.evaluations().dropna(subset=list(_ROWS), how="all")
+    names = [metric.name for metric in rows_of("indexer", _KL) if metric.selecting]
+    records = data.evaluations().dropna(subset=names, how="all")
     runs = data.done[data.done["run_id"].isin(records["run_id"])]
     if runs.empty:
         return "no finished run has an indexer (or recorded its KL or mass recall); try --attentions dense dsa"
@@ -34,52 +32,24 @@ def indexer_in_training(data: FigureData) -> Drawn | str:
 
 def _page(page: Page, records: pd.DataFrame, dense: pd.Series[int]) -> Figure:
     mine = records[records["run_id"].isin(page.runs["run_id"])]
-    rows = [name for name in _ROWS if np.isfinite(mine[name]).any()]
-    warm = page.runs["run_id"].isin(dense.index).any()
+    rows = rows_with_values("indexer", _KL, mine)
     extra = []
-    if "mass_recall" in rows:
+    if any(metric.chance for metric in rows):
         extra.append(Line2D([], [], color=GREY, ls=":", lw=1.2, label="recall by chance (in the colour of its k)"))
-    if warm:
+    if page.runs["run_id"].isin(dense.index).any():
         extra.append(Line2D([], [], **{**REFERENCE, "linestyle": "-", "linewidth": 0.8}, label="end of dense warm-up"))
-    caption = [
-        f"On held-out windows. {spread_of(page.runs)}",
-        "KL: from the main attention to the indexer, over all earlier tokens in the dense warm-up and over the "
-        "selected ones after it: only values of one stage and one k compare."
-        if "val_kl" in rows
-        else "",
-        "Recall: share of full attention on the selected tokens; at chance nothing has been learnt."
-        if "mass_recall" in rows
-        else "",
-    ]
+    caption = [f"On held-out windows. {spread_of(page.runs)}", *(metric.caption for metric in rows)]
     figure, panels = empty_page(page, len(rows), extra, caption)
-    for axes, row, column in outer_labels(panels, "step", [_ROWS[name][0] for name in rows]):
-        runs = page.of(page.columns[column])
-        name = rows[row]
-        _draw(axes, runs, mine, name, page)
+    for axes, row, column in outer_labels(panels, "step", row_labels(rows, page.runs)):
+        runs, metric = page.of(page.columns[column]), rows[row]
+        for variant, found in draw_metric(axes, runs, mine, metric, page.style).items():
+            if metric.chance and len(chance := by_step(found, metric.chance)):
+                colour = page.style[variant].colour
+                axes.plot(chance.index, chance.mean(axis=1), color=colour, ls=":", lw=1.2, zorder=2)
         for step in sorted({int(dense[run]) for run in runs["run_id"] if run in dense.index}):
             axes.axvline(step, color=GREY, lw=0.8, zorder=1.5)
-        panel_title(axes, f"L = {page.columns[column]}" if row == 0 else "", _ROWS[name][1], runs)
-    for name, panel in zip(rows, panels, strict=True):
-        if name == "mass_recall":
-            panel[0].set_ylim(0, 1.03)
-        else:
-            panel[0].set_ylim(bottom=0)
+        panel_title(axes, f"L = {page.columns[column]}" if row == 0 else "", metric.better, runs)
+    for metric, panel in zip(rows, panels, strict=True):
+        limit(panel, metric)
     few_ticks(panels)
     return figure
-
-
-def _draw(axes: Axes, runs: pd.DataFrame, records: pd.DataFrame, name: str, page: Page) -> None:
-    drawn = False
-    for i, (variant, look) in enumerate(page.style.items()):
-        found = records[records["run_id"].isin(runs.loc[runs["variant"] == variant, "run_id"])]
-        table = by_step(found, name)
-        if table.empty:
-            continue
-        drawn = True
-        draw_curves(axes, None, table, look, i)
-        if name == "mass_recall":
-            chance = by_step(found, "mass_recall_chance")
-            if len(chance):
-                axes.plot(chance.index, chance.mean(axis=1), color=look.colour, ls=":", lw=1.2, zorder=2)
-    if not drawn:
-        say(axes, "not recorded")

@@ -7,12 +7,12 @@ from matplotlib.figure import Figure
 
 from dsabench.analysis.variants import scored_unit
 from dsabench.figures.data import Drawn, FigureData
-from dsabench.figures.drawing import by_step, draw_curves, panel_title, say, spread_of
+from dsabench.figures.drawing import panel_title, spread_of
+from dsabench.figures.over_training import draw_metric, limit, row_labels, rows_with_values
 from dsabench.figures.sheet import Page, empty_page, few_ticks, outer_labels, pages, too_many
+from dsabench.metrics import GAP
 
 LOSSES = ("val_loss", "train_loss")
-GAP = "gap"
-_ROWS = {"val_loss": "validation loss", "train_loss": "training loss", GAP: "gap"}
 
 
 def loss_by_step(data: FigureData) -> Drawn | str:
@@ -31,30 +31,25 @@ def loss_by_step(data: FigureData) -> Drawn | str:
 
 def _page(page: Page, records: pd.DataFrame) -> Figure:
     mine = records[records["run_id"].isin(page.runs["run_id"])]
-    scored, rows = scored_unit(page.runs["task_accuracy"]), list(_ROWS)
-    memorised = "" if scored == "answer" else ", what was memorised"  # a task's windows are never met again
+    rows = rows_with_values("learning", LOSSES[0], mine)
+    # A task's windows are never met again.
+    memorised = "" if scored_unit(page.runs["task_accuracy"]) == "answer" else ", what was memorised"
     caption = [
         "Held-out windows, and a fixed sample of training windows; without step 0, where both are near ln V. "
         f"{spread_of(page.runs)}",
-        f"Gap: validation minus training loss{memorised}; verdicts: dsabench compare --metric generalisation_gap.",
+        f"Gap: validation minus training loss{memorised}; verdicts: dsabench compare --metric {GAP}.",
+        *(metric.caption for metric in rows if metric.name not in (*LOSSES, GAP)),
     ]
-    figure, panels = empty_page(page, len(_ROWS), [], caption)
-    units = [f"{title}\n(nats per {scored})" for title in _ROWS.values()]
-    for axes, row, column in outer_labels(panels, "step", units):
+    figure, panels = empty_page(page, len(rows), [], caption)
+    for axes, row, column in outer_labels(panels, "step", row_labels(rows, page.runs)):
         runs = page.of(page.columns[column])
-        drawn = False
-        for i, (variant, look) in enumerate(page.style.items()):
-            found = mine[mine["run_id"].isin(runs.loc[runs["variant"] == variant, "run_id"])]
-            table = by_step(found, rows[row])
-            if table.empty:
-                continue
-            drawn = True
-            draw_curves(axes, None, table, look, i)
-        if not drawn:
-            say(axes, "not recorded")
-        panel_title(axes, f"L = {page.columns[column]}" if row == 0 else "", "lower", runs)
+        draw_metric(axes, runs, mine, rows[row], page.style)
+        panel_title(axes, f"L = {page.columns[column]}" if row == 0 else "", rows[row].better, runs)
     low, high = float(mine[[*LOSSES]].min().min()), float(mine[[*LOSSES]].max().max())
-    for panel in (*panels[0], *panels[1]):  # one scale: the two losses are to be compared
-        panel.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low))
+    for metric, panel in zip(rows, panels, strict=True):
+        if metric.name in LOSSES:  # one scale: the two losses are to be compared
+            panel[0].set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low))
+        else:
+            limit(panel, metric)
     few_ticks(panels)
     return figure

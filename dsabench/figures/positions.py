@@ -21,6 +21,7 @@ from dsabench.figures.data import Drawn, FigureData
 from dsabench.figures.drawing import REFERENCE, at_least, line, panel_title, seeds_of
 from dsabench.figures.sheet import Page, empty_page, few_ticks, outer_labels, pages, too_many
 from dsabench.figures.style import Look, length_axis, looks
+from dsabench.metrics import METRICS
 
 GROUPS = 20
 """Points of a curve: single positions at the start of what is scored, wider and wider groups after it."""
@@ -103,7 +104,7 @@ def _page(page: Page, losses: dict[str, np.ndarray], pairs: pd.DataFrame, baseli
     ]
     rows = 2 if len(pairs) else 1
     figure, panels = empty_page(page, rows, extra, caption)
-    unit = f"nats per {scored_unit(page.runs['task_accuracy'])}"
+    unit = METRICS["val_loss"].per(scored_unit(page.runs["task_accuracy"])).unit
     units = [f"loss ({unit})", f"minus {base} ({unit})"]
     for axes, row, column in outer_labels(panels, "position in the window (1 = first)", units):
         value = page.columns[column]

@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
 from dsabench.analysis.pairing import machines
-from dsabench.analysis.variants import display_name, label_variants, scored_unit, scored_units
+from dsabench.analysis.variants import display_name, label_variants, scored_unit
 from dsabench.figures.data import Drawn, FigureData
 from dsabench.figures.drawing import (
     LEAK,
@@ -33,9 +33,13 @@ from dsabench.figures.drawing import (
 )
 from dsabench.figures.sheet import pages, too_many
 from dsabench.figures.style import GREY, PAPER, Look, looks, new_figure, save_png, styled
+from dsabench.metrics import METRICS
 
 _WIDTH, _PANEL_WIDTH = 9.0, 3.7
 """Inches of the figure, and roughly of one panel's axes."""
+
+_PANELS = ("val_loss", "val_accuracy", "step_ms", "unigram_loss")
+"""The metrics of the four panels, and the baseline."""
 
 _LEGEND_CHARACTERS = 120
 """Characters of legend entries that fit into the figure's width."""
@@ -74,7 +78,8 @@ def _draw(
     style = {variant: look for variant, look in every.items() if variant in set(done["variant"])}
     handles = [handle(look, legend_name(variant, done)) for variant, look in style.items()]
     scored = scored_unit(done["task_accuracy"])
-    baseline = "guessing without the targets" if scored == "answer" else "unigram baseline"
+    val_loss, val_accuracy, step_ms, unigram = (METRICS[name].per(scored) for name in _PANELS)
+    baseline = unigram.words
     handles.append(Line2D([], [], **REFERENCE, label=baseline))
     rows, columns = legend_layout([str(entry.get_label()) for entry in handles], _LEGEND_CHARACTERS)
     figure = new_figure(_WIDTH, 6.6 + 0.2 * rows)
@@ -86,18 +91,18 @@ def _draw(
     at_least(loss, 0.06)
     at_least(accuracy, 0.5)
     _time_limits(time, timed["step_ms"].dropna())
-    off_scale = _baseline(loss, done, baseline, scored)
+    off_scale = _baseline(loss, done, baseline, unigram.unit)
     longest = done[done["length"] == done["length"].max()]
     drawn = _training_curves(curves, longest, metrics, style)
     of_length = f", L = {int(longest['length'].iloc[0])}" if len(longest) else ""
-    for axes, title, unit, better in (
-        (loss, "Final validation loss", f"nats per {scored}", "lower"),
-        (accuracy, "Final validation accuracy", f"% of {scored_units(scored)}", "higher"),
-        (time, "Time of a training step", "ms", "lower"),
-        (curves, f"Validation loss{of_length}", f"nats per {scored}", "lower"),
+    for axes, metric, title in (
+        (loss, val_loss, f"Final {val_loss.words}"),
+        (accuracy, val_accuracy, f"Final {val_accuracy.words}"),
+        (time, step_ms, step_ms.words.capitalize()),
+        (curves, val_loss, f"{val_loss.words.capitalize()}{of_length}"),
     ):
-        panel_title(axes, title, better, longest if axes is curves else done)
-        axes.set_ylabel(unit)
+        panel_title(axes, title, metric.better, longest if axes is curves else done)
+        axes.set_ylabel(metric.unit.replace("share of", "% of"))
         axes.set_xlabel("step" if axes is curves else "sequence length (tokens)")
         if axes.get_yscale() == "linear":
             # A number of ticks that follows the panel's size would change it again, and the layout never settle.
@@ -131,7 +136,7 @@ def _time_limits(axes: Axes, times: pd.Series[float]) -> None:
         axes.set_ylim(0, 1.08 * axes.get_ylim()[1])
 
 
-def _baseline(axes: Axes, done: pd.DataFrame, name: str, scored: str) -> str | None:
+def _baseline(axes: Axes, done: pd.DataFrame, name: str, unit: str) -> str | None:
     """Draw the baseline and return None; say where it is instead, if it would flatten the losses."""
     baseline = done.groupby("length")["unigram_loss"].mean().dropna()
     if baseline.empty:
@@ -145,8 +150,7 @@ def _baseline(axes: Axes, done: pd.DataFrame, name: str, scored: str) -> str | N
         return None
     first, last = f"{baseline.min():.2f}", f"{baseline.max():.2f}"
     value = first if first == last else f"{first} to {last}"
-    name = "Guessing without the targets" if scored == "answer" else f"The {name}"
-    return f"{name}, {value} nats per {scored}, lies above the first panel."
+    return f"{name[0].upper()}{name[1:]}, {value} {unit}, lies above the first panel."
 
 
 def _training_curves(axes: Axes, done: pd.DataFrame, metrics: pd.DataFrame, style: dict[str, Look]) -> bool:

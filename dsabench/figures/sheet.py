@@ -20,18 +20,18 @@ COLUMNS = 4
 """Panels side by side; more lengths go on further pages."""
 
 MOST_PAGES = 12
-"""Pages of one figure; what would be on further ones is named as left out."""
+"""Most pages of one figure; a note names what the others would show."""
 
 _PANEL, _WIDE, _MARGIN = 2.45, 3.0, 1.0
-"""Inches: width of a panel, of one of at most two, and of what is beside them."""
+"""Inches: the width of a panel, of a panel when there are at most two, and of the rest of the figure."""
 
 _PER_INCH = 13.4
-"""Characters of legend entries that fit into an inch; of a caption a fifth more do."""
+"""Characters of legend entries in an inch; captions have a fifth more."""
 
 
 @dataclass(frozen=True)
 class Page:
-    """What one page shows."""
+    """One page of a figure."""
 
     style: dict[str, Look]
     """Its variants."""
@@ -125,7 +125,7 @@ def empty_page(
 
 
 def few_ticks(panels: list[list[Axes]]) -> None:
-    """A number of ticks that does not follow the panel's size: else the layout would never settle."""
+    """Fix the number of ticks. If it followed the size of the panel, the layout would not settle."""
     for axes in (axes for row in panels for axes in row):
         for name in ("x", "y"):
             if axes.get_xscale() == "linear" if name == "x" else axes.get_yscale() == "linear":

@@ -15,6 +15,7 @@ from dsabench.figures.data import Drawn, FigureData, families, paginate
 from dsabench.figures.drawing import REFERENCE, at_least, line, panel_title, points_of, say
 from dsabench.figures.sheet import Page, empty_page, few_ticks, outer_labels, pages, too_many
 from dsabench.figures.style import GREY, Look
+from dsabench.metrics import METRICS
 
 _MARGIN: dict[str, Any] = {"color": GREY, "linestyle": (0, (5, 2)), "linewidth": 1.0, "zorder": 2}
 
@@ -62,14 +63,14 @@ def _page(page: Page, data: FigureData, paired: bool) -> Figure:
     caption = [
         f"Final validation loss minus {base} of the same seed." if paired else "Final validation loss.",
         points_of(counted, "+-1 standard deviation"),
-        "Mass recall: share of full attention on the selected tokens, mean over seeds." if recall else "",
+        f"{METRICS['mass_recall'].caption} Means over seeds." if recall else "",
     ]
     rows = 2 if recall else 1
     figure, panels = empty_page(page, rows, extra, caption)
     label = "k / L (share of the window kept)"
-    per = f"nats per {scored_unit(page.runs['task_accuracy'])}"
-    unit = f"loss minus {base}\n({per})" if paired else f"validation loss\n({per})"
-    for axes, row, column in outer_labels(panels, label, [unit, "mass recall\n(share of attention)"]):
+    loss, mass = METRICS["val_loss"].per(scored_unit(page.runs["task_accuracy"])), METRICS["mass_recall"]
+    unit = f"{loss.words}{f' minus {base}' if paired else ''}\n({loss.unit})"
+    for axes, row, column in outer_labels(panels, label, [unit, f"{mass.words}\n({mass.unit})"]):
         mine = page.of(page.columns[column])
         title = f"L = {page.columns[column]}" if row == 0 else ""
         if row == 0:
@@ -77,10 +78,10 @@ def _page(page: Page, data: FigureData, paired: bool) -> Figure:
             if paired:
                 axes.axhline(0, **REFERENCE)
                 axes.axhline(margin, **_MARGIN)
-            panel_title(axes, title, "lower", mine)
+            panel_title(axes, title, loss.better, mine)
         else:
             _recall(axes, mine, page.style)
-            panel_title(axes, title, "higher", mine)
+            panel_title(axes, title, mass.better, mine)
         axes.set_xlim(0, min(1.02, 1.15 * page.runs["share"].max()))
     at_least(panels[0][0], 2 * margin)
     few_ticks(panels)

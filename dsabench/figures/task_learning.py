@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from dsabench.figures.data import Drawn, FigureData
-from dsabench.figures.drawing import REFERENCE, by_step, draw_curves, panel_title, say, spread_of
+from dsabench.figures.drawing import REFERENCE, panel_title, spread_of
+from dsabench.figures.over_training import draw_metric, limit, row_labels, rows_with_values
 from dsabench.figures.sheet import Page, empty_page, few_ticks, outer_labels, pages, too_many
-from dsabench.figures.style import Look
+from dsabench.metrics import METRICS
 
-_ACCURACY, _RECALL = "task_accuracy", "target_recall_best"
-_ROWS = {
-    _ACCURACY: ("task accuracy\n(share of answers)", "chance_accuracy"),
-    _RECALL: ("target recall, best layer\n(share of targets)", "target_recall_chance"),
-}
-"""What is drawn: its axis, and the column that has its chance."""
+_ACCURACY = "task_accuracy"
 
 
 def task_in_training(data: FigureData) -> Drawn | str:
@@ -35,41 +29,26 @@ def task_in_training(data: FigureData) -> Drawn | str:
 
 def _page(page: Page, records: pd.DataFrame) -> Figure:
     mine = records[records["run_id"].isin(page.runs["run_id"])]
-    rows = [name for name in _ROWS if np.isfinite(mine[name]).any()]
+    rows = rows_with_values("task", _ACCURACY, mine)
     extra = [Line2D([], [], **REFERENCE, label="chance")]
-    chances = page.runs.groupby("length")[[chance for _, chance in _ROWS.values()]].nunique()
+    chances = [metric.chance for metric in rows if metric.chance]
+    differ = (page.runs.groupby("length")[chances].nunique() > 1).to_numpy().any()
+    colours = ", in a variant's colour where variants differ" if differ else ""
     caption = [
         f"On held-out windows at full difficulty. {spread_of(page.runs)}",
-        "Chance: of the accuracy, the best guess without the answer's targets; of the recall, as many random tokens"
-        + (", in a variant's colour where variants differ." if (chances > 1).to_numpy().any() else "."),
-        "Target recall: share of the places where answers are to be found that the layer which selects most of them "
-        "has among its selected tokens."
-        if _RECALL in rows
-        else "",
+        *(metric.caption for metric in rows),
+        f"Chance: {'; '.join(METRICS[name].meaning for name in chances)}{colours}.",
     ]
     figure, panels = empty_page(page, len(rows), extra, caption)
-    for axes, row, column in outer_labels(panels, "step", [_ROWS[name][0] for name in rows]):
-        runs = page.of(page.columns[column])
-        name = rows[row]
-        found = mine[mine["run_id"].isin(runs["run_id"])]
-        _draw(axes, runs, found, name, page.style)
-        panel_title(axes, f"L = {page.columns[column]}" if row == 0 else "", "higher", runs)
-    for axes in (axes for panel in panels for axes in panel):
-        axes.set_ylim(0, 1.03)
+    for axes, row, column in outer_labels(panels, "step", row_labels(rows, page.runs)):
+        runs, metric = page.of(page.columns[column]), rows[row]
+        drawn = draw_metric(axes, runs, mine, metric, page.style, "nothing is selected")
+        means = {variant: float(found[metric.chance].mean()) for variant, found in drawn.items() if metric.chance}
+        one = len({round(chance, 6) for chance in means.values()}) == 1
+        for variant, chance in means.items():
+            axes.axhline(chance, **(REFERENCE if one else REFERENCE | {"color": page.style[variant].colour}))
+        panel_title(axes, f"L = {page.columns[column]}" if row == 0 else "", metric.better, runs)
+    for metric, panel in zip(rows, panels, strict=True):
+        limit(panel, metric)
     few_ticks(panels)
     return figure
-
-
-def _draw(axes: Axes, runs: pd.DataFrame, records: pd.DataFrame, name: str, style: dict[str, Look]) -> None:
-    chances: dict[str, float] = {}
-    for i, (variant, look) in enumerate(style.items()):
-        found = records[records["run_id"].isin(runs.loc[runs["variant"] == variant, "run_id"])]
-        table = by_step(found, name)
-        if len(table):
-            draw_curves(axes, None, table, look, i)
-            chances[variant] = float(found[_ROWS[name][1]].mean())
-    if not chances:
-        say(axes, "nothing is selected")
-    one = len({round(chance, 6) for chance in chances.values()}) == 1
-    for variant, chance in chances.items():
-        axes.axhline(chance, **(REFERENCE if one else REFERENCE | {"color": style[variant].colour}))

@@ -23,9 +23,11 @@ from dsabench.analysis.record_checks import Check, audit
 from dsabench.analysis.scope import Scope
 from dsabench.analysis.statistics import MIN_PAIRS
 from dsabench.analysis.variants import display_name, scored_unit
-from dsabench.analysis.wording import accuracy_lines, trend_lines
+from dsabench.analysis.wording import mean_lines, trend_lines
 from dsabench.figures.catalogue import FIGURES, draw, fitting
 from dsabench.figures.data import FigureData, figure_data
+from dsabench.metrics import METRICS
+from dsabench.metrics.glossary import glossary
 from dsabench.plain import visible
 from dsabench.report.inline import inline_svg
 from dsabench.report.selection_part import SelectionView, chosen_run, selection_view
@@ -44,14 +46,14 @@ _ORDER = ("forest", "experiment", "task", "sparsity", "positions", "learning", "
 
 
 class Report(NamedTuple):
-    """What was written."""
+    """A report that was written."""
 
     files: list[Path]
     """The report, and what had to be put beside it."""
     scope: str
-    """Which runs it is about."""
+    """The runs that it is about, in words."""
     notes: list[str]
-    """What is missing from it or must be known, a line each."""
+    """Notes on what is missing and what a reader must know, a line each."""
     checks: list[Check]
     comparison: Comparison | None
     selection: str | None
@@ -62,12 +64,12 @@ class Drawing(NamedTuple):
     """One page of a figure."""
 
     name: str
-    """Of FIGURES."""
+    """The figure's name in FIGURES."""
     id: str
     caption: str
     svg: Markup
     notes: list[str]
-    """What a reader must know of the figure, below its first page."""
+    """Notes below the figure's first page."""
 
 
 def write_report(
@@ -129,6 +131,7 @@ def _page(
 ) -> str:
     labelled = data.runs.drop_duplicates("run_id")
     environments = provenance.environments(scope.runs.drop_duplicates("run_id"))
+    scored = scored_unit(labelled.loc[labelled["finished"], "task_accuracy"])
     fields = list(dict.fromkeys(name for environment in environments for name in environment.fields))
     return (
         _templates()
@@ -136,7 +139,9 @@ def _page(
         .render(
             found=found,
             baseline=display_name(data.baseline or "dense"),
-            scored=scored_unit(labelled.loc[labelled["finished"], "task_accuracy"]),
+            scored=scored,
+            mass_recall=METRICS["mass_recall"],
+            glossary=list(glossary(scored)),
             scope=scope,
             date=provenance.newest(scope.runs),
             n_runs=len(labelled),
@@ -172,7 +177,7 @@ def _tables(found: Comparison | None) -> list[dict[str, Any]]:
         {
             "setting": table.setting,
             "sentences": table.sentences,
-            "trends": [*accuracy_lines(table, found.baseline), *trend_lines(table)],
+            "trends": [*mean_lines(table, found.baseline), *trend_lines(table)],
             "grids": [_filled(verdict_grid(table, found)), _filled(cost_grid(table))],
         }
         for table in found.tables
@@ -187,7 +192,7 @@ def _tables(found: Comparison | None) -> list[dict[str, Any]]:
 
 
 def _filled(grid: Grid) -> Grid:
-    """The grid with the length in every row: who hears a table row by row cannot look up."""
+    """The grid with the length in every row, for readers who hear a table row by row."""
     rows, length = [], ""
     for row in grid.rows:
         length = row[0] or length
@@ -231,13 +236,13 @@ def _left_out(labelled: pd.DataFrame, found: Comparison | None) -> list[tuple[st
 
 
 def _movable(scope: Scope) -> Scope:
-    """The scope without the place of its store, which may be another tomorrow and is nobody else's concern."""
+    """The scope without the path of its store, so that the report does not depend on it."""
     title = re.sub(rf" of {re.escape(str(scope.store))}(?= |$)", " of the store", scope.title)
     return dataclasses.replace(scope, title=title, notes=_placeless(scope.notes, scope.store))
 
 
 def _placeless(lines: list[str], store: Path) -> list[str]:
-    """Notes in which files of the store are named from there on."""
+    """The notes, with files named by their paths inside the store."""
     place = re.escape(str(store))
     named = [re.sub(rf"(?<![\w./-]){place}/", "", line) for line in lines]
     if not store.is_absolute():  # `runs` is a word, too
@@ -260,7 +265,7 @@ def _templates() -> Environment:
 
 
 def _shown(value: Any) -> Any:
-    """Text of records may hold anything: what would act on the reader's side is spelt out, ends of lines are kept."""
+    """Text from records, which may hold anything: control characters are spelt out, ends of lines are kept."""
     if not isinstance(value, str) or isinstance(value, Markup):
         return value
     return "\n".join(visible(line) for line in value.split("\n"))

@@ -11,6 +11,7 @@ from dsabench.analysis.formats import Grid
 from dsabench.errors import DsabenchError, StoreError
 from dsabench.figures.data import FigureData
 from dsabench.figures.style import settle, styled
+from dsabench.metrics import METRICS
 from dsabench.report.inline import inline_svg
 from dsabench.spec.stored_spec import needed_plugins
 from dsabench.store import find_checkpoint, find_run, read_run
@@ -23,7 +24,7 @@ EMBEDDED = 2_000_000
 """Bytes up to which the interactive page is part of the report; a larger one is a file beside it."""
 
 _COLUMNS = (
-    ("mass recall", "mass_recall"),
+    (METRICS["mass_recall"].words, "mass_recall"),
     ("best\npossible", "mass_recall_best"),
     ("of the\nbest keys", "oracle_overlap"),
     ("of the\nnearest", "nearest_kept"),

@@ -14,14 +14,14 @@ from safetensors import SafetensorError, safe_open
 from dsabench.errors import StoreError
 
 LOSSES = {"train": ("loss",), "eval": ("val_loss", "train_loss")}
-"""Kinds of records, and their losses, in nats: what a tolerance is about."""
+"""Kinds of records and their losses in nats, which a tolerance applies to."""
 
 _NOT_COMPUTED = frozenset(("kind", "step", "stage", "shared", "seconds", "eval_seconds", "tokens_per_second", "flops"))
-"""Values of a record that are no part of the training's arithmetic: times, and how FLOPs are counted."""
+"""Values of a record that are not compared, because training does not compute with them: times, counts of FLOPs."""
 
 
 class Deviation(NamedTuple):
-    """A recorded value that is not the same; None where a run has none."""
+    """A recorded value that differs between two runs; None where a run does not have it."""
 
     kind: str
     step: int
@@ -51,7 +51,7 @@ class Records:
     """Records of the first run, by kind."""
 
     same: int
-    """How many of them the second has, bit for bit, times apart."""
+    """How many of them the second run has with the same bits, times left out."""
 
     last_step: int
     """The last step of which the first run has a record."""
@@ -60,7 +60,7 @@ class Records:
     """In the first record that differs: the loss, or else the first value that is not the same."""
 
     largest: Deviation | None
-    """The loss that is furthest off; None when all losses are the same."""
+    """The loss with the largest difference; None when all losses are the same."""
 
     missing: tuple[tuple[str, int], ...]
     """(kind, step) of records that the second run lacks."""
@@ -152,13 +152,13 @@ class Weights:
     """Tensors of the first."""
 
     same: int
-    """How many of them the second has bit for bit."""
+    """How many of them the second has with the same bits."""
 
     largest: float
     """Largest absolute difference of a weight; infinite where shapes or names do not agree, or one is not finite."""
 
     name: str
-    """The parameter that has it; empty when all are the same."""
+    """The parameter with that difference; empty when all are the same."""
 
     @property
     def all_same(self) -> bool:

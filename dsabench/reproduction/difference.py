@@ -7,17 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from dsabench.errors import ScopeError, StoreError
+from dsabench.metrics import columns
 from dsabench.reproduction.compare_records import Records, compare_records
 from dsabench.reproduction.environments import Change, changes, environment_changes, environment_of, n_equal, text
 from dsabench.spec.identity import flatten
 from dsabench.store import RunRecord, find_run, read_metrics
-from dsabench.store.records import COUNTS, MEASURES
 
 _HEADLINE = 3
-"""Changes of a kind that the summary names, before it only counts them."""
-
-_OUTCOMES = ("status", "val_loss", "val_accuracy", "task_accuracy", "train_loss", "step_ms", *COUNTS, *MEASURES)
-"""Outcomes that come first."""
+"""Changes of a kind that the summary names; it counts the others."""
 
 _BY_DIGEST = {"plugins": "plugin", "data.source": "corpus", "data.tokenizer": "tokenizer"}
 """Fields that may hold a path, and the digest that says whether the same lies there."""
@@ -43,7 +40,7 @@ class RunDifference:
     """Of two runs of one spec: what they recorded, step by step."""
 
     problem: str
-    """Why it could not be compared; empty when it was, or is of two specs."""
+    """Why the records could not be compared; empty when they were, or when the specs differ."""
 
     @property
     def same_spec(self) -> bool:
@@ -134,7 +131,7 @@ def compare_runs(a: RunRecord, b: RunRecord, stores: tuple[Path, Path]) -> RunDi
         stores,
         spec=changes(*specs, first=("attention.kind", "length", "seed")),
         environment=environment_changes(a, b),
-        outcome=changes(*outcomes, first=_OUTCOMES),
+        outcome=changes(*outcomes, first=("status", *columns())),
         shared={
             "spec": n_equal(*specs),
             "environment": n_equal(*environments),
@@ -183,7 +180,7 @@ def _outcomes(record: RunRecord) -> dict[str, Any]:
 
 
 def _named(found: list[Change]) -> str:
-    """The first of them, and how many more there are: what only one of the runs has is never among the first."""
+    """The first changes of what both runs have (else of what one has), and how many more there are."""
     shown = [c for c in found if None not in (c.a, c.b)][:_HEADLINE] or found[:_HEADLINE]
     named = ", ".join(f"{c.field} {text(c.a)} -> {text(c.b)}" for c in shown)
     return named + (f" and {len(found) - len(shown)} more" if len(found) > len(shown) else "")

@@ -10,7 +10,7 @@ from dsabench.spec.identity import flatten
 from dsabench.store import RunRecord
 
 NO_ENVIRONMENT = ("audit", "data_notes")
-"""Entries of a record's environment that are findings about the run."""
+"""Entries of a record's environment that say nothing of the machine, but what was found about the run."""
 
 _FIRST = (
     "device_name",
@@ -28,7 +28,7 @@ _FIRST = (
     "dsabench",
     "source",
 )
-"""What is named first: the likeliest reasons for other bits."""
+"""Entries that are named first: the likeliest reasons for different bits."""
 
 _HARMLESS = frozenset(
     (
@@ -49,7 +49,7 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 class Change(NamedTuple):
-    """One entry that two runs do not share; None where a run has none, or null."""
+    """An entry in which two runs differ; None where a run does not have it, or has null."""
 
     field: str
     a: Any
@@ -70,8 +70,8 @@ def environment_changes(a: RunRecord, b: RunRecord) -> list[Change]:
 
 
 def changes(a: dict[str, Any], b: dict[str, Any], first: tuple[str, ...] = ()) -> list[Change]:
-    """Entries in which two flat mappings differ: those named in `first`, then in alphabetical order. One that is null
-    is as good as absent."""
+    """Entries in which two flat mappings differ: those named in `first`, then in alphabetical order. Null
+    counts as absent."""
     place = {name: i for i, name in enumerate(first)}
     names = sorted(a.keys() | b.keys(), key=lambda name: (place.get(name, len(place)), name))
     return [Change(name, a.get(name), b.get(name)) for name in names if not _equal(a.get(name), b.get(name))]

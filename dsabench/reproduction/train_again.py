@@ -49,7 +49,7 @@ class Reproduction:
     again: RunRecord
     records: Records
     weights: Weights | None
-    """None when one of the runs has no checkpoint of the other's step."""
+    """The weights compared; None when the checkpoints are not both there and of one step."""
 
     tolerance: float | None
     kept: Path | None
@@ -57,7 +57,7 @@ class Reproduction:
 
     @property
     def verdict(self) -> Verdict:
-        """Of everything recorded and the weights; `within tolerance` is said of the losses."""
+        """The verdict on all records and the weights; a tolerance applies to losses alone."""
         if self.again.status != self.original.status and self.original.status != "interrupted":
             return "differs"
         if self.records.all_same and (self.weights is None or self.weights.all_same):
@@ -72,12 +72,12 @@ class Reproduction:
 
     @property
     def reasons(self) -> list[Change]:
-        """Those that can change the bits of a result, and how steps were computed."""
+        """Differences that can change the bits of a result."""
         return reasons(self.original, self.again)
 
     @property
     def unrecorded(self) -> list[str]:
-        """What only one of the two recorded."""
+        """Entries that only one of the two recorded."""
         return unrecorded(self.original, self.again)
 
     @property

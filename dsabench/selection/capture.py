@@ -33,7 +33,7 @@ class LayerSelection:
     """Full softmax attention probabilities, mean over heads."""
 
     scores_TS: NDArray[np.float32] | None
-    """Index scores; None for a variant that has none. What lies after the query means nothing."""
+    """Index scores; None for a variant that has none. Scores of keys after the query have no meaning."""
 
     @property
     def length(self) -> int:
@@ -67,7 +67,7 @@ class LayerSelection:
 def inspect(model: Transformer, tokens_T: NDArray[Any], execution: Execution) -> list[LayerSelection]:
     """The selections of every layer that captures one, first to last, in eval mode and the sparse stage; [] if none.
 
-    The model must be on the execution's device, and is left as it was. Raises DeviceError when the memory does not do.
+    The model must be on the execution's device, and is left as it was. Raises DeviceError when memory is too small.
     """
     captured: dict[int, Selection] = {}
     _logits_TV(model, tokens_T, execution, captured)
@@ -75,9 +75,9 @@ def inspect(model: Transformer, tokens_T: NDArray[Any], execution: Execution) ->
 
 
 def most_probable_T(model: Transformer, tokens_T: NDArray[Any], execution: Execution) -> NDArray[np.int64]:
-    """The token that the model holds for most probable after each of `tokens_T`, in eval mode and the sparse stage.
+    """The token that the model finds most probable after each of `tokens_T`, in eval mode and the sparse stage.
 
-    The first of equals. Raises DeviceError, as `inspect`.
+    Of equals the first. Raises DeviceError, as `inspect`.
     """
     found_T: NDArray[np.int64] = _logits_TV(model, tokens_T, execution).argmax(-1).cpu().numpy()
     return found_T
@@ -115,7 +115,7 @@ def _plain(layer: int, selection: Selection) -> LayerSelection:
 def ranked(selected_TK: NDArray[Any], scores_TS: NDArray[np.float32] | None) -> NDArray[np.int32]:
     """The same sets with the highest score first, equal ones (and all, without scores) in the order given.
 
-    What takes part in nothing, a key after its query or a second time, is an empty slot; those are last.
+    A key after its query, and a key that is there twice, become empty slots; empty slots come last.
     """
     query_T1 = np.arange(len(selected_TK))[:, None]
     selected_TK = np.where((selected_TK >= 0) & (selected_TK <= query_T1), selected_TK, EMPTY).astype(np.int32)

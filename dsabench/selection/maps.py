@@ -31,13 +31,13 @@ CELLS = 512
 """Most cells of a map along one side: more could not be told apart in the picture."""
 
 MOST_LAYERS = 12
-"""Layers that are drawn; of more, evenly spaced ones, which the caption names."""
+"""Most layers that are drawn; of more, evenly spaced ones, which the caption names."""
 
 LEAST, MOST = 0.1, 100.0
 """Ends of the attention scale, in even shares 1 / (t + 1)."""
 
 _FUTURE = "#D9D9D9"
-"""Keys after their query: not white, which is `not selected`."""
+"""The grey of keys after their query; white means not selected."""
 
 _BLUES = LinearSegmentedColormap.from_list("blues", ["#FFFFFF", "#9CC9E6", "#0072B2", "#00263D"])
 """White to nearly black through the blue of the other figures: even steps in grey, too."""
@@ -135,7 +135,7 @@ def _targets(axes: Axes, layer: LayerSelection, questions: Questions) -> None:
 
 
 def _bar(figure: Figure, axes: NDArray[Any], colours: ScalarMappable, label: str, ticks: dict[float, str]) -> None:
-    """One colour bar for a column of maps, above them: as thick whatever the number of layers."""
+    """A colour bar above a column of maps, of the same thickness for any number of layers."""
     bar = figure.colorbar(colours, ax=list(axes), location="top", aspect=30, shrink=0.85, pad=0.03 / len(axes))
     bar.set_label(label, fontsize=8)
     bar.ax.xaxis.set_major_locator(FixedLocator(list(ticks)))
@@ -184,5 +184,5 @@ def _spaced(layers: Sequence[LayerSelection]) -> list[LayerSelection]:
 
 
 def _ascii(text: str) -> str:
-    """Names of documents may hold anything; a picture's font has not every character."""
+    """The text in characters that the picture's font has: names of documents may hold any."""
     return text.encode("ascii", "backslashreplace").decode().replace("\n", "\\n").replace("\r", "\\r")

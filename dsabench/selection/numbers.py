@@ -44,7 +44,7 @@ def selection_numbers(layers: Sequence[LayerSelection]) -> Numbers:
 
 
 def layer_numbers(layer: LayerSelection) -> Numbers:
-    """Of one layer; a `_chance` beside every number that has one.
+    """The numbers of one layer, each with its `_chance` beside it where it has one.
 
     layer, k, queries      which layer; k; how many rows R has
     mass_recall            mean over R of sum over s in S[t] of p[t,s]; chance n / (t + 1)
@@ -96,7 +96,7 @@ def layer_numbers(layer: LayerSelection) -> Numbers:
 
 
 def layer_recall_T(layer: LayerSelection) -> NDArray[np.float64]:
-    """Attention mass inside each query's selection, in [0, 1]; engine.evaluation.recall_BT for one window."""
+    """Attention mass inside each query's selection, in [0, 1]: `recall_BT` of engine/evaluation.py for one window."""
     recall_T: NDArray[np.float64] = layer.at_slots(layer.mass_TS).sum(axis=1, dtype=np.float64)
     return recall_T
 
@@ -253,7 +253,7 @@ def _mean(values: NDArray[Any]) -> float | None:
 
 
 def _means(found: Sequence[Numbers]) -> Numbers:
-    """Means over layers of what is a number in every one of them."""
+    """Means over layers of the entries that are a number in every layer."""
     if not found:
         return {}
     names = [name for name, value in found[0].items() if name != "layer" and not isinstance(value, (list, dict))]

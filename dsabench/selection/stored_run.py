@@ -36,20 +36,20 @@ class Inspection:
     """Training steps behind the weights."""
 
     source: str
-    """Where the text is from, in words."""
+    """Where the text comes from, in words."""
 
     pieces: list[str]
     """The text of each token."""
 
     layers: list[LayerSelection]
     notes: list[str] = field(default_factory=list)
-    """One line on each thing that a reader must know."""
+    """What a reader must know of it, a line each."""
 
     separator: str = ""
-    """What stands between two pieces."""
+    """The text between two pieces: empty where the pieces join to the text itself."""
 
     questions: Questions | None = None
-    """What is asked in the window, when it is one of a task."""
+    """The queries of a task's window, with targets and answers; None for a text."""
 
     @property
     def run_id(self) -> str:
@@ -70,23 +70,23 @@ class Inspection:
 
     @functools.cached_property
     def numbers(self) -> Numbers:
-        """analysis.selection.selection_numbers of the layers; of a task analysis.targets.with_targets of them."""
+        """`selection_numbers` of the layers; for a task, `with_targets` of these."""
         numbers = selection_numbers(self.layers)
         return numbers if self.questions is None else with_targets(numbers, self.layers, self.questions)
 
     @property
     def default_query(self) -> int:
-        """The query to show first: the last that is scored, and of a text the last."""
+        """The query to show first: the last scored one of a task, the last one of a text."""
         return self.length - 1 if self.questions is None else self.questions.queries[-1]
 
     @property
     def default_layer(self) -> LayerSelection:
-        """The layer to show first: the one that selects most targets, and of a text the last."""
+        """The layer to show first: the one that selects most targets of a task, the last one for a text."""
         best = self.numbers.get("target_recall_best_layer", self.layers[-1].layer)
         return next(layer for layer in self.layers if layer.layer == best)
 
     def document(self) -> Numbers:
-        """All of it but the arrays, as one JSON document; of a task with its queries, see targets.question_list."""
+        """Everything but the arrays, as one JSON document; for a task with its queries (`question_list`)."""
         asked = {} if self.questions is None else {"queries": question_list(self.pieces, self.layers, self.questions)}
         return {
             "run_id": self.run_id,
@@ -257,7 +257,7 @@ def _chosen(found: list[LayerSelection], wanted: Sequence[int] | None) -> list[L
 
 
 def _other(store: str | Path) -> str:
-    """What would work, for a run that does not."""
+    """A hint at what would work, for a run that cannot be shown."""
     try:
         return f"one that selects: {newest_selecting_run(store).run_id}"
     except StoreError:

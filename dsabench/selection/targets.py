@@ -30,7 +30,7 @@ class Questions:
     """Scored query -> the right answer, the token that follows it; in ascending order."""
 
     model_answers: dict[int, str]
-    """Scored query -> what the model holds for most probable there."""
+    """Scored query -> the token that the model finds most probable."""
 
     @property
     def queries(self) -> list[int]:
@@ -56,7 +56,7 @@ def target_numbers(layer: LayerSelection, questions: Questions) -> Numbers:
 
 
 def with_targets(numbers: Numbers, layers: list[LayerSelection], questions: Questions) -> Numbers:
-    """analysis.selection.selection_numbers with `target_numbers` added to each layer and to their mean.
+    """`selection_numbers` with `target_numbers` added to each layer and to their mean.
 
     target_recall_best and target_recall_best_layer are those of the layer that finds most, the last of equals.
     """

@@ -39,11 +39,11 @@ if TYPE_CHECKING:
     from dsabench.selection.stored_run import Inspection
 
 LEAST_MASS = 1e-6
-"""Attention below this is shown as less than it."""
+"""The smallest attention that is shown as a number; below it stands `<`."""
 
 _MARK = r"(?://|/\*|<!--) task(?: \*/| -->)?$"
 _TASK_ONLY = {True: (f" +{_MARK}", ""), False: (f"^.*{_MARK}\n", "")}
-"""Lines of the template with this mark are for a task's window alone."""
+"""How lines of the template that are for a task's window alone are kept (True) or cut (False)."""
 
 _SHOWN = ("layer", "k", "mass_recall", "mass_recall_chance", "mass_recall_best", "oracle_overlap")
 
@@ -73,7 +73,7 @@ def page(inspection: Inspection) -> str:
 
 
 def page_data(inspection: Inspection) -> dict[str, Any]:
-    """What the page knows beside the blocks of bytes; of a task with its queries and where to begin."""
+    """The page's data beside the blocks of bytes; for a task with its queries, and the query to begin with."""
     layers = zip(inspection.layers, inspection.numbers["layers"], strict=True)
     task: dict[str, Any] = {}
     shown: tuple[str, ...] = _SHOWN
@@ -161,7 +161,7 @@ def _scores(layer: LayerSelection) -> tuple[NDArray[np.float32], NDArray[np.floa
 
 
 def _shown(piece: str) -> str:
-    """A token's text for the page: a mark for each end of a line, which ends it too, and escapes for control codes."""
+    """A token's text for the page: a mark and a line break for each end of a line, escapes for control codes."""
     if not piece:
         return "\u00b7"  # a part of a character that stands at an earlier token
     return "".join("\u21b5\n" if character == "\n" else visible(character) for character in piece)

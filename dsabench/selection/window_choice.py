@@ -22,7 +22,7 @@ from dsabench.store import RunRecord
 
 @dataclass(frozen=True, eq=False)
 class Window:
-    """Tokens, and what a reader sees of them."""
+    """A window's tokens, their text and its source."""
 
     tokens_T: NDArray[np.int32]
 
@@ -30,19 +30,19 @@ class Window:
     """The text of each token."""
 
     source: str
-    """Where they are from, in words."""
+    """Where they come from, in words."""
 
     separator: str = ""
-    """What stands between two pieces."""
+    """The text between two pieces: empty where the pieces join to the text itself."""
 
     questions: Callable[[NDArray[np.int64]], Questions] | None = None
-    """Of a task: what is asked, given the tokens (T,) that the model holds for most probable."""
+    """For a task: its questions, given the tokens (T,) that the model finds most probable."""
 
 
 def window_of(
     spec: RunSpec, record: RunRecord, text: str | None, document: int | None, start: int, notes: list[str]
 ) -> Window:
-    """The window that `inspect_selection` describes; adds to `notes` what a reader must know of it.
+    """The window that `inspect_selection` describes; adds to `notes` what a reader must know about it.
 
     Raises SpecError for a choice that the run's data do not have, DataError when there is no such window.
     """

@@ -32,7 +32,7 @@ from dsabench.store.files import Signature, explained, read_regular, signature, 
 from dsabench.store.layout import RECORD, SWEEPS, check_schema, existing_store, locked
 from dsabench.store.reader import run_names
 from dsabench.store.records import SCHEMA_VERSION
-from dsabench.store.table import COLUMNS, Row, row_of, table
+from dsabench.store.table import Row, fixed_columns, row_of, table
 
 INDEX = "index.parquet"
 _ROWS = ".index.json.gz"
@@ -59,7 +59,7 @@ class _State(NamedTuple):
 def load_runs(store: str | Path = "runs") -> pd.DataFrame:
     """Every run of the store, one row each, sorted by run_id.
 
-    Columns: those of `table.COLUMNS`, always; every spec field by its path (`train.learning_rate`);
+    Columns: those of `table.fixed_columns`, always; every spec field by its path (`train.learning_rate`);
     `fingerprint.*` and `environment.*`; and any further metric. dtypes: string, Int64, boolean, float64
     (NaN is missing or recorded as NaN), datetime64[us, UTC]; see `table.typed`. `status` is running, done,
     failed, interrupted (a crashed run too), or unreadable, and then `error` says what is wrong with the
@@ -208,7 +208,8 @@ def _read_index(store: Path) -> tuple[pd.DataFrame, _State] | None:
         frame = content.to_pandas()
     except (StoreError, pa.ArrowException, ValueError, TypeError, KeyError, AttributeError):
         return None
-    ours = all(str(frame.dtypes.get(name)) == dtype for name, dtype in COLUMNS.items()) and frame.columns.is_unique
+    fixed = fixed_columns().items()
+    ours = all(str(frame.dtypes.get(name)) == dtype for name, dtype in fixed) and frame.columns.is_unique
     return (frame, state) if ours and state and list(frame["run_id"]) == sorted(state.signatures) else None
 
 

@@ -21,6 +21,7 @@ from pydantic import (
 
 from dsabench._version import __version__
 from dsabench.errors import StoreError
+from dsabench.metrics import columns
 from dsabench.store.files import explain
 
 SCHEMA_VERSION = 1
@@ -31,29 +32,6 @@ MAX_DEPTH = 100
 
 Status = Literal["running", "done", "failed", "interrupted"]
 Scalar = bool | int | float | str | None
-
-COUNTS = ("steps", "params", "indexer_params", "tokens")
-"""Summary entries that are whole numbers."""
-
-MEASURES = (
-    "flops",
-    "train_loss",
-    "val_loss",
-    "val_bits_per_byte",
-    "val_accuracy",
-    "unigram_loss",
-    "mass_recall",
-    "mass_recall_chance",
-    "step_ms",
-    "tokens_per_second",
-    "peak_memory_mb",
-    "task_accuracy",
-    "chance_accuracy",
-    "target_recall",
-    "target_recall_best",
-    "target_recall_chance",
-)
-"""Summary entries that are real numbers (FLOPs too: a long run has more than 64 bits count)."""
 
 RESERVED = frozenset(
     ("run_id", "status", "attention", "length", "seed", "sweep", "error", "created", "updated", "version")
@@ -160,7 +138,7 @@ class RunRecord(Record):
     """Where it ran: versions, device, host."""
 
     summary: dict[str, Scalar] = {}
-    """The finished run's metrics, flat; COUNTS and MEASURES are among them, and others may be."""
+    """The finished run's metrics by name, those of `metrics.columns` and others."""
 
     error: str | None = None
     """Why it failed."""
@@ -187,14 +165,16 @@ class RunRecord(Record):
     def _fits_the_columns(cls, summary: dict[str, Scalar]) -> dict[str, Scalar]:
         if taken := RESERVED & summary.keys():
             raise ValueError(f"{', '.join(sorted(taken))}: the name is taken by a column that is not a metric")
-        for name in COUNTS:
-            if summary.get(name) is not None and not _whole(summary[name]):
-                raise ValueError(f"{name} = {summary[name]!r} is not a whole number")
-        for name in MEASURES:
-            if summary.get(name) is not None and type(summary[name]) not in (int, float):
-                raise ValueError(f"{name} = {summary[name]!r} is not a number")
-            if isinstance(number := summary.get(name), int) and abs(number) > sys.float_info.max:
-                raise ValueError(f"{name} is a number of {number.bit_length()} bits, beyond every float")
+        for name, dtype in columns().items():
+            value = summary.get(name)
+            if value is None:
+                continue
+            if dtype == "Int64" and not _whole(value):
+                raise ValueError(f"{name} = {value!r} is not a whole number")
+            if dtype == "float64" and type(value) not in (int, float):
+                raise ValueError(f"{name} = {value!r} is not a number")
+            if dtype == "float64" and isinstance(value, int) and abs(value) > sys.float_info.max:
+                raise ValueError(f"{name} is a number of {value.bit_length()} bits, beyond every float")
         if not isinstance(summary.get("leak"), bool | None):
             raise ValueError(f"leak = {summary['leak']!r} is neither true nor false")
         return summary

@@ -13,32 +13,35 @@ import numpy as np
 import pandas as pd
 
 from dsabench.errors import StoreError
+from dsabench.metrics import columns as metric_columns
 from dsabench.plain import encodable
 from dsabench.store.files import is_held
 from dsabench.store.layout import LOCK, RECORD, existing_store
 from dsabench.store.reader import read_folder, read_metrics, run_names
-from dsabench.store.records import COUNTS, MEASURES, RunRecord
+from dsabench.store.records import RunRecord
 
 TIME = "datetime64[us, UTC]"
 
 _PART = 50
 """Runs whose metrics are in memory at a time, where those of all runs need not be."""
 
-COLUMNS: dict[str, str] = {
-    **dict.fromkeys(("run_id", "status", "attention"), "string"),
-    **dict.fromkeys(("length", "seed", *COUNTS), "Int64"),
-    **dict.fromkeys(MEASURES, "float64"),
-    "leak": "boolean",
-    **dict.fromkeys(("sweep", "error"), "string"),
-    **dict.fromkeys(("created", "updated"), TIME),
-    "version": "string",
-}
-"""The columns that are always there, with their pandas dtypes; the others follow in alphabetical order."""
-
 Row = dict[str, Any]
 
 Array = pd.api.extensions.ExtensionArray | np.ndarray[Any, Any]
 """The values of a column."""
+
+
+def fixed_columns() -> dict[str, str]:
+    """The columns that are always there, with their pandas dtypes; the others follow in alphabetical order."""
+    return {
+        **dict.fromkeys(("run_id", "status", "attention"), "string"),
+        **dict.fromkeys(("length", "seed"), "Int64"),
+        **metric_columns(),
+        "leak": "boolean",
+        **dict.fromkeys(("sweep", "error"), "string"),
+        **dict.fromkeys(("created", "updated"), TIME),
+        "version": "string",
+    }
 
 
 def row_of(folder: Path) -> tuple[Row, bool]:
@@ -90,10 +93,11 @@ def flatten(value: Mapping[str, Any], prefix: str, row: Row) -> None:
 
 
 def table(rows: Iterable[Row]) -> pd.DataFrame:
-    """One row a run, sorted by run_id: COLUMNS, then all other fields with a fitting dtype."""
+    """One row a run, sorted by run_id: fixed_columns, then all other fields with a fitting dtype."""
     ordered = sorted(rows, key=lambda row: str(row["run_id"]))
-    others = sorted({name for row in ordered for name in row} - COLUMNS.keys())
-    columns = {name: _fixed([row.get(name) for row in ordered], dtype) for name, dtype in COLUMNS.items()}
+    fixed = fixed_columns()
+    others = sorted({name for row in ordered for name in row} - fixed.keys())
+    columns = {name: _fixed([row.get(name) for row in ordered], dtype) for name, dtype in fixed.items()}
     columns |= {encodable(name): typed([row.get(name) for row in ordered]) for name in others}
     return pd.DataFrame(columns)
 

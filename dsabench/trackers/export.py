@@ -150,7 +150,7 @@ class _Following:
         return run.name == self._name and lines[: len(self._written)] == self._written
 
     def leave(self) -> None:
-        """Close what is open."""
+        """Close the session, if there is one."""
         session, self.session = self.session, None
         if session is not None:
             with suppress(Exception):  # its error was told already, or nobody waits for it

@@ -13,7 +13,7 @@ class Kind(NamedTuple):
     """Packages that it needs."""
 
     view: str
-    """The command that shows what was written, with {out}."""
+    """The command that shows the export in the folder {out}."""
 
 
 TRACKERS = {

@@ -18,14 +18,15 @@ from statsmodels.stats.multitest import multipletests
 
 from dsabench.analysis import formats
 from dsabench.analysis.compare import compare
-from dsabench.analysis.comparison import Comparison, Row
-from dsabench.analysis.metrics import METRICS
+from dsabench.analysis.comparison import Comparison
+from dsabench.analysis.comparison_row import Row
 from dsabench.analysis.scope import ScopeError, look_at
 from dsabench.analysis.wording import trend_lines
 from dsabench.cli.views.compare_tables import comparison_lines
 from dsabench.cli.views.sweep_result import report_sweep
 from dsabench.figures.catalogue import draw
 from dsabench.figures.data import figure_data
+from dsabench.metrics import compared
 from dsabench.spec.run import RunSpec, validate
 from dsabench.store import load_metrics, load_runs
 
@@ -330,7 +331,7 @@ def test_any_variant_can_be_the_baseline(store: Path) -> None:
         compare(look_at(store), baseline="dsa")
     with pytest.raises(ScopeError, match="--baseline dens: no run has that attention; did you mean dense"):
         compare(look_at(store), baseline="dens")
-    with pytest.raises(ScopeError, match=f"accepted: {', '.join(METRICS)}"):
+    with pytest.raises(ScopeError, match=f"accepted: {', '.join(compared())}"):
         compare(look_at(store), metric="loss")
     with pytest.raises(ScopeError, match=r"no finished run of .* has it"):
         compare(look_at(store), metric="task_accuracy")

@@ -15,7 +15,8 @@ from dsabench.analysis.formats import as_markdown, cost_grid
 from dsabench.analysis.pairing import find_pairs
 from dsabench.analysis.record_checks import Check, audit
 from dsabench.analysis.scope import ScopeError, look_at
-from dsabench.analysis.variants import label_variants, scored_unit, scored_units
+from dsabench.analysis.variants import label_variants, scored_unit
+from dsabench.metrics import plural
 from dsabench.store import load_curves, load_runs
 
 
@@ -30,15 +31,15 @@ def test_what_is_counted_follows_from_the_runs() -> None:
     assert [scored_unit(values) for values in ([], [math.nan], [0.5], [0.5, math.nan])] == [
         "token", "token", "answer", "token or answer",
     ]  # fmt: skip
-    assert scored_units("token or answer") == "tokens or answers"
+    assert plural("token or answer") == "tokens or answers"
 
 
 def test_a_comparison_of_tasks_says_answers_accuracy_and_target_recall(store: Path) -> None:
     found = compare(look_at(store))
     assert (found.metric, found.unit, found.margin_unit) == ("val_loss", "nats per answer", "nats per answer")
     for row in found.rows:
-        assert (row.task_accuracy, row.baseline_task_accuracy) == pytest.approx((0.9, 0.9))
-        assert (row.target_recall_best, row.target_recall_chance) == pytest.approx((0.8, 0.3))
+        assert (row.mean("task_accuracy"), row.mean("baseline_task_accuracy")) == pytest.approx((0.9, 0.9))
+        assert (row.mean("target_recall_best"), row.mean("target_recall_chance")) == pytest.approx((0.8, 0.3))
     text = as_markdown(found)
     assert [row[-1] for row in cost_grid(found.tables[0]).rows] == [".80 (.30)"] * 2
     assert "Task accuracy at 64 tokens: dense 90.0%, DSA 90.0% (chance 5.0%)." in text

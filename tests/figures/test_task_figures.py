@@ -128,6 +128,6 @@ def test_the_report_of_a_task_has_its_figure_and_terms(
     found = report_page.write_report(look_at(of_tasks.scope.store), tmp_path, selection=False)
     text = found.files[0].read_text(encoding="utf-8")
     assert 'id="figure-task-1"' in text
-    for words in ("Nats per answer", "Target recall:", "Task accuracy at 64 tokens", ".80 (.30)"):
+    for words in ("in nats per answer", "Target recall, best layer:", "Task accuracy at 64 tokens", ".80 (.30)"):
         assert words in text
     assert "nats per token" not in text and "unigram" not in text

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from dsabench.analysis.variants import TASK_MEANS
+from dsabench.metrics import METRICS
 from dsabench.spec.identity import run_id
 from dsabench.spec.run import RunSpec, validate
 from dsabench.store import RunRecord, SweepRecord, write_sweep
@@ -20,6 +20,8 @@ from dsabench.store.layout import make_store
 MACHINE = {"device": "cuda:0", "device_name": "NVIDIA H100 80GB HBM3", "precision": "bf16", "torch": "2.11.0"}
 START = datetime(2026, 1, 1, tzinfo=UTC)
 
+
+_OF_TASKS = [metric.name for metric in METRICS.values() if metric.runs == "task"]
 
 TASK = {"task_accuracy": 0.9, "chance_accuracy": 0.05, "target_recall_best": 0.8, "target_recall_chance": 0.3}
 """A summary's values that make a run one of a task."""
@@ -90,7 +92,7 @@ def finished(
     indexer = 332_288 if k is not None else 0
     selects = k is not None and k < spec.length
     recall = {"mass_recall": 0.9, "mass_recall_chance": 0.6} if selects else {}
-    task = {name: summary[name] for name in TASK_MEANS if name in summary and (selects or "recall" not in name)}
+    task = {name: summary[name] for name in _OF_TASKS if name in summary and (selects or "recall" not in name)}
     records: list[dict[str, Any]] = []
     for i in range(evaluations + 1):
         share = i / evaluations
@@ -145,7 +147,7 @@ def finished(
         spec=spec.model_dump(mode="json"),
         fingerprint={"corpus": "c0", "tokenizer": "t0"},
         environment=MACHINE if environment is None else environment,
-        summary={**totals, **{name: value for name, value in summary.items() if name not in TASK_MEANS}, **task}
+        summary={**totals, **{name: value for name, value in summary.items() if name not in _OF_TASKS}, **task}
         if status == "done"
         else {},
         error=error,

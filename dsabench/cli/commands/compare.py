@@ -17,6 +17,7 @@ from dsabench.cli.options import (
     WhereOption,
     check_margin,
 )
+from dsabench.metrics import compared
 
 if TYPE_CHECKING:
     from dsabench.analysis.comparison import Comparison
@@ -25,8 +26,7 @@ MetricOption = Annotated[
     str,
     typer.Option(
         "--metric",
-        help="val_loss, val_bits_per_byte, generalisation_gap, val_accuracy, task_accuracy, step_ms, "
-        "tokens_per_second or peak_memory_mb.",
+        help=f"{', '.join(list(compared())[:-1])} or {list(compared())[-1]}.",
         metavar="NAME",
     ),
 ]

@@ -33,7 +33,7 @@ def comparison_lines(found: Comparison, console: Console) -> None:
     then the notes."""
     from dsabench.analysis.formats import best_rate_grid, cost_grid, ladder_grid, notes, verdict_grid
     from dsabench.analysis.variants import display_name
-    from dsabench.analysis.wording import accuracy_lines, trend_lines
+    from dsabench.analysis.wording import mean_lines, trend_lines
 
     def say(line: str = "", style: str = "") -> None:
         console.print(Text(line, style=style), soft_wrap=not console.is_terminal)
@@ -57,7 +57,7 @@ def comparison_lines(found: Comparison, console: Console) -> None:
         verdicts, footnotes = _fitting(verdict_grid(table, found))
         console.print(columns(verdicts.headings, verdicts.rows, console, verdicts.left), crop=False)
         say()
-        for line in [*table.sentences, *accuracy_lines(table, found.baseline), *trend_lines(table)]:
+        for line in [*table.sentences, *mean_lines(table, found.baseline), *trend_lines(table)]:
             say(line)
         say()
         costs, _ = _fitting(cost_grid(table))

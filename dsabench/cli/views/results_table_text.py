@@ -13,9 +13,10 @@ from rich.table import Table
 from rich.text import Text
 
 from dsabench.analysis.variants import display_name, scored_unit
-from dsabench.analysis.wording import TARGET_RECALL, number, recall
+from dsabench.analysis.wording import RECALL, number, recall, recall_lines
 from dsabench.cli.console import inert_text
 from dsabench.cli.safe_text import first_line
+from dsabench.metrics import METRICS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,7 +24,11 @@ if TYPE_CHECKING:
 _PLAIN = Box("    \n    \n -- \n    \n    \n    \n    \n    \n", ascii=True)
 """SIMPLE_HEAD in ASCII: a rule under the header and nothing else."""
 
-_HEADINGS = ("length", "attention", "seeds", "val loss", "minus dense", "acc %", "ms per\nstep", "recall\n(chance)")
+_LOSS, _ACCURACY, _TIME = (METRICS[name].title for name in ("val_loss", "val_accuracy", "step_ms"))
+_HEADINGS = (
+    *("length", "attention", "seeds", _LOSS, "minus dense"),
+    *(f"{_ACCURACY} %", _TIME.replace("/", "/\n"), RECALL),
+)
 
 _LABEL = 9
 """Characters of the attention column; longer names are numbered and spelt out below the table."""
@@ -92,9 +97,7 @@ def _cells(rows: list[dict[str, Any]], labels: list[str]) -> Iterator[tuple[str,
             _with_sd(row["diff_mean"], row["diff_sd"], "+.3f"),
             number(100 * row["val_accuracy_mean"], ".1f"),
             _three_digits(row["step_ms_mean"]),
-            recall(row["target_recall_best"], row["target_recall_chance"])
-            if math.isfinite(row["target_recall_best"])
-            else recall(row["mass_recall"], row["mass_recall_chance"]),
+            recall(row.__getitem__),
         )
         previous = row["length"]
 
@@ -104,24 +107,24 @@ def _notes(rows: list[dict[str, Any]]) -> Iterator[str]:
         return
     several = any(row["n"] > 1 for row in rows)
     scored = scored_unit(row["task_accuracy"] for row in rows if row["n"])
-    yield f"val loss: nats per {scored}, {'mean over seeds' if several else 'one seed'}; lower is better."
+    loss = METRICS["val_loss"].per(scored)
+    yield f"{loss.title}: {loss.unit}, {'mean over seeds' if several else 'one seed'}; {loss.better} is better."
     if several:
         yield "+-: standard deviation over seeds (in dsabench compare: half of an interval)."
     if any(row["diff_n"] for row in rows):
         yield "minus dense: difference to dense of the same seed; verdicts: dsabench compare."
-    if any(math.isfinite(row["target_recall_best"]) for row in rows):
-        yield TARGET_RECALL
-    if any(math.isfinite(row["mass_recall"]) and not math.isfinite(row["target_recall_best"]) for row in rows):
-        yield "recall: share of full attention on the selected tokens (on as many random ones)."
+    yield from recall_lines(row.__getitem__ for row in rows)
     of_text = [row for row in rows if not math.isfinite(row["task_accuracy"])]
     unigram = [row["unigram_loss"] for row in of_text if math.isfinite(row["unigram_loss"])]
     if unigram:
-        yield f"Unigram baseline: {_span(unigram, '.3f')} nats per token."
+        known = METRICS["unigram_loss"]
+        yield f"{known.words.capitalize()}: {_span(unigram, '.3f')} {known.unit}."
     tasks = [row for row in rows if math.isfinite(row["task_accuracy"])]
     if tasks:
-        loss = _span([row["unigram_loss"] for row in tasks], ".3f")
+        guess = METRICS["unigram_loss"].per("answer")
+        nats = _span([row["unigram_loss"] for row in tasks], ".3f")
         right = _span([100 * row["chance_accuracy"] for row in tasks], ".1f")
-        yield f"Guessing without the targets: {loss} nats an answer, {right} % right."
+        yield f"{guess.words.capitalize()}: {nats} {guess.unit}, {right} % right."
     if any(row["n"] < row["n_runs"] for row in rows):
         yield "seeds n/m: n of m runs finished and are averaged."
     if any(row["leak"] for row in rows):

@@ -15,17 +15,13 @@ from rich.console import Console
 from dsabench.analysis.scope import Choice
 from dsabench.cli.safe_text import first_line, printable
 from dsabench.errors import ScopeError
+from dsabench.metrics import METRICS, Metric
 from dsabench.spec.messages import near_miss
 
 _HEADINGS = {
     "run_id": "id",
-    "status": "status",
-    "attention": "attention",
-    "length": "length",
-    "seed": "seed",
-    "steps": "steps",
-    "val_loss": "val loss",
-    "step_ms": "ms/step",
+    **{name: name for name in ("status", "attention", "length", "seed")},
+    **{name: METRICS[name].title for name in ("steps", "val_loss", "step_ms")},
     "updated": "updated (UTC)",
 }
 """The columns that are shown when nobody chooses, and their headings."""
@@ -33,7 +29,6 @@ _HEADINGS = {
 _IN_ID = ("attention", "length", "seed")
 """What a run's id says too: left out, and that is said, where a terminal is too narrow."""
 
-_FORMATS = {"val_loss": ".4f", "train_loss": ".4f", "unigram_loss": ".4f", "val_accuracy": ".4f", "step_ms": ".2f"}
 _STYLES = {"failed": "red", "unreadable": "red", "interrupted": "yellow", "running": "cyan"}
 
 
@@ -131,10 +126,17 @@ def _cell(name: str, value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, float):
-        return format(value, _FORMATS.get(name, ".6g")) if math.isfinite(value) else str(value)
+        return _number(METRICS.get(name), value) if math.isfinite(value) else str(value)
     if name in ("created", "updated"):
         return str(value)[:16].replace("T", " ")
     return printable(value)
+
+
+def _number(metric: Metric | None, value: float) -> str:
+    """One run's value has a digit more than a mean over seeds, but for times and memory, which are not that sharp."""
+    if metric is None:
+        return f"{value:.6g}"
+    return metric.text(value, more=int(metric.source == "evaluation"))
 
 
 def _width(cells: dict[str, list[str]]) -> int:

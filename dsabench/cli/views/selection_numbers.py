@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from dsabench.cli.views.marked_text import WIDTH, prose, wrapped
+from dsabench.metrics import METRICS
 from dsabench.selection.numbers import FIRST, Numbers
 
 
@@ -42,7 +43,7 @@ def number_lines(numbers: Numbers) -> Iterator[str]:
     yield line("rand.", numbers["mean"], "_chance")
     first = "targets, those of all answers that are asked for" if tasks else f"first {FIRST} of the window"
     meaning = (
-        "recall: share of full attention on the selected keys; best: on as many best keys. Share of these keys that is "
+        f"recall: {METRICS['mass_recall'].meaning}; best: on as many best keys. Share of these keys that is "
         f"selected: oracle, the best ones; nearest; {first}; previous, those of the query before. "
         "entropy: of the attention, and of softmax(index score) on the selected keys, nats. never: keys that no query "
         f"selected. rand.: random keys, even attention. Means over queries from k = {_ks(numbers)} on"

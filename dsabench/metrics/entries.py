@@ -1,0 +1,202 @@
+"""The list of metrics: each once, with its unit, direction, digits, heading, meaning and chance partner.
+
+A new metric is an entry here and the line that computes it, in engine/evaluation.py or engine/loop.py. Whatever shows
+metrics is made from this list: the index's columns, `compare --metric`, tables, axes, JSON schema, report, glossary,
+exports and the guide's page. So the room stands left of the store, and imports nothing.
+"""
+
+from __future__ import annotations
+
+from dsabench.metrics.metric import Metric
+
+GAP = "generalisation_gap"
+
+_LIST = (
+    Metric(
+        name="steps", words="steps", digits=0, dtype="Int64", source="run",
+        meaning="steps of the optimizer",
+    ),
+    Metric(
+        name="params", words="parameters", digits=0, dtype="Int64", source="run", over_seeds="mean",
+        meaning="parameters of the model, those of an indexer included",
+    ),
+    Metric(
+        name="indexer_params", words="indexer parameters", digits=0, dtype="Int64", source="run", over_seeds="mean",
+        meaning="parameters that the attention's own loss trains",
+    ),
+    Metric(
+        name="tokens", words="training tokens", digits=0, dtype="Int64", source="run",
+        meaning="tokens that all steps trained on",
+    ),
+    Metric(
+        name="flops", words="training compute", unit="FLOPs", better="lower", digits=None, source="run",
+        meaning="FLOPs of the model in training, the indexer and its loss included",
+        remark="A record has those spent so far.",
+    ),
+    Metric(
+        name="train_loss", words="training loss", unit="nats per token", better="lower", source="evaluation",
+        over_seeds="mean", figure="learning",
+        meaning="mean cross-entropy on a fixed sample of training windows",
+    ),
+    Metric(
+        name="val_loss", words="validation loss", heading="val loss", unit="nats per token", better="lower",
+        source="evaluation", chance="unigram_loss", compared=True, margin_in_nats=True, over_seeds="spread",
+        figure="learning",
+        meaning="mean cross-entropy on held-out windows",
+        remark="What is guessed with probability p costs -ln p.",
+    ),
+    Metric(
+        name="val_bits_per_byte", words="validation bits per byte", unit="bits per byte", better="lower",
+        source="evaluation", runs="text", compared=True, margin_in_nats=True, over_seeds="mean",
+        meaning="validation loss over ln 2 and the bytes of a token",
+        remark="It can be compared between vocabularies.",
+    ),
+    Metric(
+        name=GAP, words="generalisation gap", heading="gap", unit="nats per token", better="lower", dtype="",
+        source="analysis", compared=True, margin_in_nats=True, figure="learning",
+        meaning="validation minus training loss",
+        remark="How much better a model does on what it has trained on. A task's windows are not met twice: there the "
+        "gap is noise.",
+    ),
+    Metric(
+        name="val_accuracy", words="validation accuracy", heading="acc", unit="share of tokens", better="higher",
+        source="evaluation", compared=True, over_seeds="spread",
+        meaning="share of tokens predicted exactly on held-out windows",
+        task_meaning="share of answers that are right on held-out windows",
+    ),
+    Metric(
+        name="unigram_loss", words="unigram baseline", unit="nats per token", source="evaluation", over_seeds="mean",
+        meaning="loss of a model that knows token frequencies alone, on the same windows",
+        task_words="guessing without the targets", task_meaning="loss of the best guess without the targets",
+        remark="A model above it has learnt nothing.",
+    ),
+    Metric(
+        name="mass_recall", words="mass recall", heading="recall", unit="share of attention", better="higher",
+        digits=2, source="evaluation", selecting=True, chance="mass_recall_chance", over_seeds="beside",
+        figure="indexer",
+        meaning="share of full attention on the selected tokens",
+        remark="At its chance an indexer has learnt nothing. At k = L/2 chance alone is about 0.69.",
+    ),
+    Metric(
+        name="mass_recall_chance", words="chance of mass recall", unit="share of attention", digits=2,
+        source="evaluation", selecting=True, over_seeds="beside",
+        meaning="share of full attention on as many random tokens",
+    ),
+    Metric(
+        name="step_ms", words="step time", heading="ms/step", unit="ms", better="lower", digits=2, source="run",
+        compared=True, needs_one_machine=True, over_seeds="spread",
+        meaning="median time of a training step, the first ones of each stage left out",
+    ),
+    Metric(
+        name="tokens_per_second", words="training speed", unit="tokens/s", better="higher", digits=0, source="run",
+        compared=True, needs_one_machine=True, over_seeds="mean",
+        meaning="training tokens a second at that step time",
+    ),
+    Metric(
+        name="peak_memory_mb", words="peak memory", unit="MB", better="lower", digits=0, source="run", compared=True,
+        needs_one_machine=True,
+        meaning="most memory at a time in training steps, of the device, on a CPU of the process",
+    ),
+    Metric(
+        name="task_accuracy", words="task accuracy", unit="share of answers", better="higher", source="evaluation",
+        runs="task", chance="chance_accuracy", compared=True, over_seeds="beside", figure="task",
+        meaning="share of a task's answers that are right",
+    ),
+    Metric(
+        name="chance_accuracy", words="chance of task accuracy", unit="share of answers", source="evaluation",
+        runs="task", over_seeds="beside",
+        meaning="share of a task's answers that the best guess without the targets gets right",
+    ),
+    Metric(
+        name="target_recall", words="target recall, mean of layers", unit="share of targets", better="higher",
+        digits=2, source="evaluation", runs="task", selecting=True, chance="target_recall_chance",
+        meaning="share of targets in a layer's selection, mean over layers",
+    ),
+    Metric(
+        name="target_recall_best", words="target recall, best layer", heading="recall", unit="share of targets",
+        better="higher", digits=2, source="evaluation", runs="task", selecting=True, chance="target_recall_chance",
+        over_seeds="beside", figure="task",
+        meaning="share of targets in the best layer's selection",
+        remark="Targets are the places of a window where its answers are to be found. One layer that selects them is "
+        "enough.",
+    ),
+    Metric(
+        name="target_recall_chance", words="chance of target recall", unit="share of targets", digits=2,
+        source="evaluation", runs="task", selecting=True, over_seeds="beside",
+        meaning="share of targets in a random selection of the same size",
+    ),
+    Metric(
+        name="val_kl", words="indexer KL", unit="nats", better="lower", dtype="", source="evaluation", selecting=True,
+        figure="indexer",
+        meaning="KL divergence from the main attention to the indexer, on held-out windows",
+        remark="Over all earlier tokens in the dense warm-up, over the selected ones after it: only values of one "
+        "stage and one k compare.",
+    ),
+    Metric(
+        name="eval_seconds", words="evaluation time", unit="s", better="lower", dtype="", source="evaluation",
+        meaning="time that the evaluation took",
+    ),
+    Metric(
+        name="train_seconds", words="training time", unit="s", better="lower", dtype="", source="run",
+        meaning="seconds of training, the start included, evaluations left out",
+    ),
+    Metric(
+        name="warmup_step_ms", words="step time of the warm-up", unit="ms", better="lower", digits=2, dtype="",
+        source="run", selecting=True,
+        meaning="median time of a step of the dense warm-up",
+    ),
+    Metric(
+        name="mfu", words="model FLOPs used", unit="share of the rate", better="higher", digits=None, dtype="",
+        source="run",
+        meaning="model FLOPs a second over the measured rate of matrix products",
+    ),
+    Metric(
+        name="matmul_flops_per_second", words="rate of matrix products", unit="FLOPs/s", better="higher", digits=None,
+        dtype="", source="run",
+        meaning="FLOPs a second of large matrix products, measured on the device in the run's precision",
+    ),
+    Metric(
+        name="loss", words="loss of steps", unit="nats per token", better="lower", dtype="", source="steps",
+        meaning="mean cross-entropy of the batches since the record before",
+    ),
+    Metric(
+        name="kl", words="indexer KL of a step", unit="nats", better="lower", dtype="", source="steps", selecting=True,
+        meaning="KL divergence from the main attention to the indexer in the last step",
+    ),
+    Metric(
+        name="balance_loss", words="balance loss", better="lower", dtype="", source="steps",
+        meaning="load-balancing loss of the router, 1 when experts are used evenly",
+    ),
+    Metric(
+        name="grad_norm", words="gradient norm", dtype="", source="steps",
+        meaning="norm of the backbone's gradient before clipping",
+    ),
+    Metric(
+        name="indexer_grad_norm", words="indexer's gradient norm", dtype="", source="steps", selecting=True,
+        meaning="norm of the indexer's gradient before clipping",
+    ),
+    Metric(
+        name="router_entropy", words="router entropy", unit="nats", dtype="", source="steps",
+        meaning="mean entropy of the router's softmax, ln E of E experts when it has no preference",
+    ),
+    Metric(
+        name="expert_load_max", words="largest expert load", dtype="", source="steps",
+        meaning="share of routes that the most used expert got, mean over layers",
+    ),
+    Metric(
+        name="expert_load_min", words="smallest expert load", dtype="", source="steps",
+        meaning="share of routes that the least used expert got, mean over layers",
+    ),
+    Metric(
+        name="learning_rate", words="learning rate", digits=None, dtype="", source="steps",
+        meaning="learning rate of the backbone in the last step",
+    ),
+    Metric(
+        name="seconds", words="training time so far", unit="s", better="lower", dtype="", source="steps",
+        meaning="seconds of training up to the record, evaluations left out",
+    ),
+)  # fmt: skip
+
+METRICS = {metric.name: metric for metric in _LIST}
+"""Every metric by its name, in the order of the index's columns. Read when something is shown, never copied: whoever
+adds an entry, a test say, sees it everywhere."""
