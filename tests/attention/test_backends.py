@@ -130,25 +130,25 @@ def test_contract(interpreted: None, check: Callable[[RunSpec], None]) -> None:
 
 
 @pytest.mark.parametrize("stage", ["dense", "sparse"])
-def test_nothing_looks_ahead(interpreted: None, stage: str) -> None:
+def test_nothing_looks_ahead(interpreted: None, stage: Any) -> None:
     """Everything after t = 1..4 is changed, where k = 3."""
-    model = model_of(spec_of("triton", 7, top_k=3, indexer={"loss": "none"}), stage)
+    model = model_of(spec_of("triton", 7, top_k=3, indexer={"loss": "none"}))
     tokens_T = tokens_of(6)[0]
     tokens_NT = tokens_T.repeat(5, 1)
     for row, t in enumerate(range(1, 5)):
         tokens_NT[row, t + 1 :] = (tokens_T[t + 1 :] + 7) % VOCAB
     with torch.no_grad():
-        logits_NTV = model(tokens_NT).logits_BTV
+        logits_NTV = model(tokens_NT, ForwardPass(stage=stage)).logits_BTV
     for row, t in enumerate(range(1, 5)):
         torch.testing.assert_close(logits_NTV[row, : t + 1], logits_NTV[4, : t + 1], rtol=0, atol=1e-5)
         assert float((logits_NTV[row, t + 1 :] - logits_NTV[4, t + 1 :]).abs().amax(-1).min()) > 1e-3
 
 
 def test_an_untrained_indexer_needs_no_loss(interpreted: None) -> None:
-    spec = spec_of("triton", indexer={"loss": "none"})
-    for stage in ("dense", "sparse"):
-        model = model_of(spec, stage)
-        assert model(tokens_of(5)[:, :-1]).attention_loss is None
+    model = model_of(spec_of("triton", indexer={"loss": "none"}))
+    stages: tuple[Any, ...] = ("dense", "sparse")
+    for stage in stages:
+        assert model(tokens_of(5)[:, :-1], ForwardPass(stage=stage)).attention_loss is None
 
 
 # No tensor of L x L elements.
