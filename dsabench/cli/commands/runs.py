@@ -1,4 +1,4 @@
-"""`dsabench runs`: what is in a store: list it, look at one run or at two, remove some, export a table."""
+"""`dsabench runs`: the runs of a store listed, shown, compared, removed, and exported as a table."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typer.core import TyperGroup
 
 from dsabench.cli.list_options import ListCommand, texts
 from dsabench.cli.options import AllFlag, JsonFlag, RunArgument, StoreOption, WhereOption
+from dsabench.errors import ScopeError
 
 _GUIDE = "Guide: dsabench guide store"
 
@@ -172,7 +173,6 @@ def export(
     All runs, unless --sweep or --where choose (--all is the default here).
     """
     from dsabench.analysis.scope import choose
-    from dsabench.errors import ScopeError
     from dsabench.store import check_table_path, metrics_in_parts, write_table
 
     check_table_path(file, store)
