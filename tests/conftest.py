@@ -54,6 +54,16 @@ def shell(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytes
     return Shell(tmp_path, capsys, monkeypatch)
 
 
+@pytest.fixture
+def no_audit_remembered() -> Iterator[None]:
+    """Each test audits its models itself, whatever this process has audited before."""
+    from dsabench.audit import gate
+
+    gate.forget()
+    yield
+    gate.forget()
+
+
 @pytest.fixture(autouse=True)
 def own_registry(monkeypatch: pytest.MonkeyPatch) -> None:
     """A plugin that a test loads is gone after it."""

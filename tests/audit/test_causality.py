@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -46,11 +46,7 @@ def audit(spec: RunSpec) -> Audit:
     return found
 
 
-@pytest.fixture(autouse=True)
-def nothing_remembered() -> Iterator[None]:
-    gate.forget()
-    yield
-    gate.forget()
+pytestmark = pytest.mark.usefixtures("no_audit_remembered")
 
 
 # What must pass.

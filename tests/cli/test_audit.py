@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import torch
 from shell import Shell
 
 import dsabench
-from dsabench.audit import experiment_checks, gate, soundness
+from dsabench.audit import experiment_checks, soundness
 from dsabench.data.overlap import RUN, run_hashes, training_overlap
 from dsabench.data.tokens import TokenSplit
 from dsabench.engine.device import resolve
@@ -52,11 +51,7 @@ class Leaky(Dense):
 """The simplest plugin there is, with a peek at t+1 every 7th position."""
 
 
-@pytest.fixture(autouse=True)
-def nothing_remembered() -> Iterator[None]:
-    gate.forget()
-    yield
-    gate.forget()
+pytestmark = pytest.mark.usefixtures("no_audit_remembered")
 
 
 @pytest.fixture

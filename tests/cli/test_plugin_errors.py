@@ -4,22 +4,15 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from shell import Shell
 
 from dsabench.attention import plugins
-from dsabench.audit import gate
 from dsabench.errors import SpecError
 
-
-@pytest.fixture(autouse=True)
-def nothing_remembered() -> Iterator[None]:
-    gate.forget()
-    yield
-    gate.forget()
+pytestmark = pytest.mark.usefixtures("no_audit_remembered")
 
 
 def tiny(corpus: Path) -> list[str]:

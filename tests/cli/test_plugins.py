@@ -6,7 +6,6 @@ import importlib.util
 import re
 import shutil
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,7 +15,6 @@ from shell import Shell
 
 import dsabench
 from dsabench.attention import plugins, registry
-from dsabench.audit import gate
 from dsabench.errors import SpecError
 from dsabench.spec.config import load_sweep, shipped_configs
 from dsabench.spec.run import validate
@@ -25,11 +23,7 @@ from dsabench.testing import CHECKS
 EXAMPLE = shipped_configs()["seed"].parent / "custom_attention"
 
 
-@pytest.fixture(autouse=True)
-def nothing_remembered() -> Iterator[None]:
-    gate.forget()
-    yield
-    gate.forget()
+pytestmark = pytest.mark.usefixtures("no_audit_remembered")
 
 
 def tiny(corpus: Path) -> list[str]:

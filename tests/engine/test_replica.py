@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -45,11 +44,7 @@ SMALL: dict[str, Any] = {
 }
 
 
-@pytest.fixture(autouse=True)
-def nothing_remembered() -> Iterator[None]:
-    gate.forget()
-    yield
-    gate.forget()
+pytestmark = pytest.mark.usefixtures("no_audit_remembered")
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,7 @@ from dsabench.engine import loop
 from dsabench.engine.device import Execution, resolve
 from dsabench.engine.memory_plan import MemoryPlan
 from dsabench.engine.prepared_run import PreparedRun
+from dsabench.engine.sink import Nowhere
 from dsabench.engine.slot import Slot, Slots
 from dsabench.engine.step import TrainStep
 from dsabench.errors import DsabenchError
@@ -265,12 +266,3 @@ def test_a_train_record_of_a_cut_run_says_so(corpus: Path, tmp_path: Path) -> No
     assert (record.summary["micro_batch"], record.summary["recompute"], record.summary["compile"]) == (2, True, "off")
     data = prepare(spec.data)
     assert loop.to_the_end(loop.train_steps(PreparedRun(spec, data, resolve(spec.engine), Nowhere())))["steps"] == 24
-
-
-class Nowhere:
-    """A sink that keeps nothing."""
-
-    def metrics(self, record: dict[str, Any]) -> None: ...
-    def rewind(self, step: int) -> None: ...
-    def checkpoint(self) -> None: ...
-    def replace_checkpoint(self, write: Any) -> None: ...

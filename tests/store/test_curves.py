@@ -4,36 +4,24 @@ import json
 import math
 import os
 import shutil
-import struct
 import threading
 from pathlib import Path
 
 import pandas as pd
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from curve_tools import assert_same, line
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dsabench.errors import StoreError
 from dsabench.store import curves, load_curves, load_metrics, read_metrics
-from dsabench.store.reader import parse_metrics
 
 KINDS = ("eval", "train")
-
-
-def line(kind="eval", step=0, **metrics):
-    return json.dumps({"kind": kind, "step": step, **metrics}).encode("ascii") + b"\n"
 
 
 def rebuilt(store: Path, kind="eval", run_ids=None):
     (store / "curves.parquet").unlink(missing_ok=True)
     return load_curves(store, run_ids, kind)
-
-
-def assert_same(one, other):
-    pd.testing.assert_frame_equal(one.frame, other.frame, check_exact=True)
-    assert one.damaged == other.damaged
 
 
 def expected(store: Path, run_ids, kind):
@@ -286,83 +274,6 @@ def test_the_rows_of_a_removed_run_leave_the_cache(runs):
     assert set(pq.read_table(runs.path / "curves.parquet")["run_id"].to_pylist()) == {"b"}
 
 
-def other_metadata(path, **changes):
-    table = pq.read_table(path)
-    state = json.loads(table.schema.metadata[b"dsabench"]) | changes
-    pq.write_table(table.replace_schema_metadata({b"dsabench": json.dumps(state).encode()}), path)
-
-
-def renamed(path):
-    table = pq.read_table(path)
-    other = table.rename_columns([{"kl": "k1"}.get(n, n) for n in table.column_names])
-    pq.write_table(other.replace_schema_metadata(table.schema.metadata), path)
-
-
-def of_another_type(path):
-    table = pq.read_table(path)
-    at = table.column_names.index("kl")
-    pq.write_table(table.set_column(at, "kl", pa.array(["x"] * len(table))), path)
-
-
-def flipped(path):
-    content = bytearray(path.read_bytes())
-    content[content.index(struct.pack("<d", 3.14159265))] ^= 1
-    path.write_bytes(content)
-
-
-DAMAGES = {
-    "missing": lambda path: path.unlink(),
-    "a folder": lambda path: (path.unlink(), path.mkdir()),
-    "empty": lambda path: path.write_bytes(b""),
-    "garbage": lambda path: path.write_bytes(b"\x00\xff" * 500),
-    "cut": lambda path: path.write_bytes(path.read_bytes()[:-50]),
-    "foreign": lambda path: pd.DataFrame({"x": [1]}).to_parquet(path),
-    "a changed value": flipped,
-    "a changed name": renamed,
-    "a changed type": of_another_type,
-    "another format": lambda path: other_metadata(path, format="0"),
-    "signatures of another shape": lambda path: other_metadata(path, signatures=[]),
-    "damaged of another shape": lambda path: other_metadata(path, damaged={"a": 3}),
-    "more fields": lambda path: other_metadata(path, more=1),
-}
-
-
-@pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_cache_is_made_anew(runs, damage):
-    for name in "ab":
-        (runs.add(name) / "metrics.jsonl").write_bytes(line(stage="sparse", val_loss=3.14159265, kl=1.0))
-    before = load_curves(runs.path)
-    DAMAGES[damage](runs.path / "curves.parquet")
-    assert_same(load_curves(runs.path), before)
-    with (runs.path / "b/metrics.jsonl").open("ab") as file:
-        file.write(line(step=1, kl=2.0))
-    assert load_curves(runs.path).frame.kl.tolist() == [1.0, 1.0, 2.0]
-
-
-def test_a_store_that_cannot_be_written_is_read_all_the_same(runs, monkeypatch):
-    (runs.add() / "metrics.jsonl").write_bytes(line(val_loss=3.0))
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "access", lambda path, mode: False)  # for root too
-        assert load_curves(runs.path).frame.val_loss.tolist() == [3.0]
-        assert not (runs.path / "curves.parquet").exists()
-    with monkeypatch.context() as patch:
-        patch.setattr(curves, "acquire", lambda path, timeout_s: None)  # another process is at it
-        assert load_curves(runs.path).frame.val_loss.tolist() == [3.0]
-    monkeypatch.setattr(curves, "write_atomic", lambda *a: (_ for _ in ()).throw(StoreError("the disk is full")))
-    assert load_curves(runs.path).frame.val_loss.tolist() == [3.0]
-    assert not (runs.path / "curves.parquet").exists()
-
-
-def test_a_folder_that_is_no_store_stays_as_it_was(tmp_path):
-    (tmp_path / "a").mkdir()
-    (tmp_path / "a/.lock").touch()
-    (tmp_path / "a/metrics.jsonl").write_bytes(line(val_loss=3.0))
-    assert load_curves(tmp_path).frame.val_loss.tolist() == [3.0]
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["a"]
-    with pytest.raises(StoreError, match="no run store there"):
-        load_curves(tmp_path / "nowhere")
-
-
 def test_readers_at_the_same_time_as_a_writer_see_a_beginning_of_each_curve(runs):
     for name in "ab":
         runs.add(name)
@@ -393,28 +304,3 @@ def test_readers_at_the_same_time_as_a_writer_see_a_beginning_of_each_curve(runs
     last = load_curves(runs.path)
     assert len(last.frame) == 80
     assert_same(rebuilt(runs.path), last)
-
-
-values = st.one_of(st.none(), st.floats(), st.integers(), st.text(max_size=4), st.lists(st.floats(), max_size=3))
-names = st.text('abc: [,\\"', min_size=1, max_size=4).map("x{}".format)
-metrics = st.dictionaries(names, values | st.lists(values, max_size=2), max_size=3)
-
-
-@settings(deadline=None)
-@given(st.lists(st.tuples(st.integers(), metrics), max_size=4), st.sampled_from(["", "{", '"x"', '{"kind": 1}', "1,2"]))
-def test_lines_read_at_once_say_what_they_say_one_by_one(tmp_path_factory, records, damage):
-    path = tmp_path_factory.mktemp("lines") / "metrics.jsonl"
-    lines = [json.dumps({"kind": "eval", "step": step, **more}) for step, more in records]
-    path.write_text("".join(f"{line}\n" for line in lines))
-    whole, short = parse_metrics(path), parse_metrics(path, lists=False)
-    assert short[1] == whole[1]
-    assert repr(short[0][-1:]) == repr(whole[0][-1:])
-
-    def rest(record):
-        return {name: value for name, value in record.items() if not isinstance(value, list)}
-
-    assert repr([*map(rest, short[0])]) == repr([*map(rest, whole[0])])
-    path.write_text("".join(f"{line}\n" for line in [*lines, damage, *lines]))
-    for lists in (True, False):
-        with pytest.raises(StoreError, match=f"line {len(lines) + 1}: damaged"):
-            parse_metrics(path, lists=lists)

@@ -23,6 +23,7 @@ from dsabench.engine.device import resolve
 from dsabench.engine.evaluation import Evaluator
 from dsabench.engine.prepared_run import PreparedRun
 from dsabench.engine.run_records import RunRecords
+from dsabench.engine.sink import Nowhere
 from dsabench.engine.slot import Slots
 from dsabench.engine.step import TrainStep
 from dsabench.errors import DataError, DeviceError, StoreError
@@ -146,15 +147,6 @@ def test_weights_at_step_0_and_batches_are_paired(corpus: Path, monkeypatch: pyt
     assert shared == other["weights"].keys()
     for name in shared:
         assert torch.equal(one["weights"][name], other["weights"][name]), name
-
-
-class Nowhere:
-    """A sink that keeps nothing."""
-
-    def metrics(self, record: dict[str, Any]) -> None: ...
-    def rewind(self, step: int) -> None: ...
-    def checkpoint(self) -> None: ...
-    def replace_checkpoint(self, write: Any) -> None: ...
 
 
 def test_another_seed_has_other_batches_and_the_same_evaluation(corpus: Path) -> None:
