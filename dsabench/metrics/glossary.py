@@ -49,7 +49,7 @@ def page() -> str:
         lines += ["", f"## {title}", "", *textwrap.wrap(about, _WIDTH), ""]
         lines += ["| metric | unit | better | meaning |", "| --- | --- | --- | --- |"]
         lines += [_line(metric) for metric in METRICS.values() if metric.source == source]
-    lines += ["", "## Compared", "", "`dsabench compare --metric` takes these:", ""]
+    lines += ["", "## Compared", "", "`compare --metric` takes these:", ""]
     lines += [f"- `{name}`: {metric.words}" for name, metric in compared().items()]
     return "\n".join(lines) + "\n"
 
