@@ -14,6 +14,7 @@ from typer.models import ArgumentInfo, OptionInfo
 
 from dsabench.cli.app import app
 from dsabench.guide import fields_page, topics
+from dsabench.metrics.glossary import page as metrics_page
 
 _HEAD = """\
 # Commands
@@ -38,7 +39,11 @@ def commands_page() -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
-PAGES: dict[str, Callable[[], str]] = {"fields": fields_page.fields_page, "commands": commands_page}
+PAGES: dict[str, Callable[[], str]] = {
+    "fields": fields_page.fields_page,
+    "metrics": metrics_page,
+    "commands": commands_page,
+}
 """What makes each page, by its topic."""
 
 

@@ -1,8 +1,8 @@
 """The list of metrics: each once, with its unit, direction, digits, heading, meaning and chance partner.
 
-A new metric is an entry here and the line that computes it, in engine/evaluation.py or engine/loop.py. Whatever shows
-metrics is made from this list: the index's columns, `compare --metric`, tables, axes, JSON schema, report, glossary,
-exports and the guide's page. So the room stands left of the store, and imports nothing.
+A new metric is an entry here and the line that computes it, in engine/evaluation.py or engine/run_records.py. Whatever
+shows metrics is made from this list: the index's columns, `compare --metric`, tables, axes, JSON schema, report,
+glossary, exports and the guide's page. So the room stands left of the store, and imports nothing.
 """
 
 from __future__ import annotations

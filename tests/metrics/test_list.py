@@ -1,4 +1,4 @@
-"""The list of metrics: its columns are those that files have had from the first, and its guide page is current."""
+"""The list of metrics: its columns are those that files have had from the first, and what it says is said once."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import dsabench
 from dsabench.analysis.comparison_row import mean_fields
 from dsabench.metrics import METRICS, columns, compared, means, spreads
-from dsabench.metrics.glossary import glossary, page
+from dsabench.metrics.glossary import glossary
 from dsabench.spec.run import validate
 from dsabench.store import read_metrics
 from dsabench.store.table import fixed_columns
@@ -89,9 +89,3 @@ def test_a_meaning_is_written_once(name: str) -> None:
     files = [path for ending in ("py", "j2", "html") for path in package.rglob(f"*.{ending}")]
     there = [path.name for path in files if METRICS[name].meaning in path.read_text(encoding="utf-8")]
     assert there == ["entries.py"]
-
-
-def test_the_guide_page_is_current() -> None:
-    """After a change: python -c "from dsabench.metrics.glossary import page; print(page(), end='')" > metrics.md"""
-    there = (Path(dsabench.__file__).parent / "guide/metrics.md").read_text(encoding="utf-8")
-    assert there == page()
