@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import synthetic
+from cases import others_slow
 from rich.console import Console
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
@@ -132,7 +133,7 @@ def test_a_leak_is_shown_and_never_judged(store: Path) -> None:
     assert any("LEAK" in note for note in found.notes)
 
 
-@pytest.mark.parametrize(("size", "said"), [(-2.0, True), (-0.3, False), (2.0, False)])
+@pytest.mark.parametrize(("size", "said"), others_slow([(-2.0, True), (-0.3, False), (2.0, False)], 0, 1))
 def test_a_win_too_large_to_believe_is_said_first(
     store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], size: float, said: bool
 ) -> None:
@@ -419,7 +420,7 @@ def changed(path: Path, change: Any) -> None:
     path.write_text("".join(change(path.read_text().splitlines(keepends=True))))
 
 
-@pytest.mark.parametrize("lost", [1, 2, 4])
+@pytest.mark.parametrize("lost", others_slow([1, 2, 4], 1))
 def test_a_torn_curve_shifts_no_budget_and_its_pair_is_counted_out(store: Path, lost: int) -> None:
     """The cheaper run's last records are gone: its summary still says what it cost, but not what its loss was."""
     synthetic.experiment(store, lengths=(64,))

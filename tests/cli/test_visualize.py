@@ -30,6 +30,8 @@ from dsabench.attention.dsa import masked
 from dsabench.attention.registry import register
 from dsabench.spec.attention import AttentionSpec
 
+pytestmark = pytest.mark.usefixtures("blank_maps")
+
 
 class NearSpec(AttentionSpec):
     kind: Literal["near"] = "near"

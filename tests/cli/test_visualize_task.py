@@ -18,6 +18,8 @@ from dsabench.data import TaskWindows
 from dsabench.spec.run import RunSpec
 from dsabench.store import RunRecord, read_metrics
 
+pytestmark = pytest.mark.usefixtures("blank_maps")
+
 FIELDS = {
     "model.d_model": 32, "model.n_heads": 2, "model.d_ff": 16, "model.n_layers": 2, "length": 32, "seed": 1,
     "train.steps": 20, "train.warmup_steps": 2, "train.eval_every": 20, "train.tokens_per_step": 256,

@@ -33,7 +33,7 @@ DSA = {"kind": "dsa", "top_k": 4, "indexer": {"n_heads": 2, "head_dim": 8, "warm
 FROZEN = {**DSA, "indexer": {**DSA["indexer"], "freeze_backbone": True}}  # type: ignore[dict-item]
 CASES: dict[str, tuple[int, dict[str, Any]]] = {
     "dense": (12, {"attention": {"kind": "dense"}}),
-    "dsa": (20, {"attention": DSA}),
+    "dsa": (14, {"attention": DSA}),
     "frozen, recomputed": (10, {"attention": FROZEN, "engine": {"device": "cpu", "recompute": True}}),
     "packed": (10, {"attention": {"kind": "random", "top_k": 4}, "packing": "documents", "length": 48}),
 }
