@@ -155,8 +155,12 @@ class TrainStep:
         self.optimizer.zero_grad()  # gradients are then allocated in the graph's own pool
         graph = torch.cuda.CUDAGraph()
         mode = self.ranks.capture_mode
-        with torch.cuda.graph(graph, self.pool, own_stream(self.execution), capture_error_mode=mode):
-            self._compute(stage)
+        try:
+            with torch.cuda.graph(graph, self.pool, own_stream(self.execution), capture_error_mode=mode):
+                self._compute(stage)
+        except RuntimeError:
+            _leave_capture(self.execution.device)
+            raise
         self.graphs[stage] = graph
 
     def _compute(self, stage: Stage) -> None:
@@ -269,6 +273,13 @@ def staged(batches: Sequence[Batch], device: torch.device) -> Staged:
         documents_SBT=stacked(documents) if documents else None,
         most_documents=batches[0].most_documents,
     )
+
+
+def _leave_capture(device: torch.device) -> None:
+    """Give the device's random generator a state that is in no capture: a capture that fails leaves it in one, and
+    every later draw on the device would raise."""
+    generator = torch.cuda.default_generators[torch.cuda.current_device() if device.index is None else device.index]
+    generator.graphsafe_set_state(generator.clone_state())
 
 
 def own_stream(execution: Execution) -> torch.cuda.Stream | None:

@@ -140,7 +140,7 @@ def trace_steps(case: Case, data: TokenData | TaskData, execution: Execution, pa
     step = bench.slot.step
     graphs = dict(step.graphs)
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
-    with bench.slot.active(), profile(activities=activities) as profiler:
+    with bench.slot.active(), profile(activities=activities, acc_events=True) as profiler:
         step.graphs.clear()
         with named():
             for i in range(_TRACED_EAGER + 1):
