@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from dsabench.attention import registry
 from dsabench.spec.config import load_sweep, shipped_configs
 from dsabench.sweeps import plan, schedule
 
@@ -30,7 +29,7 @@ def test_its_runs_have_the_recorded_ids(name: str, tmp_path: Path, monkeypatch: 
     digests = {}
 
     def digest(kind: str) -> str | None:
-        digests[kind] = registry.plugin_digest(kind)
+        digests[kind] = plugins.plugin_digest(kind)
         return None if digests[kind] is None else RECORDED["plugins"][kind]
 
     monkeypatch.setattr(plan, "plugin_digest", digest)
