@@ -18,6 +18,8 @@ from dsabench.cli import app
 from dsabench.cli.views.selection_text import WIDTH
 from dsabench.engine import loop
 
+pytestmark = pytest.mark.usefixtures("blank_maps")
+
 Run = Callable[..., tuple[int, str, str]]
 
 PLUGIN = """
@@ -29,8 +31,6 @@ from dsabench.attention.base import Attention, AttentionOutput, Selection, captu
 from dsabench.attention.dsa import masked
 from dsabench.attention.registry import register
 from dsabench.spec.attention import AttentionSpec
-
-pytestmark = pytest.mark.usefixtures("blank_maps")
 
 
 class NearSpec(AttentionSpec):
