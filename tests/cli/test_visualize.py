@@ -32,6 +32,7 @@ from dsabench.attention.dsa import masked
 from dsabench.attention.registry import register
 from dsabench.spec.attention import AttentionSpec
 
+
 class NearSpec(AttentionSpec):
     kind: Literal["near"] = "near"
 

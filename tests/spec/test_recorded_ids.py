@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from dsabench.attention import plugins
 from dsabench.spec.config import load_sweep, shipped_configs
 from dsabench.sweeps import plan, schedule
 
