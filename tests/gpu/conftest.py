@@ -48,19 +48,38 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         raise pytest.UsageError(f"tests/gpu/conftest.py lists smoke tests that do not exist: {', '.join(lost)}")
     for item in ours:
         item.add_marker(pytest.mark.gpu)
+        if item.get_closest_marker("gpu_alone"):
+            item.add_marker(pytest.mark.xdist_group("gpu_alone"))  # one process, which waits for the device once
         if item.name in SMOKE.get(item.path.name, ()):
             item.add_marker(pytest.mark.gpu_smoke)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def device_alone(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A module marked gpu_alone has the device to itself, its fixtures included."""
+    with held(exclusive=True) if _is_alone(request.node) else contextlib.nullcontext():
+        yield
+
+
 @pytest.fixture(autouse=True)
-def device(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Tests of several processes share the device; one marked gpu_alone waits until it has it to itself."""
+def device_shared(request: pytest.FixtureRequest) -> Iterator[None]:
+    """All other tests share the device."""
+    with contextlib.nullcontext() if _is_alone(request.node) else held(exclusive=False):
+        yield
+
+
+def _is_alone(node: pytest.Item | pytest.Collector) -> bool:
+    return node.get_closest_marker("gpu_alone") is not None
+
+
+@contextlib.contextmanager
+def held(exclusive: bool) -> Iterator[None]:
+    """A lock on a file that all processes of a suite know; it ends with its process."""
     try:
         import fcntl
     except ImportError:  # Windows: run the suite in one process there
         yield
         return
-    with contextlib.closing(Path(tempfile.gettempdir(), "dsabench_gpu_suite.lock").open("a")) as lock:
-        alone = request.node.get_closest_marker("gpu_alone") is not None
-        fcntl.flock(lock, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+    with Path(tempfile.gettempdir(), "dsabench_gpu_suite.lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH)
         yield
