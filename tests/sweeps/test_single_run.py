@@ -1,10 +1,7 @@
-"""Runs and sweeps from text to record: pairing, resuming to the bit, failing, and the Python API."""
+"""One run from spec to record: what it learns, what it records, and how it fails."""
 
 from __future__ import annotations
 
-import json
-import os
-import signal
 import subprocess
 import sys
 import time
@@ -15,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from single_runs import DSA, base, dense, spec_of
 
 import dsabench
 from dsabench.data import Windows, prepare
@@ -22,52 +20,16 @@ from dsabench.engine import device, loop
 from dsabench.engine.device import resolve
 from dsabench.engine.evaluation import Evaluator
 from dsabench.engine.prepared_run import PreparedRun
-from dsabench.engine.run_records import RunRecords
 from dsabench.engine.sink import Nowhere
 from dsabench.engine.slot import Slots
 from dsabench.engine.step import TrainStep
 from dsabench.errors import DataError, DeviceError, StoreError
 from dsabench.spec.data_settings import DataSpec
-from dsabench.spec.run import EngineSpec, RunSpec, validate
+from dsabench.spec.run import validate
 from dsabench.spec.sweep import Sweep
 from dsabench.store import read_run
 from dsabench.sweeps import plan, single_run
 from dsabench.sweeps.schedule import run_sweep
-
-MODEL = {"d_model": 32, "n_layers": 2, "n_heads": 2, "d_ff": 32, "n_experts": 2, "experts_per_token": 1}
-DSA = {"kind": "dsa", "top_k_ratio": 0.25, "indexer": {"n_heads": 2, "head_dim": 8, "warmup_share": 0.25}}
-
-
-def base(corpus: Path, **train: Any) -> dict[str, Any]:
-    return {
-        "length": 32,
-        "seed": 1,
-        "attention": DSA,
-        "model": MODEL,
-        "data": {"source": f"path:{corpus}", "vocab_size": 300, "val_share": 0.25},
-        "train": {
-            "steps": 40, "tokens_per_step": 256, "learning_rate": 1e-2, "warmup_steps": 5, "eval_every": 20,
-            "eval_tokens": 1024, "log_every": 10, **train,
-        },
-        "engine": {"device": "cpu"},
-    }  # fmt: skip
-
-
-def spec_of(corpus: Path, **train: Any) -> RunSpec:
-    return validate(base(corpus, **train))
-
-
-def dense(spec: RunSpec) -> RunSpec:
-    return RunSpec.model_validate({**spec.model_dump(exclude={"attention"}), "attention": {"kind": "dense"}})
-
-
-@pytest.fixture(scope="module")
-def trained(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store with a dense and a DSA run of 40 steps."""
-    store = tmp_path_factory.mktemp("trained") / "runs"
-    for spec in (dense(spec_of(corpus)), spec_of(corpus)):
-        assert single_run.train(spec, store).status == "done"
-    return store
 
 
 def test_training_on_a_cpu_does_without_pytorchs_compiler(corpus: Path, tmp_path: Path) -> None:
@@ -169,72 +131,6 @@ def test_the_same_spec_gives_the_same_bits(corpus: Path, trained: Path, tmp_path
         assert again.summary[name] == first.summary[name]
 
 
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-from dsabench.sweeps import plan, single_run
-from dsabench.spec.run import validate
-import json
-spec = validate(json.loads(sys.argv[1]))
-def observe(update):
-    print(update.step, flush=True)
-    if update.step >= int(sys.argv[3]):
-        os.kill(os.getpid(), signal.SIGKILL)
-single_run.train(spec, sys.argv[2], observe=observe)
-"""
-
-
-@pytest.mark.parametrize("kind", ["dense", "dsa"])
-def test_a_killed_run_resumes_to_the_same_bits(kind: str, corpus: Path, trained: Path, tmp_path: Path) -> None:
-    """SIGKILL half-way; started again it ends with the loss, the weights and the records of the undisturbed run."""
-    values = {**base(corpus), **({"attention": {"kind": "dense"}} if kind == "dense" else {})}
-    values["engine"] = {"device": "cpu", "checkpoint_every": 15}
-    store = tmp_path / "runs"
-    done = subprocess.run(
-        [sys.executable, "-c", KILLED, json.dumps(values), str(store), "30"], capture_output=True, text=True,
-        timeout=120, check=False,
-    )  # fmt: skip
-    assert done.returncode == -signal.SIGKILL, done.stderr
-    (identity,) = [path.name for path in store.iterdir() if path.name.startswith(kind)]
-    assert read_run(store, identity).status == "interrupted"
-    assert (store / identity / "checkpoint").is_dir()
-    steps = []
-    record = single_run.train(validate(values), store, observe=lambda update: steps.append(update.step))
-    assert min(steps) > 15, "the run began anew instead of resuming"
-    whole = read_run(trained, identity)
-    for name in ("val_loss", "train_loss", "val_accuracy", "val_bits_per_byte", "mass_recall", "flops"):
-        assert record.summary.get(name) == whole.summary.get(name), name
-    resumed, undisturbed = dsabench.load_model(store, identity), dsabench.load_model(trained, identity)
-    for a, b in zip(resumed.parameters(), undisturbed.parameters(), strict=True):
-        assert torch.equal(a, b)
-    ours, theirs = (evals(folder, identity) for folder in (store, trained))
-    pd.testing.assert_frame_equal(ours, theirs)
-
-
-def test_a_kill_between_the_last_checkpoint_and_the_record_loses_nothing(
-    corpus: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def killed(self: Any, *rest: Any, **more: Any) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(RunRecords, "summary", killed)
-        with pytest.raises(KeyboardInterrupt):
-            single_run.train(spec_of(corpus), tmp_path / "runs")
-    monkeypatch.setattr(TrainStep, "run", lambda *rest: pytest.fail("a step was repeated"))
-    record = single_run.train(spec_of(corpus), tmp_path / "runs")
-    whole = read_run(trained, record.run_id)
-    assert record.status == "done"
-    for name in ("val_loss", "train_loss", "mass_recall", "flops"):
-        assert record.summary[name] == whole.summary[name]
-    pd.testing.assert_frame_equal(evals(tmp_path / "runs", record.run_id), evals(trained, record.run_id))
-
-
-def evals(store: Path, identity: str) -> pd.DataFrame:
-    metrics = dsabench.load_metrics(store, run_ids=[identity])
-    return metrics[metrics["kind"] == "eval"][["step", "val_loss", "val_accuracy", "train_loss"]].reset_index(drop=True)
-
-
 def test_a_loss_that_is_not_finite_stops_the_run_at_its_step(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -276,25 +172,6 @@ def test_an_update_that_explodes_in_the_last_step_is_no_finished_run(
     assert "val_loss is nan after step 40" in str(record.error)
 
 
-def test_times_of_two_machines_are_not_mixed(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run that goes on elsewhere reports the step time of the machine that it ended on, and no sum of both."""
-    from dsabench.engine.device import Execution
-
-    def stop(update: Any) -> None:
-        if update.step >= 30:
-            raise KeyboardInterrupt
-
-    spec = spec_of(corpus).model_copy(update={"engine": EngineSpec(device="cpu", checkpoint_every=20)})
-    with monkeypatch.context() as patch:
-        patch.setattr(Execution, "describe", lambda self: "a slower machine")
-        with pytest.raises(KeyboardInterrupt):
-            single_run.train(spec, tmp_path / "runs", observe=stop)
-    record = single_run.train(spec, tmp_path / "runs")
-    assert record.status == "done"
-    assert record.summary["train_seconds"] is None
-    assert record.summary["step_ms"] is not None
-
-
 def test_the_time_of_a_run_does_not_hold_the_start_of_its_process(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -314,21 +191,6 @@ def test_the_time_of_a_run_does_not_hold_the_start_of_its_process(
     metrics = dsabench.load_metrics(tmp_path / "runs")
     assert (metrics["seconds"].diff().dropna() >= 0).all()
     assert metrics["seconds"].iloc[-1] == spent
-
-
-def test_checkpoints_are_not_written_every_few_seconds(
-    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    saved: list[int] = []
-    honest = loop.TrainingRun._checkpoint
-    monkeypatch.setattr(
-        loop.TrainingRun, "_checkpoint", lambda self: (saved.append(self.progress.step), honest(self))[1]
-    )
-    single_run.train(spec_of(corpus), tmp_path / "a")
-    assert saved == []
-    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
-    single_run.train(spec_of(corpus), tmp_path / "b")
-    assert saved == [20]
 
 
 def test_a_sweep_goes_on_after_a_failed_run(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -398,26 +260,3 @@ def test_freezing_the_backbone_trains_the_indexer_alone_in_the_warm_up(corpus: P
         run._land(run._launch(first, end, stage))
     for name, parameter in run.model.named_parameters():
         assert torch.equal(parameter, before[name]) == ("indexer" not in name), name
-
-
-def test_two_processes_do_not_write_one_run(corpus: Path, tmp_path: Path) -> None:
-    spec = spec_of(corpus)
-    code = KILLED.replace("os.kill(os.getpid(), signal.SIGKILL)", "import time; time.sleep(60)")
-    holder = subprocess.Popen(
-        [sys.executable, "-c", code, json.dumps(base(corpus)), str(tmp_path / "runs"), "1"],
-        stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    try:
-        assert holder.stdout is not None
-        holder.stdout.readline()  # it trains
-        start = time.monotonic()
-        with pytest.raises(StoreError, match="another process"):
-            single_run.train(spec, tmp_path / "runs")
-        assert time.monotonic() - start < 30
-    finally:
-        holder.kill()
-        holder.wait()
-        assert holder.stdout is not None
-        holder.stdout.close()
-    assert os.path.isdir(tmp_path / "runs")  # noqa: PTH112
-    assert single_run.train(spec, tmp_path / "runs").status == "done"
