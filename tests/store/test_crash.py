@@ -84,7 +84,7 @@ def test_a_kill_at_any_moment_leaves_whole_files(runs, monkeypatch, action):
                 survived = True
             except Killed:
                 survived = False
-        gc.collect()  # a dead process holds no lock, and the exception of this one may still hold some
+        gc.collect(1)  # a dead process holds no lock, and the exception of this one may still hold some
         writer._lock.release()  # as the OS does for a dead process
 
         assert content_of(find_checkpoint(runs.path, run_id)) in ({"old"}, {"new"})
@@ -141,7 +141,7 @@ def test_a_kill_while_a_run_begins_can_be_made_good(runs, monkeypatch):
                 writer = runs.open(run_id)
             except Killed:
                 writer = None
-        gc.collect()  # as above
+        gc.collect(1)  # as above
         if writer is not None:
             assert moment >= 5, tried
             writer.__exit__(None, None, None)
