@@ -15,6 +15,8 @@ from dsabench.audit import gate, small_models
 from dsabench.audit.boundaries import boundaries_of
 from dsabench.audit.small_models import small_copies
 
+pytestmark = pytest.mark.usefixtures("no_audit_remembered")
+
 # Sizes.
 
 

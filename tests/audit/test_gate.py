@@ -20,6 +20,8 @@ from dsabench.engine.device import resolve
 from dsabench.errors import SpecError
 from dsabench.model.transformer import build
 
+pytestmark = pytest.mark.usefixtures("no_audit_remembered")
+
 # What must pass.
 
 SHIPPED: dict[str, dict[str, Any]] = {

@@ -20,6 +20,8 @@ from dsabench.errors import LeakError
 from dsabench.model.moe import MixtureOfExperts
 from dsabench.model.transformer import build
 
+pytestmark = pytest.mark.usefixtures("no_audit_remembered")
+
 AHEAD: dict[str, tuple[Callable[[Any, Tensor, AttentionContext], Tensor], int]] = {
     "a mean over positions": (lambda self, x, c: 0.1 * x.mean(1, keepdim=True), 0),
     "a BatchNorm over positions": (normed, 0),

@@ -37,9 +37,6 @@ def audit(spec: RunSpec) -> Audit:
     return found
 
 
-# Planted leaks.
-
-
 class Leaky(DSA):
     """DSA plus a small defect: `defect(self, x, context)` is added to its output."""
 
