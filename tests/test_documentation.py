@@ -18,7 +18,7 @@ from typing import Any
 import documentation
 import pytest
 import typer
-from documentation import EXAMPLE, GUIDE, PAGES, ROOT, Block, Command
+from documentation import EXAMPLE, PAGES, ROOT, Block, Command
 from shell import Shell
 
 import dsabench
@@ -26,9 +26,6 @@ from dsabench.cli.app import app
 from dsabench.spec.config import load_sweep
 
 COMMAND: Any = typer.main.get_command(app)
-HAS_GUIDE = "guide" in COMMAND.commands
-GENERATED = {"fields.md", "metrics.md", "commands.md"}
-"""Pages of the guide that are made from code; they come with the command `guide`."""
 
 
 def once(commands: Iterable[Command]) -> list[Command]:
@@ -108,7 +105,19 @@ def smaller(words: list[str]) -> list[str]:
     return words
 
 
-@pytest.mark.parametrize("command", EXECUTED, ids=str)
+HEAVY = ("profile", "report", "plot", "audit", "bench", "reproduce")
+
+
+def cases() -> list[Any]:
+    """All commands; those that draw, audit or profile for seconds are left to a nightly run."""
+    nightly = [command.words[0] == "pytest" or command.words[1] in HEAVY for command in EXECUTED]
+    return [
+        pytest.param(command, id=str(command), marks=pytest.mark.slow if late else [])
+        for command, late in zip(EXECUTED, nightly, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("command", cases())
 def test_a_command_of_the_documentation_runs(command: Command, reader: Shell) -> None:
     program, *words = command.words
     if command.page == EXAMPLE:
@@ -121,17 +130,15 @@ def test_a_command_of_the_documentation_runs(command: Command, reader: Shell) ->
         assert " tests collected" in done.stdout
         return
     assert program == "dsabench"
-    if words[0] == "guide" and not HAS_GUIDE:
-        pytest.skip("this version has no command `guide`")
     code, out, err = reader(*smaller(words))
     assert code == 0, err
     assert out
 
 
-@pytest.mark.parametrize("command", PARSED, ids=str)
-def test_a_command_that_is_not_executed_has_the_options_that_it_names(command: Command) -> None:
+@pytest.mark.parametrize("command", once([*EXECUTED, *PARSED]), ids=str)
+def test_a_command_has_the_options_that_it_names(command: Command) -> None:
     program, *words = command.words
-    if program != "dsabench" or (words[:1] == ["guide"] and not HAS_GUIDE):
+    if program != "dsabench":
         return
     parser = COMMAND
     while words and not words[0].startswith("-") and hasattr(parser, "commands"):
@@ -180,8 +187,6 @@ def test_every_link_leads_somewhere(page: Path) -> None:
     for link in documentation.links(page):
         file, _, heading = link.partition("#")
         target = (page.parent / file).resolve() if file else page
-        if target.name in GENERATED and target.parent == GUIDE[0].parent and not HAS_GUIDE:
-            continue
         assert target.exists(), f"{say(page)}: {link}"
         assert not heading or heading in documentation.anchors(target), f"{say(page)}: {link}"
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cases import others_slow
 from chaos import comparable, differences, picture, prepare
 
 import dsabench
@@ -173,8 +174,19 @@ with shutdown.on_signals():
 """
 
 
-@pytest.mark.parametrize("numbers", [[signal.SIGTERM] * 2, [signal.SIGTERM, signal.SIGINT]], ids=["same", "two"])
-@pytest.mark.parametrize("amid", ["", "with shutdown.deferred(): "], ids=["at once", "deferred"])
+@pytest.mark.parametrize(
+    ("numbers", "amid"),
+    others_slow(
+        [
+            ([signal.SIGTERM] * 2, "with shutdown.deferred(): "),
+            ([signal.SIGTERM, signal.SIGINT], ""),
+            ([signal.SIGTERM] * 2, ""),
+            ([signal.SIGTERM, signal.SIGINT], "with shutdown.deferred(): "),
+        ],
+        0,
+        1,
+    ),
+)
 def test_signals_that_come_together_are_one_request(numbers: list[signal.Signals], amid: str) -> None:
     """`timeout` sends its signal to the command, then to the group that the command is in."""
     code = TWICE.format(waits=f"{amid}print('ready', flush=True); time.sleep({0.5 if amid else 60})")

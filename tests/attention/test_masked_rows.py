@@ -30,7 +30,7 @@ def mask(seed: int, batch: int, length: int, packed: bool) -> torch.Tensor:
     return reference.allowed_keys(length, ids, torch.device("cpu"))
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=15)
 @given(seeds, st.integers(1, 3), sizes, st.integers(1, 22), st.booleans(), st.booleans())
 def test_selected_sets_are_the_references_with_ties(
     seed: int, batch: int, length: int, k: int, packed: bool, ties: bool
@@ -79,7 +79,7 @@ def test_values_and_gradients(seed: int, batch: int, length: int, heads: int, pa
         assert (found - exact).abs().max() <= 2e-5 * exact.abs().max().clamp(min=1.0)
 
 
-@settings(deadline=None, max_examples=10)
+@settings(deadline=None, max_examples=6)
 @given(seeds, st.integers(1, 2), sizes, st.integers(1, 2), st.integers(1, 3), st.booleans())
 def test_groups_of_heads(seed: int, batch: int, length: int, groups: int, repeats: int, head_major: bool) -> None:
     """Queries, keys and values of their own, keys and values shared by a group, any order of memory."""

@@ -24,6 +24,7 @@ def small(corpus: Path, *words: str) -> list[str]:
     return ["profile", *SMALL, "--set", f"data.source=path:{corpus}", *words]
 
 
+@pytest.mark.slow
 def test_each_case_has_a_table_and_all_have_a_summary(
     shell: Shell, corpus: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

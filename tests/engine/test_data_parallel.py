@@ -99,6 +99,7 @@ def test_a_stopped_run_goes_on_with_another_number_of_processes(config: Path, tm
     assert ours == pytest.approx(theirs, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_a_rank_that_is_killed_is_named_and_nothing_is_left(
     config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -64,12 +64,14 @@ def test_every_part_of_a_dsa_step_is_there_and_together_they_are_the_busy_time(c
         assert found.backward[name] == 0, name
 
 
+@pytest.mark.slow
 def test_the_dense_stage_selects_nothing(corpus: Path, tmp_path: Path) -> None:
     found = traced(spec_of(corpus), tmp_path, "dense")
     assert "top-k" not in found.parts
     assert found.parts["indexer loss"] > 0
 
 
+@pytest.mark.slow
 def test_experts_that_are_64_times_as_wide_take_the_step_forward_and_backward(corpus: Path, tmp_path: Path) -> None:
     narrow, wide = (traced(spec_of(corpus, d_ff=width), tmp_path) for width in (32, 64 * 32))
     # The optimizer has 64 times as much to do too: what is told apart is the model's parts.
@@ -132,6 +134,7 @@ def profiled(spec: RunSpec, folder: Path, stage: Stage = "sparse") -> Profile:
     return profile_cases([Case(spec, stage)], folder, CPU, steps=3)[0]
 
 
+@pytest.mark.slow
 def test_parts_and_idle_are_the_step(corpus: Path, tmp_path: Path) -> None:
     profile = profiled(spec_of(corpus), tmp_path)
     assert sum(one.ms for one in profile.parts) + profile.idle_ms == pytest.approx(profile.step_ms)
@@ -145,6 +148,7 @@ def test_parts_and_idle_are_the_step(corpus: Path, tmp_path: Path) -> None:
     assert {EAGER, PREFIX + "indexer", PREFIX + "optimizer"} <= names
 
 
+@pytest.mark.slow
 def test_recomputed_blocks_are_still_split(corpus: Path, tmp_path: Path) -> None:
     spec = spec_of(corpus)
     again = RunSpec.model_validate({**spec.model_dump(), "engine": {"recompute": True}})

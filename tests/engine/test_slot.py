@@ -121,6 +121,7 @@ def test_a_slot_serves_its_shape_alone(corpus: Path) -> None:
     assert slots.take(spec, 301, CPU) is not slot
 
 
+@pytest.mark.slow
 def test_times_of_shared_segments_are_those_of_the_ones_alone(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -193,6 +194,7 @@ def test_a_run_that_finds_no_memory_beside_others_is_trained_alone(
     assert learnt(store).equals(learnt(alone))
 
 
+@pytest.mark.slow
 def test_a_bug_in_one_run_leaves_the_others_running(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -260,6 +262,7 @@ def test_a_micro_batch_that_does_not_divide_the_batch_is_refused(corpus: Path, t
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.slow
 def test_a_train_record_of_a_cut_run_says_so(corpus: Path, tmp_path: Path) -> None:
     spec = validate({**base(corpus), "engine": {"device": "cpu", "micro_batch": 2, "recompute": True}})
     record = single_run.train(spec, tmp_path / "runs")

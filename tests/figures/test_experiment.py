@@ -168,6 +168,7 @@ def test_the_baseline_is_drawn_where_it_says_something_and_named_where_not() -> 
         assert ("lies above the first panel" in figure.get_supxlabel()) != here
 
 
+@pytest.mark.slow
 def test_failed_runs_are_counted_and_not_drawn(tmp_path: Path) -> None:
     runs, metrics = experiment(seeds=3)
     runs.loc[0, ["status", "val_loss"]] = ["failed", math.nan]

@@ -168,6 +168,7 @@ def test_variants_are_spread_over_pages_none_lost_and_each_with_its_baseline() -
     assert len(paginate(frame.iloc[:4], ["dense rate=1"])) == 1
 
 
+@pytest.mark.slow
 def test_more_pages_than_are_drawn_are_named(shown: FigureData, monkeypatch: pytest.MonkeyPatch, usual: Path) -> None:
     monkeypatch.setattr(sheet, "MOST_PAGES", 1)
     monkeypatch.setattr(data_module, "PER_PAGE", 2)

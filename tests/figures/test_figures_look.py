@@ -151,6 +151,7 @@ def test_the_same_store_gives_the_same_bytes_whatever_the_user_set(
         assert not re.search(rb"20\d\d-\d\d-\d\d|D:20\d\d|matplotlib\.org", content.split(b"stream")[0])
 
 
+@pytest.mark.slow
 def test_an_svg_can_stand_in_a_page(shown: FigureData) -> None:
     """Text is text, nothing is painted behind it, ids are of this file alone, and colours are few and known."""
     svgs = [style.render(pages(name, shown)[0], "svg").decode() for name in ("flops", "indexer")]

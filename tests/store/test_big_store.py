@@ -74,6 +74,7 @@ def test_runs_that_end_do_not_each_cost_a_whole_store(store: Path, calls: Counte
     assert_whole(store)
 
 
+@pytest.mark.slow
 def test_a_store_that_grows_from_nothing_writes_each_row_a_bounded_number_of_times(
     tmp_path: Path, calls: Counter[str]
 ) -> None:

@@ -252,6 +252,7 @@ while True:
 """
 
 
+@pytest.mark.slow
 def test_sigkill_loses_nothing_that_was_checkpointed(runs):
     runs.add("done")
     reached = -1

@@ -117,6 +117,7 @@ def test_of_runs_side_by_side_in_a_process_that_dies_each_is_trained_again(confi
     assert {read_run(swept.store, run.run_id).environment["concurrency"] for run in swept.planned} == {1, 2}
 
 
+@pytest.mark.slow
 def test_who_asks_to_stop_finds_all_runs_interrupted_and_no_process(config: Path, calm: Path, tmp_path: Path) -> None:
     swept = Swept(config, tmp_path / "wild")
 
@@ -192,12 +193,14 @@ def imitation(folder: Path, monkeypatch: pytest.MonkeyPatch, code: str) -> None:
     monkeypatch.setattr("sys.executable", str(folder / "python"))
 
 
+@pytest.mark.slow
 def test_workers_that_do_not_start_end_the_sweep(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     imitation(tmp_path, monkeypatch, "pipe.recv(); sys.exit('no such accelerator')")
     with pytest.raises(DeviceError, match=r"does not start: it ended with exit code 1 \(no such accelerator\)"):
         list(Swept(config, tmp_path / "wild").records())
 
 
+@pytest.mark.slow
 def test_a_worker_whose_device_is_lost_is_replaced(
     config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -278,6 +278,7 @@ def test_memory_is_halved_until_it_fits_and_fails_when_one_window_does_not(
     assert failed.status == "failed" and "1 of 4 windows" in str(failed.error) and "--on-oom" not in str(failed.error)
 
 
+@pytest.mark.slow
 def test_a_kill_amid_the_cutting_leaves_no_unequal_pair(
     config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
