@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -116,11 +117,17 @@ def _timed(source: Source, known: list[Kernel], ran: list[Kernel], wall: float, 
 
 def _in_order(eager: list[Kernel], names: tuple[str, ...]) -> list[Kernel | None]:
     """For each kernel of a graph the eager one at the same place, or None; an eager step has a few more around."""
-    there = tuple(kernel.name for kernel in eager)
+    there, here = ([_kind(name) for name in side] for side in ([kernel.name for kernel in eager], names))
     found: list[Kernel | None] = [None] * len(names)
-    for block in SequenceMatcher(None, there, names, autojunk=False).get_matching_blocks():
+    for block in SequenceMatcher(None, there, here, autojunk=False).get_matching_blocks():
         found[block.b : block.b + block.size] = eager[block.a : block.a + block.size]
     return found
+
+
+def _kind(name: str) -> str:
+    """The name of a kernel; of a copy or a fill by the driver one name, whichever way the driver does it: as an
+    operation of its own, or, in some of a process's graphs, as a kernel such as `memcpy32_post` or `memset32`."""
+    return re.sub(r"^(gpu_)?(memcpy|memset)\d*(_post)?$", r"\2", name)
 
 
 def _shares(
