@@ -8,7 +8,7 @@ from pathlib import Path
 import fuzz
 import pytest
 
-COUNT, SEED = (int(os.environ.get(f"DSABENCH_FUZZ{name}", default)) for name, default in (("", 180), ("_SEED", 0)))
+COUNT, SEED = (int(os.environ.get(f"DSABENCH_FUZZ{name}", default)) for name, default in (("", 90), ("_SEED", 0)))
 
 
 @pytest.mark.parametrize("kind", fuzz.KINDS)

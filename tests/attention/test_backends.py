@@ -195,6 +195,7 @@ def watched(spec: RunSpec, limit: int, documents: bool) -> None:
             assert selection_recall(model, batch, CPU, "dense") is not None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("documents", others_slow([False, True], 0), ids=["one document", "documents"])
 def test_no_tensor_of_l_by_l_elements(interpreted: None, monkeypatch: pytest.MonkeyPatch, documents: bool) -> None:
     length = 64

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from cases import others_slow
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -102,7 +103,9 @@ def test_groups_of_heads(seed: int, batch: int, length: int, groups: int, repeat
         assert (found - exact).abs().max() <= 2e-5 * exact.abs().max().clamp(min=1.0)
 
 
-@pytest.mark.parametrize(("n_heads", "head_dim", "length"), [(1, 4, 5), (3, 12, 19), (4, 64, 33), (8, 4, 3)])
+@pytest.mark.parametrize(
+    ("n_heads", "head_dim", "length"), others_slow([(1, 4, 5), (3, 12, 19), (4, 64, 33), (8, 4, 3)], 0, 1)
+)
 def test_the_indexer(n_heads: int, head_dim: int, length: int) -> None:
     """Scores and the gradient of every parameter; columns are padded to a multiple of 8 where they are not one."""
     indexer_fields = {"n_heads": n_heads, "head_dim": head_dim}

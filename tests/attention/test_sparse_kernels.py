@@ -249,6 +249,7 @@ def test_the_layer_end_to_end_on_its_own_selection() -> None:
         assert error(mine, theirs) < TOLERANCE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("deterministic", others_slow([False, True], 1))
 def test_keys_taken_range_by_range(deterministic: bool) -> None:
     """Ranges of 7 keys, the last one shorter; some rows have no key in some ranges."""

@@ -94,6 +94,7 @@ def test_no_two_lines_look_alike_in_grey() -> None:
     assert len(set(looks)) == len(looks)
 
 
+@pytest.mark.slow
 def test_tables_and_figure_need_no_torch() -> None:
     tests = Path(__file__).parent
     code = (

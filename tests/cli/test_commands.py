@@ -132,6 +132,7 @@ def test_debug_shows_the_traceback(shell: Shell) -> None:
     os.environ.pop("DSABENCH_DEBUG")
 
 
+@pytest.mark.slow
 def test_a_failed_run_makes_the_sweep_exit_1(shell: Shell, corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     honest = TrainStep._compute
 

@@ -101,6 +101,7 @@ def test_mistakes_are_one_message_and_leave_nothing(
     assert not (tmp_path / "results").exists()
 
 
+@pytest.mark.slow
 def test_the_report_needs_no_torch_without_a_checkpoint(tmp_path: Path) -> None:
     experiment(tmp_path / "runs", lengths=(64,), seeds=(1, 2, 3))
     code = (

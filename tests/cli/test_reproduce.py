@@ -334,6 +334,7 @@ def test_a_run_that_is_being_trained_is_not_compared(shell: Shell, store: Path) 
     assert (code, out) == (2, "") and "dsa-busy is still being trained" in err and err.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_runs_diff_needs_no_torch(store: Path) -> None:
     assert not {"torch", "matplotlib", "scipy"} & set(loaded(["runs", "diff", "dense", "dsa"], store.parent))
     for words in (["runs", "diff", "--help"], ["reproduce", "--help"]):

@@ -372,6 +372,7 @@ def test_help_loads_nothing_heavy(words: list[str]) -> None:
     assert loaded(words, Path()) == []
 
 
+@pytest.mark.slow
 def test_no_command_of_it_loads_torch(store: Path) -> None:
     for words in (["runs"], ["runs", "show", "dsa-L64-s1"], ["runs", "rm", "dsa-L128-s3", "--yes"]):
         assert not {"torch", "matplotlib", "scipy"} & set(loaded(words, store.parent)), words

@@ -100,7 +100,7 @@ def test_no_number_is_cut_at_any_width(terminal: bool, width: int) -> None:
 names = st.from_regex(r"[a-z][a-z_]{0,30}", fullmatch=True).filter(lambda name: name != "dense")
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=8)
 @given(
     st.lists(names, min_size=1, max_size=4, unique=True),
     st.lists(st.sampled_from([0.125, 0.25, 0.5]), min_size=1, max_size=3, unique=True),

@@ -101,6 +101,7 @@ def test_a_run_records_accuracy_and_target_recall_beside_chance(tmp_path: Path) 
     assert (np.isnan(by_position) == ~scored.any(0)).all()
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_ends_as_an_undisturbed_one(tmp_path: Path) -> None:
     spec = spec_of(engine={"device": "cpu", "checkpoint_every": 4})
 

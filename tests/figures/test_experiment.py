@@ -148,6 +148,7 @@ def test_the_same_store_gives_the_same_bytes_whatever_the_user_set(tmp_path: Pat
     assert second == first
 
 
+@pytest.mark.slow
 def test_nothing_of_pyplot_or_torch_is_loaded() -> None:
     code = (
         "import sys, dsabench.figures.sequence_length; "

@@ -196,6 +196,7 @@ def test_every_text_has_the_contrast_of_wcag_aa_and_the_ramp_is_a_ramp_in_grey(s
     assert 0.5 < hue[1] < 0.7
 
 
+@pytest.mark.slow
 def test_the_page_and_the_numbers_need_no_torch() -> None:
     code = (
         "import sys, dsabench.selection.numbers, dsabench.selection.stored_run, dsabench.selection.text_page, "

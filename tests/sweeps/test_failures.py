@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from cases import others_slow
 from chaos import differences, prepare
 from safetensors import SafetensorError
 
@@ -104,7 +105,7 @@ PLACES = [
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="needs /proc to tell which file a descriptor is")
-@pytest.mark.parametrize(("code", "where", "after"), PLACES)
+@pytest.mark.parametrize(("code", "where", "after"), others_slow(PLACES, 0, 4, 8))
 def test_a_sweep_that_cannot_write_stops_clearly_and_goes_on_later(
     code: int, where: str, after: int, config: Path, calm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

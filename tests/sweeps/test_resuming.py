@@ -14,6 +14,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+from cases import others_slow
 from single_runs import base, evals, spec_of
 
 import dsabench
@@ -40,7 +41,7 @@ single_run.train(spec, sys.argv[2], observe=observe)
 """
 
 
-@pytest.mark.parametrize("kind", ["dense", "dsa"])
+@pytest.mark.parametrize("kind", others_slow(["dense", "dsa"], 1))
 def test_a_killed_run_resumes_to_the_same_bits(kind: str, corpus: Path, trained: Path, tmp_path: Path) -> None:
     """SIGKILL half-way; started again it ends with the loss, the weights and the records of the undisturbed run."""
     values = {**base(corpus), **({"attention": {"kind": "dense"}} if kind == "dense" else {})}
@@ -120,6 +121,7 @@ def test_checkpoints_are_not_written_every_few_seconds(
     assert saved == [20]
 
 
+@pytest.mark.slow
 def test_two_processes_do_not_write_one_run(corpus: Path, tmp_path: Path) -> None:
     spec = spec_of(corpus)
     code = KILLED.replace("os.kill(os.getpid(), signal.SIGKILL)", "import time; time.sleep(60)")

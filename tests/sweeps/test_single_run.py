@@ -32,6 +32,7 @@ from dsabench.sweeps import plan, single_run
 from dsabench.sweeps.schedule import run_sweep
 
 
+@pytest.mark.slow
 def test_training_on_a_cpu_does_without_pytorchs_compiler(corpus: Path, tmp_path: Path) -> None:
     """Which takes seconds to import: who needs it imports it then."""
     code = (
