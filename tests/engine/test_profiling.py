@@ -337,8 +337,8 @@ def test_the_same_kernel_in_two_parts_is_told_apart_by_its_place() -> None:
 def test_a_copy_that_the_driver_replays_by_a_kernel_is_the_copy() -> None:
     trace = Trace()
     trace.host("user_annotation", EAGER, 0, 100)
-    for i, (part, name) in enumerate([("attention", "gpu_memcpy"), ("experts", "gpu_memset"), ("attention", "gemm")]):
-        trace.host("user_annotation", PREFIX + part, 10 * i, 8)
+    for i, (where, name) in enumerate([("attention", "gpu_memcpy"), ("experts", "gpu_memset"), ("attention", "gemm")]):
+        trace.host("user_annotation", PREFIX + where, 10 * i, 8)
         trace.host("cpu_op", "aten::copy_", 10 * i + 1, 6)
         trace.launch(name, 10 * i + 2, 10 * i + 3, 1)
     trace.replays(1000, [("memcpy32_post", 1.0), ("memset32", 3.0), ("gemm", 6.0)], gap=0)
