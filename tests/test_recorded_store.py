@@ -118,7 +118,12 @@ def test_the_interrupted_run_ends_as_if_it_had_not_been_interrupted(
 
 
 def close_enough(record: dict[str, Any], expected: dict[str, Any]) -> bool:
-    return all(value == pytest.approx(expected[name], rel=1e-5) for name, value in record.items() if name != "stage")
+    """Equal, but for numbers within what another version of PyTorch or another processor may round."""
+    measured = {name for name, value in expected.items() if isinstance(value, float | list)}
+    return all(
+        record[name] == (pytest.approx(value, rel=1e-5) if name in measured else value)
+        for name, value in expected.items()
+    )
 
 
 def test_the_sweep_is_found_done(store: Path, shell: Shell) -> None:
