@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import single_runs
 import torch
 from cases import others_slow
+from single_runs import DSA, MODEL
 from torch import Tensor
 
 import dsabench
@@ -28,23 +30,10 @@ from dsabench.sweeps import plan, single_run
 from dsabench.sweeps.schedule import run_sweep
 
 CPU = Execution(torch.device("cpu"), "fp32", graph=False, deterministic=True)
-MODEL = {"d_model": 32, "n_layers": 2, "n_heads": 2, "d_ff": 32, "n_experts": 2, "experts_per_token": 1}
-DSA = {"kind": "dsa", "top_k_ratio": 0.25, "indexer": {"n_heads": 2, "head_dim": 8, "warmup_share": 0.25}}
 
 
 def base(corpus: Path, **train: Any) -> dict[str, Any]:
-    return {
-        "length": 32,
-        "seed": 1,
-        "attention": DSA,
-        "model": MODEL,
-        "data": {"source": f"path:{corpus}", "vocab_size": 300, "val_share": 0.25},
-        "train": {
-            "steps": 24, "tokens_per_step": 256, "learning_rate": 1e-2, "warmup_steps": 5, "eval_every": 12,
-            "eval_tokens": 1024, "log_every": 6, **train,
-        },
-        "engine": {"device": "cpu"},
-    }  # fmt: skip
+    return single_runs.base(corpus, **{"steps": 24, "eval_every": 12, "log_every": 6, **train})
 
 
 def sweep_of(corpus: Path, **train: Any) -> Sweep:
