@@ -48,7 +48,7 @@ def reproduce(
     The run itself is only read. On the same kind of device unless --device says another. Ends with 0 when it is the
     same (or within --tolerance), with 1 when it differs.
     """
-    from dsabench.cli.progress import Display
+    from dsabench.progress.display import Display
     from dsabench.cli.views.json_document import print_json
     from dsabench.store import check_writable, find_run
 

@@ -212,7 +212,7 @@ def _train(
     quiet: bool,
 ) -> list[RunRecord]:
     """Train what is not done, show how it goes, and return the runs that failed."""
-    from dsabench.cli.progress import Display
+    from dsabench.progress.display import Display
     from dsabench.cli.views.run_outcome import describe
     from dsabench.sweeps.plan import check_data
     from dsabench.sweeps.schedule import run_sweep

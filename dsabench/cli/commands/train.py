@@ -56,7 +56,7 @@ def train(
 
     The first run of the config unless flags choose. A done run is kept, an interrupted one resumes.
     """
-    from dsabench.cli.progress import Display
+    from dsabench.progress.display import Display
     from dsabench.cli.views.json_document import print_json
     from dsabench.cli.views.run_outcome import describe, print_run
     from dsabench.store import check_writable

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from rich.console import Console
 
 from dsabench.cli.console import stdout_console
-from dsabench.cli.progress import duration
+from dsabench.progress.durations import duration
 from dsabench.cli.views.json_document import print_json
 
 if TYPE_CHECKING:
