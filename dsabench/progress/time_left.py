@@ -1,14 +1,14 @@
 """The time that runs still take: what their plan predicts, mended by what was seen.
 
-A run is made of parts of four kinds: steps of the dense warm-up, other steps, evaluations, and a start, to which belongs
-all that steps do not explain. For each part
+A run is made of parts of four kinds: steps of the dense warm-up, other steps, evaluations, and a start, to which
+belongs all that steps do not explain. For each part
 
     seconds = planned seconds * r(kind, shape)
 
 where r is seen over planned seconds of that kind in runs of that shape (attention, length, model), times the load: seen
-over so expected seconds of late. A shape that was not seen takes the late ratio of its attention, of its kind, of all. Half
-of "late" lies within a sixth of the time since the start, or 20 seconds. The first steps of a stage tell nothing of the
-others. Runs side by side are put into places in their order; what ends last is the end.
+over so expected seconds of late. A shape that was not seen takes the late ratio of its attention, of its kind, of all.
+Half of "late" lies within a sixth of the time since the start, or 20 seconds. The first steps of a stage tell nothing
+of the others. Runs side by side are put into places in their order; what ends last is the end.
 """
 
 from __future__ import annotations

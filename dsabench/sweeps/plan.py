@@ -32,6 +32,9 @@ MOST_AT_A_TIME = 5
 SMALL_STEP_SECONDS = 5e-3
 """A step that takes less than this at the measured matrix-product rate leaves a GPU room for others."""
 
+AUDIT = "auditing"
+"""What comes before the first run, by the name that displays give it."""
+
 
 @dataclass(frozen=True)
 class PlannedRun:
@@ -144,7 +147,11 @@ def timetable(
     return Timetable(runs, at_a_time * n_devices, before)
 
 
-def check_data(planned: Sequence[PlannedRun], notify: Callable[[str], None] = lambda message: None) -> None:
+def check_data(
+    planned: Sequence[PlannedRun],
+    notify: Callable[[str], None] = lambda message: None,
+    counted: Callable[[str, float], None] = lambda part, share: None,
+) -> None:
     """Prepare the data of every run that is to be trained, and raise DataError when a length does not fit it.
 
     Before the first run of a sweep, so that a length too long for the documents is not found hours later.
@@ -154,7 +161,7 @@ def check_data(planned: Sequence[PlannedRun], notify: Callable[[str], None] = la
         if run.status != "done":
             lengths.setdefault(run.spec.data, {})[run.spec.length] = None
     for spec, wanted in lengths.items():
-        data = data_package.prepare(spec, progress=notify)
+        data = data_package.prepare(spec, progress=notify, counted=counted)
         for length in wanted:
             cut(data, length)
 

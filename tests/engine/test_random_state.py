@@ -16,13 +16,17 @@ import dsabench
 from dsabench.engine.sink import Update
 from dsabench.spec.run import validate
 
+SMALL_BENCH: dict[str, Any] = {"lengths": [16], "heads": 1, "head_dim": 8, "repeats": 1, "only": ["dense"]}
+
 CALLS: dict[str, Callable[[dict[str, Any], Path], Any]] = {
     "build_model": lambda values, store: dsabench.build_model(validate(values)),
     "train": lambda values, store: dsabench.train(validate({**values, "seed": 2}), store=store),
     "load_model": lambda values, store: dsabench.load_model(store, run_of(values, store)),
     "inspect_selection": lambda values, store: dsabench.inspect_selection(store, run_of(values, store)),
     "reproduce": lambda values, store: dsabench.reproduce(store, run_of(values, store)),
-    "bench_layer": lambda values, store: dsabench.bench_layer(lengths=[16], heads=1, head_dim=8, repeats=1, only=["dense"]),
+    "bench_layer": lambda values, store: dsabench.bench_layer(
+        lengths=[16], heads=1, head_dim=8, repeats=1, only=["dense"]
+    ),
 }
 
 
