@@ -21,6 +21,9 @@ from dsabench.progress.time_left import Timetable
 if TYPE_CHECKING:
     from dsabench.engine.sink import Update
 
+AUDIT = "auditing"
+"""The part before the first run that is planned; others are what data need that are not in the cache."""
+
 LINE_SECONDS = 30.0
 """Time between lines without a terminal: a log shows that work goes on, and stays short."""
 
@@ -89,7 +92,8 @@ class Display:
     def note(self, message: str) -> None:
         """One line that stays."""
         if not self.quiet:
-            self.console.print(message, markup=False)
+            # Words are kept whole on a terminal, and lines elsewhere.
+            self.console.print(message, markup=False, soft_wrap=not self.console.is_terminal)
 
     def note_once(self, message: str) -> None:
         """`note`, unless the same line was shown before: every run of a sweep says the same of its data."""
@@ -101,8 +105,7 @@ class Display:
         """A part of what comes before the first run is under way, or done."""
         with self.lock:
             self.part = None if share >= 1.0 else (part, share)
-            if part == "auditing":
-                self.time_left.prepare(share)
+            self.time_left.prepare(part, share, planned=part == AUDIT)
         if 0.0 < share < 1.0:
             self._line(f"{part}  {share:.0%}")
 

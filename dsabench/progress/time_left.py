@@ -107,6 +107,19 @@ class _Underway:
         return self.parts.left(self.step, self.evaluated, self.begun)
 
 
+@dataclass(frozen=True)
+class _Preparing:
+    """A part of what comes before the first run, under way."""
+
+    part: str
+    began: float
+    since: float
+    """When it was heard of last."""
+
+    share: float
+    planned: bool
+
+
 class TimeLeft:
     """Hears what runs do, and says how long the rest takes."""
 
@@ -127,17 +140,23 @@ class TimeLeft:
         self.sums: dict[tuple[Kind, tuple[str, int]], _Sums] = {}
         self.rates: dict[tuple[Kind, tuple[str, int]], float] = {}
         """What was reckoned from the sums as they are."""
-        self.began = self.faded = self.since = clock()
+        self.began = self.faded = clock()
         self.prepared = 0.0
+        """The share of `before` that is done."""
+        self.preparing: _Preparing | None = None
         self.total = before + sum(parts.planned() for parts in runs.values())
 
-    def prepare(self, share: float) -> None:
-        """This share of what comes before the first run is done."""
-        self.prepared, self.since = share, self.clock()
+    def prepare(self, part: str, share: float, *, planned: bool) -> None:
+        """This share is done of a part of what comes before the first run; one that is planned is all of `before`."""
+        now = self.clock()
+        began = self.preparing.began if self.preparing is not None and self.preparing.part == part else now
+        self.preparing = _Preparing(part, began, now, share, planned) if share < 1.0 else None
+        if planned:
+            self.prepared = share
 
     def start(self, name: str) -> None:
         """A run is begun, or begun anew."""
-        self.prepared = 1.0
+        self.prepared, self.preparing = 1.0, None
         parts = self.waiting.pop(name, None) or self.parts.get(name)
         if parts is not None:
             self.underway[name] = _Underway(parts, self.clock(), parts.at)
@@ -185,10 +204,15 @@ class TimeLeft:
         return min(1.0, max(0.0, 1.0 - _ratio(left, self.total)))
 
     def _before(self, now: float) -> float:
-        """Seconds until the first run."""
-        done, doubt = self.before * self.prepared, DOUBT * self.total
-        rate = _ratio(self.since - self.began + doubt, done + doubt, 1.0)
-        return max(0.0, (self.before - done) * rate - (now - self.since))
+        """Seconds until the first run. Of a part that is not planned, as many as it has taken for each share so far."""
+        rest, part = self.before * (1.0 - self.prepared), self.preparing
+        if part is None:
+            return rest
+        spent = part.since - part.began
+        if not part.planned:
+            return rest + max(0.0, _ratio(spent * (1.0 - part.share), part.share) - (now - part.since))
+        done, doubt = self.before * part.share, DOUBT * self.total
+        return max(0.0, rest * _ratio(spent + doubt, done + doubt, 1.0) - (now - part.since))
 
     def _see(self, run: _Underway, did: Mapping[Kind, float], seconds: float, now: float) -> None:
         """Take note of parts that took so many seconds together, which are shared out as they were expected."""

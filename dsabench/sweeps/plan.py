@@ -32,9 +32,6 @@ MOST_AT_A_TIME = 5
 SMALL_STEP_SECONDS = 5e-3
 """A step that takes less than this at the measured matrix-product rate leaves a GPU room for others."""
 
-AUDIT = "auditing"
-"""What comes before the first run, by the name that displays give it."""
-
 
 @dataclass(frozen=True)
 class PlannedRun:
@@ -116,7 +113,7 @@ def timetable(
     sharing = at_a_time * (n_devices if is_cpu else 1)
     shapes: dict[str, RunParts] = {}
     runs: dict[str, RunParts] = {}
-    before = 2.0 if is_cpu else 15.0  # libraries are loaded, and kernels built, once
+    before = 0.0 if is_cpu else 15.0  # kernels are built once
     for run in todo:
         spec, train = run.spec, run.spec.train
         look = {"attention", "length", "model"}

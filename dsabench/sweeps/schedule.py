@@ -19,6 +19,7 @@ from dsabench.engine import failures
 from dsabench.engine.device import Execution, environment
 from dsabench.engine.sink import Update
 from dsabench.errors import DeviceError, StoreError
+from dsabench.progress.display import AUDIT
 from dsabench.spec.data_settings import DataSpec
 from dsabench.spec.run import RunSpec
 from dsabench.spec.sweep import Sweep
@@ -27,7 +28,7 @@ from dsabench.sweeps.dead_run import record_death
 from dsabench.sweeps.in_process import Here
 from dsabench.sweeps.launcher import Busy, Crowded, Died, Ended, Job, Launcher, Refused, TooManyWindows
 from dsabench.sweeps.micro_batch import MicroBatches
-from dsabench.sweeps.plan import AUDIT, PlannedRun, choose_concurrency, rungs, status
+from dsabench.sweeps.plan import PlannedRun, choose_concurrency, rungs, status
 
 BUSY_SECONDS = 0.5
 """Time between looks at a run that another process trains."""

@@ -19,13 +19,13 @@ from dsabench.engine.random_state import kept_random_state
 from dsabench.engine.sink import Update
 from dsabench.engine.slot import Slots
 from dsabench.errors import DeviceError, DsabenchError
-from dsabench.progress.display import Display
+from dsabench.progress.display import AUDIT, Display
 from dsabench.shutdown import deferred
 from dsabench.spec.identity import run_id
 from dsabench.spec.run import RunSpec
 from dsabench.store import RunDoneError, RunRecord, RunWriter, read_run
 from dsabench.sweeps.launcher import RunJob
-from dsabench.sweeps.plan import AUDIT, fingerprint, plan, status, timetable
+from dsabench.sweeps.plan import fingerprint, plan, status, timetable
 
 
 @kept_random_state()

@@ -37,6 +37,8 @@ class History:
     places: int = 1
     before: float = 0.0
     before_rate: float = 1.0
+    unplanned: float = 0.0
+    """Seconds of data that were not in the cache, before all else."""
     resumed_at: int = 0
     """The step from which the first run goes on, unknown to the plan."""
 
@@ -46,9 +48,15 @@ class History:
         names = {f"run{i}": parts for i, parts in enumerate(self.runs)}
         left = TimeLeft(names, places=self.places, before=self.before, clock=clock)
         looks = [(clock.now, left.left())]
+        for i in range(1, 21 if self.unplanned else 0):
+            left.prepare("encoding", (i - 1) / 20, planned=False)
+            clock.now += self.unplanned / 20
+            looks.append((clock.now, left.left()))
+        if self.before:
+            left.prepare("auditing", 0.0, planned=True)
         for i in range(4 if self.before else 0):
             clock.now += self.before / 4 * self.before_rate * self.load(clock.now - 1000.0)
-            left.prepare((i + 1) / 4)
+            left.prepare("auditing", (i + 1) / 4, planned=True)
             looks.append((clock.now, left.left()))
         waiting = iter(names.items())
         # (time of the next event, place, the course of the place's run)
@@ -141,6 +149,7 @@ HISTORIES = {
     "resumed": History([run(at=60), *MIXED], rate=biased, resumed_at=60),
     "resumed without a word": History([run(steps=1000), run(steps=1000)], rate=lambda kind, parts: 2, resumed_at=900),
     "a long audit": History(MIXED[:6], before=40.0, before_rate=2.5),
+    "data that were not there": History(MIXED[:6], before=10.0, unplanned=60.0),
 }
 
 
@@ -202,6 +211,7 @@ def test_before_anything_is_seen_the_plan_is_said_and_counts_down() -> None:
     left = TimeLeft({"a": run(), "b": run()}, before=30.0, clock=clock)
     planned = 30.0 + 2 * run().planned()
     assert left.left() == pytest.approx(planned) and left.share() == 0.0
+    left.prepare("auditing", 0.0, planned=True)
     clock.now += 7.0
     assert left.left() == pytest.approx(planned - 7.0)
 
