@@ -27,6 +27,9 @@ LATE_SECONDS, LATE_SHARE = 20.0, 1 / 6
 DOUBT = 0.02
 """Share of all planned seconds that a prediction counts for, beside seconds that were seen."""
 
+MOST_PACE = 5.0
+"""Times as long as planned that runs are expected to take because what comes before them did."""
+
 
 @dataclass(frozen=True)
 class RunParts:
@@ -144,6 +147,8 @@ class TimeLeft:
         self.prepared = 0.0
         """The share of `before` that is done."""
         self.preparing: _Preparing | None = None
+        self.pace = 1.0
+        """What is expected of a planned second before a run was seen."""
         self.total = before + sum(parts.planned() for parts in runs.values())
 
     def prepare(self, part: str, share: float, *, planned: bool) -> None:
@@ -152,7 +157,11 @@ class TimeLeft:
         began = self.preparing.began if self.preparing is not None and self.preparing.part == part else now
         self.preparing = _Preparing(part, began, now, share, planned) if share < 1.0 else None
         if planned:
-            self.prepared = share
+            self.prepared, done = share, self.before * share
+            # A busy machine shows here first. Not without bounds, because an audit is no training.
+            pace = _ratio(now - began + DOUBT * self.total, done + DOUBT * self.total, 1.0)
+            self.pace = min(MOST_PACE, max(1 / 2, pace))
+            self.rates.clear()
 
     def start(self, name: str) -> None:
         """A run is begun, or begun anew."""
@@ -250,7 +259,7 @@ class TimeLeft:
 
     def _kin(self, kind: Kind, attention: str) -> float:
         """The late rate of a kind in runs of an attention, as far as it was seen; else of the kind, else of all."""
-        rate, doubt = 1.0, DOUBT * self.total
+        rate, doubt = self.pace, DOUBT * self.total
         groups: list[list[_Sums]] = [
             [sums for (other, _), sums in self.sums.items() if other != "start"],
             [sums for (other, _), sums in self.sums.items() if other == kind],

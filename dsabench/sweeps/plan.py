@@ -108,7 +108,7 @@ def timetable(
         return Timetable({})
     is_cpu = execution.device.type == "cpu"
     rate = matmul_rate(execution.device, execution.precision) * 0.35
-    floor = 2.5e-3 if execution.graph else 1e-3 if is_cpu else 20e-3
+    launches = 2.5e-3 if execution.graph else 20e-3
     processes = execution.ranks.size if execution.device.type == "cuda" else 1
     sharing = at_a_time * (n_devices if is_cpu else 1)
     shapes: dict[str, RunParts] = {}
@@ -119,6 +119,8 @@ def timetable(
         look = {"attention", "length", "model"}
         shape = f"{spec.model_dump_json(include=look)} {spec.batch_size} {train.eval_tokens}"
         if shape not in shapes:
+            # Of a CPU, as two cores were measured to take for models of no size.
+            floor = 4e-3 * (1 + spec.model.n_layers) if is_cpu else launches
             dense, step = (
                 max(floor, sum(flops_per_step(spec, stage).values()) / processes / rate)
                 for stage in ("dense", "sparse")

@@ -148,7 +148,7 @@ HISTORIES = {
     "five at a time": History(MIXED, places=5, rate=lambda kind, parts: 0.6),
     "resumed": History([run(at=60), *MIXED], rate=biased, resumed_at=60),
     "resumed without a word": History([run(steps=1000), run(steps=1000)], rate=lambda kind, parts: 2, resumed_at=900),
-    "a long audit": History(MIXED[:6], before=40.0, before_rate=2.5),
+    "a long audit": History(MIXED[:6], before=40.0, before_rate=2.5, rate=lambda kind, parts: 2.0),
     "data that were not there": History(MIXED[:6], before=10.0, unplanned=60.0),
 }
 
@@ -156,6 +156,12 @@ HISTORIES = {
 @pytest.mark.parametrize("name", HISTORIES)
 def test_what_is_said_is_within_a_third_of_the_truth(name: str) -> None:
     found = wrong(HISTORIES[name])
+    assert all(2 / 3 <= ratio <= 4 / 3 for ratio in found.values()), found
+
+
+@pytest.mark.parametrize("before_rate", [0.2, 1.0, 4.0])
+def test_an_audit_that_took_as_long_as_planned_or_not_is_soon_forgotten(before_rate: float) -> None:
+    found = wrong(History(MIXED, before=30.0, before_rate=before_rate), (0.4, 0.5, 0.75))
     assert all(2 / 3 <= ratio <= 4 / 3 for ratio in found.values()), found
 
 
