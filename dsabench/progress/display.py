@@ -32,7 +32,7 @@ WIDE = 110
 
 
 class Display:
-    """Shows the runs of a timetable, beside `done` that need no work."""
+    """Shows the runs of a timetable, and as many more as are `done` already and pass by."""
 
     def __init__(
         self,
@@ -50,7 +50,7 @@ class Display:
         self.console, self.clock = console, clock
         self.live = console.is_terminal and not quiet
         self.quiet = quiet or not (self.live or lines)
-        self.ended = done
+        self.done, self.ended = done, 0
         self.began = self.line_at = clock()
         self.numbers: dict[str, int] = {}
         self.labels: dict[str, str] = {}
@@ -70,7 +70,7 @@ class Display:
 
     def expect(self, timetable: Timetable) -> None:
         """Show these runs, where they were not known at first."""
-        self.total = self.ended + len(timetable.runs)
+        self.total = self.done + len(timetable.runs)
         self.time_left = timetable.begin(self.clock)
 
     def __enter__(self) -> Self:
@@ -115,7 +115,7 @@ class Display:
         with self.lock:
             self.part = None
             self.time_left.start(name)
-            number = self.numbers.setdefault(name, len(self.numbers) + 1 + self.total - len(self.time_left.parts))
+            number = self.numbers.setdefault(name, len(self.numbers) + 1)
             self.labels[name] = label or name
             self.updates[name] = None
 

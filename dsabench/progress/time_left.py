@@ -50,7 +50,7 @@ class RunParts:
     def left(self, step: int, evaluated: float | None, begun: bool) -> dict[Kind, float]:
         """How many of each are left after `step`; `evaluated`: the share of the evaluation there that is done, None
         where it is not begun."""
-        evaluations = -(-(self.steps - step) // self.eval_every)  # those at later steps
+        evaluations = float(-(-(self.steps - step) // self.eval_every))  # those at later steps
         if self._evaluates(step):
             evaluations += 1.0 - (evaluated or 0.0)
         return {

@@ -137,3 +137,11 @@ def test_the_last_run_leaves_no_time() -> None:
         display.finish(name, "done")
     first, last = said(display).splitlines()
     assert re.fullmatch(r"\[1/2\] a  done  \(about \d+ (s|min) left\)", first) and last == "[2/2] b  done"
+
+
+def test_runs_that_are_done_already_are_counted_as_they_pass_by() -> None:
+    display, _ = display_of(["c"], terminal=False, done=2)
+    for name in ("a", "b", "c"):
+        display.start(name)
+        display.finish(name, "done")
+    assert [line.split("  ")[0] for line in said(display).splitlines()] == ["[1/3] a", "[2/3] b", "[3/3] c"]
