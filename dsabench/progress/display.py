@@ -16,13 +16,10 @@ from rich.table import Table
 from rich.text import Text
 
 from dsabench.progress.durations import duration
-from dsabench.progress.time_left import Timetable
+from dsabench.progress.time_left import AUDIT, Timetable
 
 if TYPE_CHECKING:
     from dsabench.engine.sink import Update
-
-AUDIT = "auditing"
-"""The part before the first run that is planned; others are what data need that are not in the cache."""
 
 LINE_SECONDS = 30.0
 """Time between lines without a terminal: a log shows that work goes on, and stays short."""

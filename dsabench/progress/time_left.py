@@ -21,6 +21,9 @@ from typing import Literal
 
 Kind = Literal["start", "warmup", "step", "evaluation"]
 
+AUDIT = "auditing"
+"""The part before the first run that is planned; others are what data need that are not in the cache."""
+
 LATE_SECONDS, LATE_SHARE = 20.0, 1 / 6
 """Time after which what was seen counts half: the longer of this and this share of the time since the start."""
 

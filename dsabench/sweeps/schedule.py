@@ -19,7 +19,7 @@ from dsabench.engine import failures
 from dsabench.engine.device import Execution, environment
 from dsabench.engine.sink import Update
 from dsabench.errors import DeviceError, StoreError
-from dsabench.progress.display import AUDIT
+from dsabench.progress.time_left import AUDIT
 from dsabench.spec.data_settings import DataSpec
 from dsabench.spec.run import RunSpec
 from dsabench.spec.sweep import Sweep

@@ -19,7 +19,7 @@ from dsabench.engine.random_state import kept_random_state
 from dsabench.engine.sink import Update
 from dsabench.engine.slot import Slots
 from dsabench.errors import DeviceError, DsabenchError
-from dsabench.progress.display import AUDIT, Display
+from dsabench.progress.time_left import AUDIT
 from dsabench.shutdown import deferred
 from dsabench.spec.identity import run_id
 from dsabench.spec.run import RunSpec
@@ -58,6 +58,8 @@ def train(
     place = Place(Path(store), resolve(spec.engine), Slots(), notify, counted)
     if not (progress and sys.stderr.isatty()):
         return loop.to_the_end(train_by_turns(job, place, observe))
+    from dsabench.progress.display import Display  # rich, which draws random numbers of the process when it is loaded
+
     times = timetable(plan([spec], store), leader.spread(spec, place.execution, data_parallel))
     with Display(times, lines=False) as display:
         show = display.start(*times.runs, label_of(spec)) if times.runs else unobserved
