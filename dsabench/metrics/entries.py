@@ -156,7 +156,8 @@ _LIST = (
         meaning="FLOPs a second of large matrix products, measured on the device in the run's precision",
     ),
     Metric(
-        name="loss", words="loss of steps", unit="nats per token", better="lower", dtype="", source="steps",
+        name="loss", words="loss of batches", unit="nats per token", better="lower", dtype="", source="steps",
+        figure="learning",
         meaning="mean cross-entropy of the batches since the record before",
     ),
     Metric(

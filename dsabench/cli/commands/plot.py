@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -21,7 +22,7 @@ from dsabench.cli.options import (
     check_out,
 )
 from dsabench.errors import DsabenchError
-from dsabench.figures.catalogue import FIGURES, FORMATS, file_name
+from dsabench.figures.catalogue import FIGURES, FORMATS, FORMER_NAMES, file_name
 
 if TYPE_CHECKING:
     from dsabench.figures.data import FigureData
@@ -69,7 +70,9 @@ def plot(
 
     The same runs give the same bytes. What cannot be drawn is left out, and why is said.
     """
-    wanted = _chosen(figures or list(FIGURES), list(FIGURES), "figure", "; list figures before any option")
+    wanted = _chosen(
+        figures or list(FIGURES), list(FIGURES), "figure", "; list figures before any option", FORMER_NAMES
+    )
     forms = _chosen(formats or ["png"], list(FORMATS), "--formats", "; name figures before --formats")
 
     from dsabench.analysis.scope import look_at
@@ -131,11 +134,13 @@ def _draw(
     return drawn, skipped
 
 
-def _chosen(words: list[str], known: list[str], what: str, hint: str) -> list[str]:
-    """The words that are `known`, each once; PlotError for another."""
+def _chosen(
+    words: list[str], known: list[str], what: str, hint: str, former: Mapping[str, str] = MappingProxyType({})
+) -> list[str]:
+    """The words that are `known`, or were called so in an earlier version, each once; PlotError for another."""
     from dsabench.spec.messages import near_miss
 
-    found = list(dict.fromkeys(part for word in words for part in word.split(",") if part))
+    found = list(dict.fromkeys(former.get(part, part) for word in words for part in word.split(",") if part))
     for word in found:
         if word not in known:
             raise PlotError(f"{what} {word} is unknown{near_miss(word, known)}{hint}")

@@ -143,8 +143,8 @@ def _write(inspection: Inspection, out: Path, export: Path | None) -> list[Path]
     from dsabench.selection.text_page import selection_page
 
     files = [
-        selection_map(inspection, out / f"selection_{inspection.run_id}.png"),
-        selection_page(inspection, out / f"selection_{inspection.run_id}.html"),
+        selection_map(inspection, out / f"{inspection.file_stem}.png"),
+        selection_page(inspection, out / f"{inspection.file_stem}.html"),
     ]
     if export is not None:
         files.append(export_selection(inspection.layers, export, inspection.questions))

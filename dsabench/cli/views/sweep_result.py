@@ -23,6 +23,7 @@ def report_sweep(sweep_id: str, planned: Sequence[PlannedRun], store: Path, out:
     from dsabench.analysis.variants import label_variants
     from dsabench.cli.views.compare_tables import comparison_lines
     from dsabench.cli.views.results_table_text import experiment_lines
+    from dsabench.figures.catalogue import file_name
     from dsabench.figures.sequence_length import sequence_length_comparison
     from dsabench.store import load_metrics, load_runs, read_sweep
 
@@ -31,7 +32,7 @@ def report_sweep(sweep_id: str, planned: Sequence[PlannedRun], store: Path, out:
     runs = on_rungs(runs[runs["run_id"].isin(ids)], read_sweep(store, sweep_id))
     metrics = load_metrics(store, run_ids=ids)
     files = write_results(runs, metrics, out, sweep=sweep_id)
-    files.append(sequence_length_comparison(runs, metrics, out / "sequence_length_comparison.png"))
+    files.append(sequence_length_comparison(runs, metrics, out / file_name("experiment", 1, "png")))
     if as_json:
         print((out / "summary.json").read_text(encoding="utf-8"))
         return
