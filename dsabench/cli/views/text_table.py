@@ -42,7 +42,7 @@ class Column:
     left: bool = False
     """Texts stand at the left; numbers at the right."""
     drop: int = 0
-    """0: never left out; else the column with the greatest number goes first."""
+    """0: never left out; else the columns with the greatest number go first, together."""
     least: int = 0
     """Cells to which longer texts may be shortened; 0: they are not."""
     shorten: Literal["cut", "wrap", "number"] = "cut"
@@ -95,8 +95,13 @@ def print_table(
     table = fitted(columns, list(rows), width, rule=line, footnotes=numbers)
     for shown in table.lines:
         console.print(shown, soft_wrap=True)
-    for note in [*(footnote_lines(numbers) if footnotes is None else []), *_missing(table, width, elsewhere)]:
-        console.print(Text(note))
+    say(console, *(footnote_lines(numbers) if footnotes is None else []), *_missing(table, width, elsewhere))
+
+
+def say(console: Console, *lines: str, style: str = "") -> None:
+    """Print lines of prose, wrapped on a terminal only."""
+    for line in lines:
+        console.print(Text(line, style=style), soft_wrap=not console.is_terminal)
 
 
 def footnote_lines(footnotes: dict[str, int]) -> list[str]:
@@ -192,7 +197,7 @@ def _kept(fits: Sequence[_Fit], width: int) -> list[_Fit]:
 
     while missing() > 0 and (giving := [fit for fit in kept if fit.column.drop]):
         most = max(fit.column.drop for fit in giving)
-        kept.remove([fit for fit in giving if fit.column.drop == most][-1])
+        kept = [fit for fit in kept if fit.column.drop != most]
     while missing() > 0 and (widest := max(kept, key=lambda fit: fit.width)).width > _FLOOR:
         second = max([fit.width for fit in kept if fit is not widest and fit.width < widest.width], default=_FLOOR)
         widest.width = max(_FLOOR, min(widest.width - 1, max(second, widest.width - missing())))
