@@ -31,26 +31,26 @@ class PlainConsole(Console):
         super().print(*shown, **settings)
 
 
-def lines_of_words(text: str | Text, width: int) -> list[Text]:
-    """Lines of at most `width` cells, broken between words; what follows a break is as deep as the line it belongs to.
+def lines_of_words(text: str | Text, width: int, depth: int | None = None) -> list[Text]:
+    """Lines of at most `width` cells, broken between words; a word longer than a line stays whole.
 
-    A word longer than a line stays whole.
+    What follows a break begins at the cell `depth`; None: where the line that it belongs to begins.
     """
     lines: list[Text] = []
     for line in (Text(text) if isinstance(text, str) else text).split("\n", allow_blank=True):
-        depth = len(line.plain) - len(line.plain.lstrip(" "))
+        begin = len(line.plain) - len(line.plain.lstrip(" ")) if depth is None else depth
         places, used = [], 0
         for word in re.finditer(r" *[^ ]+", line.plain):
             size = cell_len(word[0])
             if word.start() and used + size > width:
                 places.append(word.start())
-                size, used = size - len(word[0]) + len(word[0].lstrip(" ")), depth
+                size, used = size - len(word[0]) + len(word[0].lstrip(" ")), begin
             used += size
         first, *rest = line.divide(places)
         lines.append(first)
         for part in rest:
             bare = part[len(part.plain) - len(part.plain.lstrip(" ")) :]
-            lines.append(Text(" " * depth).append_text(bare))
+            lines.append(Text(" " * begin).append_text(bare))
     return lines
 
 
