@@ -11,7 +11,7 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from dsabench.spec.strict_model import Spec
+from dsabench.spec.strict_model import Formerly, Spec
 
 
 def warmup_steps(share: float, steps: int) -> int:
@@ -148,6 +148,10 @@ class IndexerSpec(Spec):
 
     head_dim: Annotated[int, Field(ge=4, le=1024, multiple_of=4)] = 64
     """Width of an indexer head; the first half is rotated by position, so a multiple of 4."""
+
+    norm_eps: Annotated[float, Field(gt=0, le=1), Formerly(1e-5)] = 1e-6
+    """Epsilon of the LayerNorm on the indexer's key. 1e-6 is that of DeepSeek's released code; runs of dsabench 0.1 had
+    PyTorch's 1e-5, which changes scores by about 2e-3 of their size, and keep their ids and their numbers with it."""
 
     loss: Literal["kl", "none"] = "kl"
     """`kl` trains the indexer to predict the attention's own probabilities; `none` leaves it as it was drawn."""

@@ -26,7 +26,8 @@ def print_difference(found: RunDifference) -> None:
         leak = " LEAK" if run.summary.get("leak") else ""
         where = f", in {store}" if several else ""
         print(printable(f"  {letter}  {run.run_id}  {run.status}{leak}, {run.updated:%Y-%m-%d %H:%M} UTC{where}"))
-    for title, changes in (("spec", found.spec), ("environment", found.environment)):
+    moved = ("the same content at another path", found.moved)
+    for title, changes in (("spec", found.spec), moved, ("environment", found.environment)):
         for line in change_lines(title, changes):
             print(line)
     for line in change_lines("outcome", found.outcome, numbers=True):
