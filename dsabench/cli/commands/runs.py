@@ -134,6 +134,7 @@ def diff(
 
     One spec has one id on every machine: --other-store compares such runs record by record too.
     """
+    from dsabench.cli.console import stdout_console
     from dsabench.cli.views import runs_diff
     from dsabench.cli.views.json_document import print_json
     from dsabench.reproduction.difference import diff_runs
@@ -142,7 +143,7 @@ def diff(
     if json:
         print_json(found.document())
     else:
-        runs_diff.print_difference(found)
+        runs_diff.print_difference(found, stdout_console())
 
 
 def rm(
