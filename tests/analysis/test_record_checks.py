@@ -11,9 +11,9 @@ import pytest
 from synthetic import experiment
 
 from dsabench.analysis import record_checks as audit_module
+from dsabench.analysis.comparison import Check
 from dsabench.analysis.pairing import find_pairs
 from dsabench.analysis.record_checks import audit
-from dsabench.analysis.comparison import Check
 from dsabench.analysis.variants import label_variants
 from dsabench.store import load_curves, load_runs
 
