@@ -35,6 +35,9 @@ MarginOption = Annotated[
     typer.Option("--margin", help="Difference that still counts as not worse; else the sweep's margin.", metavar="X"),
 ]
 FailIfWorseFlag = Annotated[bool, typer.Option("--fail-if-worse", help="Exit 3 if a verdict is worse or a run leaks.")]
+ExplainFlag = Annotated[
+    bool, typer.Option("--explain", help="Say under the tables what columns and verdicts mean (files always do).")
+]
 CsvFlag = Annotated[bool, typer.Option("--csv", help="Print comma-separated rows.")]
 MarkdownFlag = Annotated[bool, typer.Option("--markdown", help="Print Markdown tables.")]
 LatexFlag = Annotated[bool, typer.Option("--latex", help="Print LaTeX tables (booktabs).")]
@@ -57,6 +60,7 @@ def compare(
     baseline: BaselineOption = "dense",
     metric: MetricOption = "val_loss",
     margin: MarginOption = None,
+    explain: ExplainFlag = False,
     fail_if_worse: FailIfWorseFlag = False,
     store: StoreOption = Path("runs"),
     json: JsonFlag = False,
@@ -66,7 +70,7 @@ def compare(
 ) -> None:
     """Compare every variant with dense attention, seed by seed.
 
-    The newest sweep of the store, unless told otherwise. Margin and corrections are stated under the table;
+    The newest sweep of the store, unless told otherwise. What fails is said first, then the answer in plain words.
     `dsabench schema compare` describes the --json document.
     """
     forms = [
@@ -74,6 +78,8 @@ def compare(
     ]
     if len(forms) > 1:
         raise typer.BadParameter(f"--{' and --'.join(forms)} exclude each other; keep one")
+    if explain and forms:
+        raise typer.BadParameter(f"--explain and --{forms[0]} exclude each other: --explain is of the printed tables")
     check_margin(margin)
 
     from dsabench.analysis.compare import compare as judge
@@ -82,18 +88,18 @@ def compare(
     found = judge(
         look_at(store, sweep=sweep, everything=everything, where=where), baseline=baseline, metric=metric, margin=margin
     )
-    _show(found, forms[0] if forms else "tables")
+    _show(found, forms[0] if forms else "tables", explain)
     if fail_if_worse:
         _fail_if_worse(found)
 
 
-def _show(found: Comparison, form: str) -> None:
+def _show(found: Comparison, form: str, explain: bool) -> None:
     """Print the comparison as json, csv, markdown or latex, or as tables and sentences."""
     if form == "tables":
         from dsabench.cli.console import stdout_console
         from dsabench.cli.views.compare_tables import comparison_lines
 
-        comparison_lines(found, stdout_console())
+        comparison_lines(found, stdout_console(), explain)
     elif form == "json":
         from dsabench.cli.views.json_document import print_json
 
@@ -106,10 +112,21 @@ def _show(found: Comparison, form: str) -> None:
 
 
 def _fail_if_worse(found: Comparison) -> None:
-    """End with 3 when a verdict is worse or a run leaks, with 2 when there is no verdict at all."""
+    """End with 3 when a verdict is worse or a run leaks, with 2 when a verdict is withheld or there is none at all."""
     verdicts = [row.verdict for row in found.rows]
-    if not any(verdict in ("better", "not worse", "worse", "LEAK") for verdict in verdicts):
-        typer.echo("error: --fail-if-worse: no comparison has a verdict, so nothing was shown to hold", err=True)
-        raise typer.Exit(2)
+    n, withheld, unsettled = len(verdicts), verdicts.count("no verdict"), verdicts.count("inconclusive")
     if "worse" in verdicts or "LEAK" in verdicts:
         raise typer.Exit(3)
+    if n == unsettled:
+        typer.echo("error: --fail-if-worse: no comparison has a verdict, so nothing was shown to hold", err=True)
+        raise typer.Exit(2)
+    if withheld:
+        reasons = ", ".join(dict.fromkeys(row.withheld for row in found.rows if row.withheld))
+        typer.echo(
+            f"error: --fail-if-worse: {withheld} of {n} comparison{'s' * (n > 1)} proved nothing ({reasons}); --where "
+            "chooses others",
+            err=True,
+        )
+        raise typer.Exit(2)
+    if unsettled:
+        typer.echo(f"note: --fail-if-worse: {unsettled} of {n} comparisons are inconclusive, and passed", err=True)

@@ -55,6 +55,7 @@ def reproduce(
     original = find_run(store, run)
     if into is not None:
         check_writable(into)
+    from dsabench.cli.console import stdout_console
     from dsabench.cli.views import reproduction_text
     from dsabench.reproduction import train_again as reproducing
 
@@ -77,5 +78,5 @@ def reproduce(
     if json:
         print_json(reproduction_text.document(found))
     else:
-        reproduction_text.print_reproduction(found, store)
+        reproduction_text.print_reproduction(found, store, stdout_console())
     raise typer.Exit(1 if found.verdict == "differs" else 0)

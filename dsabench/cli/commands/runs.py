@@ -32,6 +32,7 @@ OtherStoreOption = Annotated[
     Path | None, typer.Option("--other-store", help="The store that B lies in, if not that of A.", metavar="DIR")
 ]
 RunsArgument = Annotated[list[str] | None, typer.Argument(metavar="RUN", help="A run's id, or the start of it.")]
+ShowAllFlag = Annotated[bool, typer.Option("--all", help="Everything that the store knows of the run.")]
 YesFlag = Annotated[bool, typer.Option("--yes", "-y", help="Remove without asking.")]
 FileArgument = Annotated[Path, typer.Argument(metavar="FILE", help="A name that ends in .parquet or .csv.")]
 MetricsFlag = Annotated[bool, typer.Option("--metrics", help="Write what the runs recorded at each step instead.")]
@@ -102,10 +103,15 @@ def list_(
 
 def show(
     run: RunArgument,
+    everything: ShowAllFlag = False,
     store: StoreOption = Path("runs"),
     json: JsonFlag = False,
 ) -> None:
-    """Show all that is known of one run, and the command that trains it again."""
+    """Show one run: its results, where it was trained, and the command that trains it again.
+
+    --all adds every field of the spec, the environment, the last records and the files; --json holds all of it, too.
+    """
+    from dsabench.cli.console import stdout_console
     from dsabench.cli.views import runs_show
     from dsabench.cli.views.json_document import print_json
     from dsabench.store import find_run
@@ -114,7 +120,7 @@ def show(
     if json:
         print_json(runs_show.document(record, store))
     else:
-        runs_show.print_run(record, store)
+        runs_show.print_run(record, store, stdout_console(), everything)
 
 
 def diff(
@@ -128,6 +134,7 @@ def diff(
 
     One spec has one id on every machine: --other-store compares such runs record by record too.
     """
+    from dsabench.cli.console import stdout_console
     from dsabench.cli.views import runs_diff
     from dsabench.cli.views.json_document import print_json
     from dsabench.reproduction.difference import diff_runs
@@ -136,7 +143,7 @@ def diff(
     if json:
         print_json(found.document())
     else:
-        runs_diff.print_difference(found)
+        runs_diff.print_difference(found, stdout_console())
 
 
 def rm(
