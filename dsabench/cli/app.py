@@ -11,6 +11,7 @@ import typer
 
 from dsabench import shutdown
 from dsabench._version import __version__
+from dsabench.cli.command_help import MOST_COLUMNS, HelpfulGroup, epilog
 from dsabench.cli.commands import (
     audit,
     bench,
@@ -30,14 +31,20 @@ from dsabench.cli.commands import (
 from dsabench.cli.safe_text import printable
 from dsabench.errors import DsabenchError
 
+_EXAMPLES = (
+    ("A first answer: small runs, minutes on two CPU cores", "dsabench sweep --config quick"),
+    ("What it means", "dsabench compare"),
+)
+
 app = typer.Typer(
     name="dsabench",
     help="Does DeepSeek Sparse Attention learn as well as dense attention, and where is it faster?",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    epilog="Guide: dsabench guide",
-    context_settings={"help_option_names": ["-h", "--help"]},
+    cls=HelpfulGroup,
+    epilog=epilog("", *_EXAMPLES),
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": MOST_COLUMNS},
 )
 train.add_to(app)
 sweep.add_to(app)

@@ -22,7 +22,8 @@ import re
 from typing import Any
 
 import typer
-from typer.core import TyperCommand
+
+from dsabench.cli.command_help import HelpfulCommand
 
 _INTEGERS = "N ..."
 _NUMBERS = "X ..."
@@ -49,7 +50,7 @@ def texts(name: str, help: str, metavar: str = "NAME", **settings: Any) -> Any:
     return _option(name, f"{metavar} ...", help, settings)
 
 
-class ListCommand(TyperCommand):
+class ListCommand(HelpfulCommand):
     """A command whose list options take space-separated, comma-separated and repeated values."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:

@@ -24,7 +24,7 @@ def test_every_field_of_the_schema_is_on_the_page() -> None:
     listed = re.findall(r"^- `([\w.]+)`", pages()["fields"].text, re.MULTILINE)
     paths = set(config_schema()["properties"]["axes"]["propertyNames"]["enum"])
     parts = {"base", "axes", "verdict", "ladder"}
-    assert paths - {"attention.kind"} == set(listed) - parts - {"verdict.margin"}
+    assert paths == set(listed) - parts - {"verdict.margin"}
     assert all(f"`{kind}`" in pages()["fields"].text for kind in kinds())
 
 
