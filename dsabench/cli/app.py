@@ -16,7 +16,9 @@ from dsabench.cli.commands import (
     audit,
     bench,
     compare,
+    configs,
     export,
+    fields,
     guide,
     plot,
     profile,
@@ -58,6 +60,8 @@ audit.add_to(app)
 runs.add_to(app)
 export.add_to(app)
 reproduce.add_to(app)
+configs.add_to(app)
+fields.add_to(app)
 schema.add_to(app)
 guide.add_to(app)
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import fnmatch
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
 from typing import NamedTuple, get_args
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from dsabench.errors import SpecError
 from dsabench.spec.attention import BUILT_IN, AttentionSpec
 from dsabench.spec.data_settings import DataSpec
 from dsabench.spec.messages import accepted, choices, models_in
@@ -69,16 +71,31 @@ def built_in_fields() -> list[Field]:
     return [field for title, found in sections().items() if title != "The verdict" for field in found]
 
 
-def matching(fields: Sequence[Field], pattern: str) -> list[Field]:
-    """The fields of which `pattern` is a part, or that it describes as a whole (`*`, `?`, `[...]`), in their order.
+def choose(found: Mapping[str, list[Field]], pattern: str) -> dict[str, list[Field]]:
+    """The fields whose path holds `pattern`, or is described by it as a whole (`*`, `?`, `[...]`), by section.
 
-    A pattern without a wildcard that is no part of any path is looked for in the meanings.
+    Raises:
+        SpecError: there is none; it names the fields that are most like it.
     """
     wanted = pattern.casefold()
-    if any(sign in pattern for sign in "*?["):
-        return [field for field in fields if fnmatch.fnmatchcase(field.path.casefold(), wanted)]
-    found = [field for field in fields if wanted in field.path.casefold()]
-    return found or [field for field in fields if wanted in field.meaning.casefold()]
+    described = any(sign in pattern for sign in "*?[")
+    chosen = {
+        title: [
+            field
+            for field in fields
+            if (fnmatch.fnmatchcase(field.path, wanted) if described else wanted in field.path.casefold())
+        ]
+        for title, fields in found.items()
+    }
+    if any(chosen.values()):
+        return {title: fields for title, fields in chosen.items() if fields}
+    paths = list(dict.fromkeys(field.path for fields in found.values() for field in fields))
+    near = get_close_matches(wanted, paths, n=3)
+    if not near:  # a typing error in the last name of a path
+        names = get_close_matches(wanted.rpartition(".")[2], {path.rpartition(".")[2] for path in paths}, n=3)
+        near = [path for name in names for path in paths if path.rpartition(".")[2] == name]
+    hint = f"did you mean {' or '.join(near)}?" if near else "`dsabench fields` lists all"
+    raise SpecError(f"no field's path holds {pattern!r}; {hint}")
 
 
 def _section(models: Mapping[str, type[BaseModel]], prefix: str) -> list[Field]:

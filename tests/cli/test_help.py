@@ -98,7 +98,8 @@ def test_help_of_a_command_has_every_option_with_a_sentence(
 ) -> None:
     """As many options as its function has, each with help that is a sentence."""
     monkeypatch.setenv("COLUMNS", "80")
-    _, options = re.split(r"^\w[\w ]+:$", shell(*words, "--help")[1].partition("\nExamples:\n")[0], 1, re.MULTILINE)
+    shown = shell(*words, "--help")[1].partition("\nExamples:\n")[0]
+    _, options = re.split(r"^\w[\w ]+:$", shown, maxsplit=1, flags=re.MULTILINE)
     group = app.app if len(words) == 1 else app.app.registered_groups[0].typer_instance
     (function,) = [one.callback for one in group.registered_commands if one.name == words[-1]]
     hints = get_type_hints(function, include_extras=True).values()
