@@ -20,6 +20,7 @@ from dsabench.cli.commands import (
     export,
     fields,
     guide,
+    new_attention,
     plot,
     profile,
     report,
@@ -63,6 +64,7 @@ reproduce.add_to(app)
 configs.add_to(app)
 fields.add_to(app)
 schema.add_to(app)
+new_attention.add_to(app)
 guide.add_to(app)
 
 
