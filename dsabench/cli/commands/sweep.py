@@ -45,8 +45,8 @@ from dsabench.cli.sweep_options import (
 from dsabench.errors import SpecError
 
 if TYPE_CHECKING:
-    from dsabench.cli.busy_cores import Others
     from dsabench.cli.views.sweep_plan import SweepPlan
+    from dsabench.engine.busy_cores import Others
     from dsabench.spec.run import RunSpec
     from dsabench.spec.sweep import Sweep
     from dsabench.store import RunRecord
@@ -102,8 +102,8 @@ def sweep(
         experiment.set_verdict({"margin": margin}, lambda path: "--margin: ")
     specs = experiment.runs()
 
-    from dsabench.cli.busy_cores import Others
     from dsabench.cli.views.sweep_plan import print_dry_run
+    from dsabench.engine.busy_cores import Others
     from dsabench.store import check_writable
 
     check_writable(store)
