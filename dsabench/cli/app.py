@@ -17,6 +17,7 @@ from dsabench.cli.commands import (
     bench,
     compare,
     configs,
+    doctor,
     export,
     fields,
     guide,
@@ -58,6 +59,7 @@ report.add_to(app)
 profile.add_to(app)
 bench.add_to(app)
 audit.add_to(app)
+doctor.add_to(app)
 runs.add_to(app)
 export.add_to(app)
 reproduce.add_to(app)

@@ -22,7 +22,9 @@ CALLS: dict[str, Callable[[dict[str, Any], Path], Any]] = {
     "load_model": lambda values, store: dsabench.load_model(store, run_of(values, store)),
     "inspect_selection": lambda values, store: dsabench.inspect_selection(store, run_of(values, store)),
     "reproduce": lambda values, store: dsabench.reproduce(store, run_of(values, store)),
-    "bench_layer": lambda values, store: dsabench.bench_layer(lengths=[16], heads=1, head_dim=8, repeats=1, only=["dense"]),
+    "bench_layer": lambda values, store: dsabench.bench_layer(
+        lengths=[16], heads=1, head_dim=8, repeats=1, only=["dense"]
+    ),
 }
 
 
