@@ -28,6 +28,10 @@ forms: `--lengths 64 128`, `--lengths 64,128`, `--lengths 64 --lengths 128`.
 """
 
 
+_NEEDS_EXTRAS = ("dsabench export",)
+"""Commands whose examples run only where more packages are installed: in a block that is not executed (sh)."""
+
+
 def commands_page() -> str:
     """The page `commands.md`, made from the declarations of the commands."""
     root = app.registered_callback
@@ -36,7 +40,7 @@ def commands_page() -> str:
     for name, function, epilog in _commands(app, "dsabench"):
         lines += [f"## {name}\n", f"    {' '.join([name, *_arguments(function), '[OPTIONS]'])}\n"]
         lines += [_wrapped(paragraph) + "\n" for paragraph in (inspect.getdoc(function) or "").split("\n\n")]
-        lines += [*_items(function), *_epilog(epilog)]
+        lines += [*_items(function), *_epilog(epilog, "sh" if name in _NEEDS_EXTRAS else "bash")]
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -135,12 +139,12 @@ def _enum(type_: Any) -> list[Enum]:
     return [member for kind in kinds for member in kind]
 
 
-def _epilog(epilog: str) -> Iterator[str]:
+def _epilog(epilog: str, shell: str = "bash") -> Iterator[str]:
     """What stands below the options: lists and examples, as code; and the page of the guide, as a link."""
     above, _, topic = epilog.replace("\b\n", "").rpartition("Guide: dsabench guide")
     for block in filter(None, above.strip().split("\n\n")):
         title, *lines = block.splitlines()
-        language = "bash" if title.startswith("Examples") else "text"
+        language = shell if title.startswith("Examples") else "text"
         yield "\n".join([f"{title}\n", f"```{language}", *(line.removeprefix("  ") for line in lines), "```", ""])
     if topic := topic.strip():
         yield f"Guide: [{topic}]({topic}.md)\n"
