@@ -97,7 +97,7 @@ def main() -> None:
     """Entry point: errors a user can mend are one message and exit code 2, without a traceback unless --debug."""
     try:
         with shutdown.on_signals():
-            _command()()
+            _command()(prog_name="dsabench")  # whatever started it: the variables of completion have its name
     except DsabenchError as error:
         if os.environ.get("DSABENCH_DEBUG"):
             raise

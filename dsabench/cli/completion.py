@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -20,14 +21,14 @@ _RECORD, _SWEEPS = "run.json", "sweeps"
 Completer = Callable[[typer.Context, str], list[str]]
 
 
-def _quiet(values: Callable[[Any], Iterable[str]]) -> Completer:
-    """A completer of what `values(context)` lists."""
+def _quiet(values: Callable[[Any, str], Iterable[str]]) -> Completer:
+    """A completer of what `values(context, begun)` lists; of it those are proposed that go on from what was begun."""
 
     @functools.wraps(values)
     def complete(ctx: typer.Context, incomplete: str) -> list[str]:
         before, comma, begun = incomplete.rpartition(",")
         try:
-            return [f"{before}{comma}{value}" for value in values(ctx) if value.startswith(begun)]
+            return [f"{before}{comma}{value}" for value in values(ctx, begun) if value.startswith(begun)]
         except Exception:  # the prompt of a shell is no place for an error, whatever it is
             return []
 
@@ -40,20 +41,33 @@ def _store(ctx: Any) -> Path:
     return Path(ctx.params.get("store") or os.environ.get("DSABENCH_STORE") or "runs")
 
 
+def _names(folder: Path) -> Iterable[str]:
+    return (path.name for path in folder.iterdir())
+
+
+def _is_run(folder: Path) -> bool:
+    return (folder / _RECORD).is_file()
+
+
+def _safe(names: Iterable[str]) -> list[str]:
+    """Those that are ids, in order: a shell executes what other names of somebody else's store may hold."""
+    return sorted(name for name in names if re.fullmatch(r"\w[\w.-]*", name, re.ASCII))
+
+
 @_quiet
-def runs(ctx: Any) -> Iterable[str]:
+def runs(ctx: Any, begun: str) -> Iterable[str]:
     """Ids of the runs in the store that `--store` names."""
-    return sorted(path.name for path in _store(ctx).iterdir() if (path / _RECORD).is_file())
+    return _safe(name for name in _names(_store(ctx)) if name.startswith(begun) and _is_run(_store(ctx) / name))
 
 
 @_quiet
-def sweeps(ctx: Any) -> Iterable[str]:
+def sweeps(ctx: Any, begun: str) -> Iterable[str]:
     """Ids of the store's sweeps."""
-    return sorted(path.stem for path in (_store(ctx) / _SWEEPS).glob("*.json"))
+    return _safe(name.removesuffix(".json") for name in _names(_store(ctx) / _SWEEPS) if name.endswith(".json"))
 
 
 @_quiet
-def configs(ctx: Any) -> Iterable[str]:
+def configs(ctx: Any, begun: str) -> Iterable[str]:
     """Names of the shipped configs; files are left to the shell."""
     from dsabench.spec.config import shipped_configs
 
@@ -61,7 +75,7 @@ def configs(ctx: Any) -> Iterable[str]:
 
 
 @_quiet
-def attentions(ctx: Any) -> Iterable[str]:
+def attentions(ctx: Any, begun: str) -> Iterable[str]:
     """Names of the built-in attentions."""
     from dsabench.spec.attention import BUILT_IN
 
@@ -69,7 +83,7 @@ def attentions(ctx: Any) -> Iterable[str]:
 
 
 @_quiet
-def metrics(ctx: Any) -> Iterable[str]:
+def metrics(ctx: Any, begun: str) -> Iterable[str]:
     """Names that `compare --metric` takes."""
     from dsabench.metrics import compared
 
@@ -77,7 +91,7 @@ def metrics(ctx: Any) -> Iterable[str]:
 
 
 @_quiet
-def columns(ctx: Any) -> Iterable[str]:
+def columns(ctx: Any, begun: str) -> Iterable[str]:
     """Columns of the store's index: measures and paths of fields."""
     from dsabench.metrics import columns as measures
     from dsabench.spec.field_list import built_in_fields
@@ -86,7 +100,7 @@ def columns(ctx: Any) -> Iterable[str]:
 
 
 @_quiet
-def figures(ctx: Any) -> Iterable[str]:
+def figures(ctx: Any, begun: str) -> Iterable[str]:
     """Names of the figures of `plot`."""
     from dsabench.figures.catalogue import FIGURES
 
@@ -94,7 +108,7 @@ def figures(ctx: Any) -> Iterable[str]:
 
 
 @_quiet
-def figure_formats(ctx: Any) -> Iterable[str]:
+def figure_formats(ctx: Any, begun: str) -> Iterable[str]:
     """Formats of `plot`."""
     from dsabench.figures.catalogue import FORMATS
 
@@ -102,7 +116,7 @@ def figure_formats(ctx: Any) -> Iterable[str]:
 
 
 @_quiet
-def topics(ctx: Any) -> Iterable[str]:
+def topics(ctx: Any, begun: str) -> Iterable[str]:
     """Topics of the guide."""
     from dsabench.guide.topics import pages
 
@@ -110,7 +124,7 @@ def topics(ctx: Any) -> Iterable[str]:
 
 
 @_quiet
-def trackers(ctx: Any) -> Iterable[str]:
+def trackers(ctx: Any, begun: str) -> Iterable[str]:
     """Names of the experiment trackers."""
     from dsabench.trackers.names import TRACKERS
 
@@ -118,7 +132,7 @@ def trackers(ctx: Any) -> Iterable[str]:
 
 
 @_quiet
-def fields(ctx: Any) -> Iterable[str]:
+def fields(ctx: Any, begun: str) -> Iterable[str]:
     """Paths of the fields of a spec."""
     from dsabench.spec.field_list import built_in_fields
 
@@ -126,17 +140,18 @@ def fields(ctx: Any) -> Iterable[str]:
 
 
 @_quiet
-def assignments(ctx: Any) -> Iterable[str]:
-    """`FIELD=` for `--set`, and `FIELD=VALUE` where a field takes one of few values."""
+def assignments(ctx: Any, begun: str) -> Iterable[str]:
+    """`FIELD=` for `--set`; behind it, the values of a field that takes one of few."""
     from dsabench.spec.field_list import built_in_fields
 
-    found = dict.fromkeys(f"{field.path}=" for field in built_in_fields())
-    return [*found, *(f"{field.path}={choice}" for field in built_in_fields() for choice in field.choices)]
+    if "=" in begun:
+        return dict.fromkeys(f"{field.path}={choice}" for field in built_in_fields() for choice in field.choices)
+    return dict.fromkeys(f"{field.path}=" for field in built_in_fields())
 
 
 def one_of(*words: str) -> Completer:
     """A completer of these words."""
-    return _quiet(lambda ctx: words)
+    return _quiet(lambda ctx, begun: words)
 
 
 devices = one_of("auto", "cpu", "cuda", "mps")
