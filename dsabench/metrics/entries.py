@@ -141,6 +141,11 @@ _LIST = (
         meaning="seconds of training, the start included, evaluations left out",
     ),
     Metric(
+        name="other_load", words="load of other programs", unit="cores", digits=2, dtype="", source="run",
+        meaning="cores of the machine that other processes kept busy during training, on average",
+        remark="Linux alone tells. Threads that must share cores make steps several times slower.",
+    ),
+    Metric(
         name="warmup_step_ms", words="step time of the warm-up", unit="ms", better="lower", digits=2, dtype="",
         source="run", selecting=True,
         meaning="median time of a step of the dense warm-up",

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from dsabench.engine.random_state import kept_random_state
 from dsabench.errors import SpecError, StoreError
 from dsabench.selection.numbers import Numbers, selection_numbers
 from dsabench.selection.targets import Questions, question_list, with_targets
@@ -112,6 +113,7 @@ class Inspection:
         }
 
 
+@kept_random_state()
 def inspect_selection(
     store: str | Path = "runs",
     run: str | None = None,

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from dsabench.cli import completion
+from dsabench.cli.command_help import ANSWERS, OUTPUT, epilog
 from dsabench.cli.list_options import ListCommand, texts
 from dsabench.cli.options import (
     AllFlag,
@@ -35,9 +37,25 @@ FiguresArgument = Annotated[
         help="Figures by name, as listed below; without any, all that the runs allow.",
         metavar="FIGURE",
         show_default=False,
+        autocompletion=completion.figures,
     ),
 ]
-FormatsOption = Annotated[list[str] | None, texts("--formats", "png, svg, pdf; png without it.", metavar="FORMAT")]
+FormatsOption = Annotated[
+    list[str] | None,
+    texts(
+        "--formats",
+        "png, svg, pdf; png without it.",
+        metavar="FORMAT",
+        rich_help_panel=OUTPUT,
+        autocompletion=completion.figure_formats,
+    ),
+]
+
+_EXAMPLES = (
+    ("All figures that the newest sweep allows", "dsabench plot"),
+    ("Two of them, for a paper", "dsabench plot positions forest --formats pdf svg"),
+    ("Of all runs of the store, into another folder", "dsabench plot learning --all --out figures"),
+)
 
 
 class PlotError(DsabenchError):
@@ -49,7 +67,8 @@ def add_to(app: typer.Typer) -> None:
     app.command(
         "plot",
         cls=ListCommand,
-        epilog=f"{_FIGURES}\n\nGuide: dsabench guide verdicts",
+        epilog=epilog("verdicts", *_EXAMPLES, above=_FIGURES),
+        rich_help_panel=ANSWERS,
         short_help="Draw figures as PNG, SVG or PDF.",
     )(plot)
 
