@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from rich.console import Console
-from rich.text import Text
 
 from dsabench.cli.safe_text import readable
 from dsabench.cli.views.marked_text import FOUND, LATER, LOST, MISSED, QUERY, WIDTH, prose, wrapped
