@@ -74,10 +74,10 @@ class Baseline:
     """The result on some windows that a model has to beat."""
 
     loss: float
-    """Nats per scored token: of a text by token frequencies alone, of a task by the best guess without its targets."""
+    """Nats per scored token: of a text by token frequencies alone, of a task its floor."""
 
     accuracy: float | None
-    """Share of right answers of that guess; None for a text."""
+    """Share of right answers at that floor; None for a text."""
 
     bytes_per_token: float | None
     """UTF-8 bytes of text for each target; None for a task."""
