@@ -28,7 +28,7 @@ from dsabench.figures.catalogue import FIGURES, draw, fitting
 from dsabench.figures.data import FigureData, figure_data
 from dsabench.metrics import METRICS
 from dsabench.metrics.glossary import glossary
-from dsabench.plain import visible
+from dsabench.plain import signs, visible
 from dsabench.report.inline import inline_svg
 from dsabench.report.selection_part import SelectionView, chosen_run, selection_view
 from dsabench.store.files import write_file
@@ -255,7 +255,7 @@ def _templates() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    templates.filters["signs"] = _signs
+    templates.filters["signs"] = signs
     return templates
 
 
@@ -264,11 +264,6 @@ def _shown(value: Any) -> Any:
     if not isinstance(value, str) or isinstance(value, Markup):
         return value
     return "\n".join(visible(line) for line in value.split("\n"))
-
-
-def _signs(text: str) -> str:
-    """`-0.002+-0.004` with a true minus and a plus-minus sign; hyphens in words stay."""
-    return re.sub(r"(?<![\w.)-])-(?=\.?\d)", "\u2212", text.replace("+-", "\u00b1"))
 
 
 def plain(report: Report) -> dict[str, Any]:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dsabench.cli import completion
+from dsabench.cli.command_help import ANSWERS, COMPARISON, OUTPUT, epilog
 from dsabench.cli.list_options import ListCommand
 from dsabench.cli.options import (
     AllFlag,
@@ -28,19 +30,41 @@ MetricOption = Annotated[
         "--metric",
         help=f"{', '.join(list(compared())[:-1])} or {list(compared())[-1]}.",
         metavar="NAME",
+        rich_help_panel=COMPARISON,
+        autocompletion=completion.metrics,
     ),
 ]
 MarginOption = Annotated[
     float | None,
-    typer.Option("--margin", help="Difference that still counts as not worse; else the sweep's margin.", metavar="X"),
+    typer.Option(
+        "--margin",
+        help="Difference that still counts as not worse; else the sweep's margin.",
+        metavar="X",
+        rich_help_panel=COMPARISON,
+    ),
 ]
-FailIfWorseFlag = Annotated[bool, typer.Option("--fail-if-worse", help="Exit 3 if a verdict is worse or a run leaks.")]
+FailIfWorseFlag = Annotated[
+    bool,
+    typer.Option("--fail-if-worse", help="Exit 3 if a verdict is worse or a run leaks.", rich_help_panel=COMPARISON),
+]
 ExplainFlag = Annotated[
-    bool, typer.Option("--explain", help="Say under the tables what columns and verdicts mean (files always do).")
+    bool,
+    typer.Option(
+        "--explain",
+        help="Say under the tables what columns and verdicts mean (files always do).",
+        rich_help_panel=OUTPUT,
+    ),
 ]
-CsvFlag = Annotated[bool, typer.Option("--csv", help="Print comma-separated rows.")]
-MarkdownFlag = Annotated[bool, typer.Option("--markdown", help="Print Markdown tables.")]
-LatexFlag = Annotated[bool, typer.Option("--latex", help="Print LaTeX tables (booktabs).")]
+CsvFlag = Annotated[bool, typer.Option("--csv", help="Print comma-separated rows.", rich_help_panel=OUTPUT)]
+MarkdownFlag = Annotated[bool, typer.Option("--markdown", help="Print Markdown tables.", rich_help_panel=OUTPUT)]
+LatexFlag = Annotated[bool, typer.Option("--latex", help="Print LaTeX tables (booktabs).", rich_help_panel=OUTPUT)]
+
+_EXAMPLES = (
+    ("The newest sweep of the store", "dsabench compare"),
+    ("Another measure, at one length only", "dsabench compare --metric val_accuracy --where 'length == 256'"),
+    ("Against DSA in place of dense attention", "dsabench compare --baseline dsa"),
+    ("Tables for a paper", "dsabench compare --markdown"),
+)
 
 
 def add_to(app: typer.Typer) -> None:
@@ -49,7 +73,8 @@ def add_to(app: typer.Typer) -> None:
         "compare",
         cls=ListCommand,
         short_help="Compare variants with dense attention.",
-        epilog="Guide: dsabench guide verdicts",
+        epilog=epilog("verdicts", *_EXAMPLES),
+        rich_help_panel=ANSWERS,
     )(compare)
 
 

@@ -20,6 +20,7 @@ def report_sweep(sweep_id: str, planned: Sequence[PlannedRun], store: Path, out:
     from dsabench.analysis.scope import look_at
     from dsabench.cli.views.compare_tables import answer_lines, comparison_lines, warning_lines
     from dsabench.cli.views.results_table_text import experiment_lines
+    from dsabench.figures.catalogue import file_name
     from dsabench.figures.sequence_length import sequence_length_comparison
     from dsabench.store import load_metrics
 
@@ -30,7 +31,7 @@ def report_sweep(sweep_id: str, planned: Sequence[PlannedRun], store: Path, out:
     warnings = found.warnings if found else said_first(check_alone(scope))
     answer = found.answer if found else "No answer: no dense run among these, with which others are compared."
     files = write_results(runs, metrics, out, sweep=sweep_id, answer=answer, warnings=warnings)
-    files.append(sequence_length_comparison(runs, metrics, out / "sequence_length_comparison.png"))
+    files.append(sequence_length_comparison(runs, metrics, out / file_name("experiment", 1, "png")))
     if as_json:
         print((out / "summary.json").read_text(encoding="utf-8"))
         return
