@@ -156,7 +156,7 @@ def test_a_task_shows_target_recall_with_its_chance_and_says_what_is_counted() -
     lines = [line.split() for line in text.splitlines()]
     assert ["DSA", "2", "1.500+-0.000", "+0.000+-0.000", "50.0", "4.57", ".75", "(.25)"] in lines
     assert "val loss: nats per answer, mean over seeds" in text
-    assert "Guessing without the targets: 2.079 nats per answer, 12.5 % right." in text
+    assert "Floor: 2.079 nats per answer, 12.5 % right." in text
     assert "recall: share of targets in the best layer's selection" in text
     for word in ("Unigram", "per token", "full attention"):
         assert word not in text
