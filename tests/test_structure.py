@@ -25,6 +25,7 @@ ORDER = [
     "attention",
     "model",
     "engine",
+    "progress",
     "store",
     "models",
     "audit",

@@ -6,7 +6,7 @@ but for about 100 bytes a document.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -25,8 +25,17 @@ from dsabench.spec.data_settings import DataSpec
 BPE_BYTES = 2**28
 """Text that a tokenizer is trained on; of a larger corpus, training documents drawn until it is reached."""
 
+_TRAINING, _ENCODING = "training the tokenizer", "encoding"
+
+Counted = Callable[[str, float], None]
+"""Told a slow part that is under way, and the share of it that is done: 1 at its end."""
+
 
 def _silent(message: str) -> None:
+    pass
+
+
+def _uncounted(part: str, share: float) -> None:
     pass
 
 
@@ -40,22 +49,27 @@ def fingerprint(data: DataSpec) -> dict[str, str]:
     return tasks.fingerprint(data.task) if data.task else _fingerprint(data, draw(data, _silent))
 
 
-def prepare(data: DataSpec, *, progress: Callable[[str], None] | None = None) -> TokenData | TaskData:
+def prepare(
+    data: DataSpec, *, progress: Callable[[str], None] | None = None, counted: Counted = _uncounted
+) -> TokenData | TaskData:
     """The corpus of `data`, split and tokenized; from the cache when it was prepared before. Of a task its settings.
 
-    `progress` is given a line at the start of each slow part; a cached corpus gives none. Raises DataError.
+    `progress` is given a line at the start of each slow part, and `counted` how much of it is done; a cached corpus
+    gives none. Raises DataError.
     """
     if data.task is not None:
         return TaskData(data.task, tasks.fingerprint(data.task))
-    return prepare_text(data, progress=progress)
+    return prepare_text(data, progress=progress, counted=counted)
 
 
-def prepare_text(data: DataSpec, *, progress: Callable[[str], None] | None = None) -> TokenData:
+def prepare_text(
+    data: DataSpec, *, progress: Callable[[str], None] | None = None, counted: Counted = _uncounted
+) -> TokenData:
     """`prepare` of a text."""
     tell = progress or _silent
     split = draw(data, tell)
-    tokenizer, notes = _tokenizer(data, split, tell)
-    entry = _entry(data, split, tokenizer, tell)
+    tokenizer, notes = _tokenizer(data, split, tell, counted)
+    entry = _entry(data, split, tokenizer, tell, counted)
     names = {name: Names(documents, split.name) for name, documents in entry.documents.items()}
     train, val = (TokenSplit(entry.tokens[side], entry.offsets[side], names[side]) for side in ("train", "val"))
     overlapping = None
@@ -122,7 +136,9 @@ def _bpe_documents(split: Split) -> NDArray[np.int64]:
     return np.sort(split.train[before < BPE_BYTES])
 
 
-def _tokenizer(data: DataSpec, split: Split, tell: Callable[[str], None]) -> tuple[Tokenizer, list[str]]:
+def _tokenizer(
+    data: DataSpec, split: Split, tell: Callable[[str], None], counted: Counted = _uncounted
+) -> tuple[Tokenizer, list[str]]:
     if data.tokenizer == "bytes":
         return Bytes(), []
     if data.tokenizer != "bpe":
@@ -138,7 +154,8 @@ def _tokenizer(data: DataSpec, split: Split, tell: Callable[[str], None]) -> tup
             trained = _trained(path)
             if trained is None:
                 tell(f"training the tokenizer (bpe, {data.vocab_size:,} ids) on {len(documents):,} documents")
-                trained = train_bpe(_texts(split, documents), data.vocab_size)
+                trained = train_bpe(_texts(split, documents, counted), data.vocab_size)
+                counted(_TRAINING, 1.0)
                 replace_file(path, trained.save)
     if trained.vocab_size < data.vocab_size:
         notes.append(
@@ -156,14 +173,34 @@ def _trained(path: Path) -> Subwords | None:
         return None
 
 
-def _texts(split: Split, documents: NDArray[np.int64]) -> Iterator[str]:
+def _texts(split: Split, documents: NDArray[np.int64], counted: Counted) -> Iterator[str]:
+    done, total = 0, int(split.scan.bytes_N[documents].sum())
     for _, document in split.documents(documents):
         for part in document.parts:
             assert isinstance(part, str), "own_ids() refuses token ids with a bpe tokenizer"
+            done += len(part)
             yield part
+        counted(_TRAINING, min(0.99, done / max(1, total)))  # merging what was read comes after it
 
 
-def _entry(data: DataSpec, split: Split, tokenizer: Tokenizer, tell: Callable[[str], None]) -> token_folder.Entry:
+class _CountedTokenizer:
+    """A tokenizer that tells how much of so many bytes it has encoded."""
+
+    def __init__(self, tokenizer: Tokenizer, total: int, counted: Counted) -> None:
+        self.tokenizer, self.total, self.counted, self.done = tokenizer, total, counted, 0
+        self.vocab_size, self.end_of_document = tokenizer.vocab_size, tokenizer.end_of_document
+        self.token_bytes_V, self.decode = tokenizer.token_bytes_V, tokenizer.decode
+
+    def encode(self, texts: Sequence[str]) -> list[NDArray[np.uint32]]:
+        encoded = self.tokenizer.encode(texts)
+        self.done += sum(map(len, texts))
+        self.counted(_ENCODING, min(0.99, self.done / max(1, self.total)))
+        return encoded
+
+
+def _entry(
+    data: DataSpec, split: Split, tokenizer: Tokenizer, tell: Callable[[str], None], counted: Counted
+) -> token_folder.Entry:
     """The stored tokens, made if need be; named by all that decides them: which documents, in which order, and how."""
     train, val = np.sort(split.train), np.sort(split.val)
     drawn = split.digests(split.train) if data.max_tokens is not None else b""
@@ -182,9 +219,10 @@ def _entry(data: DataSpec, split: Split, tokenizer: Tokenizer, tell: Callable[[s
         with locked(path, tell):
             entry = token_folder.load(path, key, train, val)
             if entry is None:
-                megabytes = int(split.scan.bytes_N[train].sum() + split.scan.bytes_N[val].sum()) / 1e6
-                tell(f"encoding {len(train) + len(val):,} documents ({megabytes:,.1f} MB)")
-                encode(path, key, data, split, tokenizer)
+                size = int(split.scan.bytes_N[train].sum() + split.scan.bytes_N[val].sum())
+                tell(f"encoding {len(train) + len(val):,} documents ({size / 1e6:,.1f} MB)")
+                encode(path, key, data, split, _CountedTokenizer(tokenizer, size, counted))
+                counted(_ENCODING, 1.0)
                 entry = token_folder.load(path, key, train, val)
                 assert entry is not None, "what was just written can be read"
     return entry

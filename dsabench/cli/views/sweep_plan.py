@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from rich.console import Console
 
 from dsabench.cli.console import stdout_console
-from dsabench.cli.progress import duration
 from dsabench.cli.views.json_document import print_json
+from dsabench.progress.durations import duration
 
 if TYPE_CHECKING:
     from dsabench.engine.device import Execution
     from dsabench.engine.memory_plan import MemoryPlan
+    from dsabench.progress.time_left import Timetable
     from dsabench.spec.run import RunSpec
     from dsabench.spec.sweep import Sweep
     from dsabench.sweeps.plan import PlannedRun
@@ -27,12 +28,17 @@ class SweepPlan(NamedTuple):
     execution: Execution
     fits: Sequence[tuple[RunSpec, MemoryPlan]]
     """The memory of each shape of run."""
-    seconds: float
-    """The estimated time of all runs that are not done."""
+    times: Timetable
+    """The estimated times of the runs that are not done."""
     at_a_time: int
     """Runs that share a device."""
     devices: Sequence[str] = ()
     """Devices with a worker process each; empty when this process trains."""
+
+    @property
+    def seconds(self) -> float:
+        """The estimated time of all runs that are not done."""
+        return self.times.seconds
 
 
 def plan_document(plan: SweepPlan) -> dict[str, Any]:
@@ -81,11 +87,8 @@ def print_plan(plan: SweepPlan, console: Console, *, config: str = "", full: boo
     _print_windows(plan.runs, console)
     for note in selecting_everything(plan.runs):
         console.print(note)
-    if first.train.warmup_steps >= first.train.steps:
-        console.print(
-            f"  note: train.warmup_steps = {first.train.warmup_steps} is not below train.steps = {first.train.steps}; "
-            "the learning rate never reaches its peak"
-        )
+    if note := warmup_note(first):
+        console.print(f"  {note}")
     if full:
         for run in plan.runs:
             mark = "  selects everything" if run.spec.attention.selects_everything(run.spec.length) else ""
@@ -98,6 +101,16 @@ def print_plan(plan: SweepPlan, console: Console, *, config: str = "", full: boo
     console.print(f"{todo}estimated time: about {duration(plan.seconds)} (rough)")
     if execution.device.type == "cpu" and plan.seconds > 600 and config != "quick":
         console.print("This is long for a CPU; `dsabench sweep --config quick` is a smaller experiment for it.")
+
+
+def warmup_note(spec: RunSpec) -> str | None:
+    """A note for a warm-up of the learning rate that is not over before the last step."""
+    if spec.train.warmup_steps < spec.train.steps:
+        return None
+    return (
+        f"note: train.warmup_steps = {spec.train.warmup_steps} is not below train.steps = {spec.train.steps}; "
+        "the learning rate never reaches its peak"
+    )
 
 
 def print_dry_run(plan: SweepPlan, as_json: bool) -> None:
