@@ -9,7 +9,7 @@ from pathlib import Path
 
 from dsabench import data as data_package
 from dsabench.attention.plugins import plugin_digest
-from dsabench.data import cut
+from dsabench.data import Amounts, Survey, cut
 from dsabench.engine import memory_plan
 from dsabench.engine.device import Execution, matmul_rate
 from dsabench.engine.memory_plan import MemoryPlan
@@ -36,18 +36,20 @@ class PlannedRun:
     run_id: str
     status: str
     """`new`, or the status that the store's record has."""
+    amounts: Amounts | None = None
+    """Text to train on and held out; None for a task."""
 
 
 def plan(specs: Sequence[RunSpec], store: str | Path) -> list[PlannedRun]:
     """The runs in order, with their identities and the store's status. Reads the corpus, trains nothing."""
-    digests: dict[DataSpec, dict[str, str]] = {}
+    surveys: dict[DataSpec, Survey] = {}
     planned: dict[str, PlannedRun] = {}
     for spec in specs:
-        key = spec.data
-        if key not in digests:
-            digests[key] = data_package.fingerprint(spec.data)
-        identity = run_id(spec, fingerprint(spec, digests[key]))
-        planned.setdefault(identity, PlannedRun(spec, identity, status(store, identity)))
+        if spec.data not in surveys:
+            surveys[spec.data] = data_package.survey(spec.data)
+        found = surveys[spec.data]
+        identity = run_id(spec, fingerprint(spec, found.fingerprint))
+        planned.setdefault(identity, PlannedRun(spec, identity, status(store, identity), found.amounts))
     return list(planned.values())
 
 

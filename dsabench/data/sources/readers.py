@@ -25,7 +25,7 @@ PART_CHARS = 2**18
 """Longest part of a document in characters (or token ids); parts are cut after a line end where there is one."""
 
 LONE_PIECES = 20
-"""A corpus of one document is cut into this many, so that some of it can be held out."""
+"""A document that is all of a corpus, or most of it, is cut into this many, so that some of it can be held out."""
 
 PIECE_CHARS = 2**24
 """Largest such piece, which bounds the memory that cutting needs."""
@@ -41,10 +41,13 @@ class Document:
     """One document of a file."""
 
     record: int
-    """Its number in the file, from 1 (of a line, a row, a piece); 0 when the file is the document."""
+    """Its number in the file, from 1 (of a line, a row); 0 when the file is the document."""
 
     parts: Iterable[Part]
     """Its content in order, lazily: to be read once, before the next document is asked for."""
+
+    piece: int = 0
+    """Which piece of the record it is, from 1; 0 when it is all of it."""
 
 
 @dataclass(frozen=True)
@@ -214,26 +217,26 @@ def _slices(tokens: NDArray[np.uint16], start: int, end: int) -> Iterator[NDArra
         yield tokens[first : min(end, first + PART_CHARS)]
 
 
-def cut(document: Callable[[], Iterable[Part]]) -> Iterator[Document]:
+def cut(document: Callable[[], Iterable[Part]], record: int = 0, pieces: int = LONE_PIECES) -> Iterator[Document]:
     """One document as contiguous ones of about equal size, cut at line ends (else at spaces, else anywhere).
 
-    LONE_PIECES pieces, or more of PIECE_CHARS each from a document that is larger than that. `document` gives its
+    As many as `pieces`, or more of PIECE_CHARS each from a document that is larger than that. `document` gives its
     parts afresh at each call: it is read twice, once for its size.
     """
     total = sum(map(len, document()))
-    pieces = max(LONE_PIECES, -(-total // PIECE_CHARS))
+    pieces = max(pieces, -(-total // PIECE_CHARS))
     ends = iter([total * number // pieces for number in range(1, pieces)])
-    done, record, held, end = 0, 1, list[Part](), next((end for end in ends if end), total)
+    done, piece, held, end = 0, 1, list[Part](), next((end for end in ends if end), total)
     for part in document():
         while end < total and end <= done + len(part):
             at = _cut_at(part, end - done, total // pieces)
-            yield Document(record, _joined([*held, part[:at]]))
-            part, done, record, held = part[at:], done + at, record + 1, []
+            yield Document(record, _joined([*held, part[:at]]), piece)
+            part, done, piece, held = part[at:], done + at, piece + 1, []
             end = next((later for later in ends if later > done), total)  # a long line may reach past several ends
         if len(part):
             held, done = [*held, part], done + len(part)
     if held:
-        yield Document(record, _joined(held))
+        yield Document(record, _joined(held), piece)
 
 
 def _cut_at(part: Part, target: int, reach: int) -> int:
