@@ -98,8 +98,8 @@ def too_large(bytes_N: NDArray[np.int64], share: float) -> NDArray[np.bool_]:
 
 
 def pieces(bytes_N: NDArray[np.int64], share: float) -> NDArray[np.int64]:
-    """Into how many pieces to cut each of these: those of a lone document, in proportion to its share of all, or so many
-    that two of them are no larger than the smaller side, because a piece that is cut at a line end may be twice as
+    """Into how many pieces to cut each of these: as many as a lone document, in proportion to its share of all, or so
+    many that two of them are no larger than the smaller side, because a piece that is cut at a line end may be twice as
     large as the mean."""
     of_all = max(LONE_PIECES, 2 / min(share, 1 - share))
     return np.ceil(of_all * (bytes_N / bytes_N.sum())).astype(np.int64)

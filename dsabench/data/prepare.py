@@ -154,7 +154,8 @@ def _tokenizer(data: DataSpec, split: Split, tell: Callable[[str], None]) -> tup
     if data.tokenizer == "bytes":
         return Bytes(), []
     if data.tokenizer != "bpe":
-        return load_file(tokenizer_file(data)), []
+        own = load_file(tokenizer_file(data))
+        return own, [f"tokenizer {data.tokenizer}: {change}" for change in own.changes.values()]
     documents = _bpe_documents(split)
     notes = []
     if len(documents) < len(split.train):
