@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from dsabench.data import token_folder
 from dsabench.data.cache import new_folder, writing
 from dsabench.data.scan import DocumentDigest
-from dsabench.data.sources.readers import Part
+from dsabench.data.sources.documents import Part
 from dsabench.data.split import Split
 from dsabench.data.tokenizer import Tokenizer
 from dsabench.errors import DataError

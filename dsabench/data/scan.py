@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dsabench.data.cache import cache_folder, digest, replace_file
-from dsabench.data.sources.readers import Part
+from dsabench.data.sources.documents import Part
 from dsabench.data.sources.source import Source
 from dsabench.errors import DataError
 
@@ -38,7 +38,7 @@ class DocumentDigest:
         self.blank = True
 
     def add(self, part: Part) -> int:
-        """Count a part in; gives its size in bytes (UTF-8, or two a token id)."""
+        """Count a part in; gives its size in bytes (UTF-8, or two a token id; four of a large vocabulary)."""
         if isinstance(part, str):
             data = part.encode()
             self.blank = self.blank and part.isspace()

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from dsabench.data.cache import digest
 from dsabench.data.held_out_share import Amounts, far, fits, nearest, pieces, too_large
 from dsabench.data.scan import Scan, read
-from dsabench.data.sources.readers import LONE_PIECES, Document
+from dsabench.data.sources.documents import Document
+from dsabench.data.sources.readers import LONE_PIECES
 from dsabench.data.sources.source import Source, open_source
 from dsabench.errors import DataError
 from dsabench.spec.data_settings import DataSpec

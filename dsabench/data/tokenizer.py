@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dsabench.data.cache import digest
+from dsabench.data.sources.documents import Ids
 from dsabench.data.sources.folder import kind_of_file
-from dsabench.data.sources.readers import Ids
 from dsabench.data.token_bytes import token_bytes
 from dsabench.errors import DataError
 from dsabench.spec.data_settings import DataSpec

@@ -11,6 +11,7 @@ from pathlib import Path
 from dsabench.data.sources.folder import Found, kind_of_file
 from dsabench.data.sources.readers import SUFFIXES, read
 from dsabench.data.sources.source import ACCEPTED, Source, matches
+from dsabench.data.sources.token_file import index_of, layout
 from dsabench.data.tokenizer import own_ids
 from dsabench.errors import DataError
 from dsabench.spec.data_settings import DataSpec
@@ -60,11 +61,18 @@ def find(data: DataSpec, rest: str, tell: Callable[[str], None]) -> Source:
         raise DataError(
             f"{title}: nothing to read there ({', '.join(there) or 'no file at all'}); accepted: {' '.join(SUFFIXES)}"
         )
-    ids = own_ids(data, files) if any(path.suffix.lower() == ".bin" for path in files) else None
+    bins = [path for path in files if path.suffix.lower() == ".bin"]
+    ids = own_ids(data, files) if bins else None
     labels = tuple(path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path) for path in files)
-    key = ("path", data.text_column, *((ids.vocab_size, ids.end_of_document) if ids else ()))
-    notes = (*found.notes(root), *_notes(files, labels, others))
-    return Source(title, tuple(files), labels, partial(read, column=data.text_column, ids=ids), key, notes)
+    key: tuple[str | int, ...] = ("path", data.text_column, *((ids.vocab_size, ids.end_of_document) if ids else ()))
+    notes = [*found.notes(root), *_notes(files, labels, others)]
+    if ids:
+        widths = collections.Counter(layout(path, ids).name for path in bins)
+        notes.append(
+            f".bin files read as {', '.join(f'{name} ids ({count})' for name, count in sorted(widths.items()))}"
+        )
+        key += tuple(path.stat().st_mtime_ns for path in map(index_of, bins) if path)
+    return Source(title, tuple(files), labels, partial(read, column=data.text_column, ids=ids), key, tuple(notes))
 
 
 def _before_the_wildcard(pattern: Path) -> Path:

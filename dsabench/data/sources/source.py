@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dsabench.data.sources import readers
-from dsabench.data.sources.readers import Document
+from dsabench.data.sources.documents import Document, Part
 from dsabench.errors import DataError
 from dsabench.spec.data_settings import DataSpec
 from dsabench.spec.messages import nearest
@@ -86,7 +86,7 @@ class Source:
         numbers = (number for place in sorted(cuts) for number in (*place, cuts[place]))
         return dataclasses.replace(self, cuts=cuts, key=(*self.key, "cut", readers.PIECE_CHARS, *numbers))
 
-    def _again(self, path: Path, record: int) -> Iterator[readers.Part]:
+    def _again(self, path: Path, record: int) -> Iterator[Part]:
         for document in self.read(path):
             if document.record == record:
                 yield from document.parts
