@@ -60,6 +60,11 @@ def read_text(path: Path) -> Iterator[Document]:
     yield Document(0, text_parts(_utf8_blocks(path)))
 
 
+def whole_text(path: Path) -> str:
+    """The text of a file as training reads it: without a byte order mark, with its line ends. Raises DataError."""
+    return "".join(_utf8_blocks(path))
+
+
 def _utf8_blocks(path: Path) -> Iterator[str]:
     try:
         yield from _decoded(path)
