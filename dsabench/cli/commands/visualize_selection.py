@@ -152,8 +152,7 @@ def _write(inspection: Inspection, out: Path, export: Path | None) -> list[Path]
 
 
 def _own_text(text: str | None, file: Path | None) -> str | None:
-    """The text of --text, or of --text-file as training reads it. Raises SpecError for both, DataError for a file that is
-    no text."""
+    """The text of --text, or of --text-file as training reads it. SpecError for both, DataError for what is no text."""
     if file is None:
         return text
     if text is not None:
