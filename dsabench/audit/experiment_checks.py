@@ -224,4 +224,4 @@ def _overlap(data: TokenData, windows_NT: np.ndarray) -> Check:
     if found.run_share < DUPLICATED:
         return Check(name, "info", told)
     mend = "take copies out of the text" if data.overlapping is None else "make data.split documents"
-    return Check(name, "FAIL", f"duplicated: the validation loss measures memory; {mend}. {told}")
+    return Check(name, "FAIL", f"{found.run_share:.0%} duplicated: the validation loss measures memory; {mend}. {told}")

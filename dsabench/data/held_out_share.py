@@ -94,7 +94,8 @@ def fits(ends: NDArray[np.int64], n: int, share: float) -> bool:
 
 def too_large(bytes_N: NDArray[np.int64], share: float) -> NDArray[np.bool_]:
     """Which documents hold more than a side of the split should: then no order of them need give the share."""
-    return bytes_N > min(share, 1 - share) * bytes_N.sum()
+    large_N: NDArray[np.bool_] = bytes_N > min(share, 1 - share) * bytes_N.sum()
+    return large_N
 
 
 def pieces(bytes_N: NDArray[np.int64], share: float) -> NDArray[np.int64]:
@@ -102,4 +103,5 @@ def pieces(bytes_N: NDArray[np.int64], share: float) -> NDArray[np.int64]:
     many that two of them are no larger than the smaller side, because a piece that is cut at a line end may be twice as
     large as the mean."""
     of_all = max(LONE_PIECES, 2 / min(share, 1 - share))
-    return np.ceil(of_all * (bytes_N / bytes_N.sum())).astype(np.int64)
+    pieces_N: NDArray[np.int64] = np.ceil(of_all * (bytes_N / bytes_N.sum())).astype(np.int64)
+    return pieces_N

@@ -133,7 +133,7 @@ def _save(path: Path, scan: Scan) -> None:
 def _load(path: Path) -> Scan | None:
     try:
         with path.open("rb") as file, np.load(file) as arrays:  # checks each array's CRC
-            numbers = [arrays[name] for name in ("file_N", "record_N", "piece_N", "bytes_N")]
-            return Scan(*numbers, _void(arrays["digest_N"]))
+            file_N, record_N, piece_N, bytes_N = (arrays[f"{name}_N"] for name in ("file", "record", "piece", "bytes"))
+            return Scan(file_N, record_N, piece_N, bytes_N, _void(arrays["digest_N"]))
     except Exception:  # missing, or damaged in any way: it is read anew
         return None

@@ -29,11 +29,11 @@ _LIST = (
         meaning="tokens that all steps trained on",
     ),
     Metric(
-        name="text_tokens", words="tokens of the training text", digits=0, dtype="Int64", source="run", runs="text",
+        name="text_tokens", words="tokens of the training text", digits=0, dtype="", source="run", runs="text",
         meaning="different tokens that there are to train on",
     ),
     Metric(
-        name="held_out_tokens", words="tokens of the held-out text", digits=0, dtype="Int64", source="run", runs="text",
+        name="held_out_tokens", words="tokens of the held-out text", digits=0, dtype="", source="run", runs="text",
         meaning="tokens of the documents that are held out",
     ),
     Metric(

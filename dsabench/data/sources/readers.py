@@ -172,7 +172,7 @@ def _holds_text(kind: Any) -> bool:
     while hasattr(kind, "storage_type") or t.is_dictionary(kind):
         kind = kind.value_type if t.is_dictionary(kind) else kind.storage_type
     text = t.is_string(kind) or t.is_large_string(kind) or t.is_string_view(kind)
-    return text or t.is_binary(kind) or t.is_large_binary(kind) or t.is_binary_view(kind) or t.is_null(kind)
+    return bool(text or t.is_binary(kind) or t.is_large_binary(kind) or t.is_binary_view(kind) or t.is_null(kind))
 
 
 def _parquet_text(value: str | bytes | None) -> str | None:
