@@ -11,7 +11,7 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from dsabench.spec.strict_model import Spec
+from dsabench.spec.strict_model import Formerly, Spec
 
 
 def warmup_steps(share: float, steps: int) -> int:
@@ -36,6 +36,11 @@ class AttentionSpec(Spec):
     def n_selected(self, length: int) -> int | None:
         """Keys that a query may attend to in a window of `length` tokens, or None when the variant does not select."""
         return None
+
+    def selects_everything(self, length: int) -> bool:
+        """Whether k >= L: every query then attends to all that dense attention does."""
+        k = self.n_selected(length)
+        return k is not None and k >= length
 
     def warmup_steps(self, steps: int) -> int:
         """Steps of the dense warm-up stage at the start of a run of `steps`; 0 when there is no such stage."""
@@ -148,6 +153,10 @@ class IndexerSpec(Spec):
 
     head_dim: Annotated[int, Field(ge=4, le=1024, multiple_of=4)] = 64
     """Width of an indexer head; the first half is rotated by position, so a multiple of 4."""
+
+    norm_eps: Annotated[float, Field(gt=0, le=1), Formerly(1e-5)] = 1e-6
+    """Epsilon of the LayerNorm on the indexer's key. 1e-6 is that of DeepSeek's released code; runs of dsabench 0.1 had
+    PyTorch's 1e-5, which changes scores by about 2e-3 of their size, and keep their ids and their numbers with it."""
 
     loss: Literal["kl", "none"] = "kl"
     """`kl` trains the indexer to predict the attention's own probabilities; `none` leaves it as it was drawn."""

@@ -22,6 +22,7 @@ from pydantic import (
 from dsabench._version import __version__
 from dsabench.errors import StoreError
 from dsabench.metrics import columns
+from dsabench.spec.former_values import with_former_values
 from dsabench.store.files import explain
 
 SCHEMA_VERSION = 1
@@ -129,7 +130,8 @@ class RunRecord(Record):
     """`running`, `done`, `failed` or `interrupted`; a reader shows a crashed run as `interrupted`."""
 
     spec: dict[str, Any]
-    """The RunSpec as nested JSON; not validated as one, so that a record of any variant can be read anywhere."""
+    """The RunSpec as nested JSON; not validated as one, so that a record of any variant can be read anywhere. Fields
+    that an earlier version did not have are filled in with what it did (spec.former_values)."""
 
     fingerprint: dict[str, str] = {}
     """Digests of the corpus, the tokenizer and plugin files."""
@@ -158,7 +160,7 @@ class RunRecord(Record):
         for name in ("length", "seed"):
             if name in spec and not _whole(spec[name]):
                 raise ValueError(f"{name} = {spec[name]!r} is not a whole number")
-        return spec
+        return with_former_values(spec)
 
     @field_validator("summary")
     @classmethod

@@ -31,7 +31,7 @@ class LightningIndexer(nn.Module):
         self.n_heads, self.head_dim, self.rope_base = indexer.n_heads, indexer.head_dim, spec.model.rope_base
         self.query = nn.Linear(spec.model.d_model, self.n_heads * self.head_dim, bias=False)
         self.key = nn.Linear(spec.model.d_model, self.head_dim, bias=False)
-        self.key_norm = nn.LayerNorm(self.head_dim)
+        self.key_norm = nn.LayerNorm(self.head_dim, eps=indexer.norm_eps)
         self.weight = nn.Linear(spec.model.d_model, self.n_heads, bias=False)
         # J^-1/2 I^-1/2 is the temperature of softmax(I) in the KL loss.
         self.scale = (self.n_heads * self.head_dim) ** -0.5
