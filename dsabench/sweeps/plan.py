@@ -11,7 +11,7 @@ from pathlib import Path
 from dsabench import data as data_package
 from dsabench.attention.base import Stage
 from dsabench.attention.plugins import plugin_digest
-from dsabench.data import cut
+from dsabench.data import Amounts, Survey, cut
 from dsabench.engine import memory_plan
 from dsabench.engine.checkpoint import steps_done
 from dsabench.engine.device import Execution, matmul_rate
@@ -41,6 +41,8 @@ class PlannedRun:
     run_id: str
     status: str
     """`new`, or the status that the store's record has."""
+    amounts: Amounts | None = None
+    """Text to train on and held out; None for a task."""
 
     at: int = 0
     """Steps that its checkpoint has behind it, where it was interrupted."""
@@ -48,15 +50,15 @@ class PlannedRun:
 
 def plan(specs: Sequence[RunSpec], store: str | Path) -> list[PlannedRun]:
     """The runs in order, with their identities and the store's status. Reads the corpus, trains nothing."""
-    digests: dict[DataSpec, dict[str, str]] = {}
+    surveys: dict[DataSpec, Survey] = {}
     planned: dict[str, PlannedRun] = {}
     for spec in specs:
-        key = spec.data
-        if key not in digests:
-            digests[key] = data_package.fingerprint(spec.data)
-        identity = run_id(spec, fingerprint(spec, digests[key]))
+        if spec.data not in surveys:
+            surveys[spec.data] = data_package.survey(spec.data)
+        found = surveys[spec.data]
+        identity = run_id(spec, fingerprint(spec, found.fingerprint))
         if identity not in planned:
-            planned[identity] = _planned_run(spec, identity, store)
+            planned[identity] = replace(_planned_run(spec, identity, store), amounts=found.amounts)
     return list(planned.values())
 
 

@@ -12,6 +12,7 @@ from dsabench.cli.views.json_document import print_json
 from dsabench.progress.durations import duration
 
 if TYPE_CHECKING:
+    from dsabench.data import Amounts
     from dsabench.engine.device import Execution
     from dsabench.engine.memory_plan import MemoryPlan
     from dsabench.progress.time_left import Timetable
@@ -59,6 +60,7 @@ def plan_document(plan: SweepPlan) -> dict[str, Any]:
             }
             for spec, memory in plan.fits
         ],
+        "texts": [{"source": source, **amounts.document()} for source, amounts in _texts(plan.runs)],
         "runs": [
             {
                 "run_id": run.run_id,
@@ -84,6 +86,9 @@ def print_plan(plan: SweepPlan, console: Console, *, config: str = "", full: boo
         console.print(f"  {path:20} {', '.join(map(str, values))}")
     if plan.sweep.ladder:
         console.print(f"  {'ladder':20} {', '.join(f'{i} {name}' for i, name in enumerate(plan.sweep.ladder, 1))}")
+    texts = _texts(plan.runs)
+    for source, amounts in texts:
+        console.print(f"  {'text' if len(texts) == 1 else source}: {amounts}")
     _print_windows(plan.runs, console)
     for note in selecting_everything(plan.runs):
         console.print(note)
@@ -119,6 +124,11 @@ def print_dry_run(plan: SweepPlan, as_json: bool) -> None:
         print_json(plan_document(plan))
     else:
         print_plan(plan, stdout_console(), full=True)
+
+
+def _texts(runs: Sequence[PlannedRun]) -> list[tuple[str, Amounts]]:
+    """Each text's source and sizes, in the order of the runs; none of a task."""
+    return list(dict.fromkeys((run.spec.data.source, run.amounts) for run in runs if run.amounts is not None))
 
 
 def _print_windows(runs: Sequence[PlannedRun], console: Console) -> None:
