@@ -1,10 +1,9 @@
-"""Config files: the shipped ones by name, and reading one as a Sweep; and the values of `--set`."""
+"""Config files: the shipped ones by name, and reading one as a Sweep."""
 
 from __future__ import annotations
 
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
 from dsabench.errors import SpecError
 from dsabench.spec import ladder as ladders
@@ -87,11 +86,3 @@ def shipped_configs() -> dict[str, Path]:
         if folder.is_dir():
             return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
     raise SpecError("this installation of dsabench has lost its configs folder; reinstall it")
-
-
-def parse_override(text: str) -> tuple[str, Any]:
-    """`a.b=value` of `--set`, the value read as YAML."""
-    path, equals, value = text.partition("=")
-    if not equals or not path.strip():
-        raise SpecError(f"--set {text}: expected FIELD=VALUE, for example --set train.steps=500")
-    return path.strip(), yaml_file.scalar(value, f"--set {path.strip()}")
