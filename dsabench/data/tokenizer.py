@@ -18,6 +18,7 @@ from dsabench.data.cache import digest
 from dsabench.data.sources.readers import Ids
 from dsabench.errors import DataError
 from dsabench.spec.data_settings import DataSpec
+from dsabench.user_folders import expanded
 
 END_OF_DOCUMENT = "<|endoftext|>"
 
@@ -149,7 +150,7 @@ def load_file(path: Path) -> Subwords:
 
 def tokenizer_file(data: DataSpec) -> Path:
     """The file that data.tokenizer names when it is not `bpe` or `bytes`. Raises DataError when there is none."""
-    path = Path(data.tokenizer).expanduser()
+    path = expanded(data.tokenizer, DataError)
     if path.is_file():
         return path
     inside = path / "tokenizer.json"

@@ -14,6 +14,7 @@ from dsabench.data.sources.source import ACCEPTED, Source, matches
 from dsabench.data.tokenizer import own_ids
 from dsabench.errors import DataError
 from dsabench.spec.data_settings import DataSpec
+from dsabench.user_folders import expanded
 
 
 def find(data: DataSpec, rest: str, tell: Callable[[str], None]) -> Source:
@@ -21,7 +22,7 @@ def find(data: DataSpec, rest: str, tell: Callable[[str], None]) -> Source:
 
     Raises DataError when there is none that can be read.
     """
-    named = Path(rest).expanduser()
+    named = expanded(rest, DataError)
     title = f"data.source = {data.source!r}"
     notes: list[str] = []
     if not rest:
