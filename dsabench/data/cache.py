@@ -25,10 +25,15 @@ from dsabench.user_folders import expanded, no_home
 _ADVICE = "name a folder you can write in the environment variable DSABENCH_CACHE"
 
 
-def cache_folder(kind: str) -> Path:
-    """<cache>/<kind>, made if need be; the cache is $DSABENCH_CACHE, else the user's cache folder of the platform."""
+def cache_root() -> Path:
+    """$DSABENCH_CACHE, else the user's cache folder of the platform. Raises DataError where there is no home folder."""
     named = os.environ.get("DSABENCH_CACHE")
-    folder = (expanded(named, DataError) if named else _user_cache()) / kind
+    return expanded(named, DataError) if named else _user_cache()
+
+
+def cache_folder(kind: str) -> Path:
+    """<cache>/<kind>, made if need be."""
+    folder = cache_root() / kind
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     return folder
