@@ -43,8 +43,9 @@ def test_the_table_of_runs_has_the_recorded_values(store: Path) -> None:
     for (_, row), expected in zip(runs.iterrows(), recorded, strict=True):
         for name in ("created", "updated"):
             assert row[name] == pd.Timestamp(expected.pop(name))
+        assert row["order"] == row["updated"].timestamp() * 1e6, "without a number a record is placed by its time"
         assert all(close(row[name], value) for name, value in expected.items())
-        missing = set(runs.columns) - set(expected) - {"created", "updated"}
+        missing = set(runs.columns) - set(expected) - {"created", "updated", "order"}
         later = {name: row[name] for name in missing if not pd.isna(row[name])}
         assert later == (CAME_LATER if row["attention"] == "dsa" else {})
 

@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from dsabench.errors import StoreError
-from dsabench.store.files import acquire, explained, read_regular, refuse_links, signature, write_all
+from dsabench.store.files import acquire, read_regular, refuse_links, signature, write_all
 from dsabench.store.layout import RECORD, SWEEPS
 from dsabench.store.records import LAST, Record, microseconds, now, read_record
 
@@ -23,7 +23,7 @@ def next_order(store: Path) -> int:
     without it, the records themselves say it.
 
     Raises:
-        StoreError: it cannot be written, or another process keeps the lock.
+        StoreError: the lock cannot be taken.
     """
     path = store / _LAST
     refuse_links(path)
@@ -33,9 +33,9 @@ def next_order(store: Path) -> int:
     try:
         last = _last(path)
         order = min(max(microseconds(now()), (_largest(store) if last is None else last) + 1), LAST)
-        with explained(path):
-            if path.exists() and signature(path) is None:
-                raise StoreError(f"{path}: not a regular file; remove it")
+        if path.exists() and signature(path) is None:
+            raise StoreError(f"{path}: not a regular file; remove it")
+        with suppress(OSError):  # of a full disk the record itself will tell
             # In place and not synced: after a power failure it may be behind, no further than the clock was.
             fd = os.open(path, os.O_WRONLY | os.O_CREAT, 0o666)
             try:
