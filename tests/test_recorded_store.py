@@ -51,12 +51,13 @@ def test_the_table_of_runs_has_the_recorded_values(store: Path) -> None:
     for (_, row), expected in zip(runs.iterrows(), recorded, strict=True):
         for name in ("created", "updated"):
             assert row[name] == pd.Timestamp(expected.pop(name))
+        assert row["order"] == row["updated"].timestamp() * 1e6, "without a number a record is placed by its time"
         corrected = {}
         if expected["run_id"] == TASK_RUN:
             assert {name: row[name] for name in FLOOR} == pytest.approx(FLOOR, rel=1e-12)
             corrected = {f"recorded.{name}": expected.pop(name) for name in FLOOR}
         assert all(close(row[name], value) for name, value in expected.items())
-        missing = set(runs.columns) - set(expected) - {"created", "updated", *(FLOOR if corrected else ())}
+        missing = set(runs.columns) - set(expected) - {"created", "updated", "order", *(FLOOR if corrected else ())}
         later = {name: row[name] for name in missing if not pd.isna(row[name])}
         assert close(later, (CAME_LATER if row["attention"] == "dsa" else {}) | corrected)
 

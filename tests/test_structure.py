@@ -17,6 +17,8 @@ ORDER = [
     "_version",
     "plain",
     "errors",
+    "locks",
+    "user_folders",
     "shutdown",
     "metrics",
     "spec",

@@ -21,6 +21,7 @@ from dsabench.data.sources.folder import kind_of_file
 from dsabench.data.token_bytes import token_bytes
 from dsabench.errors import DataError
 from dsabench.spec.data_settings import DataSpec
+from dsabench.user_folders import expanded
 
 END_OF_DOCUMENT = "<|endoftext|>"
 
@@ -200,7 +201,7 @@ def _content(path: Path) -> bytes:
 
 def tokenizer_file(data: DataSpec) -> Path:
     """The file that data.tokenizer names when it is not `bpe` or `bytes`. Raises DataError when there is none."""
-    path = Path(data.tokenizer).expanduser()
+    path = expanded(data.tokenizer, DataError)
     if path.is_file():
         return path
     if kind := kind_of_file(path):

@@ -41,6 +41,7 @@ def fixed_columns() -> dict[str, str]:
         "leak": "boolean",
         **dict.fromkeys(("sweep", "error"), "string"),
         **dict.fromkeys(("created", "updated"), TIME),
+        "order": "Int64",
         "version": "string",
     }
 
@@ -79,6 +80,7 @@ def _flat_record(record: RunRecord) -> Row:
             "error": record.error,
             "created": record.created.isoformat(),
             "updated": record.updated.isoformat(),
+            "order": record.place,
             "version": record.version,
         }
     )

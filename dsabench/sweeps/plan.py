@@ -58,16 +58,16 @@ def plan(specs: Sequence[RunSpec], store: str | Path) -> list[PlannedRun]:
         found = surveys[spec.data]
         identity = run_id(spec, fingerprint(spec, found.fingerprint))
         if identity not in planned:
-            planned[identity] = replace(_planned_run(spec, identity, store), amounts=found.amounts)
+            planned[identity] = _planned_run(spec, identity, store, found.amounts)
     return list(planned.values())
 
 
-def _planned_run(spec: RunSpec, identity: str, store: str | Path) -> PlannedRun:
+def _planned_run(spec: RunSpec, identity: str, store: str | Path, amounts: Amounts | None) -> PlannedRun:
     known, at = status(store, identity), 0
     if known == "interrupted" and (saved := find_checkpoint(store, identity)) is not None:
         with suppress(StoreError):  # whether it is whole is seen when it is taken up
             at = steps_done(saved)
-    return PlannedRun(spec, identity, known, at)
+    return PlannedRun(spec, identity, known, amounts, at)
 
 
 def rungs(sweep: Sweep) -> dict[str, list[str]]:

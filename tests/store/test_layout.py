@@ -92,14 +92,15 @@ def sweep(name: str, minutes: int = 0) -> SweepRecord:
     return SweepRecord(id=name, spec={"axes": {"seed": [1]}}, run_ids=["b", "a"], created=time, updated=time)
 
 
-def test_sweeps_read_back_and_the_last_updated_is_the_newest(tmp_path):
+def test_sweeps_read_back_and_the_last_written_is_the_newest(tmp_path):
     store = tmp_path / "runs"
     for record in (sweep("old"), sweep("new", 2), sweep("mid", 1)):
         write_sweep(store, record)
-        assert read_sweep(store, record.id) == record
-    assert [record.id for record in readable_sweeps(store)[0]] == ["new", "mid", "old"]
+        read = read_sweep(store, record.id)
+        assert read == record.model_copy(update={"order": read.order})
+    assert [record.id for record in readable_sweeps(store)[0]] == ["mid", "new", "old"]
     write_sweep(store, sweep("old", 3))
-    assert [record.id for record in readable_sweeps(store)[0]] == ["old", "new", "mid"]
+    assert [record.id for record in readable_sweeps(store)[0]] == ["old", "mid", "new"]
     assert sorted(path.name for path in (store / "sweeps").iterdir()) == ["mid.json", "new.json", "old.json"]
     assert len(load_runs(store)) == 0
 

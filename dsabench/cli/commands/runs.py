@@ -145,7 +145,7 @@ def list_(
     where: WhereOption = None,
     sweep: OfSweepOption = None,
     everything: AllFlag = False,
-    sort: SortOption = "-updated",
+    sort: SortOption = "-order",
     reverse: ReverseFlag = False,
     columns: ColumnsOption = None,
     limit: LimitOption = None,

@@ -15,6 +15,7 @@ from dsabench.data.sources.token_file import index_of, layout
 from dsabench.data.tokenizer import own_ids
 from dsabench.errors import DataError
 from dsabench.spec.data_settings import DataSpec
+from dsabench.user_folders import expanded
 
 _ABOUT = {
     *("readme", "license", "licence", "copying", "copyright", "notice", "authors", "contributors", "contributing"),
@@ -32,7 +33,7 @@ def find(data: DataSpec, rest: str, tell: Callable[[str], None]) -> Source:
     title = f"data.source = {data.source!r}"
     if not rest:
         raise DataError(f"{title} names no file; accepted: {ACCEPTED}")
-    named = Path(rest).expanduser()
+    named = expanded(rest, DataError)
     found = Found()
     if named.is_file():
         if named.suffix.lower() not in SUFFIXES:
