@@ -1,4 +1,4 @@
-"""DSA's reference against fla-core's ops/dsa/naive.py: an independent implementation of indexer, top-k and attention."""
+"""DSA's reference against the naive DSA of fla-core, an independent implementation of indexer, top-k and attention."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from dsabench.attention.dsa import masked, reference
 
 @pytest.fixture(scope="module")
 def naive() -> ModuleType:
-    """Loaded as a file: importing the package brings all of its kernels, which the naive implementation does not use."""
+    """Loaded as a file: importing the package brings all of its kernels, which this does not use."""
     package = importlib.util.find_spec("fla")
     assert package is not None and package.origin is not None, "fla-core is missing: pip install '.[test]'"
     found = importlib.util.spec_from_file_location("naive", Path(package.origin).parent / "ops/dsa/naive.py")
