@@ -39,6 +39,7 @@ ORDER = [
     "report",
     "guide",
     "cli",
+    "notebook",
 ]
 """Left to right: a room may import the rooms before it. `attention` is part of `model` and comes before it."""
 
