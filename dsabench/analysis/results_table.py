@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import re
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -67,11 +68,19 @@ def not_averaged(runs: pd.DataFrame) -> pd.DataFrame:
     return left_out.astype({"length": "Int64", "seed": "Int64"})
 
 
-def write_results(runs: pd.DataFrame, metrics: pd.DataFrame, out: Path, sweep: str | None = None) -> list[Path]:
+def write_results(
+    runs: pd.DataFrame,
+    metrics: pd.DataFrame,
+    out: Path,
+    sweep: str | None = None,
+    answer: str = "",
+    warnings: Sequence[str] = (),
+) -> list[Path]:
     """Write summary.json and seq_<L>/<variant>_results.json under `out`; returns the paths, summary first.
 
-    `runs` and `metrics` are what the store loads, `sweep` the id of the sweep that they belong to. A missing
-    or non-finite number is null. Each file is replaced as a whole, the summary last. Raises ResultsError.
+    `runs` and `metrics` are what the store loads, `sweep` the id of the sweep that they belong to, `answer` and
+    `warnings` those of their comparison. A missing or non-finite number is null. Each file is replaced as a whole, the
+    summary last. Raises ResultsError.
     """
     labelled = label_variants(runs)
     table = experiment_table(runs)
@@ -93,6 +102,8 @@ def write_results(runs: pd.DataFrame, metrics: pd.DataFrame, out: Path, sweep: s
         content = {"length": row["length"], "attention": row["attention"], "variant": name, "seeds": seeds}
         written.append(write_file(out / file, _json(content, indent=None)))
     summary = {
+        "answer": answer,
+        "warnings": list(warnings),
         "results": results,
         "sweep": sweep,
         "unigram_loss": baseline,
@@ -160,6 +171,8 @@ def _meaning(table: pd.DataFrame) -> dict[str, str]:
     shown = {metric.name for metric in beside()} - partners() | {listed[name].chance for name in spreads()}
     there = [name for name in means() if name in shown and (listed[name].runs != "task" or table[name].notna().any())]
     return {
+        "answer": "the comparison with dense in plain words, a line a variant and setting",
+        "warnings": "what must be known before any number",
         "results": "length -> variant -> means over seeds; `seeds` has each seed's own values",
         **{_KEYS.get(name, name): _quantity(listed[name]) for name in spreads()},
         "spread": "over seeds: sd (of the sample, n - 1; null for one seed), min and max",

@@ -22,11 +22,15 @@ import platformdirs
 from dsabench.errors import DataError
 
 
-def cache_folder(kind: str) -> Path:
-    """<cache>/<kind>, made if need be; the cache is $DSABENCH_CACHE, else the user's cache folder of the platform."""
+def cache_root() -> Path:
+    """$DSABENCH_CACHE, else the user's cache folder of the platform."""
     named = os.environ.get("DSABENCH_CACHE")
-    root = Path(named).expanduser() if named else Path(platformdirs.user_cache_dir("dsabench"))
-    folder = root / kind
+    return Path(named).expanduser() if named else Path(platformdirs.user_cache_dir("dsabench"))
+
+
+def cache_folder(kind: str) -> Path:
+    """<cache>/<kind>, made if need be."""
+    folder = cache_root() / kind
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     return folder

@@ -147,6 +147,7 @@ class TrainingRun:
         with self._changing():
             if not self.last_eval:  # killed between the last checkpoint and the record: only the summary is missing
                 self._evaluate(record=False)
+            self.times.watch_others()
             self.sink.replace_checkpoint(lambda folder: checkpoint.save(folder, self.model, None, self.progress))
             self.saved_step = self.progress.step
             return self.records.summary(self.last_eval)
@@ -284,5 +285,6 @@ class TrainingRun:
 
     def _checkpoint(self) -> None:
         self.saved_at = time.monotonic()
+        self.times.watch_others()
         self.sink.replace_checkpoint(lambda folder: checkpoint.save(folder, self.model, self.optimizer, self.progress))
         self.saved_step = self.progress.step

@@ -53,7 +53,7 @@ class RunRecords:
         """The summary of a run that is trained to its end."""
         spec, steps, windows = self.spec, self.spec.train.steps, self.spec.batch_size
         last: Stage = stage_at(spec, steps - 1)
-        step_ms = self.times.step_ms(last)
+        step_ms, other_load = self.times.step_ms(last), self.times.other_load()
         optimizer, execution = self.slot.optimizer, self.run.execution
         own = sum(p.numel() for p in optimizer.own)
         rate = matmul_rate(execution.device, execution.precision)
@@ -72,6 +72,7 @@ class RunRecords:
             "warmup_step_ms": self.times.step_ms("dense"),
             "tokens_per_second": None if step_ms is None else spec.tokens_per_step / step_ms * 1e3,
             "train_seconds": self.progress.seconds,
+            **({} if other_load is None else {"other_load": other_load}),
             "mfu": None if step_ms is None else windows * self.flops[last] / (step_ms / 1e3) / peak_rate,
             "matmul_flops_per_second": rate,
             "peak_memory_mb": self.progress.peak_memory_mb,

@@ -95,7 +95,7 @@ def _view(inspection: Inspection, out: Path) -> SelectionView:
 
     page, file = text_page.page(inspection), ""
     if len(page.encode()) > EMBEDDED:
-        file = text_page.selection_page(inspection, out / f"selection_{inspection.run_id}.html").name
+        file = text_page.selection_page(inspection, out / f"{inspection.file_stem}.html").name
         page = ""
     label = f"For each layer, which keys each query selected, beside full attention. {inspection.title}"
     with styled():

@@ -13,6 +13,7 @@ from dsabench._version import __version__
 from dsabench.engine.checkpoint import steps_done
 from dsabench.engine.device import Execution, default_device, environment, resolve
 from dsabench.engine.loop import to_the_end
+from dsabench.engine.random_state import kept_random_state
 from dsabench.engine.slot import Slots
 from dsabench.errors import DataError, DeviceError, ScopeError, SpecError, StoreError
 from dsabench.reproduction.compare_records import (
@@ -86,6 +87,7 @@ class Reproduction:
         return may_vary(self.original) or may_vary(self.again)
 
 
+@kept_random_state()
 def reproduce(
     store: str | Path,
     run: str,

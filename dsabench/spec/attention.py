@@ -37,6 +37,11 @@ class AttentionSpec(Spec):
         """Keys that a query may attend to in a window of `length` tokens, or None when the variant does not select."""
         return None
 
+    def selects_everything(self, length: int) -> bool:
+        """Whether k >= L: every query then attends to all that dense attention does."""
+        k = self.n_selected(length)
+        return k is not None and k >= length
+
     def warmup_steps(self, steps: int) -> int:
         """Steps of the dense warm-up stage at the start of a run of `steps`; 0 when there is no such stage."""
         return 0

@@ -14,6 +14,7 @@ from dsabench.engine import failures, loop, memory_plan
 from dsabench.engine.data_parallel import leader
 from dsabench.engine.device import Execution, environment, resolve
 from dsabench.engine.prepared_run import PreparedRun, unobserved
+from dsabench.engine.random_state import kept_random_state
 from dsabench.engine.sink import Update
 from dsabench.engine.slot import Slots
 from dsabench.errors import DeviceError, DsabenchError
@@ -25,6 +26,7 @@ from dsabench.sweeps.launcher import RunJob
 from dsabench.sweeps.plan import fingerprint, status
 
 
+@kept_random_state()
 def train(
     spec: RunSpec,
     store: str | Path = "runs",

@@ -11,9 +11,10 @@ import pytest
 from synthetic import TASK, experiment
 
 from dsabench.analysis.compare import compare
+from dsabench.analysis.comparison import Check
 from dsabench.analysis.formats import as_markdown, cost_grid
 from dsabench.analysis.pairing import find_pairs
-from dsabench.analysis.record_checks import Check, audit
+from dsabench.analysis.record_checks import audit
 from dsabench.analysis.scope import ScopeError, look_at
 from dsabench.analysis.variants import label_variants, scored_unit
 from dsabench.metrics import plural

@@ -45,7 +45,7 @@ def test_a_sweep_from_plan_to_picture(shell: Shell, corpus: Path) -> None:
             losses = [seed["final_val_loss"] for seed in result["seeds"].values()]
             assert result["final_val_loss"] == pytest.approx(np.mean(losses))
             assert (shell.folder / f"results/seq_{length}/{name}_results.json").is_file()
-    assert (shell.folder / "results/sequence_length_comparison.png").read_bytes().startswith(b"\x89PNG")
+    assert (shell.folder / "results/experiment.png").read_bytes().startswith(b"\x89PNG")
     assert len(pd.read_parquet(shell.folder / "runs/index.parquet")) == 8
     assert len(list((shell.folder / "runs/sweeps").iterdir())) == 1
     code, again, err = shell("sweep", *SMALL, *source(corpus), "--lengths", "16", "32", "--seeds", "1,2")

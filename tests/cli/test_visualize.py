@@ -105,6 +105,18 @@ def runs_of(folder: Path) -> dict[str, str]:
     return found
 
 
+def test_every_window_has_files_of_its_own(here: Path, run: Run) -> None:
+    chosen = runs_of(here)["dsa 8"]
+    asked = [(), ("--text", "one text " * 9), ("--text", "another text " * 9), ("--document", "0"), ("--start", "3")]
+    for words in asked:
+        code, _, err = run(chosen, *words)
+        assert code == 0, err
+    stems = sorted(path.stem for path in Path("results").glob("*.png"))
+    assert sorted(path.stem for path in Path("results").glob("*.html")) == stems
+    assert len(stems) == len(asked) and f"selection_{chosen}" in stems
+    assert {f"selection_{chosen}_document-0", f"selection_{chosen}_start-3"} < set(stems)
+
+
 def test_without_an_argument_the_newest_run_that_selects_is_shown(here: Path, run: Run) -> None:
     chosen = runs_of(here)["dsa 8"]
     code, out, err = run()

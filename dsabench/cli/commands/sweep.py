@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
-from dsabench.cli.list_options import ListCommand, integers, numbers, texts
+from dsabench.cli.command_help import TRAINING, epilog
+from dsabench.cli.list_options import ListCommand
 from dsabench.cli.options import (
     ConfigOption,
     DeviceOption,
@@ -23,74 +23,39 @@ from dsabench.cli.options import (
     check_out,
     overridden,
 )
+from dsabench.cli.sweep_options import (
+    EXAMPLES,
+    AddressOption,
+    AttentionsOption,
+    ConcurrencyOption,
+    DevicesOption,
+    DryRunFlag,
+    LauncherName,
+    LauncherOption,
+    LengthsOption,
+    MarginOption,
+    OnOomOption,
+    OnOutOfMemory,
+    RatesOption,
+    RatiosOption,
+    RetryFlag,
+    SeedsOption,
+    SourcesOption,
+)
 from dsabench.errors import SpecError
 
 if TYPE_CHECKING:
-    from dsabench.cli.busy_cores import Others
     from dsabench.cli.views.sweep_plan import SweepPlan
+    from dsabench.engine.busy_cores import Others
     from dsabench.spec.run import RunSpec
     from dsabench.spec.sweep import Sweep
     from dsabench.store import RunRecord
     from dsabench.sweeps.launcher import Launcher
 
 
-class OnOutOfMemory(StrEnum):
-    """Answers to a run that finds too little memory."""
-
-    FAIL = "fail"
-    ACCUMULATE = "accumulate"
-
-
-class LauncherName(StrEnum):
-    """Places other than this machine where runs can be trained."""
-
-    RAY = "ray"
-
-
-LengthsOption = Annotated[list[int] | None, integers("--lengths", "Window lengths.")]
-AttentionsOption = Annotated[
-    list[str] | None, texts("--attentions", "Attentions: dense, dsa, random, ..., or a plugin's.")
-]
-SeedsOption = Annotated[list[int] | None, integers("--seeds", "Training seeds.")]
-RatiosOption = Annotated[list[float] | None, numbers("--top-k-ratios", "Shares of the window kept.")]
-RatesOption = Annotated[list[float] | None, numbers("--learning-rates", "Peak learning rates.")]
-SourcesOption = Annotated[list[str] | None, texts("--sources", "Data sources.", metavar="SOURCE")]
-MarginOption = Annotated[
-    float | None,
-    typer.Option("--margin", help="Loss in nats that still counts as not worse; kept with the sweep.", metavar="X"),
-]
-DevicesOption = Annotated[
-    list[str] | None,
-    texts("--devices", "A worker process on each: all, GPUs by number (0 1), or cpu.", metavar="DEVICE"),
-]
-LauncherOption = Annotated[
-    LauncherName | None, typer.Option("--launcher", help="Train the runs on the nodes of a Ray cluster.")
-]
-AddressOption = Annotated[
-    str | None,
-    typer.Option("--address", help="Address of the Ray cluster; else it is this machine.", metavar="auto|HOST:PORT"),
-]
-ConcurrencyOption = Annotated[
-    int | None,
-    typer.Option(
-        "--concurrency", help="Runs that share a GPU; default: 5 when steps are small, else 1.", metavar="N", min=1
-    ),
-]
-DryRunFlag = Annotated[bool, typer.Option("--dry-run", help="Print the plan and train nothing.")]
-RetryFlag = Annotated[bool, typer.Option("--retry-failed", help="Run stored failures again.")]
-OnOomOption = Annotated[
-    OnOutOfMemory,
-    typer.Option(
-        "--on-oom",
-        help="When memory runs out: fail, or accumulate, which computes half of the windows at a time (the batch "
-        "stays), for that run and all it is compared with.",
-    ),
-]
-
-
 def add_to(app: typer.Typer) -> None:
     """Register the command."""
-    app.command("sweep", cls=ListCommand, epilog="Guide: dsabench guide experiment")(sweep)
+    app.command("sweep", cls=ListCommand, epilog=epilog("experiment", *EXAMPLES), rich_help_panel=TRAINING)(sweep)
 
 
 def sweep(
@@ -137,8 +102,8 @@ def sweep(
         experiment.set_verdict({"margin": margin}, lambda path: "--margin: ")
     specs = experiment.runs()
 
-    from dsabench.cli.busy_cores import Others
     from dsabench.cli.views.sweep_plan import print_dry_run
+    from dsabench.engine.busy_cores import Others
     from dsabench.store import check_writable
 
     check_writable(store)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rich.console import Console
@@ -54,7 +54,13 @@ def plan_document(plan: SweepPlan) -> dict[str, Any]:
             for spec, memory in plan.fits
         ],
         "runs": [
-            {"run_id": run.run_id, "status": run.status, "spec": run.spec.model_dump(mode="json")} for run in plan.runs
+            {
+                "run_id": run.run_id,
+                "status": run.status,
+                "selects_everything": run.spec.attention.selects_everything(run.spec.length),
+                "spec": run.spec.model_dump(mode="json"),
+            }
+            for run in plan.runs
         ],
     }
 
@@ -73,6 +79,8 @@ def print_plan(plan: SweepPlan, console: Console, *, config: str = "", full: boo
     if plan.sweep.ladder:
         console.print(f"  {'ladder':20} {', '.join(f'{i} {name}' for i, name in enumerate(plan.sweep.ladder, 1))}")
     _print_windows(plan.runs, console)
+    for note in selecting_everything(plan.runs):
+        console.print(note)
     if first.train.warmup_steps >= first.train.steps:
         console.print(
             f"  note: train.warmup_steps = {first.train.warmup_steps} is not below train.steps = {first.train.steps}; "
@@ -80,7 +88,8 @@ def print_plan(plan: SweepPlan, console: Console, *, config: str = "", full: boo
         )
     if full:
         for run in plan.runs:
-            console.print(f"  {run.status:12} {run.run_id}")
+            mark = "  selects everything" if run.spec.attention.selects_everything(run.spec.length) else ""
+            console.print(f"  {run.status:12} {run.run_id}{mark}")
         console.print("  (documents are checked to be long enough for a window when the sweep starts)")
     if plan.fits and (full or execution.device.type == "cuda"):
         _print_memory(plan, console)
@@ -105,10 +114,23 @@ def _print_windows(runs: Sequence[PlannedRun], console: Console) -> None:
         (run.spec.length, run.spec.batch_size, run.spec.tokens_per_step) for run in runs
     ):
         selected = {run.spec.attention.n_selected(length) for run in runs if run.spec.length == length} - {None}
-        keeps = (
-            f", selecting variants keep {', '.join(map(str, sorted(filter(None, selected))))} keys" if selected else ""
-        )
+        kept = [f"{k} (everything)" if k >= length else str(k) for k in sorted(filter(None, selected))]
+        keeps = f", selecting variants keep {', '.join(kept)} keys" if kept else ""
         console.print(f"  length {length}: {batch} windows a step = {tokens:,} tokens{keeps}")
+
+
+def selecting_everything(runs: Sequence[PlannedRun]) -> Iterator[str]:
+    """A line for each attention that keeps as many keys as its window has tokens, with the lengths where it does."""
+    found: dict[tuple[str, int], dict[int, None]] = {}
+    for spec in (run.spec for run in runs):
+        if spec.attention.selects_everything(spec.length):
+            found.setdefault((spec.attention.kind, spec.attention.n_selected(spec.length) or 0), {})[spec.length] = None
+    for (kind, k), lengths in found.items():
+        at = " and ".join(map(str, lengths))
+        yield (
+            f"  note: {kind} with k = {k} selects everything at length {at}: it is dense attention there, and gets no "
+            "verdict"
+        )
 
 
 def _print_memory(plan: SweepPlan, console: Console) -> None:
