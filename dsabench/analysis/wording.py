@@ -77,7 +77,7 @@ def trend_lines(table: Table) -> Iterator[str]:
 
 def mean_lines(table: Table, baseline: str) -> Iterator[str]:
     """The means that stand beside a comparison on both sides, such as the task accuracy: of each variant, beside the
-    baseline's and chance, a line a length."""
+    baseline's and chance or floor, a line a length."""
     for name, metric in ((name, field.metric) for name, field in mean_fields().items() if field.side == "b"):
         known = [row for row in table.rows if math.isfinite(row.mean(metric.name))]
         for length in sorted({row.length for row in known}):
@@ -89,7 +89,7 @@ def mean_lines(table: Table, baseline: str) -> Iterator[str]:
             yield (
                 f"{metric.words[0].upper()}{metric.words[1:]} at {length} tokens: {display_name(baseline)} "
                 f"{_mean(metric, mine[0].mean(name))}, {', '.join(ours)}"
-                + (f" (chance {chance})." if metric.chance else ".")
+                + (f" ({METRICS[metric.chance].title} {chance})." if metric.chance else ".")
             )
 
 

@@ -11,6 +11,7 @@ import typer
 
 from dsabench import shutdown
 from dsabench._version import __version__
+from dsabench.cli import streams
 from dsabench.cli.command_help import MOST_COLUMNS, HelpfulGroup, epilog
 from dsabench.cli.commands import (
     audit,
@@ -72,7 +73,7 @@ guide.add_to(app)
 
 def _version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"dsabench {__version__}")
+        print(f"dsabench {__version__}")
         raise typer.Exit
 
 
@@ -93,6 +94,7 @@ def _command() -> Any:
     return typer.main.get_command(app)
 
 
+@streams.guarded
 def main() -> None:
     """Entry point: errors a user can mend are one message and exit code 2, without a traceback unless --debug."""
     try:

@@ -9,7 +9,7 @@ import sys
 from dsabench.plain import escaped, visible
 
 ESCAPES = "dsabench.escapes"
-"""The error handler that writes what an encoding cannot hold as JSON escapes it (`\\u00fc`), so that JSON stays JSON."""
+"""The error handler that writes what an encoding cannot hold as JSON does (`\\u00fc`), so that JSON stays JSON."""
 
 
 def _escapes(error: UnicodeError) -> tuple[str, int]:

@@ -5,7 +5,7 @@ Needs numpy, never torch.
 data = prepare(spec.data)                        # TokenData: read, split, tokenized, cached; or TaskData
 windows = cut(data, spec.length)                 # raises DataError when no document holds a window
 batch = windows.batch(seed=42, step=0, batch_size=16, steps=1000)
-batch.tokens                                     # (B, length + 1): inputs [:, :-1], targets [:, 1:]
+batch.inputs, batch.tokens[:, 1:]                # (B, length): what a model reads, and what it is to say next
 held_out = windows.evaluation("val", 131_072)
 """
 

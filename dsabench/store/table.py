@@ -18,6 +18,7 @@ from dsabench.plain import encodable
 from dsabench.store.files import is_held
 from dsabench.store.layout import LOCK, RECORD, existing_store
 from dsabench.store.reader import read_folder, read_metrics, run_names
+from dsabench.store.recorded_floors import with_floors
 from dsabench.store.records import RunRecord
 
 TIME = "datetime64[us, UTC]"
@@ -70,7 +71,7 @@ def _flat_record(record: RunRecord) -> Row:
     flatten(record.spec, "", row)
     return (
         row
-        | record.summary
+        | with_floors(record.summary, record.spec)
         | {
             "run_id": record.run_id,
             "status": record.status,

@@ -43,7 +43,7 @@ def test_a_comparison_of_tasks_says_answers_accuracy_and_target_recall(store: Pa
         assert (row.mean("target_recall_best"), row.mean("target_recall_chance")) == pytest.approx((0.8, 0.3))
     text = as_markdown(found)
     assert [row[-1] for row in cost_grid(found.tables[0]).rows] == [".80 (.30)"] * 2
-    assert "Task accuracy at 64 tokens: dense 90.0%, DSA 90.0% (chance 5.0%)." in text
+    assert "Task accuracy at 64 tokens: dense 90.0%, DSA 90.0% (floor 5.0%)." in text
     assert "in the best layer's selection" in text
     assert "per token" not in text and "full attention" not in text
     assert compare(look_at(store), metric="val_accuracy").unit == "share of answers"

@@ -133,7 +133,7 @@ def _show(found: Comparison, form: str, explain: bool) -> None:
         from dsabench.analysis import formats
 
         write = {"csv": formats.as_csv, "markdown": formats.as_markdown, "latex": formats.as_latex}[form]
-        typer.echo(write(found), nl=False)
+        print(write(found), end="")
 
 
 def _fail_if_worse(found: Comparison) -> None:

@@ -89,7 +89,7 @@ def export(
     try:
         outcome = write(store, names, tracker, follow=follow, told=tell_of)
     except KeyboardInterrupt:
-        typer.echo("interrupted; the same command begins anew", err=True)
+        print("interrupted; the same command begins anew", file=sys.stderr)
         raise typer.Exit(130) from None
     say_what_was_written(outcome, to, out, json)
     raise typer.Exit(1 if outcome.failed else 0)

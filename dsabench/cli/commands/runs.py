@@ -171,7 +171,7 @@ def list_(
     if json:
         print_json(runs_table.documents(shown if wanted is None else shown[wanted]))
     elif shown.empty:
-        typer.echo(runs_table.nothing(chosen, where))
+        print(runs_table.nothing(chosen, where))
     else:
         runs_table.print_runs(shown, wanted, stdout_console())
         runs_table.print_counts(chosen.runs, hidden, limit)
@@ -266,7 +266,7 @@ def export(
     n = write_table(metrics_in_parts(store, list(chosen.runs["run_id"])) if metrics else [chosen.runs], file)
     for note in chosen.notes:
         _tell(f"note: {note}")
-    typer.echo(f"Written: {file} ({n} {'records' if metrics else 'rows'} of {len(chosen.runs)} runs)")
+    print(f"Written: {file} ({n} {'records' if metrics else 'rows'} of {len(chosen.runs)} runs)")
 
 
 def _tell(message: str) -> None:

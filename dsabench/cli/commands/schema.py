@@ -60,4 +60,4 @@ def schema(
         from dsabench.spec.schema import config_schema
 
         found = config_schema()
-    typer.echo(json.dumps(found, indent=2))
+    print(json.dumps(found, indent=2))

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
-import typer
 from rich.console import Console
 
 from dsabench.analysis.scope import Choice
@@ -95,7 +94,7 @@ def print_counts(runs: pd.DataFrame, hidden: int, limit: int | None) -> None:
     counts = Counter(str(status) for status in runs["status"])
     several = ", ".join(f"{count} {status}" for status, count in counts.most_common())
     left_out = f"; {hidden} of them are not shown (--limit {limit})" if hidden else ""
-    typer.echo(printable(f"{len(runs)} run{'s' * (len(runs) != 1)}: {several}{left_out}"))
+    print(printable(f"{len(runs)} run{'s' * (len(runs) != 1)}: {several}{left_out}"))
 
 
 def _known(runs: pd.DataFrame, wanted: str, option: str) -> str:

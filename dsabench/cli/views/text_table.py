@@ -189,7 +189,10 @@ class _Fit:
 
 
 def _kept(fits: Sequence[_Fit], width: int) -> list[_Fit]:
-    """The columns that can stand beside each other at their least widths; where none may go, they become narrower."""
+    """The columns that can stand beside each other at their least widths.
+
+    Where no more may go, texts are cut shorter than they may be, then columns go from the right: a number is never cut.
+    """
     kept = list(fits)
 
     def missing() -> int:
@@ -198,11 +201,12 @@ def _kept(fits: Sequence[_Fit], width: int) -> list[_Fit]:
     while missing() > 0 and (giving := [fit for fit in kept if fit.column.drop]):
         most = max(fit.column.drop for fit in giving)
         kept = [fit for fit in kept if fit.column.drop != most]
-    while missing() > 0 and (widest := max(kept, key=lambda fit: fit.width)).width > _FLOOR:
-        second = max([fit.width for fit in kept if fit is not widest and fit.width < widest.width], default=_FLOOR)
-        widest.width = max(_FLOOR, min(widest.width - 1, max(second, widest.width - missing())))
+    while missing() > 0 and (wide := [fit for fit in kept if fit.width > _FLOOR and fit.column.left]):
+        max(wide, key=lambda fit: fit.width).width -= 1
     while missing() > 0 and len(kept) > 1:
         kept.pop()
+    if kept:
+        kept[0].width = min(kept[0].width, width)
     return kept
 
 
