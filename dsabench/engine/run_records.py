@@ -11,7 +11,7 @@ from dsabench.data import TaskData
 from dsabench.engine.backend import backend
 from dsabench.engine.checkpoint import Progress
 from dsabench.engine.device import matmul_rate
-from dsabench.engine.optimizer import learning_rate_factor, stage_at
+from dsabench.engine.optimizer import learning_rate_factor, recorded_stage, stage_at
 from dsabench.engine.prepared_run import PreparedRun
 from dsabench.engine.slot import Slot
 from dsabench.engine.step import METRICS
@@ -38,7 +38,7 @@ class RunRecords:
         history_SM = torch.tensor([row for rows, _ in self.progress.pending for row in rows])
         seconds = sum(seconds for _, seconds in self.progress.pending)
         self.progress.pending.clear()
-        record: dict[str, Any] = {"kind": "train", "step": end, "stage": stage}
+        record: dict[str, Any] = {"kind": "train", "step": end, "stage": recorded_stage(spec, stage)}
         record.update(zip(METRICS, history_SM[-1].tolist(), strict=True))
         record["loss"] = float(history_SM[:, 0].mean())
         if not self.slot.step.has_own_loss:
