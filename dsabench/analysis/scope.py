@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 from pydantic import ValidationError
 
+from dsabench.analysis.floor_notes import floor_notes
 from dsabench.analysis.rungs import on_rungs
 from dsabench.analysis.where import matching
 from dsabench.errors import ScopeError as ScopeError
@@ -98,6 +99,7 @@ def look_at(
         notes.append(f"--where keeps {len(kept)} of {len(runs)} runs")
         runs = kept
         title += f" where {where}"
+    notes += floor_notes(runs)
     runs = on_rungs(runs.reset_index(drop=True), record)
     return Scope(Path(store), runs, title, record, verdict, source, notes)
 

@@ -75,8 +75,8 @@ class TrainedInputs:
     def __init__(self, run: TrainedRun, settings: Settings, execution: Execution) -> None:
         self.run, self.settings, self.execution = run, settings, execution
         needed = settings.batch * max(settings.lengths)
-        windows = cut(data_package.prepare(run.spec.data), run.spec.length).evaluation("val", needed).tokens
-        self.tokens_NW = torch.from_numpy(np.asarray(windows[:, :-1], np.int64))
+        windows = cut(data_package.prepare(run.spec.data), run.spec.length).evaluation("val", needed)
+        self.tokens_NW = torch.from_numpy(np.asarray(windows.inputs, np.int64))
         run.model.to(execution.device)
         self.x_ND: Tensor = self._hidden()[:needed]
 

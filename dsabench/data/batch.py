@@ -25,7 +25,7 @@ class Batch:
     """
 
     tokens: NDArray[np.int32]
-    """(B, L + 1) ids: inputs are [:, :-1], targets [:, 1:]."""
+    """(B, L + 1) ids: inputs are [:, :-1] but for `answer_cover`, targets [:, 1:]."""
 
     scored: NDArray[np.bool_] | None = None
     """(B, L): True where the loss counts the token after input t; None where it counts all of them."""
@@ -38,6 +38,19 @@ class Batch:
 
     most_documents: int | None = None
     """Documents of which a window has a part, at most, in any batch of the same data; None without `documents`."""
+
+    answer_cover: int | None = None
+    """The id that the model reads in the place of every scored target; None where it reads the target itself."""
+
+    @property
+    def inputs(self) -> NDArray[np.int32]:
+        """(B, L) ids that the model reads."""
+        inputs_BL = self.tokens[:, :-1]
+        if self.answer_cover is None or self.scored is None:
+            return inputs_BL
+        covered: NDArray[np.int32] = inputs_BL.copy()
+        covered[:, 1:][self.scored[:, :-1]] = self.answer_cover
+        return covered
 
     def rows(self, first: int, end: int) -> Batch:
         """Windows first..end-1."""
@@ -61,10 +74,10 @@ class Baseline:
     """The result on some windows that a model has to beat."""
 
     loss: float
-    """Nats per scored token: of a text by token frequencies alone, of a task by the best guess without its targets."""
+    """Nats per scored token: of a text by token frequencies alone, of a task its floor."""
 
     accuracy: float | None
-    """Share of right answers of that guess; None for a text."""
+    """Share of right answers at that floor; None for a text."""
 
     bytes_per_token: float | None
     """UTF-8 bytes of text for each target; None for a task."""

@@ -7,6 +7,7 @@ but for about 100 bytes a document.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from dsabench.data import tasks, token_folder
 from dsabench.data.cache import cache_folder, digest, locked, replace_file
 from dsabench.data.encode import encode
+from dsabench.data.held_out_share import Amounts
 from dsabench.data.split import FORMAT, Split, draw
 from dsabench.data.stream import OVERLAP_NOTE, Overlapping
 from dsabench.data.tokenizer import Bytes, Subwords, Tokenizer, load_file, tokenizer_digest, tokenizer_file, train_bpe
@@ -39,14 +41,30 @@ def _uncounted(part: str, share: float) -> None:
     pass
 
 
-def fingerprint(data: DataSpec) -> dict[str, str]:
-    """Content digests for a run's identity: `corpus`, the documents used (after max_documents) or the task, and
-    `tokenizer`.
+@dataclass(frozen=True)
+class Survey:
+    """What is known of the data of a run before any of it is tokenized."""
 
-    Reads the corpus (once: digests are cached by path, size and times) but neither trains nor tokenizes. Names and
-    folders do not count. Raises DataError.
-    """
-    return tasks.fingerprint(data.task) if data.task else _fingerprint(data, draw(data, _silent))
+    fingerprint: dict[str, str]
+    """Content digests for a run's identity: `corpus`, the documents used (after max_documents) or the task, and
+    `tokenizer`. Names and folders do not count."""
+
+    amounts: Amounts | None
+    """Documents and bytes to train on and held out; None for a task."""
+
+
+def survey(data: DataSpec) -> Survey:
+    """Read the corpus (once: digests are cached by path, size and times), split it, tokenize nothing. Raises
+    DataError."""
+    if data.task:
+        return Survey(tasks.fingerprint(data.task), None)
+    split = draw(data, _silent)
+    return Survey(_fingerprint(data, split), split.amounts)
+
+
+def fingerprint(data: DataSpec) -> dict[str, str]:
+    """Survey.fingerprint of `data`. Raises DataError."""
+    return survey(data).fingerprint
 
 
 def prepare(
@@ -72,6 +90,7 @@ def prepare_text(
     entry = _entry(data, split, tokenizer, tell, counted)
     names = {name: Names(documents, split.name) for name, documents in entry.documents.items()}
     train, val = (TokenSplit(entry.tokens[side], entry.offsets[side], names[side]) for side in ("train", "val"))
+    notes = [_token_amounts(train, val, data), *split.notes, *notes, *entry.notes]
     overlapping = None
     if data.split == "overlapping":
         overlapping = Overlapping(data.val_share, data.split_seed)
@@ -86,10 +105,19 @@ def prepare_text(
         unigram_nats_V=_unigram_nats(entry.counts_V),
         fingerprint=_fingerprint(data, split),
         tokenizer=tokenizer,
-        notes=[*split.notes, *notes, *entry.notes],
+        notes=notes,
         packed=data.packing == "documents",
         overlapping=overlapping,
     )
+
+
+def _token_amounts(train: TokenSplit, val: TokenSplit, data: DataSpec) -> str:
+    """Tokens on both sides, for the record and the user."""
+    n_train, n_val, documents = len(train.tokens), len(val.tokens), len(train.names)
+    told = f"text: {n_train:,} tokens in {documents:,} document{'s' * (documents != 1)}"
+    if data.split == "overlapping":
+        return f"{told}, windows of it held out"
+    return f"{told} to train on, {n_val:,} in {len(val.names):,} held out ({100 * n_val / (n_train + n_val):.3g} %)"
 
 
 def tokenizer_by_digest(data: DataSpec, wanted: str) -> Tokenizer:
@@ -142,7 +170,8 @@ def _tokenizer(
     if data.tokenizer == "bytes":
         return Bytes(), []
     if data.tokenizer != "bpe":
-        return load_file(tokenizer_file(data)), []
+        own = load_file(tokenizer_file(data))
+        return own, [f"tokenizer {data.tokenizer}: {change}" for change in own.changes.values()]
     documents = _bpe_documents(split)
     notes = []
     if len(documents) < len(split.train):

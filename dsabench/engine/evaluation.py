@@ -24,6 +24,7 @@ from dsabench.data import Batch
 from dsabench.data.batch import Baseline, evenly_spaced
 from dsabench.engine.chance import selection_chance_T
 from dsabench.engine.device import Execution, first_line
+from dsabench.engine.model_inputs import model_inputs
 from dsabench.engine.step import own_stream
 from dsabench.model.transformer import ForwardPass, Transformer
 
@@ -139,7 +140,7 @@ def _scores(
     documents_BT: Tensor | None = None,
 ) -> _Scores:
     forward_pass = ForwardPass(stage=stage, document_ids_BT=documents_BT, most_documents=most_documents)
-    output = model(tokens_BT[:, :-1], forward_pass)
+    output = model(model_inputs(model.spec, tokens_BT, scored_BT), forward_pass)
     targets_BT = tokens_BT[:, 1:]
     nll_N, correct_N = token_scores(output.logits_BTV.flatten(0, 1), targets_BT.flatten())
     nll_BT = nll_N.view_as(targets_BT)
@@ -218,15 +219,15 @@ def selection_recall(
     None when the variant does not select, keeps k >= L keys, where no row has a choice (nor in documents of k tokens or
     fewer), or captures nothing.
     """
-    tokens_NT, length = windows.tokens, windows.tokens.shape[1] - 1
+    inputs_NT, length = windows.inputs, windows.tokens.shape[1] - 1
     k = model.spec.attention.n_selected(length)
     if k is None or k >= length:
         return None
     pairs = CAPTURE_PAIRS if windows.targets is None else 4 * CAPTURE_PAIRS  # targets are few: more windows
-    n_windows = min(len(tokens_NT), max(8, pairs // length**2))
+    n_windows = min(len(inputs_NT), max(8, pairs // length**2))
     # Evenly spaced over the split, so that short and long windows look at the same documents.
-    chosen_N = evenly_spaced(len(tokens_NT), n_windows)
-    tokens_NT = tokens_NT[chosen_N]
+    chosen_N = evenly_spaced(len(inputs_NT), n_windows)
+    inputs_NT = inputs_NT[chosen_N]
     targets_NTM = None if windows.targets is None else windows.targets[chosen_N]
     batch = max(1, BATCH_TOKENS // length)
     query_Q = recall_queries(length).numpy()
@@ -239,7 +240,7 @@ def selection_recall(
     found: list[Tensor] = []
     with torch.inference_mode(), execution.autocast(), _evaluating(model):
         for first in range(0, n_windows, batch):
-            tokens_BT = torch.from_numpy(tokens_NT[first : first + batch].astype(np.int64)).to(execution.device)
+            inputs_BT = torch.from_numpy(inputs_NT[first : first + batch].astype(np.int64)).to(execution.device)
             captured: dict[int, Selection] = {}
             some = slice(first, first + batch)
             ids_BT = None if documents_NT is None else torch.from_numpy(documents_NT[some]).to(execution.device)
@@ -250,7 +251,7 @@ def selection_recall(
                 capture=captured,
                 whole_mass=False,
             )
-            model(tokens_BT[:, :-1], forward_pass)
+            model(inputs_BT, forward_pass)
             if not captured:
                 return None
             recalls = [(recall_BQ(one, query_Q) * choice_NQ[some]).sum() for one in captured.values()]

@@ -24,7 +24,7 @@ from dsabench.attention.base import Stage
 from dsabench.data import cut
 from dsabench.engine import checkpoint
 from dsabench.engine.evaluation import evaluation_metrics, selection_recall
-from dsabench.engine.optimizer import stage_at
+from dsabench.engine.optimizer import recorded_stage, stage_at
 from dsabench.engine.prepared_run import PreparedRun
 from dsabench.engine.run_records import RunRecords
 from dsabench.engine.segments import segments
@@ -273,7 +273,7 @@ class TrainingRun:
                 {
                     "kind": "eval",
                     "step": self.progress.step,
-                    "stage": stage,
+                    "stage": recorded_stage(self.spec, stage),
                     "seconds": self.progress.seconds,
                     "flops": self.records.flops_after(self.progress.step),
                     **found,

@@ -22,6 +22,7 @@ from dsabench.attention.base import Stage
 from dsabench.data import Batch
 from dsabench.engine.device import Execution
 from dsabench.engine.master_weights import Weights
+from dsabench.engine.model_inputs import model_inputs
 from dsabench.engine.optimizer import Optimizer, learning_rate_factor
 from dsabench.model.transformer import Block, Features, ForwardPass, Transformer
 from dsabench.ops.profile_labels import part
@@ -214,9 +215,8 @@ class TrainStep:
             mean_load=self.ranks.mean if self.ranks.size > 1 else None,
         )
         with self.execution.autocast():
-            loss, output = self.model.training_losses(
-                tokens_BT[:, :-1], tokens_BT[:, 1:], forward_pass, self._call_block
-            )
+            inputs_BT = model_inputs(self.spec, tokens_BT, scored_BT)
+            loss, output = self.model.training_losses(inputs_BT, tokens_BT[:, 1:], forward_pass, self._call_block)
         loss = self.ranks.part_of_mean(loss, scored_BT)
         total = self._total(stage, loss, output)
         (total if share == 1 else total * share).backward()

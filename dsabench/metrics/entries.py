@@ -29,6 +29,14 @@ _LIST = (
         meaning="tokens that all steps trained on",
     ),
     Metric(
+        name="text_tokens", words="tokens of the training text", digits=0, dtype="", source="run", runs="text",
+        meaning="different tokens that there are to train on",
+    ),
+    Metric(
+        name="held_out_tokens", words="tokens of the held-out text", digits=0, dtype="", source="run", runs="text",
+        meaning="tokens of the documents that are held out",
+    ),
+    Metric(
         name="flops", words="training compute", unit="FLOPs", better="lower", digits=None, source="run",
         meaning="FLOPs of the model in training, the indexer and its loss included",
         remark="A record has those spent so far.",
@@ -67,7 +75,7 @@ _LIST = (
     Metric(
         name="unigram_loss", words="unigram baseline", unit="nats per token", source="evaluation", over_seeds="mean",
         meaning="loss of a model that knows token frequencies alone, on the same windows",
-        task_words="guessing without the targets", task_meaning="loss of the best guess without the targets",
+        task_words="floor", task_meaning="loss of the best solver that does not see what the task is about",
         remark="A model above it has learnt nothing.",
     ),
     Metric(
@@ -78,8 +86,8 @@ _LIST = (
         remark="At its chance an indexer has learnt nothing. At k = L/2 chance alone is about 0.69.",
     ),
     Metric(
-        name="mass_recall_chance", words="chance of mass recall", unit="share of attention", digits=2,
-        source="evaluation", selecting=True, over_seeds="beside",
+        name="mass_recall_chance", words="chance of mass recall", heading="chance", unit="share of attention",
+        digits=2, source="evaluation", selecting=True, over_seeds="beside",
         meaning="share of full attention on as many random tokens",
     ),
     Metric(
@@ -103,9 +111,10 @@ _LIST = (
         meaning="share of a task's answers that are right",
     ),
     Metric(
-        name="chance_accuracy", words="chance of task accuracy", unit="share of answers", source="evaluation",
-        runs="task", over_seeds="beside",
-        meaning="share of a task's answers that the best guess without the targets gets right",
+        name="chance_accuracy", words="floor of task accuracy", heading="floor", unit="share of answers",
+        source="evaluation", runs="task", over_seeds="beside",
+        meaning="share of answers that the best solver gets right that does not see what the task is about",
+        remark="A model at it may have learnt nothing of the task.",
     ),
     Metric(
         name="target_recall", words="target recall, mean of layers", unit="share of targets", better="higher",
@@ -121,8 +130,8 @@ _LIST = (
         "enough.",
     ),
     Metric(
-        name="target_recall_chance", words="chance of target recall", unit="share of targets", digits=2,
-        source="evaluation", runs="task", selecting=True, over_seeds="beside",
+        name="target_recall_chance", words="chance of target recall", heading="chance", unit="share of targets",
+        digits=2, source="evaluation", runs="task", selecting=True, over_seeds="beside",
         meaning="share of targets in a random selection of the same size",
     ),
     Metric(
@@ -161,7 +170,8 @@ _LIST = (
         meaning="FLOPs a second of large matrix products, measured on the device in the run's precision",
     ),
     Metric(
-        name="loss", words="loss of steps", unit="nats per token", better="lower", dtype="", source="steps",
+        name="loss", words="loss of batches", unit="nats per token", better="lower", dtype="", source="steps",
+        figure="learning",
         meaning="mean cross-entropy of the batches since the record before",
     ),
     Metric(

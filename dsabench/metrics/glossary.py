@@ -39,7 +39,7 @@ def glossary(scored: str = "token") -> Iterator[tuple[str, str]]:
 
 def page() -> str:
     """The guide's page of metrics, in Markdown."""
-    lines = ["# Metrics", "", "Every metric: its unit, which way is better, its meaning and its chance.", ""]
+    lines = ["# Metrics", "", "Every metric: its unit, which way is better, its meaning, and its chance or floor.", ""]
     lines += textwrap.wrap(
         "A metric has one name: its column in `runs/index.parquet` and in exports, its key in JSON documents and in "
         "`metrics.jsonl`. Trackers put `eval/`, `train/` or `summary/` before it.",
@@ -60,5 +60,7 @@ def _line(metric: Metric) -> str:
     parts += [f"Runs on a {metric.runs} have it."] if metric.runs != "all" else []
     parts += ["Attentions that select have it."] if metric.selecting else []
     parts += [metric.remark] if metric.remark else []
-    parts += [f"Chance: `{metric.chance}`."] if metric.chance else []
+    if metric.chance:
+        title = METRICS[metric.chance].title
+        parts += [f"{title[0].upper()}{title[1:]}: `{metric.chance}`."]
     return f"| `{metric.name}` | {metric.unit} | {metric.better} | {' '.join(parts)} |"

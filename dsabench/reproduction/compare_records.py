@@ -19,6 +19,9 @@ LOSSES = {"train": ("loss",), "eval": ("val_loss", "train_loss")}
 _NOT_COMPUTED = frozenset(("kind", "step", "stage", "shared", "seconds", "eval_seconds", "tokens_per_second", "flops"))
 """Values of a record that are not compared, because training does not compute with them: times, counts of FLOPs."""
 
+_FLOORS = frozenset(("chance_accuracy", "unigram_loss"))
+"""Of a task they follow from its settings, and earlier versions computed them in another way."""
+
 
 class Deviation(NamedTuple):
     """A recorded value that differs between two runs; None where a run does not have it."""
@@ -117,8 +120,9 @@ def _by_place(records: Iterable[Mapping[str, Any]]) -> dict[tuple[str, int], Map
 
 
 def _deviations(kind: str, step: int, a: Mapping[str, Any], b: Mapping[str, Any]) -> Iterable[Deviation]:
+    left_out = _NOT_COMPUTED if a.get("chance_accuracy") is None else _NOT_COMPUTED | _FLOORS
     for name in a:
-        if name in _NOT_COMPUTED or name not in b:
+        if name in left_out or name not in b:
             continue
         ours, theirs = a[name], b[name]
         if isinstance(ours, list) and isinstance(theirs, list) and len(ours) == len(theirs):

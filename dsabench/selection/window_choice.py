@@ -76,17 +76,17 @@ def _of_task(
     n, chosen = len(batch.tokens), document or 0
     if not 0 <= chosen < n:
         raise DataError(f"validation window {chosen}: there are {n} of them, 0 to {n - 1}")
-    row = batch.tokens[chosen]
+    inputs_T, following_T = batch.inputs[chosen], batch.tokens[chosen, 1:]
 
     def questions(most_probable_T: NDArray[np.int64]) -> Questions:
         queries = [int(query) for query in np.flatnonzero(batch.scored[chosen])]
         right, model = (
-            dict(zip(queries, windows.pieces(ids[queries]), strict=True)) for ids in (row[1:], most_probable_T)
+            dict(zip(queries, windows.pieces(ids[queries]), strict=True)) for ids in (following_T, most_probable_T)
         )
         return Questions(batch.targets[chosen], right, model)
 
-    pieces = windows.pieces(row[:-1])
-    return Window(row[:-1], pieces, f"validation window {chosen} of {name}", " ", questions)
+    pieces = windows.pieces(inputs_T)
+    return Window(inputs_T, pieces, f"validation window {chosen} of {name}", " ", questions)
 
 
 def _of_document(spec: RunSpec, record: RunRecord, document: int | None, start: int, notes: list[str]) -> Window:

@@ -7,6 +7,7 @@ import json
 from typing import Any
 
 from dsabench.spec.data_settings import DataSpec
+from dsabench.spec.former_values import former_values
 from dsabench.spec.run import RunSpec
 
 FORMAT = 1
@@ -28,7 +29,9 @@ def run_id(spec: RunSpec, fingerprint: dict[str, str]) -> str:
     data = DataSpec() if spec.data.task is None else DataSpec.model_construct(task=type(spec.data.task)())
     default = RunSpec.model_construct(attention=attention, data=data)
     defaults = flatten(default.model_dump(mode="json", warnings=False))
+    # A default that changed counts: what a run had before the change is what does not.
     # Null where a mapping is the default is a choice too (no curriculum): the mapping's own fields are then absent.
+    defaults.update(former_values(default))
     groups = {path.rsplit(".", n)[0]: "a mapping" for path in defaults for n in range(1, path.count(".") + 1)}
     identity: dict[str, Any] = {
         path: value

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from dsabench.spec.former_values import with_former_values
 from dsabench.spec.run import RunSpec, validate
 
 
@@ -17,7 +18,12 @@ def stored_spec(values: Mapping[str, Any], run_id: str) -> RunSpec:
 
     Raises SpecError that names the run; inside `no_plugins` for a run that needs a plugin.
     """
-    return validate({**values, "plugins": needed_plugins(values)}, lambda path: f"run {run_id}: ")
+    values = {**with_former_values(values), "plugins": needed_plugins(values)}
+    spec = validate(values, lambda path: f"run {run_id}: ")
+    if spec.plugins:  # their settings are known now
+        values = with_former_values(values, type(spec.attention))
+        spec = validate(values, lambda path: f"run {run_id}: ")
+    return spec
 
 
 def needed_plugins(values: Mapping[str, Any]) -> Any:

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Share = Annotated[float, Field(gt=0, lt=1)]
 Positive = Annotated[int, Field(ge=1)]
+
+
+@dataclass(frozen=True)
+class Formerly:
+    """Mark of a field that came later, or whose default was corrected; see dsabench.spec.former_values."""
+
+    value: Any
+    """What every run had before."""
 
 
 class Spec(BaseModel):

@@ -11,10 +11,14 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from dsabench.spec.strict_model import Positive, Spec
+from dsabench.spec.strict_model import Formerly, Positive, Spec
+from dsabench.spec.task_floors import Floor
 
 Count = Annotated[int, Field(ge=1, le=16_384)]
 """A number of things in a window, or of ids that have one role."""
+
+Answers = Annotated[Literal["hidden", "shown"], Formerly("shown")]
+"""Whether answers are labels alone, or inputs too."""
 
 PAD, FILLER = "_", "."
 
@@ -78,14 +82,22 @@ class TaskSettings(Spec, ABC):
 
     @property
     @abstractmethod
-    def chance_accuracy(self) -> float:
-        """Accuracy of the best guess without the listed targets, at full difficulty. A guess among the n answers that
-        stand in the window is right more often, about 1/n: a model that does so has not found the target."""
+    def floor(self) -> Floor:
+        """Accuracy and loss of the best solver that does not see what the task is about, at full difficulty."""
 
     @property
-    @abstractmethod
-    def chance_loss(self) -> float:
-        """Loss of that guess in nats per answer: the counterpart of a text's unigram loss."""
+    def answer_cover(self) -> int | None:
+        """The id that the model reads in the place of each answer; None where it reads the answer itself."""
+        return None
+
+    def first_id(self, kind: str) -> int:
+        """The first id of a kind of the alphabet."""
+        first = 0
+        for name, count in self.alphabet:
+            if name == kind:
+                return first
+            first += count
+        raise AssertionError(f"{self.name} has no ids called {kind!r}")
 
     @abstractmethod
     def tokens_needed(self, size: int) -> int:

@@ -1,13 +1,14 @@
-"""The tasks with known answers: each one's settings, alphabet and chance. Pure pydantic, as task.py."""
+"""The tasks with known answers: each one's settings, alphabet and floor."""
 
 from __future__ import annotations
 
-import math
 from typing import Annotated, ClassVar, Literal, get_args
 
 from pydantic import Field
 
-from dsabench.spec.task_settings import FILLER, PAD, Count, TaskSettings
+from dsabench.spec import task_floors
+from dsabench.spec.task_floors import Floor
+from dsabench.spec.task_settings import FILLER, PAD, Answers, Count, TaskSettings
 
 
 def asked(size: int, full: int, n_queries: int | None) -> int:
@@ -22,9 +23,10 @@ def _more(one: str, more: int | None, other: str, most: int) -> None:
 
 
 class Recall(TaskSettings):
-    """Multi-query associative recall (Arora et al., Zoology, arXiv 2312.04927): `k7 v3 .. k2 v9 .. k7 v3`.
+    """Multi-query associative recall (Arora et al., Zoology, arXiv 2312.04927): `k7 v3 .. k2 v9 .. k7 . .. k2 .`.
 
-    Pairs of a key and a value, then some of the keys again, each once: the answer is the key's value.
+    Pairs of a key and a value, then some of the keys again, each once: the answer is the key's value. It is a label
+    and no input, as published: a filler stands in its place. Other than there, two keys may have the same value.
     """
 
     size_field: ClassVar[str] = "n_pairs"
@@ -47,20 +49,27 @@ class Recall(TaskSettings):
     n_fillers: Count = 1
     """Different tokens between pairs and queries: 1 is a blank, more are noise."""
 
+    answers: Answers = "hidden"
+    """`hidden`: an answer is a label, and a filler stands in its place. `shown`: it is written behind its query, as in
+    versions up to 0.1; then the answers that are left can be guessed among, and the floor is high."""
+
     @property
     def alphabet(self) -> tuple[tuple[str, int], ...]:
         """Padding, fillers, keys, values."""
         return (PAD, 1), (FILLER, self.n_fillers), ("k", self.n_keys), ("v", self.n_values)
 
     @property
-    def chance_accuracy(self) -> float:
-        """1 / n_values."""
-        return 1 / self.n_values
+    def floor(self) -> Floor:
+        """Of a solver that sees values, and not which keys are asked for."""
+        n_queries = asked(self.size, self.n_pairs, self.n_queries)
+        if self.answers == "hidden":
+            return task_floors.one_of(self.n_pairs, self.n_values)
+        return task_floors.one_of_the_rest(self.n_pairs, self.n_values, n_queries)
 
     @property
-    def chance_loss(self) -> float:
-        """ln n_values."""
-        return math.log(self.n_values)
+    def answer_cover(self) -> int | None:
+        """A filler, of several the first."""
+        return self.first_id(FILLER) if self.answers == "hidden" else None
 
     def tokens_needed(self, size: int) -> int:
         """Two tokens a pair and a query."""
@@ -101,14 +110,9 @@ class Induction(TaskSettings):
         return (PAD, 1), (FILLER, self.n_fillers), ("s", self.n_symbols)
 
     @property
-    def chance_accuracy(self) -> float:
-        """1 / (n_symbols - n_copied + 1): symbols of a row differ, so those that are seen are ruled out."""
-        return 1 / (self.n_symbols - self.n_copied + 1)
-
-    @property
-    def chance_loss(self) -> float:
-        """ln(n_symbols - n_copied + 1)."""
-        return math.log(self.n_symbols - self.n_copied + 1)
+    def floor(self) -> Floor:
+        """Of a solver that sees which symbols the first row has, and not their order."""
+        return task_floors.different_ones(self.n_copied - 1)
 
     def tokens_needed(self, size: int) -> int:
         """Two rows."""
@@ -123,10 +127,10 @@ class Induction(TaskSettings):
 
 
 class Needle(TaskSettings):
-    """Needle in a haystack: `w4 w9 k2 w7 w1 w3 .. w6 ? k2 w7 w1`.
+    """Needle in a haystack: `w4 w9 k2 w7 w1 w3 .. w6 ? k2 ? ?`.
 
     A haystack of words. Somewhere in it keys, each followed by its value, a few words like any others; at the end of
-    the window some keys are asked for, and the answer is the value, word by word.
+    the window some keys are asked for, and the answer is the value, word by word. Question marks stand in its place.
     """
 
     size_field: ClassVar[str] = "n_needles"
@@ -149,20 +153,27 @@ class Needle(TaskSettings):
     n_words: Annotated[int, Field(ge=2, le=16_384)] = 128
     """Different words, of the haystack and of values."""
 
+    answers: Answers = "hidden"
+    """`hidden`: an answer is a label, and question marks stand in its place. `shown`: it is written behind its query,
+    as in versions up to 0.1; then its second word follows from the first without the key."""
+
     @property
     def alphabet(self) -> tuple[tuple[str, int], ...]:
         """Padding, question mark, keys, words."""
         return (PAD, 1), ("?", 1), ("k", self.n_keys), ("w", self.n_words)
 
     @property
-    def chance_accuracy(self) -> float:
-        """1 / n_words."""
-        return 1 / self.n_words
+    def floor(self) -> Floor:
+        """Of a solver that sees keys and values in the haystack, and not which keys are asked for."""
+        n_queries = asked(self.size, self.n_needles, self.n_queries)
+        if self.answers == "hidden":
+            return task_floors.one_of(self.n_needles, self.n_words)
+        return task_floors.word_of_the_rest(self.n_needles, self.n_words, n_queries, self.value_length)
 
     @property
-    def chance_loss(self) -> float:
-        """ln n_words."""
-        return math.log(self.n_words)
+    def answer_cover(self) -> int | None:
+        """The question mark."""
+        return self.first_id("?") if self.answers == "hidden" else None
 
     def tokens_needed(self, size: int) -> int:
         """Key and value of a needle; question mark, key and value of a query."""
@@ -178,9 +189,10 @@ class Needle(TaskSettings):
 
 
 class SelectiveCopy(TaskSettings):
-    """Selective copying (Gu and Dao, Mamba, arXiv 2312.00752): `. s4 . . s9 s4 . | s4 s9 s4`.
+    """Selective copying (Gu and Dao, Mamba, arXiv 2312.00752): `. s4 . . s9 s4 . | | |`.
 
-    Symbols scattered among blanks, and after a bar the symbols alone, in their order.
+    Symbols scattered among blanks, and bars, of which the i-th asks for the i-th symbol. The answers are labels and no
+    inputs, as published.
     """
 
     size_field: ClassVar[str] = "n_copied"
@@ -197,20 +209,26 @@ class SelectiveCopy(TaskSettings):
     n_fillers: Count = 1
     """Different tokens between the symbols: 1 is a blank, more are noise."""
 
+    answers: Answers = "hidden"
+    """`hidden`: an answer is a label, and a bar stands in its place. `shown`: the symbols are written behind the bar,
+    as in versions up to 0.1; then those that are left can be guessed among, and the floor is higher."""
+
     @property
     def alphabet(self) -> tuple[tuple[str, int], ...]:
         """Padding, fillers, bar, symbols."""
         return (PAD, 1), (FILLER, self.n_fillers), ("|", 1), ("s", self.n_symbols)
 
     @property
-    def chance_accuracy(self) -> float:
-        """1 / n_symbols."""
-        return 1 / self.n_symbols
+    def floor(self) -> Floor:
+        """Of a solver that sees which symbols are to be copied, and not their order."""
+        if self.answers == "hidden":
+            return task_floors.one_of(self.n_copied, self.n_symbols)
+        return task_floors.one_of_the_rest(self.n_copied, self.n_symbols, self.n_copied)
 
     @property
-    def chance_loss(self) -> float:
-        """ln n_symbols."""
-        return math.log(self.n_symbols)
+    def answer_cover(self) -> int | None:
+        """The bar."""
+        return self.first_id("|") if self.answers == "hidden" else None
 
     def tokens_needed(self, size: int) -> int:
         """The symbols twice, and the bar."""
@@ -239,19 +257,9 @@ class Arithmetic(TaskSettings):
         return (PAD, 1), ("+", 1), ("=", 1), (";", 1), ("", 10)
 
     @property
-    def chance_accuracy(self) -> float:
-        """(n * 0.1 + 0.75) / (n + 1) with n = n_digits.
-
-        Each digit but the last is uniform. The last is the carry out of a place whose digit c is seen, as is the carry
-        into it: with none, c + 1 of the ten equally likely pairs do not carry, and max(c + 1, 9 - c) averages 7.5.
-        """
-        return (self.n_digits * 0.1 + 0.75) / (self.n_digits + 1)
-
-    @property
-    def chance_loss(self) -> float:
-        """(n ln 10 + h) / (n + 1), h the mean entropy of the carry: (c + 1) / 10 against the rest, over c."""
-        entropies = [-sum(p * math.log(p) for p in (i / 10, 1 - i / 10) if p) for i in range(1, 11)]
-        return (self.n_digits * math.log(10) + sum(entropies) / 10) / (self.n_digits + 1)
+    def floor(self) -> Floor:
+        """Of a solver that does not see the operands."""
+        return task_floors.digits_of_a_sum(self.n_digits)
 
     def tokens_needed(self, size: int) -> int:
         """Two operands, their sum, and three signs."""

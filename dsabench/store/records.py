@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -22,6 +22,7 @@ from pydantic import (
 from dsabench._version import __version__
 from dsabench.errors import StoreError
 from dsabench.metrics import columns
+from dsabench.spec.former_values import with_former_values
 from dsabench.store.files import explain
 
 SCHEMA_VERSION = 1
@@ -30,11 +31,14 @@ SCHEMA_VERSION = 1
 MAX_DEPTH = 100
 """The deepest nesting of mappings and lists in a record."""
 
+LAST = 2**62
+"""The largest number of a record's order."""
+
 Status = Literal["running", "done", "failed", "interrupted"]
 Scalar = bool | int | float | str | None
 
 RESERVED = frozenset(
-    ("run_id", "status", "attention", "length", "seed", "sweep", "error", "created", "updated", "version")
+    ("run_id", "status", "attention", "length", "seed", "sweep", "error", "created", "updated", "order", "version")
 )
 """Columns of the store's table that are no summary entry."""
 
@@ -80,6 +84,11 @@ def now() -> datetime:
     return datetime.now(UTC)
 
 
+def microseconds(time: datetime) -> int:
+    """Microseconds from 1970 to `time`; below 0 before."""
+    return (time - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
+
+
 def _utc(value: datetime) -> datetime:
     try:
         return value.astimezone(UTC)
@@ -108,6 +117,15 @@ class Record(BaseModel):
     updated: Time = Field(default_factory=now)
     """When it was last written (UTC)."""
 
+    order: Annotated[int, Field(ge=0, le=LAST)] | None = None
+    """Its place among all that was written to the store: what was written later has the larger number, whatever the
+    clock said. None in records of versions that had none."""
+
+    @property
+    def place(self) -> int:
+        """`order`, or when it was last written in microseconds since 1970, which it is compared with."""
+        return microseconds(self.updated) if self.order is None else self.order
+
     def to_json(self) -> bytes:
         """The record as a JSON document; NaN and Infinity are the tokens that `json.loads` reads."""
 
@@ -129,7 +147,8 @@ class RunRecord(Record):
     """`running`, `done`, `failed` or `interrupted`; a reader shows a crashed run as `interrupted`."""
 
     spec: dict[str, Any]
-    """The RunSpec as nested JSON; not validated as one, so that a record of any variant can be read anywhere."""
+    """The RunSpec as nested JSON; not validated as one, so that a record of any variant can be read anywhere. Fields
+    that an earlier version did not have are filled in with what it did (spec.former_values)."""
 
     fingerprint: dict[str, str] = {}
     """Digests of the corpus, the tokenizer and plugin files."""
@@ -158,7 +177,7 @@ class RunRecord(Record):
         for name in ("length", "seed"):
             if name in spec and not _whole(spec[name]):
                 raise ValueError(f"{name} = {spec[name]!r} is not a whole number")
-        return spec
+        return with_former_values(spec)
 
     @field_validator("summary")
     @classmethod

@@ -11,7 +11,7 @@ from pathlib import Path
 from dsabench import data as data_package
 from dsabench.attention.base import Stage
 from dsabench.attention.plugins import plugin_digest
-from dsabench.data import cut
+from dsabench.data import Amounts, Survey, cut
 from dsabench.engine import memory_plan
 from dsabench.engine.checkpoint import steps_done
 from dsabench.engine.device import Execution, matmul_rate
@@ -41,6 +41,8 @@ class PlannedRun:
     run_id: str
     status: str
     """`new`, or the status that the store's record has."""
+    amounts: Amounts | None = None
+    """Text to train on and held out; None for a task."""
 
     at: int = 0
     """Steps that its checkpoint has behind it, where it was interrupted."""
@@ -48,24 +50,24 @@ class PlannedRun:
 
 def plan(specs: Sequence[RunSpec], store: str | Path) -> list[PlannedRun]:
     """The runs in order, with their identities and the store's status. Reads the corpus, trains nothing."""
-    digests: dict[DataSpec, dict[str, str]] = {}
+    surveys: dict[DataSpec, Survey] = {}
     planned: dict[str, PlannedRun] = {}
     for spec in specs:
-        key = spec.data
-        if key not in digests:
-            digests[key] = data_package.fingerprint(spec.data)
-        identity = run_id(spec, fingerprint(spec, digests[key]))
+        if spec.data not in surveys:
+            surveys[spec.data] = data_package.survey(spec.data)
+        found = surveys[spec.data]
+        identity = run_id(spec, fingerprint(spec, found.fingerprint))
         if identity not in planned:
-            planned[identity] = _planned_run(spec, identity, store)
+            planned[identity] = _planned_run(spec, identity, store, found.amounts)
     return list(planned.values())
 
 
-def _planned_run(spec: RunSpec, identity: str, store: str | Path) -> PlannedRun:
+def _planned_run(spec: RunSpec, identity: str, store: str | Path, amounts: Amounts | None) -> PlannedRun:
     known, at = status(store, identity), 0
     if known == "interrupted" and (saved := find_checkpoint(store, identity)) is not None:
         with suppress(StoreError):  # whether it is whole is seen when it is taken up
             at = steps_done(saved)
-    return PlannedRun(spec, identity, known, at)
+    return PlannedRun(spec, identity, known, amounts, at)
 
 
 def rungs(sweep: Sweep) -> dict[str, list[str]]:

@@ -11,9 +11,10 @@ import pytest
 from synthetic import TASK, experiment
 
 from dsabench.analysis.compare import compare
+from dsabench.analysis.comparison import Check
 from dsabench.analysis.formats import as_markdown, cost_grid
 from dsabench.analysis.pairing import find_pairs
-from dsabench.analysis.record_checks import Check, audit
+from dsabench.analysis.record_checks import audit
 from dsabench.analysis.scope import ScopeError, look_at
 from dsabench.analysis.variants import label_variants, scored_unit
 from dsabench.metrics import plural
@@ -42,7 +43,7 @@ def test_a_comparison_of_tasks_says_answers_accuracy_and_target_recall(store: Pa
         assert (row.mean("target_recall_best"), row.mean("target_recall_chance")) == pytest.approx((0.8, 0.3))
     text = as_markdown(found)
     assert [row[-1] for row in cost_grid(found.tables[0]).rows] == [".80 (.30)"] * 2
-    assert "Task accuracy at 64 tokens: dense 90.0%, DSA 90.0% (chance 5.0%)." in text
+    assert "Task accuracy at 64 tokens: dense 90.0%, DSA 90.0% (floor 5.0%)." in text
     assert "in the best layer's selection" in text
     assert "per token" not in text and "full attention" not in text
     assert compare(look_at(store), metric="val_accuracy").unit == "share of answers"
@@ -90,7 +91,7 @@ def test_a_large_win_on_a_task_is_doubted_but_may_be_learning(store: Path) -> No
 
 def test_a_guess_is_what_a_task_must_beat(store: Path) -> None:
     good = checks(store)["Better than guessing"]
-    assert good.outcome == "ok" and "guess without the targets (6.750" in good.text
+    assert good.outcome == "ok" and "below the floor of its task (6.750" in good.text
     bad = checks(store, 9.0)["Better than guessing"]
     assert bad.outcome == "fail" and len(bad.run_ids) == 6
     assert isinstance(load_runs(store), pd.DataFrame)

@@ -50,17 +50,18 @@ def test_the_last_query_that_asks_is_shown_with_its_targets(here: Path, shell: S
     windows = TaskWindows(spec.data.task, 32)
     batch = windows.evaluation("val", 96)
     query = int(np.flatnonzero(batch.scored[0])[-1])
-    pieces = windows.pieces(batch.tokens[0])
+    pieces = windows.pieces(batch.inputs[0])
     target = int(batch.targets[0, query, 0])
     assert "k = 8 of 32 tokens, validation window 0 of task:recall" in out
     assert f"query {query} '{pieces[query]}'" in out
-    assert f"asked is '{pieces[query + 1]}'; the model answers '" in out
+    answer = windows.pieces(batch.tokens[0])[query + 1]
+    assert f"asked is '{answer}'; the model answers '" in out
     said = re.search(rf"^target '{pieces[target]}' at {target}: (selected, rank \d of 8|not selected)$", out, re.M)
     assert said
     assert ("[*{}*]" if said[1] != "not selected" else "(*{}*)").format(pieces[target]) in out
     shown = out[out.rindex("mass\n") : out.index("<<query>>")].split("\n\n")[1]
     bare = re.sub(r"<<|>>|\[\*?|\*?\]|\(\*|\*\)|[{}]|\|\d", "", shown)
-    assert bare.split() == pieces[:32]
+    assert bare.split() == pieces
     assert re.search(r"^layer .* targets ", out, re.M) and "Targets: layer " in out
     assert max(len(line) for line in out.splitlines() if "Written" not in line) <= 80
 
@@ -127,18 +128,18 @@ def test_tokens_of_another_kind_are_refused_and_other_windows_said(here: Path, s
     assert "the tokens of task:recall are others than when run" in err
 
 
-def test_a_run_says_its_accuracy_and_target_recall_beside_chance(
+def test_a_run_says_its_accuracy_beside_the_floor_and_target_recall_beside_chance(
     trained: tuple[Path, RunRecord, RunSpec], capsys: pytest.CaptureFixture[str]
 ) -> None:
     store, record, _ = trained
     summary = record.summary
     accuracy, best = summary["task_accuracy"], summary["target_recall_best"]
     line = describe(record)
-    assert f"task accuracy {accuracy:.1%} (chance 25.0%)" in line
+    assert f"task accuracy {accuracy:.1%} (floor 53.1%)" in line
     assert f"target recall {best:.2f} (chance {summary['target_recall_chance']:.2f})" in line
     print_run(record, store)
     out = capsys.readouterr().out
-    assert re.search(rf"task accuracy +{accuracy:.2%}  of answers, chance 25.00%", out)
+    assert re.search(rf"task accuracy +{accuracy:.2%}  of answers, floor 53.12%", out)
     assert re.search(rf"target recall +{best:.3f}  of the best layer, chance ", out)
-    assert re.search(r"guessing +1\.3863  nats per answer, without the targets", out)
+    assert re.search(r"floor +0\.9177  nats per answer, of the best solver that does not see", out)
     assert "per token" not in out and "next tokens" not in out and "unigram" not in out

@@ -53,6 +53,8 @@ def cases(draw: st.DrawFn) -> TaskWindows:
     name = draw(st.sampled_from(sorted(TASKS)))
     length = draw(st.integers(16, 96) | st.integers(97, 4096) | st.just(4096))
     values: dict[str, Any] = _values(draw, name, length)
+    if "answers" in TASKS[name].model_fields:
+        values["answers"] = draw(st.sampled_from(["hidden", "shown"]))
     if "n_fillers" in TASKS[name].model_fields:
         values["n_fillers"] = draw(st.integers(1, 5))
     full = settings_of(name, {**values, "curriculum": None})
@@ -104,6 +106,20 @@ def test_targets_alone_suffice_for_every_answer(windows: TaskWindows, seed: int,
         answer_BL = answers_from_targets(windows.settings, batch)
         assert (answer_BL[batch.scored] == batch.tokens[:, 1:][batch.scored]).all()
         assert (answer_BL[~batch.scored] == -1).all()
+
+
+@relaxed
+@given(cases(), SEEDS, st.integers(0, STEPS - 1))
+def test_hidden_answers_are_covered_and_nothing_else_is(windows: TaskWindows, seed: int, step: int) -> None:
+    hidden = getattr(windows.settings, "answers", "shown") == "hidden"
+    for batch in both(windows, seed, step):
+        covered = np.zeros_like(batch.scored)
+        covered[:, 1:] = batch.scored[:, :-1] & hidden
+        assert batch.inputs.shape == batch.scored.shape and batch.inputs.dtype == np.int32
+        assert (batch.inputs[~covered] == batch.tokens[:, :-1][~covered]).all()
+        assert (np.unique(batch.inputs[covered]) == windows.settings.answer_cover).all()
+        part = batch.rows(1, 3)
+        assert (part.inputs == batch.inputs[1:3]).all(), "a rank's share is covered too"
 
 
 @relaxed

@@ -12,6 +12,7 @@ import torch
 from dsabench import models
 from dsabench.data import cut, fingerprint, prepare
 from dsabench.engine.device import resolve
+from dsabench.engine.model_inputs import model_inputs
 from dsabench.engine.slot import Slots
 from dsabench.engine.step import staged
 from dsabench.errors import DsabenchError
@@ -36,6 +37,13 @@ def spec_of(kind: str = "dsa", **changes: Any) -> RunSpec:
         part, _, name = path.partition("__")
         base[part] = {**base[part], name: value} if name else value
     return validate(base)
+
+
+SMALL: dict[str, dict[str, Any]] = {
+    "recall": {"n_pairs": 4, "n_keys": 8, "n_values": 8},
+    "needle": {"n_needles": 3, "n_words": 9},
+    "selective_copy": {"n_copied": 5},
+}
 
 
 def trained(spec: RunSpec, other_unscored: bool = False, micro_batch: int | None = None) -> dict[str, torch.Tensor]:
@@ -63,16 +71,36 @@ def test_what_is_not_scored_is_not_learnt() -> None:
         assert torch.equal(value, other[name]), name
 
 
-def test_the_loss_is_the_mean_over_answers() -> None:
-    spec = spec_of()
-    windows = cut(prepare(spec.data), 32)
-    batch = windows.batch(1, 0, 4, 3)
+@pytest.mark.parametrize("answers", ["hidden", "shown"])
+@pytest.mark.parametrize("source", ["recall", "needle", "selective_copy"])
+def test_the_loss_is_the_mean_over_answers(source: str, answers: str) -> None:
+    """In training and in evaluation, of a model that reads the covers of hidden answers."""
+    spec = spec_of(data={"source": f"task:{source}", "task": {"answers": answers, "curriculum": None, **SMALL[source]}})
+    data = prepare(spec.data)
+    batch = cut(data, 32).batch(1, 0, 4, 3)
     assert batch.scored is not None
+    assert (batch.inputs != batch.tokens[:, :-1]).any() == (answers == "hidden")
     model = models.build_model(spec)
-    x = torch.from_numpy(batch.tokens.astype(np.int64))
-    nll = -model(x[:, :-1]).logits_BTV.double().log_softmax(-1).gather(-1, x[:, 1:, None])[..., 0].detach()
-    first = trained(spec)["history"][0, 0]
-    assert float(first) == pytest.approx(float(nll[torch.from_numpy(batch.scored)].mean()), abs=1e-5)
+    x, following = (torch.from_numpy(ids.astype(np.int64)) for ids in (batch.inputs, batch.tokens[:, 1:]))
+    nll = -model(x).logits_BTV.double().log_softmax(-1).gather(-1, following[..., None])[..., 0].detach()
+    expected = float(nll[torch.from_numpy(batch.scored)].mean())
+    assert float(trained(spec)["history"][0, 0]) == pytest.approx(expected, abs=1e-5)
+    slot = Slots().take(spec, data.vocab_size, resolve(spec.engine))
+    assert slot.evaluator.evaluate(batch, "sparse")["loss"] == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("source", SMALL)
+def test_no_answer_is_read_where_answers_are_hidden(source: str) -> None:
+    """Inputs are the same on device and host, and whatever the answers are."""
+    spec = spec_of(data={"source": f"task:{source}", "task": {"curriculum": None, **SMALL[source]}})
+    batch = cut(prepare(spec.data), 32).evaluation("val", 320)
+    assert batch.scored is not None
+    tokens_BT, scored_BT = torch.from_numpy(batch.tokens), torch.from_numpy(batch.scored)
+    read = model_inputs(spec, tokens_BT, scored_BT)
+    assert (read.numpy() == batch.inputs).all()
+    other_BT = tokens_BT.clone()
+    other_BT[:, 1:][scored_BT] = 1
+    assert torch.equal(read, model_inputs(spec, other_BT, scored_BT))
 
 
 def test_micro_batches_add_up_to_the_batch() -> None:
@@ -81,14 +109,17 @@ def test_micro_batches_add_up_to_the_batch() -> None:
     assert torch.allclose(whole["history"][:, 0], parts["history"][:, 0], atol=1e-5)
 
 
-def test_a_run_records_accuracy_and_target_recall_beside_chance(tmp_path: Path) -> None:
+def test_a_run_records_accuracy_beside_the_floor_and_target_recall_beside_chance(tmp_path: Path) -> None:
     for kind in ("dense", "dsa"):
         assert single_run.train(spec_of(kind), tmp_path).status == "done"
     runs = load_runs(tmp_path).set_index("attention")
     dsa, dense = runs.loc["dsa"], runs.loc["dense"]
     assert dsa["task_accuracy"] == dsa["val_accuracy"]
-    assert dsa["chance_accuracy"] == dense["chance_accuracy"] == pytest.approx(1 / 8)
-    assert dsa["unigram_loss"] == pytest.approx(np.log(8))
+    task = spec_of().data.task
+    assert task is not None
+    assert dsa["chance_accuracy"] == dense["chance_accuracy"] == pytest.approx(task.floor.accuracy)
+    assert dsa["unigram_loss"] == pytest.approx(task.floor.loss)
+    assert "recorded.chance_accuracy" not in runs
     assert 0 <= dsa["target_recall"] <= dsa["target_recall_best"] <= 1
     assert 0.2 < dsa["target_recall_chance"] < 1
     assert np.isnan(dense["target_recall_best"])
@@ -122,8 +153,9 @@ def test_identity_is_the_task_and_not_what_a_text_needs(tmp_path: Path) -> None:
 
     four = {"n_pairs": 4}
     assert identity(task=four) == identity(task={**four, "n_keys": 128}, vocab_size=300, tokenizer="bytes")
-    ids = {identity(task=four), identity(task={"n_pairs": 5}), identity(task={**four, "curriculum": None})}
-    assert len(ids) == 3
+    others = ({"n_pairs": 5}, {**four, "curriculum": None}, {**four, "answers": "shown"})
+    ids = {identity(task=four), *(identity(task=task) for task in others)}
+    assert len(ids) == 4
     spec = spec_of()
     assert run_id(spec, fingerprint(spec.data)) == run_id(validate(spec.model_dump()), fingerprint(spec.data))
 

@@ -12,7 +12,7 @@ class Runs:
     SPEC: dict[str, Any] = {  # noqa: RUF012
         "length": 64,
         "seed": 42,
-        "attention": {"kind": "dsa", "top_k": None, "top_k_ratio": 0.5, "indexer": {"n_heads": 4}},
+        "attention": {"kind": "dsa", "top_k": None, "top_k_ratio": 0.5, "indexer": {"n_heads": 4, "norm_eps": 1e-6}},
         "train": {"steps": 10, "learning_rate": 1e-3},
         "engine": {"deterministic": "auto"},
         "plugins": [],

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from dsabench.data.tasks.task_batch import TaskBatch, first_id
+from dsabench.data.tasks.task_batch import TaskBatch
 from dsabench.spec.task_settings import TaskSettings
 from dsabench.spec.tasks import Arithmetic
 
@@ -31,7 +31,7 @@ def _sum_digit(settings: Arithmetic, seen_BLM: NDArray[np.int32], inputs_BL: NDA
 
     carry' = (c' - a' - b') mod 10 and carry = (a' + b' + carry' >= 10).
     """
-    zero = first_id(settings, "")
+    zero = settings.first_id("")
     here_BL = np.maximum(seen_BLM[..., :2] - zero, 0).sum(-1)
     below_BL = np.maximum(seen_BLM[..., 2:] - zero, 0).sum(-1)
     carry_BL = below_BL + (inputs_BL - zero - below_BL) % 10 >= 10

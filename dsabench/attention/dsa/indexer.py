@@ -2,7 +2,8 @@
 
     I[t,s] = sum_j w[t,j] relu(q[t,j] . k[s])
 
-Source: DeepSeek-V3.2's released inference/model.py for LayerNorm, partial rotary embedding and scale.
+Source: DeepSeek-V3.2's released inference/model.py for LayerNorm (epsilon 1e-6), partial rotary embedding (half-split,
+as corrected in November 2025; the first release interleaved) and scale.
 
 Legend: B batch, T query, S key, D model width, J indexer heads, I indexer width, C columns of one product.
 """
@@ -31,7 +32,7 @@ class LightningIndexer(nn.Module):
         self.n_heads, self.head_dim, self.rope_base = indexer.n_heads, indexer.head_dim, spec.model.rope_base
         self.query = nn.Linear(spec.model.d_model, self.n_heads * self.head_dim, bias=False)
         self.key = nn.Linear(spec.model.d_model, self.head_dim, bias=False)
-        self.key_norm = nn.LayerNorm(self.head_dim)
+        self.key_norm = nn.LayerNorm(self.head_dim, eps=indexer.norm_eps)
         self.weight = nn.Linear(spec.model.d_model, self.n_heads, bias=False)
         # J^-1/2 I^-1/2 is the temperature of softmax(I) in the KL loss.
         self.scale = (self.n_heads * self.head_dim) ** -0.5

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dsabench.cli.command_help import COMPARISON, EXPERIMENT, STORED, TRAINING, HelpfulCommand, epilog
 from dsabench.cli.options import DeviceOption, JsonFlag, NoPluginsFlag, QuietFlag, RunArgument, StoreOption
 
 if TYPE_CHECKING:
@@ -17,24 +18,48 @@ if TYPE_CHECKING:
 
 IntoOption = Annotated[
     Path | None,
-    typer.Option("--into", help="A store to keep the second run in; else it is thrown away.", metavar="DIR"),
+    typer.Option(
+        "--into",
+        help="A store to keep the second run in; else it is thrown away.",
+        metavar="DIR",
+        rich_help_panel=STORED,
+    ),
 ]
 ToleranceOption = Annotated[
     float | None,
-    typer.Option("--tolerance", help="Nats by which losses may differ; else every bit counts.", metavar="X", min=0),
+    typer.Option(
+        "--tolerance",
+        help="Nats by which losses may differ; else every bit counts.",
+        metavar="X",
+        min=0,
+        rich_help_panel=COMPARISON,
+    ),
 ]
 PluginOption = Annotated[
     list[str] | None,
-    typer.Option("--plugin", help="Where a plugin file of the run lies now; repeatable.", metavar="FILE"),
+    typer.Option(
+        "--plugin",
+        help="Where a plugin file of the run lies now; repeatable.",
+        metavar="FILE",
+        rich_help_panel=EXPERIMENT,
+    ),
 ]
+
+_EXAMPLES = (
+    ("Every bit must be the same", "dsabench reproduce dsa-L64-s42"),
+    ("On another machine: losses within a thousandth of a nat", "dsabench reproduce dsa-L64-s42 --tolerance 1e-3"),
+    ("Keep the second run, to look at it", "dsabench reproduce dsa-L64-s42 --into again"),
+)
 
 
 def add_to(app: typer.Typer) -> None:
     """Register the command."""
     app.command(
         "reproduce",
+        cls=HelpfulCommand,
         short_help="Train a stored run again and compare, bit for bit.",
-        epilog="Guide: dsabench guide reliability",
+        epilog=epilog("reliability", *_EXAMPLES),
+        rich_help_panel=TRAINING,
     )(reproduce)
 
 
@@ -62,6 +87,7 @@ def reproduce(
     original = find_run(store, run)
     if into is not None:
         check_writable(into)
+    from dsabench.cli.console import stdout_console
     from dsabench.cli.views import reproduction_text
     from dsabench.reproduction import train_again as reproducing
 
@@ -84,7 +110,7 @@ def reproduce(
     if json:
         print_json(reproduction_text.document(found))
     else:
-        reproduction_text.print_reproduction(found, store)
+        reproduction_text.print_reproduction(found, store, stdout_console())
     raise typer.Exit(1 if found.verdict == "differs" else 0)
 
 

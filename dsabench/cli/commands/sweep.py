@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from enum import StrEnum
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
-from dsabench.cli.list_options import ListCommand, integers, numbers, texts
+from dsabench.cli.command_help import TRAINING, epilog
+from dsabench.cli.list_options import ListCommand
 from dsabench.cli.options import (
     ConfigOption,
     DeviceOption,
@@ -25,6 +25,25 @@ from dsabench.cli.options import (
     overridden,
 )
 from dsabench.cli.places import LauncherName, workers_of
+from dsabench.cli.sweep_options import (
+    EXAMPLES,
+    AddressOption,
+    AttentionsOption,
+    ConcurrencyOption,
+    DevicesOption,
+    DryRunFlag,
+    LauncherOption,
+    LengthsOption,
+    MarginOption,
+    OnOomOption,
+    OnOutOfMemory,
+    RatesOption,
+    RatiosOption,
+    RetryFlag,
+    SeedsOption,
+    SourcesOption,
+    YesFlag,
+)
 from dsabench.cli.views import next_steps
 from dsabench.errors import SpecError
 from dsabench.shutdown import INTERRUPTED
@@ -35,58 +54,9 @@ if TYPE_CHECKING:
     from dsabench.store import RunRecord
 
 
-class OnOutOfMemory(StrEnum):
-    """Answers to a run that finds too little memory."""
-
-    FAIL = "fail"
-    ACCUMULATE = "accumulate"
-
-
-LengthsOption = Annotated[list[int] | None, integers("--lengths", "Window lengths.")]
-AttentionsOption = Annotated[
-    list[str] | None, texts("--attentions", "Attentions: dense, dsa, random, ..., or a plugin's.")
-]
-SeedsOption = Annotated[list[int] | None, integers("--seeds", "Training seeds.")]
-RatiosOption = Annotated[list[float] | None, numbers("--top-k-ratios", "Shares of the window kept.")]
-RatesOption = Annotated[list[float] | None, numbers("--learning-rates", "Peak learning rates.")]
-SourcesOption = Annotated[list[str] | None, texts("--sources", "Data sources.", metavar="SOURCE")]
-MarginOption = Annotated[
-    float | None,
-    typer.Option("--margin", help="Loss in nats that still counts as not worse; kept with the sweep.", metavar="X"),
-]
-DevicesOption = Annotated[
-    list[str] | None,
-    texts("--devices", "A worker process on each: all, GPUs by number (0 1), or cpu.", metavar="DEVICE"),
-]
-LauncherOption = Annotated[
-    LauncherName | None, typer.Option("--launcher", help="Train the runs on the nodes of a Ray cluster.")
-]
-AddressOption = Annotated[
-    str | None,
-    typer.Option("--address", help="Address of the Ray cluster; else it is this machine.", metavar="auto|HOST:PORT"),
-]
-ConcurrencyOption = Annotated[
-    int | None,
-    typer.Option(
-        "--concurrency", help="Runs that share a GPU; default: 5 when steps are small, else 1.", metavar="N", min=1
-    ),
-]
-DryRunFlag = Annotated[bool, typer.Option("--dry-run", help="Print the plan and train nothing.")]
-YesFlag = Annotated[bool, typer.Option("--yes", "-y", help="Ask nothing, however long it takes.")]
-RetryFlag = Annotated[bool, typer.Option("--retry-failed", help="Run stored failures again.")]
-OnOomOption = Annotated[
-    OnOutOfMemory,
-    typer.Option(
-        "--on-oom",
-        help="When memory runs out: fail, or accumulate, which computes half of the windows at a time (the batch "
-        "stays), for that run and all it is compared with.",
-    ),
-]
-
-
 def add_to(app: typer.Typer) -> None:
     """Register the command."""
-    app.command("sweep", cls=ListCommand, epilog="Guide: dsabench guide experiment")(sweep)
+    app.command("sweep", cls=ListCommand, epilog=epilog("experiment", *EXAMPLES), rich_help_panel=TRAINING)(sweep)
 
 
 def sweep(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dsabench.cli.command_help import MACHINE, OUTPUT, TRAINING, epilog
 from dsabench.cli.list_options import ListCommand
 from dsabench.cli.options import (
     AttentionOption,
@@ -29,14 +30,29 @@ if TYPE_CHECKING:
     from dsabench.store import RunRecord
 
 DataParallelOption = Annotated[
-    int, typer.Option("--data-parallel", help="Processes that train the run together, a GPU each.", metavar="N", min=1)
+    int,
+    typer.Option(
+        "--data-parallel",
+        help="Processes that train the run together, a GPU each.",
+        metavar="N",
+        min=1,
+        rich_help_panel=MACHINE,
+    ),
 ]
-DryRunFlag = Annotated[bool, typer.Option("--dry-run", help="Print what the run needs and train nothing.")]
+DryRunFlag = Annotated[
+    bool, typer.Option("--dry-run", help="Print what the run needs and train nothing.", rich_help_panel=OUTPUT)
+]
+
+_EXAMPLES = (
+    ("DSA at 64 tokens, in a minute on a CPU", "dsabench train --config quick --attention dsa --length 64"),
+    ("Another setting; any field of `dsabench fields`", "dsabench train --config quick --set train.steps=500"),
+    ("Memory, time and FLOPs of a larger model, without training", "dsabench train --set model.d_model=2048 --dry-run"),
+)
 
 
 def add_to(app: typer.Typer) -> None:
     """Register the command."""
-    app.command("train", cls=ListCommand, epilog="Guide: dsabench guide experiment")(train)
+    app.command("train", cls=ListCommand, epilog=epilog("experiment", *_EXAMPLES), rich_help_panel=TRAINING)(train)
 
 
 def train(

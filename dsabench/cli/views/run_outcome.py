@@ -7,9 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dsabench.cli.console import stdout_console
+from dsabench.metrics import METRICS
 
 if TYPE_CHECKING:
     from dsabench.store import RunRecord
+
+
+FLOOR = METRICS["chance_accuracy"].title
 
 
 def describe(record: RunRecord) -> str:
@@ -19,8 +23,8 @@ def describe(record: RunRecord) -> str:
     summary = record.summary
     parts = [f"done  val loss {_number(summary, 'val_loss', '.4f')}"]
     if summary.get("task_accuracy") is not None:
-        chance = _number(summary, "chance_accuracy", ".1%")
-        parts.append(f"task accuracy {_number(summary, 'task_accuracy', '.1%')} (chance {chance})")
+        floor = _number(summary, "chance_accuracy", ".1%")
+        parts.append(f"task accuracy {_number(summary, 'task_accuracy', '.1%')} ({FLOOR} {floor})")
     if summary.get("step_ms") is not None:
         parts.append(f"{_number(summary, 'step_ms', '.2f')} ms/step")
     if summary.get("target_recall_best") is not None:
@@ -33,7 +37,16 @@ def describe(record: RunRecord) -> str:
 
 
 def print_run(record: RunRecord, store: Path) -> None:
-    """Print the result of `train`: each measure with its unit, and its chance where it has one."""
+    """Print the result of `train`."""
+    console = stdout_console()
+    console.print(f"{record.run_id}: {record.status}{': ' + record.error if record.error else ''}")
+    for line in measure_lines(record) if record.status == "done" else ():
+        console.print(line)
+    console.print(f"  stored in {store / record.run_id}")
+
+
+def measure_lines(record: RunRecord) -> list[str]:
+    """A line for each measure of a run, with its unit, and its chance or floor where it has one."""
     summary = record.summary
     is_task = summary.get("task_accuracy") is not None
     unit = "nats per answer" if is_task else "nats per token"
@@ -41,10 +54,10 @@ def print_run(record: RunRecord, store: Path) -> None:
     rows = [
         ("validation loss", _number(summary, "val_loss", ".4f"), unit),
         ("", _number(summary, "val_bits_per_byte", ".4f"), "bits per byte"),
-        ("  guessing", unigram, f"{unit}, without the targets")
+        (f"  {FLOOR}", unigram, f"{unit}, of the best solver that does not see what the task is about")
         if is_task
         else ("  unigram baseline", unigram, f"{unit}, the same windows"),
-        ("task accuracy", accuracy, f"of answers, chance {_number(summary, 'chance_accuracy', '.2%')}")
+        ("task accuracy", accuracy, f"of answers, {FLOOR} {_number(summary, 'chance_accuracy', '.2%')}")
         if is_task
         else ("accuracy", accuracy, "of next tokens"),
         ("training loss", _number(summary, "train_loss", ".4f"), f"{unit}, a fixed sample"),
@@ -63,7 +76,7 @@ def print_run(record: RunRecord, store: Path) -> None:
             _number(summary, "step_ms", ".2f"),
             f"ms, {_number(summary, 'tokens_per_second', ',.0f')} tokens/s",
         ),
-        ("model FLOPs used", _number(summary, "mfu", ".1%"), "of the device's measured matrix-product rate"),
+        ("model FLOPs used", _number(summary, "mfu", ".1%"), "of the measured matrix-product rate"),
         (
             "parameters",
             _number(summary, "params", ",.0f"),
@@ -71,13 +84,7 @@ def print_run(record: RunRecord, store: Path) -> None:
         ),
         ("peak memory", _number(summary, "peak_memory_mb", ",.0f"), "MB"),
     ]
-    console = stdout_console()
-    console.print(f"{record.run_id}: {record.status}{': ' + record.error if record.error else ''}")
-    if record.status == "done":
-        for name, value, unit in rows:
-            if value != "-":
-                console.print(f"  {name:20} {value:>12}  {unit}")
-    console.print(f"  stored in {store / record.run_id}")
+    return [f"  {name:20} {value:>12}  {unit}" for name, value, unit in rows if value != "-"]
 
 
 def _number(summary: dict[str, Any], name: str, form: str) -> str:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from dsabench.data.batch import SplitName
 from dsabench.data.tasks.curriculum import Level
 from dsabench.data.tasks.draws import Draws, Integers
-from dsabench.data.tasks.task_batch import TaskBatch, blank, first_id
+from dsabench.data.tasks.task_batch import TaskBatch, blank
 from dsabench.spec.tasks import Arithmetic
 
 HELD_OUT_EIGHTH = np.uint64(7)
@@ -34,14 +34,14 @@ def generate(settings: Arithmetic, at: Level, length: int, windows: int, draws: 
     a_BPN, b_BPN = _operands(windows * n_problems, n, draws, split).reshape(2, windows, n_problems, n)
     sum_BPA = add(a_BPN, b_BPN)
     sign_BP1 = np.ones((windows, n_problems, 1), np.int64)
-    digit = first_id(settings, "")
+    digit = settings.first_id("")
     parts = (
         a_BPN + digit,
-        sign_BP1 * first_id(settings, "+"),
+        sign_BP1 * settings.first_id("+"),
         b_BPN + digit,
-        sign_BP1 * first_id(settings, "="),
+        sign_BP1 * settings.first_id("="),
         sum_BPA + digit,
-        sign_BP1 * first_id(settings, ";"),
+        sign_BP1 * settings.first_id(";"),
     )
     batch.tokens[:, : n_problems * problem] = np.concatenate(parts, axis=-1).reshape(windows, -1)
     first_P = problem * np.arange(n_problems)

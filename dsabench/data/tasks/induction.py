@@ -10,7 +10,7 @@ import numpy as np
 from dsabench.data.batch import SplitName
 from dsabench.data.tasks.curriculum import Level
 from dsabench.data.tasks.draws import Draws
-from dsabench.data.tasks.task_batch import TaskBatch, answer, blank, first_id, half_of_the_rest, put
+from dsabench.data.tasks.task_batch import TaskBatch, answer, blank, half_of_the_rest, put
 from dsabench.spec.tasks import Induction
 
 
@@ -18,7 +18,7 @@ def generate(settings: Induction, at: Level, length: int, windows: int, draws: D
     """A row in the first half of the span and again in the second. Listed is the answer in the first row."""
     n = at.size
     batch = blank(settings, length, at.span, windows, draws)
-    symbol_BN = first_id(settings, "s") + draws.distinct(windows, n, settings.n_symbols)
+    symbol_BN = settings.first_id("s") + draws.distinct(windows, n, settings.n_symbols)
     room = n + half_of_the_rest(2 * n, at.span)
     first_BN = draws.places(windows, 1, n, room) + np.arange(n)
     again_BN = room + draws.places(windows, 1, n, at.span + 1 - room) + np.arange(n)

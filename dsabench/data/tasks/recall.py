@@ -10,7 +10,7 @@ import numpy as np
 from dsabench.data.batch import SplitName
 from dsabench.data.tasks.curriculum import Level
 from dsabench.data.tasks.draws import Draws
-from dsabench.data.tasks.task_batch import TaskBatch, answer, blank, first_id, half_of_the_rest, put
+from dsabench.data.tasks.task_batch import TaskBatch, answer, blank, half_of_the_rest, put
 from dsabench.spec.tasks import Recall, asked
 
 
@@ -18,8 +18,8 @@ def generate(settings: Recall, at: Level, length: int, windows: int, draws: Draw
     """Pairs in the first part of the span, queries in the rest, half of the free places each. Listed is the value."""
     n, n_queries = at.size, asked(at.size, settings.n_pairs, settings.n_queries)
     batch = blank(settings, length, at.span, windows, draws)
-    key_BN = first_id(settings, "k") + draws.distinct(windows, n, settings.n_keys)
-    value_BN = first_id(settings, "v") + draws.below(settings.n_values, (windows, n))
+    key_BN = settings.first_id("k") + draws.distinct(windows, n, settings.n_keys)
+    value_BN = settings.first_id("v") + draws.below(settings.n_values, (windows, n))
     asked_BQ = draws.distinct(windows, n_queries, n)
     room = 2 * n + half_of_the_rest(settings.tokens_needed(n), at.span)
     pair_BN = draws.places(windows, n, 2, room)

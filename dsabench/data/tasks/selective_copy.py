@@ -10,7 +10,7 @@ import numpy as np
 from dsabench.data.batch import SplitName
 from dsabench.data.tasks.curriculum import Level
 from dsabench.data.tasks.draws import Draws
-from dsabench.data.tasks.task_batch import TaskBatch, answer, blank, first_id, put
+from dsabench.data.tasks.task_batch import TaskBatch, answer, blank, put
 from dsabench.spec.tasks import SelectiveCopy
 
 
@@ -22,7 +22,7 @@ def generate(
     batch = blank(settings, length, at.span, windows, draws)
     bar = at.span - n
     place_BN = draws.places(windows, n, 1, bar)
-    put(batch.tokens, place_BN, first_id(settings, "s") + draws.below(settings.n_symbols, (windows, n)))
-    batch.tokens[:, bar] = first_id(settings, "|")
+    put(batch.tokens, place_BN, settings.first_id("s") + draws.below(settings.n_symbols, (windows, n)))
+    batch.tokens[:, bar] = settings.first_id("|")
     answer(batch, np.broadcast_to(bar + np.arange(n), (windows, n)), place_BN)
     return batch

@@ -21,7 +21,7 @@ class TaskBatch(Batch):
     """Windows whose answers are known, with the places where each answer is to be found."""
 
     tokens: NDArray[np.int32]
-    """(B, L + 1) ids: inputs are [:, :-1]."""
+    """(B, L + 1) ids, answers in their places whether the model reads them or not: see `inputs`."""
 
     scored: NDArray[np.bool_]
     """(B, L): after reading input t, the model is to answer tokens[:, t + 1]. Never at or before padding."""
@@ -37,26 +37,17 @@ class TaskBatch(Batch):
 
 def blank(settings: TaskSettings, length: int, span: int, windows: int, draws: Draws) -> TaskBatch:
     """Fillers, if the task has any, in tokens 0..span of length + 1, padding after them; nothing scored."""
-    tokens_BT = np.full((windows, length + 1), first_id(settings, PAD), np.int32)
+    tokens_BT = np.full((windows, length + 1), settings.first_id(PAD), np.int32)
     counts = dict(settings.alphabet)
     if FILLER in counts:
         fillers_BT = draws.below(counts[FILLER], (windows, span + 1))
-        tokens_BT[:, : span + 1] = first_id(settings, FILLER) + fillers_BT
+        tokens_BT[:, : span + 1] = settings.first_id(FILLER) + fillers_BT
     return TaskBatch(
         tokens_BT,
         np.zeros((windows, length), np.bool_),
         np.full((windows, length, settings.width), -1, np.int32),
+        answer_cover=settings.answer_cover,
     )
-
-
-def first_id(settings: TaskSettings, kind: str) -> int:
-    """The first id of a kind of the alphabet."""
-    first = 0
-    for name, count in settings.alphabet:
-        if name == kind:
-            return first
-        first += count
-    raise AssertionError(f"{settings.name} has no ids called {kind!r}")
 
 
 def put(array: NDArray[Any], places: NDArray[np.int64], values: NDArray[Any] | int | bool) -> None:

@@ -15,6 +15,7 @@ from dsabench.data.tasks.curriculum import Level, full_level, level
 from dsabench.data.tasks.draws import EVALUATION_KEY, Draws
 from dsabench.data.tasks.task_batch import TaskBatch, piece
 from dsabench.errors import DataError
+from dsabench.spec.former_values import former_values
 from dsabench.spec.task_settings import TaskSettings
 
 FORMAT = 1
@@ -71,8 +72,8 @@ class TaskWindows:
         return generate(self.settings, full_level(self.settings, self.length), self.length, windows, draws, split)
 
     def baseline(self, batch: Batch) -> Baseline:
-        """The best guess without the targets: the same for all windows at full difficulty."""
-        return Baseline(self.settings.chance_loss, self.settings.chance_accuracy, None)
+        """The task's floor: the same for all windows at full difficulty."""
+        return Baseline(self.settings.floor.loss, self.settings.floor.accuracy, None)
 
     def pieces(self, tokens_T: Iterable[int]) -> list[str]:
         """Each id as a reader sees it; see `piece`."""
@@ -96,8 +97,10 @@ def generate(
 
 
 def fingerprint(settings: TaskSettings) -> dict[str, str]:
-    """Digests of `corpus` and `tokenizer`; the curriculum is not part of either."""
-    values = settings.model_dump(mode="json", exclude={"curriculum"})
+    """Digests of `corpus` and `tokenizer`; the curriculum is not part of either, nor are values that every run had
+    before their field was there."""
+    values, former = settings.model_dump(mode="json", exclude={"curriculum"}), list(former_values(settings))
+    values = {name: value for name, value in values.items() if (name, value) not in former}
     return {
         "corpus": _digest(settings.name, FORMAT, values),
         "tokenizer": _digest([list(kind) for kind in settings.alphabet]),
