@@ -62,7 +62,7 @@ def train(
 
     times = timetable(plan([spec], store), leader.spread(spec, place.execution, data_parallel))
     with Display(times, lines=False) as display:
-        show = display.start(*times.runs, label_of(spec)) if times.runs else unobserved
+        show = display.start(next(iter(times.runs)), label_of(spec)) if times.runs else unobserved
 
         def both(update: Update) -> None:
             show(update)
