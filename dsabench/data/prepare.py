@@ -217,7 +217,8 @@ class _CountedTokenizer:
 
     def __init__(self, tokenizer: Tokenizer, total: int, counted: Counted) -> None:
         self.tokenizer, self.total, self.counted, self.done = tokenizer, total, counted, 0
-        self.vocab_size, self.end_of_document = tokenizer.vocab_size, tokenizer.end_of_document
+        self.vocab_size, self.separator = tokenizer.vocab_size, tokenizer.separator
+        self.end_of_document = tokenizer.end_of_document
         self.token_bytes_V, self.decode = tokenizer.token_bytes_V, tokenizer.decode
 
     def encode(self, texts: Sequence[str]) -> list[NDArray[np.uint32]]:

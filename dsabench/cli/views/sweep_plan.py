@@ -90,8 +90,8 @@ def print_plan(plan: SweepPlan, console: Console, *, config: str = "", full: boo
     for source, amounts in texts:
         console.print(f"  {'text' if len(texts) == 1 else source}: {amounts}")
     _print_windows(plan.runs, console)
-    for note in selecting_everything(plan.runs):
-        console.print(note)
+    for line in selecting_everything(plan.runs):
+        console.print(line)
     if note := warmup_note(first):
         console.print(f"  {note}")
     if full:
