@@ -98,9 +98,9 @@ class _Results(_Guard):
     def _failed(self, error: OSError) -> None:
         super()._failed(error)
         self.failure = error
-        self.tell()
+        self.check()
 
-    def tell(self) -> None:
+    def check(self) -> None:
         """Raise what a failed write means, if there was one."""
         error = self.failure
         if isinstance(error, BrokenPipeError):
@@ -151,7 +151,7 @@ def _flushed() -> int:
     try:
         sys.stdout.flush()
         if isinstance(sys.stdout, _Results):
-            sys.stdout.tell()
+            sys.stdout.check()
     except OutputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -39,7 +39,12 @@ def test_every_page_has_a_title_and_a_summary_of_one_line() -> None:
         assert len(summary) <= 75 and summary[0].isupper() and summary.endswith(".") and summary.count(". ") == 0, topic
 
 
-def test_without_a_topic_it_lists_them_all_in_eighty_columns(shell: Shell) -> None:
+@pytest.mark.parametrize("width", [60, 80, 200, None])
+def test_without_a_topic_it_lists_them_all_in_the_width_of_the_terminal(
+    shell: Shell, width: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width or 80))
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: width is not None)
     code, out, err = shell("guide")
     assert (code, err) == (0, "")
     head, empty, *lines = out.splitlines()
@@ -47,7 +52,8 @@ def test_without_a_topic_it_lists_them_all_in_eighty_columns(shell: Shell) -> No
     listed = [line.split()[0] for line in lines if not line.startswith("   ")]
     assert listed == list(pages())
     assert " ".join(out.split()).count(" ".join(pages()["verdicts"].summary.split())) == 1
-    assert max(map(len, out.splitlines())) <= 80
+    assert max(map(len, out.splitlines())) <= (width or 1_000)
+    assert (len(lines) == len(pages())) == (width in (200, None)), "a line a topic where there is room"
 
 
 @pytest.mark.parametrize("topic", list(pages()))

@@ -140,7 +140,7 @@ def test_names_are_those_of_the_comparison() -> None:
     rows = [{**row, "run_id": str(i)} for i, row in enumerate(rows)]
     text = printed(rows)
     assert all(f" {name} " in text for name in ("DSA k=0.25L", "DSA k=0.5L"))
-    narrow = printed(rows, width=74, force_terminal=True, color_system=None)
+    narrow = printed(rows, width=68, force_terminal=True, color_system=None)
     assert re.findall(r"^\[\d\] (.*)$", narrow, re.M) == ["DSA k=0.25L", "DSA k=0.5L"]
     assert "dsa" not in text.replace("dsabench", "")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -26,6 +27,14 @@ class Shell:
             app.main()
         out = self.capsys.readouterr()
         return int(caught.value.code or 0), out.out, out.err
+
+    def on_terminal(self, columns: int, *words: str) -> tuple[int, str, str]:
+        """The same on a terminal so wide, its colours left out."""
+        with self.patch.context() as patch:
+            patch.setenv("FORCE_COLOR", "1")
+            patch.setenv("COLUMNS", str(columns))
+            code, out, err = self(*words)
+        return code, re.sub(r"\x1b\[[0-9;]*m", "", out), err
 
 
 def loaded(words: list[str], folder: Path) -> list[str]:

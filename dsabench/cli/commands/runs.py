@@ -258,6 +258,7 @@ def export(
     All runs, unless --sweep or --where choose (--all is the default here).
     """
     from dsabench.analysis.scope import choose
+    from dsabench.cli.safe_text import printable
     from dsabench.store import check_table_path, metrics_in_parts, write_table
 
     check_table_path(file, store)
@@ -267,7 +268,7 @@ def export(
     n = write_table(metrics_in_parts(store, list(chosen.runs["run_id"])) if metrics else [chosen.runs], file)
     for note in chosen.notes:
         _tell(f"note: {note}")
-    print(f"Written: {file} ({n} {'records' if metrics else 'rows'} of {len(chosen.runs)} runs)")
+    print(printable(f"Written: {file} ({n} {'records' if metrics else 'rows'} of {len(chosen.runs)} runs)"))
 
 
 def _tell(message: str) -> None:
