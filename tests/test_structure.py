@@ -27,6 +27,7 @@ ORDER = [
     "attention",
     "model",
     "engine",
+    "progress",
     "store",
     "models",
     "audit",
@@ -41,6 +42,7 @@ ORDER = [
     "report",
     "guide",
     "cli",
+    "notebook",
 ]
 """Left to right: a room may import the rooms before it. `attention` is part of `model` and comes before it."""
 

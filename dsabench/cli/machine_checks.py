@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import math
 import os
@@ -142,7 +143,8 @@ def _triton() -> Check:
         return Check("triton", OK, f"not used on this device ({'installed' if installed else 'not installed'})")
     reason = ops.why_not(device)
     if reason is None:
-        return Check("triton", OK, f"{metadata.version('triton')}, a kernel was tried")
+        version = importlib.import_module("triton").__version__  # its package has several names
+        return Check("triton", OK, f"{version}, a kernel was tried")
     mend = "pip install triton" if not installed else "a C compiler and a driver that fits this PyTorch are needed"
     return Check("triton", WARN, f"fused kernels do not run, so training is slower: {reason}", mend)
 

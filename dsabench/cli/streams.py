@@ -1,10 +1,13 @@
-"""The standard streams of a command, whatever their encoding, and if they are closed, full or left by their reader.
+"""The standard streams and arguments of a command, whatever their encoding; streams closed, full or left by a reader.
 
 stdout  What the encoding cannot hold is escaped as in JSON, so that JSON stays JSON. Full: one message, exit code
         2. Left by its reader: nothing is said, exit code 141, as SIGPIPE would have it. Closed: a note, and the
         work is done all the same.
 stderr  What cannot be written is lost: progress and logs must not end the work.
 stdin   Closed: empty.
+
+An argument whose bytes are no text of the locale (Python has surrogates for them) is a file name like any other; where
+text is needed, it is one message, exit code 2.
 """
 
 from __future__ import annotations
@@ -12,11 +15,12 @@ from __future__ import annotations
 import functools
 import io
 import os
+import re
 import sys
 from collections.abc import Callable
 from typing import TextIO
 
-from dsabench.cli.safe_text import ESCAPES
+from dsabench.cli.safe_text import ESCAPES, printable
 from dsabench.errors import DsabenchError
 
 READER_GONE = 141
@@ -39,6 +43,11 @@ def guarded(command: Callable[[], None]) -> Callable[[], None]:
             print("note: stdout is closed; results are not shown", file=sys.stderr)
         try:
             command()
+        except UnicodeEncodeError as error:
+            if not (word := _argument_of(error)):
+                raise
+            print(f"error: {word}: no text in this locale ({sys.getfilesystemencoding()})", file=sys.stderr)
+            sys.exit(2)
         except SystemExit as ending:
             ending.code = ending.code or _flushed()
             raise
@@ -128,6 +137,13 @@ def _open_closed() -> bool:
                 os.close(null)
             setattr(sys, name, open(number, "w" if number else "r", encoding="utf-8", closefd=False))  # noqa: SIM115
     return closed[1]
+
+
+def _argument_of(error: UnicodeEncodeError) -> str:
+    """The argument of the command whose surrogates an encoder refused, made printable; empty if it was none."""
+    refused = error.object[error.start : error.end]
+    words = [word for word in sys.argv[1:] if refused in word]
+    return printable(words[0]) if words and re.search("[\ud800-\udfff]", refused) else ""
 
 
 def _flushed() -> int:

@@ -91,7 +91,7 @@ def test_a_large_win_on_a_task_is_doubted_but_may_be_learning(store: Path) -> No
 
 def test_a_guess_is_what_a_task_must_beat(store: Path) -> None:
     good = checks(store)["Better than guessing"]
-    assert good.outcome == "ok" and "guess without the targets (6.750" in good.text
+    assert good.outcome == "ok" and "below the floor of its task (6.750" in good.text
     bad = checks(store, 9.0)["Better than guessing"]
     assert bad.outcome == "fail" and len(bad.run_ids) == 6
     assert isinstance(load_runs(store), pd.DataFrame)

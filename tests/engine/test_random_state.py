@@ -16,6 +16,8 @@ import dsabench
 from dsabench.engine.sink import Update
 from dsabench.spec.run import validate
 
+SMALL_BENCH: dict[str, Any] = {"lengths": [16], "heads": 1, "head_dim": 8, "repeats": 1, "only": ["dense"]}
+
 CALLS: dict[str, Callable[[dict[str, Any], Path], Any]] = {
     "build_model": lambda values, store: dsabench.build_model(validate(values)),
     "train": lambda values, store: dsabench.train(validate({**values, "seed": 2}), store=store),
