@@ -10,13 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sized_documents import data_of
 
-<<<<<<< HEAD
 from dsabench.data import Windows, validation_window
-=======
-from dsabench.data import TokenData, Windows, validation_window
 from dsabench.data.packing import PackedWindows
 from dsabench.data.stream import Overlapping
->>>>>>> main
 from dsabench.errors import DataError
 
 SIZES = st.lists(st.integers(1, 40), min_size=1, max_size=12)
