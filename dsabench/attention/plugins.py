@@ -17,6 +17,11 @@ from dsabench.user_folders import expanded
 _PREFIX = "dsabench_plugin_"
 """The beginning of the names of plugins' modules."""
 
+_MOVED = (
+    "modules inside dsabench move from version to version: import all that a plugin needs by "
+    "`from dsabench.attention import Attention, AttentionSpec, RunSpec, register, ...`"
+)
+
 _digests: dict[Path, str] = {}
 """SHA-256 of the content with which each plugin file was imported."""
 
@@ -116,6 +121,8 @@ def _failure(error: BaseException) -> str:
     if isinstance(error, SpecError):
         return f": {error}"
     hint = ""
-    if isinstance(error, ModuleNotFoundError):
+    if isinstance(error, ImportError) and str(error.name).startswith("dsabench."):
+        hint = f"; {_MOVED}"
+    elif isinstance(error, ModuleNotFoundError):
         hint = "; install it beside dsabench (a plugin is one file: it cannot import files that lie next to it)"
     return f" fails to import: {said(error)}{hint}"

@@ -28,7 +28,7 @@ def load_sweep(name_or_path: str = DEFAULT_CONFIG) -> Sweep:
     for key in content:
         if key not in _PARTS:
             raise SpecError(f"{origins[key]}unknown field {key}{near_miss(key, list(_PARTS))}")
-    base, axes, verdict, ladder = (content.get(key) or {} for key in _PARTS)
+    base, axes, verdict, ladder = ({} if content.get(key) is None else content[key] for key in _PARTS)
     for key, part in zip(_PARTS, (base, axes, verdict, ladder), strict=True):
         if not isinstance(part, dict):
             raise SpecError(f"{origins[key]}{key} must be a mapping")

@@ -80,7 +80,7 @@ def refused_locks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def no_locks(*args: Any, **settings: Any) -> None:
         raise OSError(95, "Operation not supported")
 
-    monkeypatch.setattr("filelock.FileLock", no_locks)
+    monkeypatch.setattr("fcntl.flock", no_locks)
 
 
 def full(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
