@@ -119,7 +119,7 @@ def test_an_earlier_run_is_shown_with_its_floor_and_keeps_what_it_recorded(tmp_p
     run_id = earlier(tmp_path, task, 1 / 32, math.log(32))
     (run,) = load_runs(tmp_path).to_dict("records")
     floor = TASKS["recall"].model_validate(task | {"answers": "shown"}).floor
-    assert (run["chance_accuracy"], run["unigram_loss"]) == pytest.approx(floor)
+    assert (run["chance_accuracy"], run["unigram_loss"]) == pytest.approx(tuple(floor))
     assert (run["recorded.chance_accuracy"], run["recorded.unigram_loss"]) == (1 / 32, math.log(32))
     assert read_run(tmp_path, run_id).summary["chance_accuracy"] == 1 / 32
     (note,) = [note for note in look_at(tmp_path).notes if "guessing" in note]
