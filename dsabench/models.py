@@ -8,6 +8,7 @@ from typing import Any
 
 from dsabench import data as data_package
 from dsabench.engine import checkpoint
+from dsabench.engine.random_state import kept_random_state
 from dsabench.errors import StoreError
 from dsabench.model.transformer import Transformer, build, outline
 from dsabench.spec.config import DEFAULT_CONFIG, load_sweep
@@ -27,6 +28,7 @@ def load_spec(name_or_path: str = DEFAULT_CONFIG, overrides: Mapping[str, Any] |
     return sweep.first()
 
 
+@kept_random_state()
 def build_model(spec: RunSpec) -> Transformer:
     """The spec's model with its initial weights, on the CPU in fp32; model(tokens_BT).logits_BTV.
 
@@ -35,6 +37,7 @@ def build_model(spec: RunSpec) -> Transformer:
     return build(spec, data_package.prepare(spec.data).vocab_size)
 
 
+@kept_random_state()
 def load_model(store: str | Path, run_id: str) -> Transformer:
     """The model of a stored run with its last checkpoint's weights, on the CPU in fp32, in eval mode.
 

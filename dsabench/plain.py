@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import unicodedata
 from typing import Any
 
@@ -26,6 +27,11 @@ def visible(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() or unicodedata.category(c) == "Zs" else _escape(c) for c in text)
+
+
+def signs(text: str) -> str:
+    """`-0.002+-0.004` with a true minus and a plus-minus sign, for pages and figures; hyphens in words stay."""
+    return re.sub(r"(?<![\w.)-])-(?=\.?\d)", "\u2212", text.replace("+-", "\u00b1"))
 
 
 def json_values(value: Any) -> Any:

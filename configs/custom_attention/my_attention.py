@@ -2,7 +2,7 @@
 
     out[t] = norm(sum over s <= t of 2^(-(t - s) / half_life_h) * (Q[t] . K[s]) / sqrt(D) * V[s])
 
-A worked example of an attention of your own; README.md beside it says what each part is for.
+A worked example of an attention of your own. `dsabench guide attention` says what each part is for.
 
 Legend: B batch, T query, S key, D model or head width, H heads, G key/value heads.
 """

@@ -11,6 +11,27 @@ from pydantic import Field
 
 from dsabench.analysis.comparison_row import Estimate, Number, Result, Row
 
+Outcome = Literal["ok", "warn", "fail", "not recorded"]
+
+
+class Check(Result):
+    """One thing that was checked in the records of the runs."""
+
+    name: str
+    """The check."""
+
+    outcome: Outcome
+    """fail: a verdict would rest on a mistake. warn: something to know before reading on."""
+
+    text: str
+    """What was found, with its numbers."""
+
+    run_ids: tuple[str, ...] = ()
+    """The runs that it concerns, when not all."""
+
+    withholds: bool = False
+    """Whether verdicts are withheld for it: those of the pairs that it concerns."""
+
 
 class Trend(Result):
     """How a variant's difference changes with length."""
@@ -139,8 +160,14 @@ class Comparison(Result):
     left_out: list[LeftOut]
     """Runs that are in no pair."""
 
+    answer: str = ""
+    """The comparison in plain words, with what it costs: a line a variant and setting."""
+
+    checks: list[Check] = Field(default=[])
+    """What was checked in the records of the runs."""
+
     warnings: list[str]
-    """What must be read before the tables: a win that is too large to believe."""
+    """What must be read before the tables: the checks that failed, then those that warn."""
 
     notes: list[str]
     """What a reader must know of the runs and of what was done with them."""

@@ -19,7 +19,10 @@ from pydantic.json_schema import JsonSchemaValue
 from dsabench.analysis.statistics import Verdict, paired
 from dsabench.metrics import Metric, beside, partners
 
-Judgement = Verdict | Literal["LEAK"]
+Judgement = Verdict | Literal["LEAK", "no verdict"]
+
+Withheld = Literal["selects everything", "learnt nothing", "noisy times", "unlike memory"]
+"""Reasons for which there is no verdict, whatever the numbers say."""
 
 
 def _null_if_unknown(value: float) -> float | None:
@@ -130,13 +133,29 @@ class Row(Result):
     """Two one-sided tests against the margin; null without a margin."""
 
     verdict: Judgement
-    """What may be said; a LEAK is never judged."""
+    """What may be said; a LEAK is never judged, and `no verdict` is what is `withheld`."""
+
+    withheld: Withheld | None = None
+    """Why there is no verdict: the variant or the baseline keeps as many keys as the window has tokens; models that
+    learnt nothing; for a metric of time or memory, values that differ too much between seeds. Null where there is one,
+    and of a LEAK."""
+
+    learnt_nothing: int = 0
+    """How many of the pairs' models, two a pair, are no better than the unigram baseline (of a task: than a solver that
+    does not see what the task is about)."""
 
     seeds_needed: int | None
     """Seeds that would give a verdict with 80 % power if mean and spread stay; null when judged or out of reach."""
 
     time_ratio: Number
     """Step time, variant over baseline, geometric mean of the pairs timed on one kind of machine."""
+
+    time_spread: Number = math.nan
+    """Step time of one attention over seeds, largest over smallest, of the variant or the baseline, whichever is
+    more."""
+
+    time_doubt: str = ""
+    """Why `time_ratio` and the difference at equal seconds say little; empty when nothing speaks against them."""
 
     flops_ratio: Number
     """Model FLOPs of the whole run, variant over baseline."""

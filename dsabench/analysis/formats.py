@@ -15,6 +15,7 @@ from dsabench.analysis.variants import display_name
 from dsabench.analysis.wording import (
     RECALL,
     digits_of,
+    doubted,
     half_width,
     interval,
     mean_lines,
@@ -67,17 +68,18 @@ def cost_grid(table: Table) -> Grid:
         (
             length,
             display_name(row.variant, table.setting),
-            number(row.time_ratio, ".2f"),
+            doubted(number(row.time_ratio, ".2f"), row.time_doubt),
+            number(row.time_spread, ".2f"),
             number(row.flops_ratio, ".2f"),
             number(row.memory_ratio, ".2f"),
             half_width(row.equal_flops),
-            half_width(row.equal_seconds),
+            doubted(half_width(row.equal_seconds), row.time_doubt),
             half_width(row.gap),
             recall(row.mean),
         )
         for length, row in _by_length(table.rows)
     ]
-    ratios = ("step\ntime x", "FLOPs\nx", "memory\nx")
+    ratios = ("step\ntime x", "spread", "FLOPs\nx", "memory\nx")
     headings = ("length", "variant", *ratios, "at equal\nFLOPs", "at equal\nseconds", METRICS[GAP].title, RECALL)
     return Grid("Costs", headings, rows, ("variant",))
 
@@ -98,7 +100,7 @@ def ladder_grid(found: Comparison) -> Grid:
                     number(row.baseline_mean, f".{digits}f"),
                     number(row.variant_mean, f".{digits}f"),
                     interval(row.difference, digits),
-                    row.verdict,
+                    _verdict(row, needed=False),
                     recall(row.mean),
                 )
             )
@@ -138,12 +140,13 @@ BEST_RATES_MEANING = (
 )
 
 
-def notes(found: Comparison, ladder_alone: bool = False) -> list[str]:
-    """The lines under the tables; `ladder_alone`: under a ladder's table, when those of its rungs are not shown."""
-    lines = list(meaning(found, ladder_alone)) if found.tables else []
-    if found.rungs:
+def notes(found: Comparison, ladder_alone: bool = False, explained: bool = True) -> list[str]:
+    """The lines under the tables; `ladder_alone`: under a ladder's table, when those of its rungs are not shown;
+    `explained`: with what the columns mean."""
+    lines = list(meaning(found, ladder_alone)) if found.tables and explained else []
+    if found.rungs and explained:
         lines.insert(0, LADDER_MEANING)
-    if found.best_rates:
+    if found.best_rates and explained:
         lines.append(BEST_RATES_MEANING)
     return [*lines, *(f"Note: {note}." for note in found.notes)]
 
@@ -177,6 +180,7 @@ def as_markdown(found: Comparison) -> str:
     """The tables in GitHub's Markdown, with their notes."""
     out = ["### " + _markdown(f"{found.metric} of {found.scope}, against {display_name(found.baseline)}"), ""]
     out += [f"**{_markdown(f'WARNING: {line}.')}**\n" for line in found.warnings]
+    out += [f"**{_markdown(line)}**\n" for line in found.answer.split("\n")]
     for grid, below in _grids(found):
         head = [heading.replace("\n", " ") for heading in grid.headings]
         marks = [":--" if heading in grid.left else "--:" for heading in grid.headings]
@@ -191,6 +195,7 @@ def as_markdown(found: Comparison) -> str:
 def as_latex(found: Comparison) -> str:
     """The tables in LaTeX for the booktabs package, one `table` each, with their notes as comments."""
     out = [f"% {visible(f'WARNING: {line}.')}" for line in found.warnings]
+    out += [f"% {visible(line)}" for line in found.answer.split("\n")]
     for grid, below in _grids(found):
         marks = "".join("l" if heading in grid.left else "r" for heading in grid.headings)
         head = " & ".join(_latex(heading.replace("\n", " ")) for heading in grid.headings)
@@ -225,8 +230,11 @@ def _by_length(rows: Iterable[Row]) -> Iterator[tuple[str, Row]]:
         previous = row.length
 
 
-def _verdict(row: Row) -> str:
-    if row.verdict != "inconclusive":
+def _verdict(row: Row, needed: bool = True) -> str:
+    """What may be said, of an inconclusive row with how many seeds are `needed`, of none with the reason."""
+    if row.withheld:
+        return f"no verdict: {row.withheld}"
+    if row.verdict != "inconclusive" or not needed:
         return row.verdict
     if row.seeds_needed is not None:
         return f"inconclusive ({row.seeds_needed} seeds)"

@@ -26,6 +26,9 @@ _FIRST = ("device_name", "precision", "cpu", "torch", "cuda", "cudnn", "driver",
 
 _PREFIX = "environment."
 
+NO_ENVIRONMENT = ("audit", "data_notes")
+"""Fields of a record's environment that are about the run itself: what its audit found, and its data."""
+
 
 class Environment(NamedTuple):
     """A machine with its versions, and how many runs it made."""
@@ -57,7 +60,7 @@ class RunSource(NamedTuple):
 def environments(runs: pd.DataFrame) -> list[Environment]:
     """The different environments of `runs`, that of most runs first."""
     names = [str(c).removeprefix(_PREFIX) for c in runs.columns if str(c).startswith(_PREFIX)]
-    names = [name for name in names if name != "data_notes"]
+    names = [name for name in names if name.split(".")[0] not in NO_ENVIRONMENT]
     names.sort(key=lambda name: (_FIRST.index(name) if name in _FIRST else len(_FIRST), name))
     columns = {"dsabench": "version"} | {name: _PREFIX + name for name in names}
     texts = pd.DataFrame(

@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import re
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ import pandas as pd
 
 from dsabench.analysis.pairing import find_pairs
 from dsabench.analysis.rungs import rungs_of
+from dsabench.analysis.selection_width import selects_everything
 from dsabench.analysis.variants import label_variants, scored_unit, variant_order
 from dsabench.errors import ScopeError
 from dsabench.metrics import METRICS, Metric, beside, means, partners, spreads
@@ -32,7 +34,8 @@ def experiment_table(runs: pd.DataFrame) -> pd.DataFrame:
     """One row for each length and variant, dense first; `runs` has one row a run, as the store loads it.
 
     Columns: length (tokens), variant (kind and differing fields), attention (kind), setting (the differing
-    fields outside attention), n (finished seeds), n_runs, leak; `_mean`, `_sd` (n - 1; NaN for one seed),
+    fields outside attention), n (finished seeds), n_runs, leak, selects_everything (k >= length); `_mean`,
+    `_sd` (n - 1; NaN for one seed),
     `_min` and `_max` of the metrics of `spreads`; the means of those of `means` by their own names; diff_n,
     diff_mean, diff_sd of val_loss minus val_loss of dense with the same length, setting and seed.
     A variant of which no run finished has n = 0 and NaN.
@@ -45,6 +48,7 @@ def experiment_table(runs: pd.DataFrame) -> pd.DataFrame:
         row: dict[str, Any] = {name: group[name].iloc[0] for name in ("variant", "attention", "setting")}
         row |= {"length": int(group["length"].iloc[0]), "n": len(done), "n_runs": len(group)}
         row["leak"] = bool(group["leak"].any())
+        row["selects_everything"] = bool(selects_everything(group).any())
         row |= {f"{m}_{name}": value for m in spreads() for name, value in _spread(done[m]).items()}
         row |= {name: float(done[name].mean()) for name in means()}
         difference = differences.get((row["length"], row["variant"]), pd.Series(dtype="float64"))
@@ -54,7 +58,7 @@ def experiment_table(runs: pd.DataFrame) -> pd.DataFrame:
     rows.sort(
         key=lambda row: (row["length"], variant_order(row["setting"]) if rungs else (), variant_order(row["variant"]))
     )
-    columns = ["length", "variant", "attention", "setting", "n", "n_runs", "leak"]
+    columns = ["length", "variant", "attention", "setting", "n", "n_runs", "leak", "selects_everything"]
     columns += [f"{m}_{name}" for m in spreads() for name in ("mean", "sd", "min", "max")]
     return pd.DataFrame(rows, columns=[*columns, *means(), "diff_n", "diff_mean", "diff_sd"])
 
@@ -67,11 +71,19 @@ def not_averaged(runs: pd.DataFrame) -> pd.DataFrame:
     return left_out.astype({"length": "Int64", "seed": "Int64"})
 
 
-def write_results(runs: pd.DataFrame, metrics: pd.DataFrame, out: Path, sweep: str | None = None) -> list[Path]:
+def write_results(
+    runs: pd.DataFrame,
+    metrics: pd.DataFrame,
+    out: Path,
+    sweep: str | None = None,
+    answer: str = "",
+    warnings: Sequence[str] = (),
+) -> list[Path]:
     """Write summary.json and seq_<L>/<variant>_results.json under `out`; returns the paths, summary first.
 
-    `runs` and `metrics` are what the store loads, `sweep` the id of the sweep that they belong to. A missing
-    or non-finite number is null. Each file is replaced as a whole, the summary last. Raises ResultsError.
+    `runs` and `metrics` are what the store loads, `sweep` the id of the sweep that they belong to, `answer` and
+    `warnings` those of their comparison. A missing or non-finite number is null. Each file is replaced as a whole, the
+    summary last. Raises ResultsError.
     """
     labelled = label_variants(runs)
     table = experiment_table(runs)
@@ -93,6 +105,8 @@ def write_results(runs: pd.DataFrame, metrics: pd.DataFrame, out: Path, sweep: s
         content = {"length": row["length"], "attention": row["attention"], "variant": name, "seeds": seeds}
         written.append(write_file(out / file, _json(content, indent=None)))
     summary = {
+        "answer": answer,
+        "warnings": list(warnings),
         "results": results,
         "sweep": sweep,
         "unigram_loss": baseline,
@@ -160,6 +174,8 @@ def _meaning(table: pd.DataFrame) -> dict[str, str]:
     shown = {metric.name for metric in beside()} - partners() | {listed[name].chance for name in spreads()}
     there = [name for name in means() if name in shown and (listed[name].runs != "task" or table[name].notna().any())]
     return {
+        "answer": "the comparison with dense in plain words, a line a variant and setting",
+        "warnings": "what must be known before any number",
         "results": "length -> variant -> means over seeds; `seeds` has each seed's own values",
         **{_KEYS.get(name, name): _quantity(listed[name]) for name in spreads()},
         "spread": "over seeds: sd (of the sample, n - 1; null for one seed), min and max",

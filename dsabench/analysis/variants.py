@@ -1,7 +1,8 @@
 """Variants: groups of runs that may be averaged, their names, and the runs that do not count.
 
 Runs are comparable over seeds when they agree in everything but the seed. Where runs differ in more than
-attention, length and seed, the differing fields become part of the variant's name: `dsa top_k_ratio=0.25`.
+attention, length and seed, the differing fields become part of the variant's name: `dsa top_k_ratio=0.25`. Corpora and
+tokenizers are the same when their digests are, wherever they lie.
 """
 
 from __future__ import annotations
@@ -31,6 +32,9 @@ _SECTIONS = set(RunSpec.model_fields) - {"length", "seed", "engine", "plugins", 
 
 _DIGEST = "fingerprint."
 """Prefix of the columns that hold content digests of corpus, tokenizer and plugin files."""
+
+_CONTENT = {"data.source": f"{_DIGEST}corpus", "data.tokenizer": f"{_DIGEST}tokenizer"}
+"""Fields that may hold a path, and the column of what lies there: the same content is the same data anywhere."""
 
 
 def label_variants(runs: pd.DataFrame, ignoring: Collection[str] = ()) -> pd.DataFrame:
@@ -126,6 +130,9 @@ def _name(labelled: pd.DataFrame, ignoring: Collection[str]) -> None:
         for column in columns
         if (_is_field(column) and column not in ignoring) or column.startswith(_DIGEST)
     }
+    for field, digest in _CONTENT.items():
+        if field in texts and digest in texts:
+            texts[field] = _one_name_each(texts[field], texts[digest])
     kinds = labelled["attention"].fillna("")
     known = kinds != ""
     labels: dict[str, pd.Series[str]] = {}  # field -> " name=value" of each run, "" where it tells nothing apart
@@ -163,6 +170,21 @@ def _name(labelled: pd.DataFrame, ignoring: Collection[str]) -> None:
     labelled["setting"] = labelled["setting"].str.strip()
 
 
+def _one_name_each(names: pd.Series[Any], digests: pd.Series[Any]) -> pd.Series[Any]:
+    """One name for each digest, whatever its content was called in a run: one that is no path, else the shortest.
+
+    Two digests may come by the same name, and are then told apart by themselves.
+    """
+    found: dict[str, str] = {}
+    for name, digest in sorted(set(zip(names, digests, strict=True)), key=lambda pair: _plainness(pair[0])):
+        found.setdefault(digest, name)
+    return names.where(digests == "", digests.map(found))
+
+
+def _plainness(name: str) -> tuple[bool, int, str]:
+    return name.lstrip("'\"").startswith("path:"), len(name), name
+
+
 def _name_on_rungs(labelled: pd.DataFrame, ignoring: Collection[str]) -> None:
     """Add variant and setting: the rung says what tells it from others, fields what tells its own runs apart."""
     for rung in rungs_of(labelled):
@@ -186,10 +208,10 @@ def _reason(run: dict[Any, Any]) -> str:
 def _keep_newest(labelled: pd.DataFrame, ignored: list[str]) -> None:
     """One run a seed counts: the others are named, not averaged twice."""
     keys = ["length", "variant", "seed", *ignored]
-    ordered = ["updated"] if "updated" in labelled else []
+    ordered = [column for column in ("order", "updated") if column in labelled]
     done = labelled.loc[labelled["reason"] == "", ["run_id", *keys, *ordered]]
     if ordered:
-        done = done.sort_values("updated", kind="stable", na_position="first")
+        done = done.sort_values(ordered, kind="stable", na_position="first")
     older = done[done.duplicated(keys, keep="last")]
     if older.empty:
         return

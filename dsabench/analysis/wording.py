@@ -10,6 +10,7 @@ from dsabench.analysis.comparison_row import Estimate, Row, mean_fields
 from dsabench.analysis.peak_memory import DOUBT, MOST_SPREAD
 from dsabench.analysis.statistics import MIN_PAIRS
 from dsabench.analysis.variants import display_name
+from dsabench.analysis.withheld_words import withheld_words, worst_doubt
 from dsabench.metrics import METRICS, Metric
 
 
@@ -29,8 +30,8 @@ def sentences(
         mine = [row for row in rows if row.variant == variant]
         groups: dict[str, list[Row]] = {}
         for row in sorted(mine, key=lambda row: row.length):
-            groups.setdefault(row.verdict, []).append(row)
-        parts = [_part(verdict, group, margin, margin_unit, unit) for verdict, group in groups.items()]
+            groups.setdefault(f"{row.verdict} {row.withheld}" if row.withheld else row.verdict, []).append(row)
+        parts = [_part(verdict, group, margin, margin_unit, unit, baseline) for verdict, group in groups.items()]
         counts = sorted({len(row.seeds) for row in mine})
         seeds = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
         plural = "" if counts == [1] else "s"
@@ -39,7 +40,7 @@ def sentences(
     return said
 
 
-def _part(verdict: str, rows: Sequence[Row], margin: float | None, margin_unit: str, unit: str) -> str:
+def _part(verdict: str, rows: Sequence[Row], margin: float | None, margin_unit: str, unit: str, baseline: str) -> str:
     at = _lengths([row.length for row in rows])
     spread = _spread([row.difference.mean for row in rows])
     if verdict in ("better", "worse"):
@@ -48,6 +49,8 @@ def _part(verdict: str, rows: Sequence[Row], margin: float | None, margin_unit: 
         return f"not worse by {margin:g} {margin_unit} or more {at} (difference {spread})"
     if verdict == "LEAK":
         return f"LEAK {at}: it sees later tokens, so its numbers mean nothing"
+    if rows[0].withheld:
+        return f"no verdict {at}: {withheld_words(rows, display_name(baseline))} (difference {spread})"
     hint = ""
     if all(row.difference.n < MIN_PAIRS for row in rows):
         hint = f"; a verdict needs at least {MIN_PAIRS} seeds"
@@ -119,6 +122,8 @@ def meaning(found: Comparison, ladder_alone: bool = False) -> Iterator[str]:
             "inconclusive: no proof of equality. (n seeds) would settle it with 80 % power if mean and spread stay; "
             f"fewer than {MIN_PAIRS} pairs get no verdict."
         )
+    if any(row.verdict == "no verdict" for row in rows):
+        yield "no verdict: whatever the numbers, they would prove nothing; the reason stands beside it."
     if not ladder_alone:
         yield from _costs(rows)
     yield from recall_lines(row.mean for row in rows)
@@ -126,6 +131,9 @@ def meaning(found: Comparison, ladder_alone: bool = False) -> Iterator[str]:
 
 def _costs(rows: Sequence[Row]) -> Iterator[str]:
     yield "x: variant over baseline: step time, FLOPs of the whole run, peak memory."
+    yield "spread: step time of one attention over seeds, largest over smallest; the larger of variant and baseline."
+    if doubt := worst_doubt(rows):
+        yield f"(in brackets): it rests on step times, and says little: {doubt}."
     spread = max((row.memory_spread for row in rows if math.isfinite(row.memory_spread)), default=1.0)
     if spread > MOST_SPREAD:
         yield f"memory: the peak of one attention differs up to {spread:.2f}-fold between seeds: {DOUBT}."
@@ -166,6 +174,11 @@ def digits_of(metric: str) -> int:
 def number(value: float, form: str) -> str:
     """The value, or - when it is not known."""
     return format(value, form) if math.isfinite(value) else "-"
+
+
+def doubted(text: str, doubt: object) -> str:
+    """The text in brackets when there is a doubt about it."""
+    return f"({text})" if doubt and text != "-" else text
 
 
 def interval(estimate: Estimate, digits: int) -> str:

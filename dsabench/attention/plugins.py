@@ -12,6 +12,7 @@ from pathlib import Path
 from dsabench.attention import registry
 from dsabench.attention.faults import line_in, said
 from dsabench.errors import SpecError
+from dsabench.user_folders import expanded
 
 _PREFIX = "dsabench_plugin_"
 """The beginning of the names of plugins' modules."""
@@ -99,7 +100,7 @@ def plugin_digest(kind: str) -> str | None:
 def _read(path: str) -> tuple[Path, bytes]:
     """The absolute path and the content of a plugin file."""
     try:
-        file = Path(path).expanduser().resolve()
+        file = expanded(path, SpecError).resolve()
         is_file = file.is_file()
     except (OSError, ValueError, RuntimeError) as error:  # a null byte, a name too long, ~ of nobody, a loop of links
         raise SpecError(f"plugins: {path!r} is not the name of a file: {error}") from error

@@ -12,6 +12,7 @@ from dsabench.bench.document import Document, Settings, settings
 from dsabench.bench.measure import all_cases, bench, chosen
 from dsabench.bench.trained import TrainedRun
 from dsabench.engine.device import Execution, resolve
+from dsabench.engine.random_state import kept_random_state
 from dsabench.errors import SpecError
 from dsabench.spec.messages import explain
 from dsabench.spec.run import EngineSpec
@@ -26,6 +27,7 @@ ON_CPU: dict[str, Any] = {"lengths": [256, 512, 1024], "top_k": 128, "repeats": 
 _OF_RUN = ("heads", "kv_heads", "head_dim", "indexer_heads", "indexer_dim")
 
 
+@kept_random_state()
 def bench_layer(
     *,
     lengths: Sequence[int] | None = None,

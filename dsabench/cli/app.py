@@ -11,12 +11,18 @@ import typer
 
 from dsabench import shutdown
 from dsabench._version import __version__
+from dsabench.cli import streams
+from dsabench.cli.command_help import MOST_COLUMNS, HelpfulGroup, epilog
 from dsabench.cli.commands import (
     audit,
     bench,
     compare,
+    configs,
+    doctor,
     export,
+    fields,
     guide,
+    new_attention,
     plot,
     profile,
     report,
@@ -30,14 +36,20 @@ from dsabench.cli.commands import (
 from dsabench.cli.safe_text import printable
 from dsabench.errors import DsabenchError
 
+_EXAMPLES = (
+    ("A first answer: small runs, minutes on two CPU cores", "dsabench sweep --config quick"),
+    ("What it means", "dsabench compare"),
+)
+
 app = typer.Typer(
     name="dsabench",
     help="Does DeepSeek Sparse Attention learn as well as dense attention, and where is it faster?",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    epilog="Guide: dsabench guide",
-    context_settings={"help_option_names": ["-h", "--help"]},
+    cls=HelpfulGroup,
+    epilog=epilog("", *_EXAMPLES),
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": MOST_COLUMNS},
 )
 train.add_to(app)
 sweep.add_to(app)
@@ -48,16 +60,20 @@ report.add_to(app)
 profile.add_to(app)
 bench.add_to(app)
 audit.add_to(app)
+doctor.add_to(app)
 runs.add_to(app)
 export.add_to(app)
 reproduce.add_to(app)
+configs.add_to(app)
+fields.add_to(app)
 schema.add_to(app)
+new_attention.add_to(app)
 guide.add_to(app)
 
 
 def _version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"dsabench {__version__}")
+        print(f"dsabench {__version__}")
         raise typer.Exit
 
 
@@ -78,11 +94,12 @@ def _command() -> Any:
     return typer.main.get_command(app)
 
 
+@streams.guarded
 def main() -> None:
     """Entry point: errors a user can mend are one message and exit code 2, without a traceback unless --debug."""
     try:
         with shutdown.on_signals():
-            _command()()
+            _command()(prog_name="dsabench")  # whatever started it: the variables of completion have its name
     except DsabenchError as error:
         if os.environ.get("DSABENCH_DEBUG"):
             raise

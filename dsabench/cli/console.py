@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from typing import Any
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
@@ -13,11 +15,43 @@ from dsabench.cli.safe_text import spelt_out
 
 
 class PlainConsole(Console):
-    """Prints text as it is: no markup, and what would act on a terminal spelt out. Tables owe that to their cells."""
+    """Prints text as it is: no markup, and what would act on a terminal spelt out. Tables owe that to their cells.
+
+    On a terminal lines are wrapped between words; a longer word (a path, a command) stays whole, so that it can be
+    copied.
+    """
 
     def print(self, *objects: Any, **settings: Any) -> None:
         """rich's `print`."""
-        super().print(*map(_inert, objects), **settings)
+        shown = [_inert(one) for one in objects]
+        soft = settings.get("soft_wrap")
+        if len(shown) == 1 and isinstance(shown[0], str | Text) and not (self.soft_wrap if soft is None else soft):
+            shown = [Text("\n").join(lines_of_words(shown[0], settings.pop("width", None) or self.width))]
+            settings["soft_wrap"] = True
+        super().print(*shown, **settings)
+
+
+def lines_of_words(text: str | Text, width: int, depth: int | None = None) -> list[Text]:
+    """Lines of at most `width` cells, broken between words; a word longer than a line stays whole.
+
+    What follows a break begins at the cell `depth`; None: where the line that it belongs to begins.
+    """
+    lines: list[Text] = []
+    for line in (Text(text) if isinstance(text, str) else text).split("\n", allow_blank=True):
+        begin = len(line.plain) - len(line.plain.lstrip(" ")) if depth is None else depth
+        places, used = [], 0
+        for word in re.finditer(r" *[^ ]+", line.plain):
+            size = cell_len(word[0])
+            if word.start() and used + size > width:
+                places.append(word.start())
+                size, used = size - len(word[0]) + len(word[0].lstrip(" ")), begin
+            used += size
+        first, *rest = line.divide(places)
+        lines.append(first)
+        for part in rest:
+            bare = part[len(part.plain) - len(part.plain.lstrip(" ")) :]
+            lines.append(Text(" " * begin).append_text(bare))
+    return lines
 
 
 def stdout_console() -> PlainConsole:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from enum import Enum
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -13,6 +13,7 @@ import typer
 from typer.models import ArgumentInfo, OptionInfo
 
 from dsabench.cli.app import app
+from dsabench.cli.command_help import OPTION_GROUPS, OTHER, argument_name
 from dsabench.guide import fields_page, topics
 from dsabench.metrics.glossary import page as metrics_page
 
@@ -27,15 +28,19 @@ forms: `--lengths 64 128`, `--lengths 64,128`, `--lengths 64 --lengths 128`.
 """
 
 
+_NEEDS_EXTRAS = ("dsabench export",)
+"""Commands whose examples run only where more packages are installed: in a block that is not executed (sh)."""
+
+
 def commands_page() -> str:
     """The page `commands.md`, made from the declarations of the commands."""
     root = app.registered_callback
     assert root is not None and root.callback is not None
-    lines = [_HEAD, *_items(root.callback), ""]
+    lines = [_HEAD, *_items(root.callback), *_epilog(str(app.info.epilog))]
     for name, function, epilog in _commands(app, "dsabench"):
         lines += [f"## {name}\n", f"    {' '.join([name, *_arguments(function), '[OPTIONS]'])}\n"]
         lines += [_wrapped(paragraph) + "\n" for paragraph in (inspect.getdoc(function) or "").split("\n\n")]
-        lines += [*_items(function), "", *_epilog(epilog)]
+        lines += [*_items(function), *_epilog(epilog, "sh" if name in _NEEDS_EXTRAS else "bash")]
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -85,14 +90,31 @@ def _arguments(function: Callable[..., Any]) -> list[str]:
 
 def _argument(parameter: inspect.Parameter, type_: Any, declared: ArgumentInfo) -> str:
     """As a usage line names it: `RUN`, `[RUN]`, `[RUN]...`."""
-    name = (declared.metavar or parameter.name.upper()).removesuffix("...").strip("[]")
-    several = "..." if list in {type_, *(getattr(part, "__origin__", None) for part in get_args(type_))} else ""
-    return name + several if parameter.default is inspect.Parameter.empty else f"[{name}]{several}"
+    several = list in {type_, *(getattr(part, "__origin__", None) for part in get_args(type_))}
+    required = parameter.default is inspect.Parameter.empty
+    return argument_name(declared.metavar or parameter.name.upper(), required, several)
 
 
 def _items(function: Callable[..., Any]) -> Iterator[str]:
-    """An item of a list for each argument, then for each option."""
-    found = sorted(_declared(function), key=lambda item: isinstance(item[2], OptionInfo))
+    """An item of a list for each argument, then for each option, group by group."""
+    groups = _grouped(function)
+    for title, found in groups.items():
+        if title and len(groups) > 1:
+            yield f"{title}:\n"
+        yield from _of_group(found)
+        yield ""
+
+
+def _grouped(function: Callable[..., Any]) -> dict[str, list[tuple[inspect.Parameter, Any, ArgumentInfo | OptionInfo]]]:
+    """Arguments under "", then the options of each group, those of none under the last heading."""
+    found: dict[str, list[tuple[inspect.Parameter, Any, ArgumentInfo | OptionInfo]]] = {"": []}
+    found |= {group: [] for group in OPTION_GROUPS}
+    for item in _declared(function):
+        found["" if isinstance(item[2], ArgumentInfo) else item[2].rich_help_panel or OTHER].append(item)
+    return {title: items for title, items in found.items() if items}
+
+
+def _of_group(found: Iterable[tuple[inspect.Parameter, Any, ArgumentInfo | OptionInfo]]) -> Iterator[str]:
     for parameter, type_, one in found:
         if isinstance(one, ArgumentInfo):
             name = _argument(parameter, type_, one)
@@ -117,15 +139,15 @@ def _enum(type_: Any) -> list[Enum]:
     return [member for kind in kinds for member in kind]
 
 
-def _epilog(epilog: str) -> Iterator[str]:
-    """What stands below the options: a list, as code; and the page of the guide, as a link."""
-    above, _, topic = epilog.replace("\b\n", "").rpartition("Guide: dsabench guide ")
-    if above:
-        title, *lines = above.strip().splitlines()
-        yield f"{title}\n"
-        yield from (f"    {line.strip()}" for line in lines)
-        yield ""
-    yield f"Guide: [{topic}]({topic}.md)\n"
+def _epilog(epilog: str, shell: str = "bash") -> Iterator[str]:
+    """What stands below the options: lists and examples, as code; and the page of the guide, as a link."""
+    above, _, topic = epilog.replace("\b\n", "").rpartition("Guide: dsabench guide")
+    for block in filter(None, above.strip().split("\n\n")):
+        title, *lines = block.splitlines()
+        language = shell if title.startswith("Examples") else "text"
+        yield "\n".join([f"{title}\n", f"```{language}", *(line.removeprefix("  ") for line in lines), "```", ""])
+    if topic := topic.strip():
+        yield f"Guide: [{topic}]({topic}.md)\n"
 
 
 def _wrapped(text: str, indent: str = "") -> str:

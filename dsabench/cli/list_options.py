@@ -22,10 +22,14 @@ import re
 from typing import Any
 
 import typer
-from typer.core import TyperCommand
+
+from dsabench.cli.command_help import HelpfulCommand
 
 _INTEGERS = "N ..."
 _NUMBERS = "X ..."
+_TYPED = "dsabench.cli.list_options.typed"
+"""The key of a context's `meta` that holds the words of the command line as they were typed."""
+
 _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 _SCHEMES = ("path:", "hf:")
 """Values that may hold commas themselves (`hf:NAME,CONFIG`): split only before another one with a scheme."""
@@ -44,12 +48,13 @@ def numbers(name: str, help: str, **settings: Any) -> Any:
 def texts(name: str, help: str, metavar: str = "NAME", **settings: Any) -> Any:
     """The declaration of a list of words, for `list[str] | None`; `metavar` names one of them in the help.
 
-    `hf:NAME,CONFIG` and `path:A,B.txt` keep their commas: separate those from what follows by a space.
+    `hf:NAME,CONFIG` and `path:A,B.txt` keep their commas: separate those from what follows by a space. A word that is
+    wholly in quotes is taken to the letter.
     """
     return _option(name, f"{metavar} ...", help, settings)
 
 
-class ListCommand(TyperCommand):
+class ListCommand(HelpfulCommand):
     """A command whose list options take space-separated, comma-separated and repeated values."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -58,7 +63,25 @@ class ListCommand(TyperCommand):
         A bad or missing value is a usage error (exit 2) that names the option and the value, except while the
         shell asks for completions: then what is unfinished is left out.
         """
+        ctx.meta[_TYPED] = list(args)
         return super().parse_args(ctx, _one_value_each(self.get_params(ctx), ctx, list(args)))
+
+    def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
+        """Proposals for a further value of a list (`--attentions dense d`), and for the value of a field where the
+        shell takes `=` for a word of its own, as bash does (`--set`, `train.schedule`, `=`, `c`)."""
+        words = ctx.meta.get(_TYPED, [])
+        options = {name: one for one in self.get_params(ctx) if one.param_type_name == "option" for name in one.opts}
+        if len(words) >= 3 and words[-1] == "=" and words[-3] in options:
+            field = f"{words[-2]}="
+            items = options[words[-3]].shell_complete(ctx, field + incomplete)
+            for item in items:
+                item.value = item.value.removeprefix(field)
+            return list(items)
+        begun = next((i for i in reversed(range(len(words))) if words[i].startswith("-")), None)
+        option = None if begun is None else options.get(words[begun])
+        if option is None or not _is_list(option) or incomplete.startswith("-"):
+            return super().shell_complete(ctx, incomplete)
+        return [item for item in option.shell_complete(ctx, incomplete) if item.value not in words[begun:]]
 
 
 def _option(name: str, metavar: str, help: str, settings: dict[str, Any]) -> Any:
@@ -111,6 +134,10 @@ def _take(option: Any, args: list[str]) -> list[str]:
 
 def _split(token: str, numeric: bool) -> list[str]:
     """Split at commas (numbers also at spaces); one at either end (`64, 128`) means nothing."""
+    from dsabench.spec.override import unquoted  # pydantic: not for `--help`
+
+    if not numeric and (inside := unquoted(token)) is not None:
+        return [inside]
     token = token.strip().removeprefix(",").removesuffix(",")
     pieces = re.split(r"\s*,\s*|\s+" if numeric else r"\s*,\s*", token.strip())
     values: list[str] = []

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from dsabench.cli import completion
+from dsabench.cli.command_help import COMPARISON, EXPERIMENT, MACHINE, OUTPUT, STORED
 from dsabench.errors import StoreError
 
 if TYPE_CHECKING:
@@ -19,25 +21,47 @@ ConfigOption = Annotated[
     str,
     typer.Option(
         "--config",
-        help="A shipped config by name (seed, quick, honest, recall, ...) or a YAML file.",
+        help="A shipped config by name (`dsabench configs` lists them), or a YAML file.",
         metavar="NAME_OR_PATH",
+        rich_help_panel=EXPERIMENT,
+        autocompletion=completion.configs,
     ),
 ]
 SetOption = Annotated[
     list[str] | None,
     typer.Option(
         "--set",
-        help="Set a field, e.g. train.steps=500; repeatable. `dsabench guide fields` lists them.",
+        help="Set a field, e.g. train.steps=500; repeatable. `dsabench fields` lists them.",
         metavar="FIELD=VALUE",
+        rich_help_panel=EXPERIMENT,
+        autocompletion=completion.assignments,
     ),
 ]
-LengthOption = Annotated[int | None, typer.Option("--length", help="Tokens in a window.", metavar="N")]
-AttentionOption = Annotated[
-    str | None, typer.Option("--attention", help="Attention: dense, dsa, random, ..., or a plugin's.", metavar="NAME")
+LengthOption = Annotated[
+    int | None, typer.Option("--length", help="Tokens in a window.", metavar="N", rich_help_panel=EXPERIMENT)
 ]
-SeedOption = Annotated[int | None, typer.Option("--seed", help="Training seed.", metavar="N")]
+AttentionOption = Annotated[
+    str | None,
+    typer.Option(
+        "--attention",
+        help="Attention: dense, dsa, random, ..., or a plugin's.",
+        metavar="NAME",
+        rich_help_panel=EXPERIMENT,
+        autocompletion=completion.attentions,
+    ),
+]
+SeedOption = Annotated[
+    int | None, typer.Option("--seed", help="Training seed.", metavar="N", rich_help_panel=EXPERIMENT)
+]
 DeviceOption = Annotated[
-    str | None, typer.Option("--device", help="Where to compute: auto, cpu, cuda, cuda:N or mps.", metavar="NAME")
+    str | None,
+    typer.Option(
+        "--device",
+        help="Where to compute: auto, cpu, cuda, cuda:N or mps.",
+        metavar="NAME",
+        rich_help_panel=MACHINE,
+        autocompletion=completion.devices,
+    ),
 ]
 
 
@@ -60,25 +84,54 @@ NoPluginsFlag = Annotated[
 
 # Which stored runs.
 StoreOption = Annotated[
-    Path, typer.Option("--store", envvar="DSABENCH_STORE", help="Folder that keeps every run.", metavar="DIR")
+    Path,
+    typer.Option(
+        "--store", envvar="DSABENCH_STORE", help="Folder that keeps every run.", metavar="DIR", rich_help_panel=STORED
+    ),
 ]
-RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="A run's id, or the start of it.")]
+RunArgument = Annotated[
+    str, typer.Argument(metavar="RUN", help="A run's id, or the start of it.", autocompletion=completion.runs)
+]
 SweepOption = Annotated[
-    str | None, typer.Option("--sweep", help="A sweep by its id or the start of it; else the newest.", metavar="ID")
+    str | None,
+    typer.Option(
+        "--sweep",
+        help="A sweep by its id or the start of it; else the newest.",
+        metavar="ID",
+        rich_help_panel=STORED,
+        autocompletion=completion.sweeps,
+    ),
 ]
-AllFlag = Annotated[bool, typer.Option("--all", help="All runs of the store, whatever their sweep.")]
+AllFlag = Annotated[
+    bool, typer.Option("--all", help="All runs of the store, whatever their sweep.", rich_help_panel=STORED)
+]
 WhereOption = Annotated[
     str | None,
-    typer.Option("--where", help="Only runs for which this holds, e.g. 'length == 256'.", metavar="QUERY"),
+    typer.Option(
+        "--where", help="Only runs for which this holds, e.g. 'length == 256'.", metavar="QUERY", rich_help_panel=STORED
+    ),
 ]
 BaselineOption = Annotated[
-    str, typer.Option("--baseline", help="The attention (or variant) to compare with.", metavar="NAME")
+    str,
+    typer.Option(
+        "--baseline",
+        help="The attention (or variant) to compare with.",
+        metavar="NAME",
+        rich_help_panel=COMPARISON,
+        autocompletion=completion.attentions,
+    ),
 ]
 
 # How to answer.
-OutOption = Annotated[Path, typer.Option("--out", help="Folder for tables and pictures.", metavar="DIR")]
-JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of a table.")]
-QuietFlag = Annotated[bool, typer.Option("--quiet", "-q", help="No plan and no progress on stderr.")]
+OutOption = Annotated[
+    Path, typer.Option("--out", help="Folder for tables and pictures.", metavar="DIR", rich_help_panel=OUTPUT)
+]
+JsonFlag = Annotated[
+    bool, typer.Option("--json", help="Print one JSON document instead of a table.", rich_help_panel=OUTPUT)
+]
+QuietFlag = Annotated[
+    bool, typer.Option("--quiet", "-q", help="No plan and no progress on stderr.", rich_help_panel=OUTPUT)
+]
 
 
 def run_fields(
@@ -100,11 +153,17 @@ def overridden(
 
     fields and axes: {flag: (field path, value)}; a value of None, a flag not given, changes nothing.
     """
-    from dsabench.spec.config import load_sweep, parse_override
+    from dsabench.spec.config import load_sweep
+    from dsabench.spec.override import parse_override
 
     sweep = load_sweep(config)
-    overrides = [parse_override(text) for text in sets or []]
-    for path, value in sorted(overrides, key=lambda item: item[0] != "plugins"):  # a plugin's kind must be known first
+    # The attentions that are asked for say what the fields of the attention are; a plugin's must be known first.
+    kind = "attention.kind"
+    kinds = [value for path, value in fields.values() if path == kind and value is not None]
+    kinds += [value for path, values in axes.values() if path == kind for value in values or []]
+    kinds += [value for path, _, value in (text.partition("=") for text in sets or []) if path.strip() == kind]
+    for text in sorted(sets or [], key=lambda text: text.partition("=")[0].strip() != "plugins"):
+        path, value = parse_override(text, [*kinds, *sweep.kinds()])
         sweep.set(path, value, f"--set {path}: ")
     for flag, (path, value) in fields.items():
         if value is not None:

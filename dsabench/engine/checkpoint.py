@@ -46,6 +46,13 @@ class Progress:
     pending: list[tuple[list[list[float]], float]] = field(default_factory=list)
     """For each segment since the last train record: the metrics of its steps, and the seconds it was charged."""
 
+    others_seconds: float | None = 0.0
+    """Seconds that other programs have kept cores of this machine busy since the start, the sum over cores; None where
+    the system does not say."""
+
+    watched_seconds: float = 0.0
+    """Seconds that were watched for it."""
+
     owes_evaluation: bool = False
     """Whether the evaluation at this step is still to be made, because the run was stopped before its end."""
 

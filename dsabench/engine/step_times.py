@@ -1,4 +1,5 @@
-"""Step times, measured in steady segments on an undisturbed device, and the seconds that a run is charged.
+"""Step times, measured in steady segments on an undisturbed device, the seconds that a run is charged, and the load of
+other programs meanwhile.
 
 The first steps of a stage and of a process also pay for allocation, library start-up and captures, and runs that share
 a device slow each other down. Such steps are charged what steady steps took while the run had the device for itself.
@@ -9,6 +10,7 @@ from __future__ import annotations
 from statistics import median
 
 from dsabench.attention.base import Stage
+from dsabench.engine.busy_cores import Others
 from dsabench.engine.checkpoint import Progress
 
 TIMED_SEGMENTS = 2
@@ -29,7 +31,24 @@ class StepTimes:
             # A median or a sum of times of two machines means nothing.
             self.progress.step_ms, self.progress.seconds = {"dense": [], "sparse": []}, None
             self.progress.peak_memory_mb = None
+            self.progress.others_seconds, self.progress.watched_seconds = 0.0, 0.0
         self.progress.machine = machine
+        self.others = Others()
+
+    def watch_others(self) -> None:
+        """Add the load of other programs since the last look. Not after every segment: where there are many cores, the
+        system takes milliseconds to say it."""
+        work, self.others = self.others.work(), Others()
+        if work is None or self.progress.others_seconds is None:
+            self.progress.others_seconds = None
+        else:
+            self.progress.others_seconds += work[0]
+            self.progress.watched_seconds += work[1]
+
+    def other_load(self) -> float | None:
+        """Cores that other programs kept busy, on average; None where that is not known."""
+        others, watched = self.progress.others_seconds, self.progress.watched_seconds
+        return None if others is None or not watched else max(0.0, others / watched)
 
     def wants_alone(self, stage: Stage) -> bool:
         """Whether the next segment of the stage is to have the device for itself."""

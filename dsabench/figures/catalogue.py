@@ -1,4 +1,5 @@
-"""Every figure of `dsabench plot` by name. Only what is drawn is imported: `--help` lists them without matplotlib."""
+"""Every figure of `dsabench plot` by name, which is that of its files too. `--help` lists them without matplotlib: only
+what is drawn is imported."""
 
 from __future__ import annotations
 
@@ -21,8 +22,8 @@ class Kind(NamedTuple):
     function: str
     """`module:function` under dsabench.figures; the function takes FigureData and returns Drawn, or why it cannot."""
 
-    file: str
-    """Name of its files, without page number and suffix."""
+    former: str
+    """What its files were called in version 0.1, which is accepted for its name."""
 
     of_tasks: bool = False
     """Whether only runs on a task have it."""
@@ -74,6 +75,10 @@ def draw(name: str, data: FigureData) -> Drawn | str:
     return drawn
 
 
+FORMER_NAMES = {kind.former: name for name, kind in FIGURES.items()}
+"""Names of figures by what their files were called in version 0.1."""
+
+
 def file_name(name: str, page: int, suffix: str) -> str:
-    """`loss_by_flops.png`; `loss_by_flops-2.png` for its second page."""
-    return FIGURES[name].file + (f"-{page}" if page > 1 else "") + f".{suffix}"
+    """`flops.png`; `flops-2.png` for its second page."""
+    return name + (f"-{page}" if page > 1 else "") + f".{suffix}"

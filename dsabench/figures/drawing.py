@@ -19,6 +19,9 @@ from dsabench.figures.style import GREY, INK, PAPER, Look, length_axis
 MANY = 12
 """More seeds than this are a band from the lowest to the highest, not a line each."""
 
+SEED_ALPHA = 0.6
+"""Opacity of the line of a single seed: it stands back behind the mean, and is still seen on a dark page."""
+
 REFERENCE: dict[str, Any] = {"color": GREY, "linestyle": (0, (1, 1.5)), "linewidth": 1.2, "zorder": 2}
 """The line of a baseline, a chance level or a guide: dotted grey."""
 
@@ -130,7 +133,7 @@ def draw_curves(axes: Axes, x: pd.DataFrame | None, y: pd.DataFrame, look: Look,
     if y.shape[1] > MANY:
         axes.fill_between(at, y[every].min(axis=1), y[every].max(axis=1), color=look.colour, alpha=0.18, lw=0, zorder=2)
     elif y.shape[1] > 1:
-        axes.plot(x.to_numpy(), y.to_numpy(), color=look.colour, ls="-", lw=0.6, alpha=0.45, zorder=3)
+        axes.plot(x.to_numpy(), y.to_numpy(), color=look.colour, ls="-", lw=0.8, alpha=SEED_ALPHA, zorder=3)
     often = max(1, len(mean) // 8)
     axes.plot(at, mean, **line(look), markevery=(phase % often, often), zorder=4)
 

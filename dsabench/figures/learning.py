@@ -11,12 +11,13 @@ from dsabench.figures.drawing import panel_title, spread_of
 from dsabench.figures.over_training import draw_metric, limit, row_labels, rows_with_values
 from dsabench.figures.sheet import Page, empty_page, few_ticks, outer_labels, pages, too_many
 from dsabench.metrics import GAP
+from dsabench.store import load_curves
 
 LOSSES = ("val_loss", "train_loss")
 
 
 def loss_by_step(data: FigureData) -> Drawn | str:
-    """Validation and training loss of every variant against the step, and their difference."""
+    """Validation and training loss of every variant against the step, their difference, and the batches' own loss."""
     records = data.evaluations().dropna(subset=list(LOSSES))
     records = records.assign(**{GAP: records["val_loss"] - records["train_loss"]})
     records = records[records["step"] > 0]  # what is before the first step would flatten the rest
@@ -25,6 +26,8 @@ def loss_by_step(data: FigureData) -> Drawn | str:
         return "no finished run recorded its loss on training and on held-out windows"
     if records.groupby("run_id")["step"].nunique().max() < 2:
         return "needs at least two evaluations after the first step; try a smaller train.eval_every"
+    batches = load_curves(data.scope.store, list(runs["run_id"]), kind="train", columns=["loss"]).frame
+    records = pd.concat([records, batches[["run_id", "step", "loss"]]], ignore_index=True)
     kept, notes = too_many(pages(runs, data.pages))
     return Drawn([_page(page, records) for page in kept], notes)
 
@@ -51,5 +54,7 @@ def _page(page: Page, records: pd.DataFrame) -> Figure:
             panel[0].set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low))
         else:
             limit(panel, metric)
+    for axes in (axes for row in panels for axes in row):  # rows have records at other steps
+        axes.set_xlim(0, 1.03 * float(mine["step"].max()))
     few_ticks(panels)
     return figure

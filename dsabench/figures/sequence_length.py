@@ -1,4 +1,4 @@
-"""sequence_length_comparison.png: the whole experiment in four panels."""
+"""The figure of the whole experiment in four panels."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 
 from dsabench.analysis.variants import variant_order
-from dsabench.plain import visible
+from dsabench.plain import signs, visible
 from dsabench.store.files import write_file
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -114,7 +114,7 @@ def settle(figure: Figure) -> Figure:
     if isinstance(figure.get_layout_engine(), ConstrainedLayoutEngine):
         for text in figure.findobj(mpl.text.Text):
             assert isinstance(text, mpl.text.Text)
-            text.set_text("\n".join(map(visible, text.get_text().split("\n"))))
+            text.set_text("\n".join(visible(line) for line in signs(text.get_text()).split("\n")))
         figure.draw_without_rendering()
         figure.set_layout_engine("none")
     return figure

@@ -29,6 +29,14 @@ _LIST = (
         meaning="tokens that all steps trained on",
     ),
     Metric(
+        name="text_tokens", words="tokens of the training text", digits=0, dtype="", source="run", runs="text",
+        meaning="different tokens that there are to train on",
+    ),
+    Metric(
+        name="held_out_tokens", words="tokens of the held-out text", digits=0, dtype="", source="run", runs="text",
+        meaning="tokens of the documents that are held out",
+    ),
+    Metric(
         name="flops", words="training compute", unit="FLOPs", better="lower", digits=None, source="run",
         meaning="FLOPs of the model in training, the indexer and its loss included",
         remark="A record has those spent so far.",
@@ -142,6 +150,11 @@ _LIST = (
         meaning="seconds of training, the start included, evaluations left out",
     ),
     Metric(
+        name="other_load", words="load of other programs", unit="cores", digits=2, dtype="", source="run",
+        meaning="cores of the machine that other processes kept busy during training, on average",
+        remark="Linux alone tells. Threads that must share cores make steps several times slower.",
+    ),
+    Metric(
         name="warmup_step_ms", words="step time of the warm-up", unit="ms", better="lower", digits=2, dtype="",
         source="run", selecting=True,
         meaning="median time of a step of the dense warm-up",
@@ -157,7 +170,8 @@ _LIST = (
         meaning="FLOPs a second of large matrix products, measured on the device in the run's precision",
     ),
     Metric(
-        name="loss", words="loss of steps", unit="nats per token", better="lower", dtype="", source="steps",
+        name="loss", words="loss of batches", unit="nats per token", better="lower", dtype="", source="steps",
+        figure="learning",
         meaning="mean cross-entropy of the batches since the record before",
     ),
     Metric(

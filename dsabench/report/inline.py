@@ -7,11 +7,14 @@ import re
 from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 
-from dsabench.figures.style import GREY, GRID, INK, PAPER, render
+from dsabench.figures.style import COLOURS, GREY, GRID, INK, PAPER, render
 from dsabench.plain import visible
 
-_VARIABLES = {INK: "ink", GREY: "quiet", GRID: "line", PAPER: "back", "#000000": "ink"}
-"""What stands in for each colour that is no variant's (and for black): names of the page's CSS variables."""
+VARIABLES = {
+    **{INK: "ink", GREY: "quiet", GRID: "line", PAPER: "back"},
+    **{colour.lower(): f"variant-{i}" for i, colour in enumerate(COLOURS, 1)},
+}
+"""What stands in for each colour: names of the page's CSS variables, which have a value for light and one for dark."""
 
 
 def inline_svg(figure: Figure, name: str, label: str, themed: bool = True) -> Markup:
@@ -41,5 +44,5 @@ def _shorter(attribute: re.Match[str]) -> str:
 
 
 def _variable(colour: re.Match[str]) -> str:
-    name = _VARIABLES.get(colour[2].lower())
+    name = VARIABLES.get(colour[2].lower())
     return f"{colour[1]}: var(--{name})" if name else colour[0]

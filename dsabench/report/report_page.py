@@ -17,9 +17,9 @@ from markupsafe import Markup
 
 from dsabench.analysis import provenance
 from dsabench.analysis.compare import compare
-from dsabench.analysis.comparison import Comparison
+from dsabench.analysis.comparison import Check, Comparison
 from dsabench.analysis.formats import Grid, best_rate_grid, cost_grid, ladder_grid, notes, verdict_grid
-from dsabench.analysis.record_checks import Check, audit
+from dsabench.analysis.record_checks import check_alone, said_first
 from dsabench.analysis.scope import Scope
 from dsabench.analysis.statistics import MIN_PAIRS
 from dsabench.analysis.variants import display_name, scored_unit
@@ -28,7 +28,7 @@ from dsabench.figures.catalogue import FIGURES, draw, fitting
 from dsabench.figures.data import FigureData, figure_data
 from dsabench.metrics import METRICS
 from dsabench.metrics.glossary import glossary
-from dsabench.plain import visible
+from dsabench.plain import signs, visible
 from dsabench.report.inline import inline_svg
 from dsabench.report.selection_part import SelectionView, chosen_run, selection_view
 from dsabench.store.files import write_file
@@ -98,8 +98,7 @@ def write_report(
         data = dataclasses.replace(
             data, compared=found
         )  # figures show this comparison and its margin, and it is made once
-    # A run that stands on several rungs of a ladder is one run.
-    checks = audit(data.runs.drop_duplicates("run_id"), data.pairs, data.curves.frame, audited=_audited(scope.runs))
+    checks = found.checks if found else check_alone(scope)
     drawings, not_drawn = _drawings(data)
     view = selection_view(data, chosen, out) if selection else "It was left out (--no-selection)."
     if isinstance(view, str):
@@ -113,11 +112,6 @@ def write_report(
         return Report(files, scope.title, said, checks, found, None)
     files += [out / view.file] if view.file else []
     return Report(files, scope.title, said, checks, found, view.run_id)
-
-
-def _audited(runs: pd.DataFrame) -> int:
-    """How many runs' records say whether the run leaks."""
-    return int(runs.drop_duplicates("run_id")["leak"].notna().sum())
 
 
 def _page(
@@ -149,6 +143,7 @@ def _page(
             tables=_tables(found),
             notes=notes(found) if found else [],
             checks=checks,
+            warnings=found.warnings if found else said_first(checks),
             outcomes=Counter(check.outcome for check in checks),
             drawings=drawings,
             not_drawn=not_drawn,
@@ -260,7 +255,7 @@ def _templates() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    templates.filters["signs"] = _signs
+    templates.filters["signs"] = signs
     return templates
 
 
@@ -271,11 +266,6 @@ def _shown(value: Any) -> Any:
     return "\n".join(visible(line) for line in value.split("\n"))
 
 
-def _signs(text: str) -> str:
-    """`-0.002+-0.004` with a true minus and a plus-minus sign; hyphens in words stay."""
-    return re.sub(r"(?<![\w.)-])-(?=\.?\d)", "\u2212", text.replace("+-", "\u00b1"))
-
-
 def plain(report: Report) -> dict[str, Any]:
     """The report as one JSON document: its files, and what it says in short."""
     tables = report.comparison.tables if report.comparison else []
@@ -283,8 +273,10 @@ def plain(report: Report) -> dict[str, Any]:
         "report": str(report.files[0]),
         "files": [str(path) for path in report.files],
         "scope": report.scope,
+        "answer": report.comparison.answer if report.comparison else "",
+        "warnings": report.comparison.warnings if report.comparison else said_first(report.checks),
         "sentences": [sentence for table in tables for sentence in table.sentences],
-        "checks": [check._asdict() for check in report.checks],
+        "checks": [check.model_dump(mode="json") for check in report.checks],
         "selection": report.selection,
         "notes": report.notes,
     }

@@ -28,6 +28,9 @@ class RunDifference:
     b: RunRecord
     stores: tuple[Path, Path]
     spec: list[Change]
+    moved: list[Change]
+    """Fields of the spec that name the same content, by its digest, at another path."""
+
     environment: list[Change]
     outcome: list[Change]
     shared: dict[str, int]
@@ -55,6 +58,9 @@ class RunDifference:
         engine = [change for change in self.spec if change.field.startswith("engine.")]
         parts = [f"other spec: {_named(spec)}" if spec else "same spec"]
         parts += [f"other {' and '.join(data)}"] if data else []
+        parts += [f"the same {' and '.join(_BY_DIGEST[c.field] for c in self.moved)} at another path"] * bool(
+            self.moved
+        )
         parts += [f"other engine settings: {_named(engine)}"] if engine else []
         known = [change for change in self.environment if None not in (change.a, change.b)]
         parts += [f"other environment: {_named(known)}"] if known else []
@@ -72,6 +78,7 @@ class RunDifference:
                 for run, store in zip((self.a, self.b), self.stores, strict=True)
             ],
             "spec": [change._asdict() for change in self.spec],
+            "same_content": [change._asdict() for change in self.moved],
             "environment": [change._asdict() for change in self.environment],
             "outcome": [{**change._asdict(), "difference": difference(change)} for change in self.outcome],
             "equal": self.shared,
@@ -82,11 +89,7 @@ class RunDifference:
 
     def _other_spec(self) -> list[Change]:
         """Changes of the spec that make it another run."""
-        return [
-            change
-            for change in self.spec
-            if not change.field.startswith("engine.") and not self.digests.get(_BY_DIGEST.get(change.field, ""), False)
-        ]
+        return [change for change in self.spec if not change.field.startswith("engine.")]
 
     def _outcome(self) -> str:
         if self.a.status != self.b.status:
@@ -125,11 +128,15 @@ def compare_runs(a: RunRecord, b: RunRecord, stores: tuple[Path, Path]) -> RunDi
     specs, environments = (flatten(a.spec), flatten(b.spec)), (environment_of(a), environment_of(b))
     outcomes = _outcomes(a), _outcomes(b)
     digests = [{**run.fingerprint, **({"source": s} if (s := run.environment.get("source")) else {})} for run in (a, b)]
+    same = {name: digests[0][name] == digests[1][name] for name in digests[0] if name in digests[1]}
+    other = changes(*specs, first=("attention.kind", "length", "seed"))
+    moved = [change for change in other if same.get(_BY_DIGEST.get(change.field, ""), False)]
     found = RunDifference(
         a,
         b,
         stores,
-        spec=changes(*specs, first=("attention.kind", "length", "seed")),
+        spec=[change for change in other if change not in moved],
+        moved=moved,
         environment=environment_changes(a, b),
         outcome=changes(*outcomes, first=("status", *columns())),
         shared={
@@ -137,7 +144,7 @@ def compare_runs(a: RunRecord, b: RunRecord, stores: tuple[Path, Path]) -> RunDi
             "environment": n_equal(*environments),
             "outcome": n_equal(*outcomes),
         },
-        digests={name: digests[0][name] == digests[1][name] for name in digests[0] if name in digests[1]},
+        digests=same,
         records=None,
         problem="",
     )

@@ -6,11 +6,9 @@ import re
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
+from dsabench.analysis.provenance import NO_ENVIRONMENT
 from dsabench.spec.identity import flatten
 from dsabench.store import RunRecord
-
-NO_ENVIRONMENT = ("audit", "data_notes")
-"""Entries of a record's environment that say nothing of the machine, but what was found about the run."""
 
 _FIRST = (
     "device_name",

@@ -1,4 +1,4 @@
-"""selection_<run>.png: for each layer, which keys its queries selected, beside where full attention looks.
+"""The picture of a selection: for each layer, which keys its queries selected, beside where full attention looks.
 
 Legend: T query, S key.
 """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from dsabench.engine.random_state import kept_random_state
 from dsabench.errors import SpecError, StoreError
 from dsabench.selection.numbers import Numbers, selection_numbers
 from dsabench.selection.targets import Questions, question_list, with_targets
@@ -51,10 +53,18 @@ class Inspection:
     questions: Questions | None = None
     """The queries of a task's window, with targets and answers; None for a text."""
 
+    window_name: str = ""
+    """Name of a window that was asked for, for its files; empty for the run's own first one."""
+
     @property
     def run_id(self) -> str:
         """The run."""
         return self.record.run_id
+
+    @property
+    def file_stem(self) -> str:
+        """Name of its files without suffix, another for each window: none writes over another's picture."""
+        return "_".join(filter(None, ("selection", self.run_id, self.window_name)))
 
     @property
     def length(self) -> int:
@@ -103,6 +113,7 @@ class Inspection:
         }
 
 
+@kept_random_state()
 def inspect_selection(
     store: str | Path = "runs",
     run: str | None = None,
@@ -149,7 +160,19 @@ def inspect_selection(
     if window.questions is not None:
         questions = window.questions(most_probable_T(model, window.tokens_T, execution))
     kept = _chosen(found, layers)
-    return Inspection(record, spec, step, window.source, window.pieces, kept, notes, window.separator, questions)
+    return Inspection(
+        *(record, spec, step, window.source, window.pieces, kept, notes, window.separator, questions),
+        window_name=_window_name(text, document, start),
+    )
+
+
+def _window_name(text: str | None, document: int | None, start: int) -> str:
+    """`text-1a2b3c4d`, a digest of the text; `document-3`; `document-3-start-40`; empty for the default window."""
+    if text is not None:
+        which = f"text-{hashlib.sha256(text.encode(errors='surrogatepass')).hexdigest()[:8]}"
+    else:
+        which = "" if document is None else f"document-{document}"
+    return "-".join(filter(None, (which, f"start-{start}" if start else "")))
 
 
 def newest_selecting_run(store: str | Path, notes: list[str] | None = None) -> RunRecord:
@@ -161,7 +184,7 @@ def newest_selecting_run(store: str | Path, notes: list[str] | None = None) -> R
     runs = load_runs(store)
     done = runs[(runs["status"] == "done") & (runs["attention"] != "dense")]
     n_selecting, of_plugins = 0, list[str]()
-    for run_id in done.sort_values(["updated", "run_id"], ascending=False)["run_id"]:
+    for run_id in done.sort_values(["order", "run_id"], ascending=False)["run_id"]:
         record = read_run(store, run_id)
         if needed_plugins(record.spec):
             of_plugins.append(run_id)

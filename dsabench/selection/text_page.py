@@ -1,4 +1,4 @@
-"""selection_<run>.html: a text in which each query's selected and missed tokens light up. One file, no network.
+"""The page of a selection: a text in which each query's selected and missed tokens light up. One file, no network.
 
 For each layer the page holds one block of bytes, in base64, which it reads when the layer is first shown. L tokens,
 little-endian, in this order:

@@ -1,14 +1,14 @@
-"""Config files: the shipped ones by name, and reading one as a Sweep; and the values of `--set`."""
+"""Config files: the shipped ones by name, and reading one as a Sweep."""
 
 from __future__ import annotations
 
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
 from dsabench.errors import SpecError
 from dsabench.spec import ladder as ladders
 from dsabench.spec import yaml_file
+from dsabench.spec.attention import BUILT_IN, AttentionSpec
 from dsabench.spec.messages import near_miss
 from dsabench.spec.sweep import Sweep
 
@@ -20,15 +20,7 @@ _PARTS = ("base", "axes", "verdict", "ladder")
 
 def load_sweep(name_or_path: str = DEFAULT_CONFIG) -> Sweep:
     """Read a sweep: a shipped config by name (`seed`, `quick`) or a YAML file by path. Raises SpecError."""
-    path = Path(name_or_path)
-    if path.suffix not in (".yaml", ".yml") and "/" not in name_or_path:
-        shipped = shipped_configs()
-        if name_or_path not in shipped:
-            raise SpecError(
-                f"no config named {name_or_path!r}{near_miss(name_or_path, sorted(shipped))} "
-                "(or give the path of a .yaml file)"
-            )
-        path = shipped[name_or_path]
+    path = config_path(name_or_path)
     content, lines = yaml_file.read(path)
     origins = {key: f"{path}:{line}: " for key, line in lines.items()}
     if not isinstance(content, dict):
@@ -64,6 +56,20 @@ def load_sweep(name_or_path: str = DEFAULT_CONFIG) -> Sweep:
     return sweep
 
 
+def config_path(name_or_path: str) -> Path:
+    """The file of a shipped config, or the path itself. Raises SpecError for a name of none."""
+    path = Path(name_or_path)
+    if path.suffix in (".yaml", ".yml") or "/" in name_or_path:
+        return path
+    shipped = shipped_configs()
+    if name_or_path not in shipped:
+        raise SpecError(
+            f"no config named {name_or_path!r}{near_miss(name_or_path, sorted(shipped))} "
+            "(`dsabench configs` lists them; or give the path of a .yaml file)"
+        )
+    return shipped[name_or_path]
+
+
 def _beside(config: Path, plugin: str, origin: str) -> str:
     """The path of a plugin that a config file names. Raises SpecError when there is no such file."""
     from dsabench.attention.plugins import check_plugin_allowed
@@ -89,9 +95,19 @@ def shipped_configs() -> dict[str, Path]:
     raise SpecError("this installation of dsabench has lost its configs folder; reinstall it")
 
 
-def parse_override(text: str) -> tuple[str, Any]:
-    """`a.b=value` of `--set`, the value read as YAML."""
-    path, equals, value = text.partition("=")
-    if not equals or not path.strip():
-        raise SpecError(f"--set {text}: expected FIELD=VALUE, for example --set train.steps=500")
-    return path.strip(), yaml_file.scalar(value, f"--set {path.strip()}")
+def attention_settings(config: str | None = None) -> dict[str, type[AttentionSpec]]:
+    """The settings class of each built-in attention; and of those that the plugins of `config` register, last."""
+    found = dict(BUILT_IN)
+    if config is not None:
+        load_sweep(config)
+        from dsabench.attention.registry import registered  # loads torch, as a plugin does
+
+        found |= {kind: variant.spec_class for kind, variant in registered().items() if kind not in found}
+    return found
+
+
+def about(config: Path) -> str:
+    """What a config is for, in one line: its file's first line, a comment. Empty where that is none."""
+    with config.open(encoding="utf-8") as lines:
+        first = lines.readline().strip()
+    return first.removeprefix("#").strip() if first.startswith("#") else ""

@@ -56,7 +56,7 @@ def _line(detail: ErrorDetails, path: str, names: list[str], model: type[BaseMod
         return f"{path} is missing; accepted: {accepted(field) if field else 'a value'}"
     if field is None:
         return f"{path} = {_shown(value)} is not accepted: {detail['msg'].lower()}"
-    hint = near_miss(value, _choices(field.annotation)) if isinstance(value, str) else ""
+    hint = near_miss(value, choices(field.annotation)) if isinstance(value, str) else ""
     return f"{path} = {_shown(value)} is not accepted; accepted: {accepted(field)}{hint}"
 
 
@@ -130,10 +130,11 @@ def _metadata(field: FieldInfo) -> list[Any]:
     return flat
 
 
-def _choices(annotation: Any) -> list[str]:
+def choices(annotation: Any) -> list[str]:
+    """The values that an annotation spells out (Literal); none where it does not."""
     if get_origin(annotation) is Literal:
         return [str(choice) for choice in get_args(annotation)]
-    return [choice for part in get_args(annotation) for choice in _choices(part)]
+    return [choice for part in get_args(annotation) for choice in choices(part)]
 
 
 def models_in(annotation: Any) -> list[type[BaseModel]]:

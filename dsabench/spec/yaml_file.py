@@ -41,9 +41,18 @@ def read(path: Path) -> tuple[Any, dict[str, int]]:
     return _parse(text, str(path))
 
 
-def scalar(text: str, name: str) -> Any:
-    """The value of a `--set path=TEXT` override: one YAML value, so that 1e-3 is a number and [a, b] a list."""
-    return _parse(text, name)[0]
+def scalar(text: str, name: str, texts: bool = False) -> Any:
+    """The value of a `--set path=TEXT` override: one YAML value, so that 1e-3 is a number and [a, b] a list.
+
+    texts: the items of a list are text, whatever they look like.
+    """
+    found = _parse(text, name)[0]
+    if texts and isinstance(found, list):
+        written = YAML(typ="base", pure=True).load(text)
+        found = [
+            as_written if isinstance(as_written, str) else item for as_written, item in zip(written, found, strict=True)
+        ]
+    return found
 
 
 def _parse(text: str, name: str) -> tuple[Any, dict[str, int]]:

@@ -64,7 +64,7 @@ def test_every_rung_is_one_pair_in_the_ladders_order(store: Path) -> None:
 
 
 def test_overlapping_splits_are_warned_of(store: Path) -> None:
-    (note,) = (note for note in compare(look_at(store)).notes if "overlap" in note)
+    (note,) = (note for note in compare(look_at(store)).warnings if "overlap" in note)
     n = look_at(store).runs["run_id"].nunique()
     assert note.startswith(f"9 of {n} runs have data.split = overlapping")
     assert "memory, not generalisation" in note

@@ -9,29 +9,34 @@ from pathlib import Path
 
 import pytest
 import synthetic_bench
-from rich.console import Console
 
 from dsabench.bench.document import Document
+from dsabench.cli.console import PlainConsole
 from dsabench.cli.views.bench_tables import bench_lines
 from dsabench.figures.bench_times import LOOKS, bench_figure
 
 
-def printed(document: Document) -> list[str]:
-    console = Console(file=io.StringIO(), width=100, highlight=False, markup=False)
-    console.soft_wrap = True
+def printed(document: Document, width: int | None = None) -> list[str]:
+    console = PlainConsole(
+        file=io.StringIO(), width=width, force_terminal=width is not None, color_system=None, highlight=False
+    )
+    console.soft_wrap = width is None
     bench_lines(document, console)
     return console.file.getvalue().splitlines()  # type: ignore[attr-defined]
 
 
-def test_it_fits_a_hundred_columns() -> None:
-    lines = printed(synthetic_bench.document())
-    assert max(map(len, lines)) <= 100, max(lines, key=len)
+@pytest.mark.parametrize("width", [80, 100, 200])
+def test_it_fits_the_terminal(width: int) -> None:
+    lines = printed(synthetic_bench.document(), width)
+    assert max(map(len, lines)) <= width, max(lines, key=len)
+    assert "dsa-triton" in "".join(lines) and ("left out at 80" in "".join(lines)) == (width == 80)
 
 
 def test_every_cell_says_its_time_or_why_there_is_none() -> None:
     lines = printed(synthetic_bench.document())
     at = next(i for i, line in enumerate(lines) if line.startswith(" 65536"))
-    rows = {line[8:29].strip(): line[29:].split() for line in lines[at : at + 11]}
+    parts = [line[8:].split("  ", 1) for line in lines[at : at + 11]]
+    rows = {name: rest.split() for name, rest in parts}
     assert rows["dense-cudnn"] == ["70.0", "68.6-71.4", "21.0", "49.0", "14.3", "1.8", "3277", "1.00"]
     assert rows["dsa-triton"][0] == "49.5"
     assert rows["dsa-triton"][-1] == "1.41"

@@ -34,7 +34,7 @@ def test_a_sweep_from_plan_to_picture(shell: Shell, corpus: Path) -> None:
     assert "8 runs of 12 steps on cpu" in err
     assert "[8/8] dsa-L32-s2" in err
     assert "minus dense" in out
-    assert max(len(line) for line in out.splitlines() if "Written" not in line and "Every run" not in line) <= 80
+    assert "No verdict" in out or "Not settled" in out, "two seeds"
     summary = json.loads((shell.folder / "results/summary.json").read_text())
     assert set(summary["results"]) == {"16", "32"}
     for length in ("16", "32"):
@@ -45,7 +45,7 @@ def test_a_sweep_from_plan_to_picture(shell: Shell, corpus: Path) -> None:
             losses = [seed["final_val_loss"] for seed in result["seeds"].values()]
             assert result["final_val_loss"] == pytest.approx(np.mean(losses))
             assert (shell.folder / f"results/seq_{length}/{name}_results.json").is_file()
-    assert (shell.folder / "results/sequence_length_comparison.png").read_bytes().startswith(b"\x89PNG")
+    assert (shell.folder / "results/experiment.png").read_bytes().startswith(b"\x89PNG")
     assert len(pd.read_parquet(shell.folder / "runs/index.parquet")) == 8
     assert len(list((shell.folder / "runs/sweeps").iterdir())) == 1
     code, again, err = shell("sweep", *SMALL, *source(corpus), "--lengths", "16", "32", "--seeds", "1,2")

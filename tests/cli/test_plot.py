@@ -14,6 +14,7 @@ import synthetic
 from shell import Shell
 
 from dsabench.figures import style
+from dsabench.figures.catalogue import FIGURES
 
 Plot = Callable[..., tuple[int, str, str]]
 
@@ -31,10 +32,9 @@ def test_all_figures_are_written_and_what_is_missing_is_said(plot: Plot) -> None
     assert code == 0, err
     written = sorted(path.name for path in (Path() / "results").iterdir())
     assert written == [
-        "forest.png", "indexer_in_training.png", "loss_by_flops.png", "loss_by_position.png", "loss_by_seconds.png",
-        "loss_by_step.png", "sequence_length_comparison.png",
+        "experiment.png", "flops.png", "forest.png", "indexer.png", "learning.png", "positions.png", "seconds.png",
     ]  # fmt: skip
-    assert out.splitlines()[0] == "Written: results/sequence_length_comparison.png"
+    assert out.splitlines()[0] == "Written: results/experiment.png"
     assert len(out.splitlines()) == len(written)
     assert "sparsity: needs at least two k/L of one attention at one length; try --top-k-ratios 0.1 0.25 0.5" in err
     assert "cost: needs at least two lengths; try --lengths 64 128 256" in err
@@ -44,11 +44,20 @@ def test_chosen_figures_and_formats_as_one_document(plot: Plot) -> None:
     code, out, err = plot("flops", "cost", "--formats", "svg", "pdf", "--out", "here", "--json", "--quiet")
     assert (code, err) == (0, "")
     document = json.loads(out)
-    files = ["here/loss_by_flops.svg", "here/loss_by_flops.pdf"]
+    files = ["here/flops.svg", "here/flops.pdf"]
     assert document["figures"] == [{"name": "flops", "files": files, "notes": []}]
     assert [skipped["name"] for skipped in document["skipped"]] == ["cost"]
     assert document["scope"] == "sweep synthetic-00000000"
     assert sorted(str(path.relative_to(Path())) for path in (Path() / "here").iterdir()) == sorted(files)
+
+
+@pytest.mark.parametrize("name", ["sequence_length_comparison", "loss_by_step", "loss_by_flops"])
+def test_names_that_files_had_are_accepted(plot: Plot, name: str) -> None:
+    code, out, err = plot(name)
+    assert code == 0, err
+    (file,) = (Path() / "results").iterdir()
+    assert out == f"Written: results/{file.name}\n"
+    assert FIGURES[file.stem].former == name
 
 
 def test_scope_options_choose_the_runs(plot: Plot) -> None:
@@ -60,7 +69,7 @@ def test_scope_options_choose_the_runs(plot: Plot) -> None:
     assert code == 0
     assert "all 8 runs" in err
     code, out, err = plot("flops", "--where", "length == 64", "--all")
-    assert (code, out) == (0, "Written: results/loss_by_flops.png\n")
+    assert (code, out) == (0, "Written: results/flops.png\n")
     code, out, err = plot("flops", "--sweep", "synth", "--baseline", "dsa")
     assert code == 0
 

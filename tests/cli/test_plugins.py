@@ -76,7 +76,7 @@ def test_the_example_through_every_command(shell: Shell, corpus: Path) -> None:
     assert code == 0, err
     assert re.search(r"16  my_attention +3 ", out), out
     code, out, err = shell("plot")
-    assert code == 0 and "results/loss_by_position.png" in out and "results/forest.png" in out, err
+    assert code == 0 and "results/positions.png" in out and "results/forest.png" in out, err
     code, out, err = shell("audit", "--config", "../sweep.yaml", *tiny(corpus), "--attention", "my_attention")
     assert code == 0 and "fp64" in out and "same start as dense   ok" in out, out + err
 

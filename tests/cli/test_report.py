@@ -37,7 +37,7 @@ def test_from_trained_runs_to_what_they_select(
     code, out, err = shell("report")
     assert (code, out) == (0, "Written: results/report.html\n"), err
     text = (tmp_path / "results/report.html").read_text(encoding="utf-8")
-    assert "inconclusive at 16 tokens" in text
+    assert "(val_loss, 1 seed a length): " in text and " at 16 tokens" in text
     assert 'srcdoc="&lt;!DOCTYPE html&gt;' in text
     assert "Selection by layer" in text
     page = html.unescape(text.partition('srcdoc="')[2].partition('"')[0])

@@ -239,6 +239,15 @@ def test_two_specs(shell: Shell, store: Path) -> None:
     assert json.loads(json.dumps(found.document())) == document | {"runs": found.document()["runs"]}
 
 
+def test_the_same_content_at_another_path_is_no_difference(shell: Shell, store: Path) -> None:
+    shutil.copytree(store, "other")
+    edit(folder(Path("other"), "dense") / "run.json", lambda record: record["spec"]["data"].update(source="path:x"))
+    out = shell("runs", "diff", "dense", "--other-store", "other")[1]
+    assert " ".join(out.split()).startswith("same spec, the same corpus at another path, same environment")
+    document = json.loads(shell("runs", "diff", "dense", "--other-store", "other", "--json")[1])
+    assert document["spec"] == [] and [change["field"] for change in document["same_content"]] == ["data.source"]
+
+
 def test_what_is_not_the_same_file_is_said(shell: Shell, store: Path) -> None:
     shutil.copytree(store, "other")
     edit(folder(Path("other"), "dense") / "run.json", lambda record: record["fingerprint"].update(corpus="0" * 64))

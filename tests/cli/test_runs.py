@@ -135,9 +135,16 @@ def test_an_empty_list_says_why(shell: Shell, store: Path, tmp_path: Path) -> No
 
 def test_show_tells_everything_and_how_to_train_it_again(shell: Shell, store: Path) -> None:
     name = next(p.name for p in store.glob("dsa-L64-s1-*"))
-    code, out, err = shell("runs", "show", "dsa-L64-s1")
+    code, short, err = shell("runs", "show", "dsa-L64-s1")
     assert (code, err) == (0, "")
-    assert out.startswith(f"{name}: done\n")
+    assert len(short.splitlines()) <= 30 and "attention.top_k_ratio" not in short
+    assert f"All of it: dsabench runs show {name} --all" in short
+    code, out, err = shell("runs", "show", "dsa-L64-s1", "--all")
+    assert (code, err) == (0, "")
+    for text in (short, out):
+        assert text.startswith(f"{name}: done\n")
+        assert "synthetic-00000000" in text and "NVIDIA H100" in text and "done already" in text
+        assert "\n  dsabench train --attention dsa --length 64 --seed 1\n" in text
     for part in (
         "sweep     synthetic-00000000", "val_loss", "attention.top_k_ratio", "NVIDIA H100", "corpus     c0",
         "last eval record", "64 values", "metrics.jsonl", "done already",
@@ -156,15 +163,16 @@ def test_show_tells_everything_and_how_to_train_it_again(shell: Shell, store: Pa
     assert document["last_metrics"]["eval"]["step"] == 1000
     assert len(document["last_metrics"]["eval"]["loss_by_position"]) == 64
     assert document["files"].keys() == {"metrics.jsonl", "run.json"}
-    failed = shell("runs", "show", "dsa-L128-s3")[1]
+    failed = shell("runs", "show", "dsa-L128-s3", "--all")[1]
     assert "error\n  \n  the loss is nan at step 40\n  lower the learning rate\n" in failed
+    assert ": failed\n  the loss is nan at step 40\n  lower the" in shell("runs", "show", "dsa-L128-s3")[1]
     assert "dsa-L128-s5" in (leak := shell("runs", "show", "dsa-L128-s5")[1]) and ": done LEAK: " in leak
 
 
 def test_show_of_a_run_with_damaged_metrics_shows_the_rest(shell: Shell, store: Path) -> None:
     name = next(p.name for p in store.glob("dense-L64-s1-*"))
     (store / name / "metrics.jsonl").write_text("rubbish\n")
-    code, out, _ = shell("runs", "show", name, "--store", str(store))
+    code, out, _ = shell("runs", "show", name, "--store", str(store), "--all")
     assert code == 0
     assert "line 1: damaged" in out
     assert f"--store {store}" in out
@@ -294,7 +302,8 @@ def test_nothing_from_a_file_commands_the_terminal(shell: Shell, tmp_path: Path)
     name = next(p.name for p in store.glob("dense-*"))
     for words in (
         ["runs"], ["runs", "--columns", *load_runs(store).columns], ["runs", "--json"], ["runs", "show", "dense"],
-        ["runs", "show", "dense", "--json"], ["runs", "show", "unreadable"], ["runs", "--sweep", "\x1b[31m"],
+        ["runs", "show", "dense", "--json"],
+        ["runs", "show", "dense", "--all"], ["runs", "show", "unreadable"], ["runs", "--sweep", "\x1b[31m"],
         ["runs", "--where", "\x1b[31m == 1"], ["runs", "--where", "run_id == '\x1b[31m'"], ["runs", "show", "\x1b[31m"],
         ["runs", "--sort", "\x1b[31m"], ["runs", "export", "\x1b[31m.csv"], ["runs", "rm", "unreadable", "--yes"],
     ):  # fmt: skip
@@ -307,7 +316,7 @@ def test_nothing_from_a_file_commands_the_terminal(shell: Shell, tmp_path: Path)
             texts = (document[0] if isinstance(document, list) else document["spec"]).values()
             assert HOSTILE in texts, "the document says it all the same"
         elif words == ["runs"]:
-            assert f"{name} failed" in out and "first \\x1b[31mred" in out and "[bold]markup[/bold]" in out
+            assert re.search(f"{name} +failed", out) and "first \\x1b[31mred" in out and "[bold]markup[/bold]" in out
 
 
 def in_terminal(command: list[str], answer: str, folder: Path, columns: int = 80) -> tuple[int, str]:
@@ -353,7 +362,7 @@ def test_in_a_terminal_of_80_columns_every_row_fits_and_rm_asks(store: Path, tmp
     plain = re.sub(r"\x1b\[[0-9;]*m", "", out)
     assert max(map(len, plain.splitlines())) <= 80, plain
     assert "\x1b[1mid" in out, "the heading is bold"
-    assert "The id says attention, length and seed" in plain
+    assert "left out at 80 columns: attention" in plain and "the id says attention" in plain
     assert "Remove 4 runs (0.0 MB)? [y/N]:" in plain  # the terminal may echo the answer before what follows
     assert plain.endswith("Nothing was removed.\n")
     assert len(load_runs(store)) == 8

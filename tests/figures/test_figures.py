@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import synthetic
-from figure_tools import DENSE, RATIOS, SPARSE, at, caption, legend, means, pages, reason
+from figure_tools import DENSE, RATIOS, SPARSE, at, caption, legend, means, pages, reason, typed
 from matplotlib.colors import to_hex
 from matplotlib.text import Annotation
 
@@ -147,8 +147,9 @@ def test_losses_over_training_and_their_gap_are_the_stored_ones(usual: Path, sho
     dense = runs[(runs["attention"] == "dense") & (runs["length"] == 64)]
     stored = load_curves(usual, dense["run_id"]).frame
     stored = stored[stored["step"] > 0].groupby("step")[["val_loss", "train_loss"]].mean()
-    expected = [stored["val_loss"], stored["train_loss"], stored["val_loss"] - stored["train_loss"]]
-    columns = len(figure.axes) // 3
+    batches = load_curves(usual, dense["run_id"], kind="train").frame.groupby("step")["loss"].mean()
+    expected = [stored["val_loss"], stored["train_loss"], stored["val_loss"] - stored["train_loss"], batches]
+    columns = len(figure.axes) // len(expected)
     for row, values in enumerate(expected):
         (line,) = means(figure.axes[row * columns], "o")
         assert line.get_ydata() == pytest.approx(values.to_numpy())
@@ -173,7 +174,7 @@ def test_indexer_curves_are_the_stored_ones_with_the_end_of_the_warm_up(usual: P
 def test_the_forest_is_the_comparison(shown: FigureData) -> None:
     (figure,) = pages("forest", shown)
     rows = shown.comparison.rows
-    said = [text.get_text() for text in figure.axes[0].findobj(Annotation)]
+    said = [typed(text.get_text()) for text in figure.axes[0].findobj(Annotation)]
     for row in rows:
         assert f"{row.difference.mean:+.3f} [{row.difference.low:+.3f}, {row.difference.high:+.3f}]" in said
         assert any(text.startswith(row.verdict) for text in said)

@@ -20,6 +20,8 @@ from dsabench.analysis.compare import compare
 from dsabench.analysis.formats import cost_grid, verdict_grid
 from dsabench.analysis.scope import look_at
 from dsabench.errors import ScopeError, StoreError
+from dsabench.figures.drawing import SEED_ALPHA
+from dsabench.figures.style import COLOURS
 from dsabench.report import report_page, selection_part
 from dsabench.report.report_page import Report, write_report
 from dsabench.spec.config import load_sweep
@@ -115,9 +117,32 @@ def test_figures_follow_light_and_dark(page: Page) -> None:
     drawings = "".join(re.findall(r"<svg.*?</svg>", page.source, flags=re.DOTALL))
     for colour in ("#262626", "#595959", "#e3e3e3", "#fefefe"):
         assert colour not in drawings.lower()
-    for variable in set(re.findall(r"var\(--(\w+)\)", page.source)):
+    for variable in set(re.findall(r"var\(--([\w-]+)\)", page.source)) - {"shade"}:
         assert page.source.count(f"--{variable}: #") == 2  # light and dark
     assert "screen and (prefers-color-scheme: dark)" in page.source  # never on paper
+
+
+@pytest.mark.parametrize(("mode", "least"), [("light", 1.5), ("dark", 3.0)])
+def test_the_line_of_a_single_seed_is_seen(page: Page, mode: str, least: float) -> None:
+    """Contrast (WCAG 2) of a variant's colour at SEED_ALPHA over the page's ground; the means are drawn opaque."""
+    css = page.source.split("prefers-color-scheme: dark", 1)[mode == "dark"]
+    values = dict(re.findall(r"--([\w-]+): (#\w{6})", css))
+    ground = channels(values["back"])
+    for i, colour in enumerate(COLOURS, 1):
+        assert mode == "dark" or values[f"variant-{i}"] == colour.lower()  # as in PNG and PDF
+        opaque = channels(values[f"variant-{i}"])
+        line = [SEED_ALPHA * c + (1 - SEED_ALPHA) * g for c, g in zip(opaque, ground, strict=True)]
+        low, high = sorted((luminance(line), luminance(ground)))
+        assert (high + 0.05) / (low + 0.05) > least, (mode, colour)
+
+
+def channels(colour: str) -> list[float]:
+    return [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+
+
+def luminance(srgb: list[float]) -> float:
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in srgb]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
 def test_its_numbers_are_those_of_the_comparison(page: Page, store: Path, written: Report) -> None:
@@ -254,6 +279,17 @@ def test_several_environments_stand_apart(tmp_path: Path, quick: None) -> None:
     assert table[0] == ["recorded", "6 runs", "1 run"]
     assert ["device name", "NVIDIA H100 80GB HBM3", "a CPU"] in table
     assert "1 run of 7 is in no pair" in page.text("left-out")
+
+
+def test_what_the_audit_took_is_no_other_environment(tmp_path: Path, quick: None) -> None:
+    for seed, seconds in ((1, 0.3), (2, 0.4)):
+        spec = validate({"length": 64, "seed": seed, "attention": {"kind": "dense"}})
+        about = {"device": "cpu", "audit": {"result": "passed", "seconds": seconds}, "data_notes": [f"seed {seed}"]}
+        finished(tmp_path / "runs", spec, 4.4, environment=about)
+    page, _ = written_about(tmp_path / "runs", tmp_path / "out")
+    table = next(cells for cells in page.cells if cells[0][0] == "recorded")
+    assert table[0] == ["recorded", "2 runs"]
+    assert not any("audit" in row[0] for row in table)
 
 
 def test_without_a_checkpoint_it_says_so_and_goes_on(page: Page, written: Report) -> None:

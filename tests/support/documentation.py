@@ -59,7 +59,8 @@ def blocks(page: Path, *languages: str) -> list[Block]:
 
 
 def commands(block: Block) -> Iterator[Command]:
-    """Its command lines: lines that end in a backslash go on, `&&` joins two, and `#` begins a comment."""
+    """Its command lines: lines that end in a backslash go on, `&&` joins two, and `#` begins a comment. What is written
+    to a file (`> my.yaml`) is printed."""
     begun, first = "", block.line
     for number, line in enumerate(block.text.splitlines(), start=block.line):
         first = first if begun else number
@@ -72,7 +73,7 @@ def commands(block: Block) -> Iterator[Command]:
             if word != "&&":
                 words.append(word)
             elif words:
-                yield Command(block.page, first, tuple(words))
+                yield Command(block.page, first, tuple(words[: words.index(">")] if ">" in words else words))
                 words = []
         begun = ""
 

@@ -34,7 +34,12 @@ def reason(name: str, data: FigureData) -> str:
 
 
 def caption(figure: Figure) -> str:
-    return " ".join(figure.get_supxlabel().split())
+    return typed(" ".join(figure.get_supxlabel().split()))
+
+
+def typed(text: str) -> str:
+    """Text of a figure with its minus and plus-minus signs as they are typed, and as tables in a terminal have them."""
+    return text.replace("\u2212", "-").replace("\u00b1", "+-")
 
 
 def legend(figure: Figure) -> list[str]:

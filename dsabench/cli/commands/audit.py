@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from dsabench.cli import completion
+from dsabench.cli.command_help import CHECKS, epilog
 from dsabench.cli.list_options import ListCommand
 from dsabench.cli.options import (
     AttentionOption,
@@ -27,14 +29,23 @@ from dsabench.cli.options import (
 AuditedRunArgument = Annotated[
     str | None,
     typer.Argument(
-        help="A stored run by its id or the start of it, instead of a config.", metavar="[RUN]", show_default=False
+        help="A stored run by its id or the start of it, instead of a config.",
+        metavar="RUN",
+        show_default=False,
+        autocompletion=completion.runs,
     ),
 ]
+
+_EXAMPLES = (
+    ("Every attention of an experiment, as it would be trained", "dsabench audit --config quick"),
+    ("One attention at a length of its own", "dsabench audit --config quick --attention dsa --length 64"),
+    ("A stored run, with its trained weights", "dsabench audit dsa-L64-s42"),
+)
 
 
 def add_to(app: typer.Typer) -> None:
     """Register the command."""
-    app.command("audit", cls=ListCommand, epilog="Guide: dsabench guide verdicts")(audit)
+    app.command("audit", cls=ListCommand, epilog=epilog("verdicts", *_EXAMPLES), rich_help_panel=CHECKS)(audit)
 
 
 def audit(

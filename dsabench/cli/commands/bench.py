@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from dsabench.cli import completion
+from dsabench.cli.command_help import CHECKS, LAYER, MEASUREMENT, epilog
 from dsabench.cli.list_options import ListCommand, integers, texts
 from dsabench.cli.options import (
     DeviceOption,
@@ -22,47 +24,103 @@ if TYPE_CHECKING:
     from dsabench.bench.document import Document
 
 LengthsOption = Annotated[
-    list[int] | None, integers("--lengths", "Tokens of a row; else 4096 to 131072, on a CPU 256 to 1024.")
+    list[int] | None,
+    integers("--lengths", "Tokens of a row; else 4096 to 131072, on a CPU 256 to 1024.", rich_help_panel=LAYER),
 ]
-BatchOption = Annotated[int, typer.Option("--batch", help="Rows of a batch.", metavar="N", min=1)]
-HeadsOption = Annotated[int | None, typer.Option("--heads", help="Query heads; else 16.", metavar="N", min=1)]
-KVHeadsOption = Annotated[int | None, typer.Option("--kv-heads", help="Key/value heads; else 1.", metavar="N", min=1)]
-HeadDimOption = Annotated[int | None, typer.Option("--head-dim", help="Width of a head; else 64.", metavar="N", min=1)]
+BatchOption = Annotated[
+    int, typer.Option("--batch", help="Rows of a batch.", metavar="N", min=1, rich_help_panel=LAYER)
+]
+HeadsOption = Annotated[
+    int | None, typer.Option("--heads", help="Query heads; else 16.", metavar="N", min=1, rich_help_panel=LAYER)
+]
+KVHeadsOption = Annotated[
+    int | None, typer.Option("--kv-heads", help="Key/value heads; else 1.", metavar="N", min=1, rich_help_panel=LAYER)
+]
+HeadDimOption = Annotated[
+    int | None, typer.Option("--head-dim", help="Width of a head; else 64.", metavar="N", min=1, rich_help_panel=LAYER)
+]
 TopKOption = Annotated[
     int | None,
-    typer.Option("--top-k", help="Keys kept for each query; else 2048, on a CPU 128.", metavar="N", min=1),
+    typer.Option(
+        "--top-k", help="Keys kept for each query; else 2048, on a CPU 128.", metavar="N", min=1, rich_help_panel=LAYER
+    ),
 ]
 IndexerHeadsOption = Annotated[
-    int | None, typer.Option("--indexer-heads", help="Indexer heads; else 4.", metavar="N", min=1)
+    int | None,
+    typer.Option("--indexer-heads", help="Indexer heads; else 4.", metavar="N", min=1, rich_help_panel=LAYER),
 ]
 IndexerDimOption = Annotated[
-    int | None, typer.Option("--indexer-dim", help="Width of an indexer head; else 64.", metavar="N", min=1)
+    int | None,
+    typer.Option("--indexer-dim", help="Width of an indexer head; else 64.", metavar="N", min=1, rich_help_panel=LAYER),
 ]
 InputsOption = Annotated[
     str | None,
-    typer.Option("--run", help="Take q, k, v and index projections of this stored run of dsa.", metavar="RUN"),
+    typer.Option(
+        "--run",
+        help="Take q, k, v and index projections of this stored run of dsa.",
+        metavar="RUN",
+        rich_help_panel=LAYER,
+        autocompletion=completion.runs,
+    ),
 ]
-LayerOption = Annotated[int | None, typer.Option("--layer", help="Layer of --run; else the last.", metavar="N", min=0)]
+LayerOption = Annotated[
+    int | None,
+    typer.Option("--layer", help="Layer of --run; else the last.", metavar="N", min=0, rich_help_panel=LAYER),
+]
 DtypeOption = Annotated[
-    str | None, typer.Option("--dtype", help="bf16 or fp32; else bf16 on a GPU that has it.", metavar="NAME")
+    str | None,
+    typer.Option(
+        "--dtype",
+        help="bf16 or fp32; else bf16 on a GPU that has it.",
+        metavar="NAME",
+        rich_help_panel=MEASUREMENT,
+        autocompletion=completion.one_of("bf16", "fp32"),
+    ),
 ]
 RepeatsOption = Annotated[
-    int | None, typer.Option("--repeats", help="Most repetitions of each; else 20, on a CPU 5.", metavar="N", min=1)
+    int | None,
+    typer.Option(
+        "--repeats",
+        help="Most repetitions of each; else 20, on a CPU 5.",
+        metavar="N",
+        min=1,
+        rich_help_panel=MEASUREMENT,
+    ),
 ]
 OnlyOption = Annotated[
-    list[str] | None, texts("--only", "Implementations, or families: dense, dense-flash, dsa-triton, ...")
+    list[str] | None,
+    texts("--only", "Implementations, or families: dense, dense-flash, dsa-triton, ...", rich_help_panel=MEASUREMENT),
 ]
 StageOption = Annotated[
-    str, typer.Option("--stage", help="Of DSA: sparse, dense (its warm-up) or both.", metavar="NAME")
+    str,
+    typer.Option(
+        "--stage",
+        help="Of DSA: sparse, dense (its warm-up) or both.",
+        metavar="NAME",
+        rich_help_panel=MEASUREMENT,
+        autocompletion=completion.one_of("sparse", "dense", "both"),
+    ),
 ]
 DeterministicFlag = Annotated[
-    bool, typer.Option("--deterministic", help="Gradients that repeat bit for bit, which is slower.")
+    bool,
+    typer.Option(
+        "--deterministic", help="Gradients that repeat bit for bit, which is slower.", rich_help_panel=MEASUREMENT
+    ),
 ]
+
+_EXAMPLES = (
+    ("On a GPU: dense attention and DSA from 4096 to 131,072 tokens", "dsabench bench"),
+    (
+        "A small layer at two lengths, in seconds on a CPU",
+        "dsabench bench --lengths 128 256 --heads 4 --head-dim 32 --top-k 64",
+    ),
+    ("Only some implementations", "dsabench bench --lengths 256 --only dense dsa-reference"),
+)
 
 
 def add_to(app: typer.Typer) -> None:
     """Register the command."""
-    app.command("bench", cls=ListCommand, epilog="Guide: dsabench guide speed")(bench)
+    app.command("bench", cls=ListCommand, epilog=epilog("speed", *_EXAMPLES), rich_help_panel=CHECKS)(bench)
 
 
 def bench(

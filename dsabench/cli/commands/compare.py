@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dsabench.cli import completion
+from dsabench.cli.command_help import ANSWERS, COMPARISON, OUTPUT, epilog
 from dsabench.cli.list_options import ListCommand
 from dsabench.cli.options import (
     AllFlag,
@@ -28,16 +30,41 @@ MetricOption = Annotated[
         "--metric",
         help=f"{', '.join(list(compared())[:-1])} or {list(compared())[-1]}.",
         metavar="NAME",
+        rich_help_panel=COMPARISON,
+        autocompletion=completion.metrics,
     ),
 ]
 MarginOption = Annotated[
     float | None,
-    typer.Option("--margin", help="Difference that still counts as not worse; else the sweep's margin.", metavar="X"),
+    typer.Option(
+        "--margin",
+        help="Difference that still counts as not worse; else the sweep's margin.",
+        metavar="X",
+        rich_help_panel=COMPARISON,
+    ),
 ]
-FailIfWorseFlag = Annotated[bool, typer.Option("--fail-if-worse", help="Exit 3 if a verdict is worse or a run leaks.")]
-CsvFlag = Annotated[bool, typer.Option("--csv", help="Print comma-separated rows.")]
-MarkdownFlag = Annotated[bool, typer.Option("--markdown", help="Print Markdown tables.")]
-LatexFlag = Annotated[bool, typer.Option("--latex", help="Print LaTeX tables (booktabs).")]
+FailIfWorseFlag = Annotated[
+    bool,
+    typer.Option("--fail-if-worse", help="Exit 3 if a verdict is worse or a run leaks.", rich_help_panel=COMPARISON),
+]
+ExplainFlag = Annotated[
+    bool,
+    typer.Option(
+        "--explain",
+        help="Say under the tables what columns and verdicts mean (files always do).",
+        rich_help_panel=OUTPUT,
+    ),
+]
+CsvFlag = Annotated[bool, typer.Option("--csv", help="Print comma-separated rows.", rich_help_panel=OUTPUT)]
+MarkdownFlag = Annotated[bool, typer.Option("--markdown", help="Print Markdown tables.", rich_help_panel=OUTPUT)]
+LatexFlag = Annotated[bool, typer.Option("--latex", help="Print LaTeX tables (booktabs).", rich_help_panel=OUTPUT)]
+
+_EXAMPLES = (
+    ("The newest sweep of the store", "dsabench compare"),
+    ("Another measure, at one length only", "dsabench compare --metric val_accuracy --where 'length == 256'"),
+    ("Against DSA in place of dense attention", "dsabench compare --baseline dsa"),
+    ("Tables for a paper", "dsabench compare --markdown"),
+)
 
 
 def add_to(app: typer.Typer) -> None:
@@ -46,7 +73,8 @@ def add_to(app: typer.Typer) -> None:
         "compare",
         cls=ListCommand,
         short_help="Compare variants with dense attention.",
-        epilog="Guide: dsabench guide verdicts",
+        epilog=epilog("verdicts", *_EXAMPLES),
+        rich_help_panel=ANSWERS,
     )(compare)
 
 
@@ -57,6 +85,7 @@ def compare(
     baseline: BaselineOption = "dense",
     metric: MetricOption = "val_loss",
     margin: MarginOption = None,
+    explain: ExplainFlag = False,
     fail_if_worse: FailIfWorseFlag = False,
     store: StoreOption = Path("runs"),
     json: JsonFlag = False,
@@ -66,7 +95,7 @@ def compare(
 ) -> None:
     """Compare every variant with dense attention, seed by seed.
 
-    The newest sweep of the store, unless told otherwise. Margin and corrections are stated under the table;
+    The newest sweep of the store, unless told otherwise. What fails is said first, then the answer in plain words.
     `dsabench schema compare` describes the --json document.
     """
     forms = [
@@ -74,6 +103,8 @@ def compare(
     ]
     if len(forms) > 1:
         raise typer.BadParameter(f"--{' and --'.join(forms)} exclude each other; keep one")
+    if explain and forms:
+        raise typer.BadParameter(f"--explain and --{forms[0]} exclude each other: --explain is of the printed tables")
     check_margin(margin)
 
     from dsabench.analysis.compare import compare as judge
@@ -82,18 +113,18 @@ def compare(
     found = judge(
         look_at(store, sweep=sweep, everything=everything, where=where), baseline=baseline, metric=metric, margin=margin
     )
-    _show(found, forms[0] if forms else "tables")
+    _show(found, forms[0] if forms else "tables", explain)
     if fail_if_worse:
         _fail_if_worse(found)
 
 
-def _show(found: Comparison, form: str) -> None:
+def _show(found: Comparison, form: str, explain: bool) -> None:
     """Print the comparison as json, csv, markdown or latex, or as tables and sentences."""
     if form == "tables":
         from dsabench.cli.console import stdout_console
         from dsabench.cli.views.compare_tables import comparison_lines
 
-        comparison_lines(found, stdout_console())
+        comparison_lines(found, stdout_console(), explain)
     elif form == "json":
         from dsabench.cli.views.json_document import print_json
 
@@ -102,14 +133,25 @@ def _show(found: Comparison, form: str) -> None:
         from dsabench.analysis import formats
 
         write = {"csv": formats.as_csv, "markdown": formats.as_markdown, "latex": formats.as_latex}[form]
-        typer.echo(write(found), nl=False)
+        print(write(found), end="")
 
 
 def _fail_if_worse(found: Comparison) -> None:
-    """End with 3 when a verdict is worse or a run leaks, with 2 when there is no verdict at all."""
+    """End with 3 when a verdict is worse or a run leaks, with 2 when a verdict is withheld or there is none at all."""
     verdicts = [row.verdict for row in found.rows]
-    if not any(verdict in ("better", "not worse", "worse", "LEAK") for verdict in verdicts):
-        typer.echo("error: --fail-if-worse: no comparison has a verdict, so nothing was shown to hold", err=True)
-        raise typer.Exit(2)
+    n, withheld, unsettled = len(verdicts), verdicts.count("no verdict"), verdicts.count("inconclusive")
     if "worse" in verdicts or "LEAK" in verdicts:
         raise typer.Exit(3)
+    if n == unsettled:
+        typer.echo("error: --fail-if-worse: no comparison has a verdict, so nothing was shown to hold", err=True)
+        raise typer.Exit(2)
+    if withheld:
+        reasons = ", ".join(dict.fromkeys(row.withheld for row in found.rows if row.withheld))
+        typer.echo(
+            f"error: --fail-if-worse: {withheld} of {n} comparison{'s' * (n > 1)} proved nothing ({reasons}); --where "
+            "chooses others",
+            err=True,
+        )
+        raise typer.Exit(2)
+    if unsettled:
+        typer.echo(f"note: --fail-if-worse: {unsettled} of {n} comparisons are inconclusive, and passed", err=True)

@@ -9,27 +9,53 @@ from typing import Annotated
 
 import typer
 
+from dsabench.cli import completion
+from dsabench.cli.command_help import ANSWERS, OUTPUT, STORED, HelpfulCommand, epilog
 from dsabench.cli.options import AllFlag, JsonFlag, StoreOption, SweepOption, WhereOption
 from dsabench.trackers.names import TRACKERS
 
-TrackerOption = Annotated[str, typer.Option("--to", help=f"Tracker: {', '.join(TRACKERS)}.", metavar="NAME")]
+TrackerOption = Annotated[
+    str,
+    typer.Option(
+        "--to",
+        help=f"Tracker: {', '.join(TRACKERS)}.",
+        metavar="NAME",
+        rich_help_panel=OUTPUT,
+        autocompletion=completion.trackers,
+    ),
+]
 RunsArgument = Annotated[
-    list[str] | None, typer.Argument(metavar="[RUN]...", help="A run's id, or the start of it; else see --sweep.")
+    list[str] | None,
+    typer.Argument(
+        metavar="RUN", help="A run's id, or the start of it; else see --sweep.", autocompletion=completion.runs
+    ),
 ]
 FollowFlag = Annotated[
-    bool, typer.Option("--follow", help="Go on until all chosen runs have ended; Ctrl-C ends it before.")
+    bool,
+    typer.Option(
+        "--follow", help="Go on until all chosen runs have ended; Ctrl-C ends it before.", rich_help_panel=STORED
+    ),
 ]
 FolderOption = Annotated[
-    Path | None, typer.Option("--out", help="Folder to write to; else results/NAME.", metavar="DIR")
+    Path | None,
+    typer.Option("--out", help="Folder to write to; else results/NAME.", metavar="DIR", rich_help_panel=OUTPUT),
 ]
+
+_EXAMPLES = (
+    ("The newest sweep, for TensorBoard", "dsabench export --to tensorboard"),
+    ("A sweep that still trains, until it ends", "dsabench export --to tensorboard --follow"),
+    ("Two runs alone", "dsabench export dense-L64-s42 dsa-L64-s42 --to tensorboard"),
+)
 
 
 def add_to(app: typer.Typer) -> None:
     """Register the command."""
     app.command(
         "export",
+        cls=HelpfulCommand,
         short_help="Write runs for TensorBoard, Weights & Biases or MLflow.",
-        epilog="Guide: dsabench guide store",
+        epilog=epilog("store", *_EXAMPLES),
+        rich_help_panel=ANSWERS,
     )(export)
 
 
@@ -63,7 +89,7 @@ def export(
     try:
         outcome = write(store, names, tracker, follow=follow, told=tell_of)
     except KeyboardInterrupt:
-        typer.echo("interrupted; the same command begins anew", err=True)
+        print("interrupted; the same command begins anew", file=sys.stderr)
         raise typer.Exit(130) from None
     say_what_was_written(outcome, to, out, json)
     raise typer.Exit(1 if outcome.failed else 0)

@@ -7,11 +7,22 @@ from typing import Annotated
 
 import typer
 
+from dsabench.cli import completion
+from dsabench.cli.command_help import LOOK_UP, HelpfulCommand, epilog
 from dsabench.errors import DsabenchError
 
 TopicArgument = Annotated[
-    str | None, typer.Argument(metavar="[TOPIC]", help="A page; else the list of all.", show_default=False)
+    str | None,
+    typer.Argument(
+        metavar="TOPIC", help="A page; else the list of all.", show_default=False, autocompletion=completion.topics
+    ),
 ]
+
+_EXAMPLES = (
+    ("The list of pages", "dsabench guide"),
+    ("How an answer comes about", "dsabench guide verdicts"),
+    ("A page as Markdown, in a pipe or a file", "dsabench guide attention > attention.md"),
+)
 
 
 class GuideError(DsabenchError):
@@ -20,9 +31,13 @@ class GuideError(DsabenchError):
 
 def add_to(app: typer.Typer) -> None:
     """Register the command."""
-    app.command("guide", short_help="Show the documentation, page by page.", epilog="Guide: dsabench guide start")(
-        guide
-    )
+    app.command(
+        "guide",
+        cls=HelpfulCommand,
+        short_help="Show the documentation, page by page.",
+        epilog=epilog("start", *_EXAMPLES),
+        rich_help_panel=LOOK_UP,
+    )(guide)
 
 
 def guide(topic: TopicArgument = None) -> None:

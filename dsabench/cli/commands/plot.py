@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from dsabench.cli import completion
+from dsabench.cli.command_help import ANSWERS, OUTPUT, epilog
 from dsabench.cli.list_options import ListCommand, texts
 from dsabench.cli.options import (
     AllFlag,
@@ -21,7 +24,7 @@ from dsabench.cli.options import (
     check_out,
 )
 from dsabench.errors import DsabenchError
-from dsabench.figures.catalogue import FIGURES, FORMATS, file_name
+from dsabench.figures.catalogue import FIGURES, FORMATS, FORMER_NAMES, file_name
 
 if TYPE_CHECKING:
     from dsabench.figures.data import FigureData
@@ -34,9 +37,25 @@ FiguresArgument = Annotated[
         help="Figures by name, as listed below; without any, all that the runs allow.",
         metavar="FIGURE",
         show_default=False,
+        autocompletion=completion.figures,
     ),
 ]
-FormatsOption = Annotated[list[str] | None, texts("--formats", "png, svg, pdf; png without it.", metavar="FORMAT")]
+FormatsOption = Annotated[
+    list[str] | None,
+    texts(
+        "--formats",
+        "png, svg, pdf; png without it.",
+        metavar="FORMAT",
+        rich_help_panel=OUTPUT,
+        autocompletion=completion.figure_formats,
+    ),
+]
+
+_EXAMPLES = (
+    ("All figures that the newest sweep allows", "dsabench plot"),
+    ("Two of them, for a paper", "dsabench plot positions forest --formats pdf svg"),
+    ("Of all runs of the store, into another folder", "dsabench plot learning --all --out figures"),
+)
 
 
 class PlotError(DsabenchError):
@@ -48,7 +67,8 @@ def add_to(app: typer.Typer) -> None:
     app.command(
         "plot",
         cls=ListCommand,
-        epilog=f"{_FIGURES}\n\nGuide: dsabench guide verdicts",
+        epilog=epilog("verdicts", *_EXAMPLES, above=_FIGURES),
+        rich_help_panel=ANSWERS,
         short_help="Draw figures as PNG, SVG or PDF.",
     )(plot)
 
@@ -69,7 +89,9 @@ def plot(
 
     The same runs give the same bytes. What cannot be drawn is left out, and why is said.
     """
-    wanted = _chosen(figures or list(FIGURES), list(FIGURES), "figure", "; list figures before any option")
+    wanted = _chosen(
+        figures or list(FIGURES), list(FIGURES), "figure", "; list figures before any option", FORMER_NAMES
+    )
     forms = _chosen(formats or ["png"], list(FORMATS), "--formats", "; name figures before --formats")
 
     from dsabench.analysis.scope import look_at
@@ -131,11 +153,13 @@ def _draw(
     return drawn, skipped
 
 
-def _chosen(words: list[str], known: list[str], what: str, hint: str) -> list[str]:
-    """The words that are `known`, each once; PlotError for another."""
+def _chosen(
+    words: list[str], known: list[str], what: str, hint: str, former: Mapping[str, str] = MappingProxyType({})
+) -> list[str]:
+    """The words that are `known`, or were called so in an earlier version, each once; PlotError for another."""
     from dsabench.spec.messages import near_miss
 
-    found = list(dict.fromkeys(part for word in words for part in word.split(",") if part))
+    found = list(dict.fromkeys(former.get(part, part) for word in words for part in word.split(",") if part))
     for word in found:
         if word not in known:
             raise PlotError(f"{what} {word} is unknown{near_miss(word, known)}{hint}")

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from dsabench.cli import completion
+from dsabench.cli.command_help import CHECKS, EXPERIMENT, MEASUREMENT, epilog
 from dsabench.cli.list_options import ListCommand, integers, texts
 from dsabench.cli.options import (
     AttentionOption,
@@ -28,19 +30,48 @@ from dsabench.cli.options import (
 
 _STAGES = ("sparse", "dense", "both")
 
-LengthsOption = Annotated[list[int] | None, integers("--lengths", "Window lengths; else the config's first.")]
-AttentionsOption = Annotated[list[str] | None, texts("--attentions", "Attentions; else all of the config.")]
+LengthsOption = Annotated[
+    list[int] | None, integers("--lengths", "Window lengths; else the config's first.", rich_help_panel=EXPERIMENT)
+]
+AttentionsOption = Annotated[
+    list[str] | None,
+    texts(
+        "--attentions",
+        "Attentions; else all of the config.",
+        rich_help_panel=EXPERIMENT,
+        autocompletion=completion.attentions,
+    ),
+]
 StageOption = Annotated[
-    str, typer.Option("--stage", help="Of a selecting attention: sparse, dense or both.", metavar="NAME")
+    str,
+    typer.Option(
+        "--stage",
+        help="Of a selecting attention: sparse, dense or both.",
+        metavar="NAME",
+        rich_help_panel=MEASUREMENT,
+        autocompletion=completion.one_of("sparse", "dense", "both"),
+    ),
 ]
 StepsOption = Annotated[
-    int | None, typer.Option("--steps", help="Steps to time; else 300 on a GPU, 30 on a CPU.", metavar="N", min=1)
+    int | None,
+    typer.Option(
+        "--steps",
+        help="Steps to time; else 300 on a GPU, 30 on a CPU.",
+        metavar="N",
+        min=1,
+        rich_help_panel=MEASUREMENT,
+    ),
 ]
+
+_EXAMPLES = (
+    ("Every attention of an experiment at two lengths", "dsabench profile --config quick --lengths 64 256 --steps 10"),
+    ("DSA in its dense warm-up and after it", "dsabench profile --config quick --attention dsa --stage both"),
+)
 
 
 def add_to(app: typer.Typer) -> None:
     """Register the command."""
-    app.command("profile", cls=ListCommand, epilog="Guide: dsabench guide speed")(profile)
+    app.command("profile", cls=ListCommand, epilog=epilog("speed", *_EXAMPLES), rich_help_panel=CHECKS)(profile)
 
 
 def profile(

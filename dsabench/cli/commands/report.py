@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from dsabench.cli import completion
+from dsabench.cli.command_help import ANSWERS, COMPARISON, OUTPUT, epilog
 from dsabench.cli.list_options import ListCommand
 from dsabench.cli.options import (
     AllFlag,
@@ -25,16 +27,34 @@ from dsabench.cli.options import (
 MarginOption = Annotated[
     float | None,
     typer.Option(
-        "--margin", help="Loss that still counts as not worse (nats per token); else the sweep's.", metavar="X"
+        "--margin",
+        help="Loss that still counts as not worse (nats per token); else the sweep's.",
+        metavar="X",
+        rich_help_panel=COMPARISON,
     ),
 ]
 ShownRunOption = Annotated[
     str | None,
-    typer.Option("--run", help="Run whose selection is shown; else the newest with a checkpoint.", metavar="RUN"),
+    typer.Option(
+        "--run",
+        help="Run whose selection is shown; else the newest with a checkpoint.",
+        metavar="RUN",
+        rich_help_panel=OUTPUT,
+        autocompletion=completion.runs,
+    ),
 ]
 NoSelectionFlag = Annotated[
-    bool, typer.Option("--no-selection", help="Leave out what a trained run selects; no model is loaded then.")
+    bool,
+    typer.Option(
+        "--no-selection", help="Leave out what a trained run selects; no model is loaded then.", rich_help_panel=OUTPUT
+    ),
 ]
+
+_EXAMPLES = (
+    ("The newest sweep", "dsabench report"),
+    ("The selection of a run that you name", "dsabench report --run dsa-L64-s42"),
+    ("Without a selection, into another folder", "dsabench report --no-selection --out page"),
+)
 
 
 def add_to(app: typer.Typer) -> None:
@@ -43,7 +63,8 @@ def add_to(app: typer.Typer) -> None:
         "report",
         cls=ListCommand,
         short_help="Write the whole answer as one HTML file.",
-        epilog="Guide: dsabench guide verdicts",
+        epilog=epilog("verdicts", *_EXAMPLES),
+        rich_help_panel=ANSWERS,
     )(report)
 
 

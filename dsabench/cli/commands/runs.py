@@ -3,41 +3,116 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
 
+from dsabench.cli import completion
+from dsabench.cli.command_help import ANSWERS, OUTPUT, STORED, HelpfulCommand, HelpfulGroup, epilog
 from dsabench.cli.list_options import ListCommand, texts
 from dsabench.cli.options import AllFlag, JsonFlag, RunArgument, StoreOption, WhereOption
 from dsabench.errors import ScopeError
 
-_GUIDE = "Guide: dsabench guide store"
-
 OfSweepOption = Annotated[
-    str | None, typer.Option("--sweep", help="Only runs of this sweep: its id or the start.", metavar="ID")
+    str | None,
+    typer.Option(
+        "--sweep",
+        help="Only runs of this sweep: its id or the start.",
+        metavar="ID",
+        rich_help_panel=STORED,
+        autocompletion=completion.sweeps,
+    ),
 ]
-SortOption = Annotated[str, typer.Option("--sort", help="Order by this column; -COLUMN: descending.", metavar="COLUMN")]
-ReverseFlag = Annotated[bool, typer.Option("--reverse", help="The other way round.")]
+SortOption = Annotated[
+    str,
+    typer.Option(
+        "--sort",
+        help="Order by this column; -COLUMN: descending.",
+        metavar="COLUMN",
+        rich_help_panel=OUTPUT,
+        autocompletion=completion.columns,
+    ),
+]
+ReverseFlag = Annotated[bool, typer.Option("--reverse", help="The other way round.", rich_help_panel=OUTPUT)]
 ColumnsOption = Annotated[
-    list[str] | None, texts("--columns", "Columns of the index, e.g. run_id train.steps.", metavar="COLUMN")
+    list[str] | None,
+    texts(
+        "--columns",
+        "Columns of the index, e.g. run_id train.steps.",
+        metavar="COLUMN",
+        rich_help_panel=OUTPUT,
+        autocompletion=completion.columns,
+    ),
 ]
-LimitOption = Annotated[int | None, typer.Option("--limit", help="At most this many runs.", metavar="N", min=1)]
-FirstRunArgument = Annotated[str, typer.Argument(metavar="A", help="A run's id, or the start of it.")]
+LimitOption = Annotated[
+    int | None, typer.Option("--limit", help="At most this many runs.", metavar="N", min=1, rich_help_panel=OUTPUT)
+]
+FirstRunArgument = Annotated[
+    str, typer.Argument(metavar="A", help="A run's id, or the start of it.", autocompletion=completion.runs)
+]
 SecondRunArgument = Annotated[
-    str | None, typer.Argument(metavar="B", help="Another run; with --other-store it may be left out, and is A.")
+    str | None,
+    typer.Argument(
+        metavar="B",
+        help="Another run; with --other-store it may be left out, and is A.",
+        autocompletion=completion.runs,
+    ),
 ]
 OtherStoreOption = Annotated[
-    Path | None, typer.Option("--other-store", help="The store that B lies in, if not that of A.", metavar="DIR")
+    Path | None,
+    typer.Option(
+        "--other-store", help="The store that B lies in, if not that of A.", metavar="DIR", rich_help_panel=STORED
+    ),
 ]
-RunsArgument = Annotated[list[str] | None, typer.Argument(metavar="RUN", help="A run's id, or the start of it.")]
+RunsArgument = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="RUN", help="A run's id, or the start of it.", autocompletion=completion.runs),
+]
+ShowAllFlag = Annotated[
+    bool,
+    typer.Option("--all", help="Everything that the store knows of the run.", rich_help_panel=OUTPUT),
+]
 YesFlag = Annotated[bool, typer.Option("--yes", "-y", help="Remove without asking.")]
 FileArgument = Annotated[Path, typer.Argument(metavar="FILE", help="A name that ends in .parquet or .csv.")]
-MetricsFlag = Annotated[bool, typer.Option("--metrics", help="Write what the runs recorded at each step instead.")]
+MetricsFlag = Annotated[
+    bool, typer.Option("--metrics", help="Write what the runs recorded at each step instead.", rich_help_panel=OUTPUT)
+]
+
+_EXAMPLES = {
+    "list": (
+        ("All runs, the newest first", "dsabench runs"),
+        (
+            "Those that you choose, by measures and fields",
+            "dsabench runs --where 'attention == \"dsa\" and length < 256'",
+        ),
+        (
+            "The best, with columns of your choice",
+            "dsabench runs --sort val_loss --columns run_id mass_recall --limit 5",
+        ),
+    ),
+    "show": (
+        ("A run by the start of its id", "dsabench runs show dsa-L64-s42"),
+        ("All that the store knows of it", "dsabench runs show dsa-L64-s42 --all"),
+        ("The same for a program", "dsabench runs show dsa-L64-s42 --json"),
+    ),
+    "diff": (
+        ("Two runs of this store", "dsabench runs diff dsa-L64-s42 dense-L64-s42"),
+        ("A run and the same one of somebody else", "dsabench runs diff dsa-L64-s42 --other-store theirs"),
+    ),
+    "rm": (
+        ("Failed runs", "dsabench runs rm --where 'status == \"failed\"'"),
+        ("One run, without a question", "dsabench runs rm dsa-L64-s43 --yes"),
+    ),
+    "export": (
+        ("One row a run, for a spreadsheet", "dsabench runs export runs.csv"),
+        ("What was recorded at each step", "dsabench runs export curves.parquet --metrics"),
+    ),
+}
 
 
-class _ListByDefault(TyperGroup):
+class _ListByDefault(HelpfulGroup):
     """`dsabench runs --where ...` is `dsabench runs list --where ...`."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -51,21 +126,26 @@ def add_to(app: typer.Typer) -> None:
     group = typer.Typer(
         cls=_ListByDefault,
         help="List, show, compare, remove or export stored runs. Without a command: list, and its options.",
-        epilog=_GUIDE,
+        epilog=epilog("store", *_EXAMPLES["list"][:2], _EXAMPLES["show"][0]),
     )
-    group.command("list", cls=ListCommand, epilog=_GUIDE)(list_)
-    group.command("show", short_help="Show one run, and the command that trains it again.", epilog=_GUIDE)(show)
-    group.command("diff", short_help="How two runs differ: spec, environment, outcome.", epilog=_GUIDE)(diff)
-    group.command("rm", short_help="Remove runs, after a question.", epilog=_GUIDE)(rm)
-    group.command("export", short_help="Write the table of runs, or their metrics, to a file.", epilog=_GUIDE)(export)
-    app.add_typer(group, name="runs")
+    _add(group, list_, ListCommand, None)
+    _add(group, show, HelpfulCommand, "Show one run, and the command that trains it again.")
+    _add(group, diff, HelpfulCommand, "How two runs differ: spec, environment, outcome.")
+    _add(group, rm, HelpfulCommand, "Remove runs, after a question.")
+    _add(group, export, HelpfulCommand, "Write the table of runs, or their metrics, to a file.")
+    app.add_typer(group, name="runs", rich_help_panel=ANSWERS)
+
+
+def _add(group: typer.Typer, function: Callable[..., None], cls: type[HelpfulCommand], summary: str | None) -> None:
+    name = function.__name__.rstrip("_")
+    group.command(name, cls=cls, short_help=summary, epilog=epilog("store", *_EXAMPLES[name]))(function)
 
 
 def list_(
     where: WhereOption = None,
     sweep: OfSweepOption = None,
     everything: AllFlag = False,
-    sort: SortOption = "-updated",
+    sort: SortOption = "-order",
     reverse: ReverseFlag = False,
     columns: ColumnsOption = None,
     limit: LimitOption = None,
@@ -92,7 +172,7 @@ def list_(
     if json:
         print_json(runs_table.documents(shown if wanted is None else shown[wanted]))
     elif shown.empty:
-        typer.echo(runs_table.nothing(chosen, where))
+        print(runs_table.nothing(chosen, where))
     else:
         runs_table.print_runs(shown, wanted, stdout_console())
         runs_table.print_counts(chosen.runs, hidden, limit)
@@ -102,10 +182,15 @@ def list_(
 
 def show(
     run: RunArgument,
+    everything: ShowAllFlag = False,
     store: StoreOption = Path("runs"),
     json: JsonFlag = False,
 ) -> None:
-    """Show all that is known of one run, and the command that trains it again."""
+    """Show one run: its results, where it was trained, and the command that trains it again.
+
+    --all adds every field of the spec, the environment, the last records and the files; --json holds all of it, too.
+    """
+    from dsabench.cli.console import stdout_console
     from dsabench.cli.views import runs_show
     from dsabench.cli.views.json_document import print_json
     from dsabench.store import find_run
@@ -114,7 +199,7 @@ def show(
     if json:
         print_json(runs_show.document(record, store))
     else:
-        runs_show.print_run(record, store)
+        runs_show.print_run(record, store, stdout_console(), everything)
 
 
 def diff(
@@ -128,6 +213,7 @@ def diff(
 
     One spec has one id on every machine: --other-store compares such runs record by record too.
     """
+    from dsabench.cli.console import stdout_console
     from dsabench.cli.views import runs_diff
     from dsabench.cli.views.json_document import print_json
     from dsabench.reproduction.difference import diff_runs
@@ -136,7 +222,7 @@ def diff(
     if json:
         print_json(found.document())
     else:
-        runs_diff.print_difference(found)
+        runs_diff.print_difference(found, stdout_console())
 
 
 def rm(
@@ -148,8 +234,7 @@ def rm(
 ) -> None:
     """Remove runs, with their metrics and checkpoints.
 
-    They are listed first, and nothing is removed before you say yes. Failed runs:
-    dsabench runs rm --where 'status == "failed"'
+    They are listed first, and nothing is removed before you say yes.
     """
     from dsabench.cli.views import runs_rm
 
@@ -182,7 +267,7 @@ def export(
     n = write_table(metrics_in_parts(store, list(chosen.runs["run_id"])) if metrics else [chosen.runs], file)
     for note in chosen.notes:
         _tell(f"note: {note}")
-    typer.echo(f"Written: {file} ({n} {'records' if metrics else 'rows'} of {len(chosen.runs)} runs)")
+    print(f"Written: {file} ({n} {'records' if metrics else 'rows'} of {len(chosen.runs)} runs)")
 
 
 def _tell(message: str) -> None:

@@ -7,6 +7,13 @@ from typing import Annotated
 
 import typer
 
+from dsabench.cli.command_help import LOOK_UP, HelpfulCommand, epilog
+
+_EXAMPLES = (
+    ("Config files, for an editor that checks them", "dsabench schema > dsabench.schema.json"),
+    ("The document of `dsabench compare --json`", "dsabench schema compare"),
+)
+
 
 class Document(StrEnum):
     """The documents that have a schema."""
@@ -18,18 +25,26 @@ class Document(StrEnum):
 
 def add_to(app: typer.Typer) -> None:
     """Register the command."""
-    app.command("schema", epilog="Guide: dsabench guide fields")(schema)
+    app.command(
+        "schema",
+        cls=HelpfulCommand,
+        epilog=epilog("fields", *_EXAMPLES),
+        rich_help_panel=LOOK_UP,
+    )(schema)
 
 
 def schema(
     of: Annotated[
         Document,
-        typer.Argument(help="config (what --config reads), compare or bench (what these print with --json)."),
+        typer.Argument(
+            metavar="config|compare|bench",
+            help="config (what --config reads), compare or bench (what these print with --json).",
+        ),
     ] = Document.config,
 ) -> None:
     """Print a JSON Schema.
 
-    For editors, and to read: each field's description is its documentation.
+    For editors and programs. `dsabench fields` shows the fields of a config for reading.
     """
     import json
 
@@ -45,4 +60,4 @@ def schema(
         from dsabench.spec.schema import config_schema
 
         found = config_schema()
-    typer.echo(json.dumps(found, indent=2))
+    print(json.dumps(found, indent=2))

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dsabench.cli import completion
+from dsabench.cli.command_help import ANSWERS, OUTPUT, WINDOW, epilog
 from dsabench.cli.list_options import ListCommand, integers
 from dsabench.cli.options import (
     DeviceOption,
@@ -26,7 +28,10 @@ if TYPE_CHECKING:
 SelectingRunArgument = Annotated[
     str | None,
     typer.Argument(
-        help="A run by its id or the start of it; else the newest that selects.", metavar="[RUN]", show_default=False
+        help="A run by its id or the start of it; else the newest that selects.",
+        metavar="RUN",
+        show_default=False,
+        autocompletion=completion.runs,
     ),
 ]
 DocumentOption = Annotated[
@@ -35,14 +40,21 @@ DocumentOption = Annotated[
         "--document",
         help="Validation document, counted from 0; else the first that is long enough (of a task: window).",
         metavar="N",
+        rich_help_panel=WINDOW,
     ),
 ]
 StartOption = Annotated[
-    int, typer.Option("--start", help="Token of the document or text where the window starts.", metavar="T")
+    int,
+    typer.Option(
+        "--start", help="Token of the document or text where the window starts.", metavar="T", rich_help_panel=WINDOW
+    ),
 ]
-TextOption = Annotated[str | None, typer.Option("--text", help="A text of your own instead.", metavar="TEXT")]
+TextOption = Annotated[
+    str | None, typer.Option("--text", help="A text of your own instead.", metavar="TEXT", rich_help_panel=WINDOW)
+]
 TextFileOption = Annotated[
-    Path | None, typer.Option("--text-file", help="The same, from a file (UTF-8).", metavar="FILE")
+    Path | None,
+    typer.Option("--text-file", help="The same, from a file (UTF-8).", metavar="FILE", rich_help_panel=WINDOW),
 ]
 QueryOption = Annotated[
     int | None,
@@ -50,6 +62,7 @@ QueryOption = Annotated[
         "--query",
         help="Position whose keys are marked in the terminal; else the last (of a task: the last that asks).",
         metavar="T",
+        rich_help_panel=WINDOW,
     ),
 ]
 LayerOption = Annotated[
@@ -58,13 +71,24 @@ LayerOption = Annotated[
         "--layer",
         help="Layer shown in the terminal; else the last (of a task: the one that selects most targets).",
         metavar="N",
+        rich_help_panel=WINDOW,
     ),
 ]
-LayersOption = Annotated[list[int] | None, integers("--layers", "Only these layers, in terminal, picture and page.")]
+LayersOption = Annotated[
+    list[int] | None, integers("--layers", "Only these layers, in terminal, picture and page.", rich_help_panel=WINDOW)
+]
 ExportOption = Annotated[
     Path | None,
-    typer.Option("--export", help="Also write every selected key to this Parquet file.", metavar="FILE"),
+    typer.Option(
+        "--export", help="Also write every selected key to this Parquet file.", metavar="FILE", rich_help_panel=OUTPUT
+    ),
 ]
+
+_EXAMPLES = (
+    ("The newest run that selects", "dsabench visualize-selection"),
+    ("One query and layer of a run", "dsabench visualize-selection dsa-L256-s42 --query 200 --layer 1"),
+    ("A text of your own", 'dsabench visualize-selection --text "The state of the Union is strong."'),
+)
 
 
 def add_to(app: typer.Typer) -> None:
@@ -73,7 +97,8 @@ def add_to(app: typer.Typer) -> None:
         "visualize-selection",
         cls=ListCommand,
         short_help="Show which tokens a model selects.",
-        epilog="Guide: dsabench guide verdicts",
+        epilog=epilog("verdicts", *_EXAMPLES),
+        rich_help_panel=ANSWERS,
     )(visualize_selection)
 
 
@@ -143,8 +168,8 @@ def _write(inspection: Inspection, out: Path, export: Path | None) -> list[Path]
     from dsabench.selection.text_page import selection_page
 
     files = [
-        selection_map(inspection, out / f"selection_{inspection.run_id}.png"),
-        selection_page(inspection, out / f"selection_{inspection.run_id}.html"),
+        selection_map(inspection, out / f"{inspection.file_stem}.png"),
+        selection_page(inspection, out / f"{inspection.file_stem}.html"),
     ]
     if export is not None:
         files.append(export_selection(inspection.layers, export, inspection.questions))
@@ -152,12 +177,14 @@ def _write(inspection: Inspection, out: Path, export: Path | None) -> list[Path]
 
 
 def _own_text(text: str | None, file: Path | None) -> str | None:
-    """The text of --text or --text-file. Raises SpecError for both, DataError for a file that is no text."""
+    """The text of --text, or of --text-file as training reads it. SpecError for both, DataError for what is no text."""
     if file is None:
         return text
     if text is not None:
         raise SpecError("--text and --text-file replace each other; keep one")
+    from dsabench.data.sources.readers import whole_text
+
     try:
-        return file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"--text-file {file}: {getattr(error, 'strerror', None) or error}") from None
+        return whole_text(file)
+    except DataError as error:
+        raise DataError(f"--text-file {error}") from None

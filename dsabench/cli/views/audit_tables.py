@@ -1,23 +1,24 @@
-"""An audit's table on stdout, at most 80 columns wide, and its JSON document."""
+"""An audit's table on stdout, and its JSON document."""
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.text import Text
 
 from dsabench.cli.safe_text import printable
-from dsabench.cli.views.results_table_text import columns
+from dsabench.cli.views.text_table import Cell, Column, print_table, say
 
 if TYPE_CHECKING:
     from dsabench.audit.experiment_checks import Examination
 
-_HEADINGS = ("check", "result", "detail")
-_DETAIL = 49
-"""Characters of a line of the last column: 80 with the two before it."""
+_COLUMNS = (
+    Column("check", left=True),
+    Column("result", left=True),
+    Column("detail", left=True, shorten="wrap", least=24),
+)
+_STYLES = {"ok": "green", "LEAK": "bold red", "FAIL": "bold red"}
 
 
 def audit_document(found: Sequence[Examination]) -> dict[str, Any]:
@@ -27,24 +28,21 @@ def audit_document(found: Sequence[Examination]) -> dict[str, Any]:
 
 def audit_lines(found: Sequence[Examination], console: Console) -> None:
     """Print one table with a block for each attention, and the conclusion in a sentence."""
-    console.print(columns(_HEADINGS, _rows(found), console, left=_HEADINGS), crop=False)
+    print_table(console, _COLUMNS, _rows(found))
     failed = [printable(one.run_id or f"{one.attention} L={one.length}") for one in found if one.failed]
     if failed:
         last = f"Not to be believed: {', '.join(failed)}."
     else:
         last = "Nothing wrong was found. What an audit cannot see: dsabench audit --help."
-    console.print(Text(last), soft_wrap=True)
+    say(console, last)
 
 
-def _rows(found: Sequence[Examination]) -> Iterator[tuple[str, str, str]]:
+def _rows(found: Sequence[Examination]) -> Iterator[Sequence[str | Cell]]:
     for i, one in enumerate(found):
         if i:
-            yield "", "", ""
-        name = printable(one.run_id or f"{one.attention} L={one.length} seed={one.seed}")
-        lines = textwrap.wrap(f"{name}: {one.weights} weights, {one.device}, {one.audit.seconds:.1f} s", _DETAIL)
-        yield "run" if one.run_id else "attention", "", lines[0]
-        yield from (("", "", line) for line in lines[1:])
+            yield ()
+        name = one.run_id or f"{one.attention} L={one.length} seed={one.seed}"
+        about = f"{name}: {one.weights} weights, {one.device}, {one.audit.seconds:.1f} s"
+        yield Cell("run" if one.run_id else "attention", "bold"), "", Cell(about, "bold")
         for check in one.checks:
-            first, *rest = textwrap.wrap(printable(check.detail), _DETAIL) or [""]
-            yield check.check, check.result, first
-            yield from (("", "", line) for line in rest)
+            yield check.check, Cell(check.result, _STYLES.get(check.result, "")), check.detail

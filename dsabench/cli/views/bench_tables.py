@@ -1,4 +1,4 @@
-"""A bench's tables on stdout, at most 100 columns wide."""
+"""A bench's tables on stdout."""
 
 from __future__ import annotations
 
@@ -6,28 +6,47 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.text import Text
 
-from dsabench.cli.views.results_table_text import columns
+from dsabench.cli.views.text_table import Cell as TableCell
+from dsabench.cli.views.text_table import Column, footnote_lines, print_table, say
 
 if TYPE_CHECKING:
     from dsabench.bench.document import Cell, Document, Measured
 
-_HEADINGS = ("L", "implementation", "ms", "p20-p80", "fwd", "bwd", "TFLOP/s", "% of\nroof", "peak\nMB", "speed\nup")
-_PARTS = ("L", "part", "ms", "p20-p80", "TFLOP/s", "% of\nroof", "gathers\nGB/s")
+_COLUMNS = (
+    Column("L"),
+    Column("implementation", left=True, shorten="number", least=16),
+    Column("ms"),
+    Column("p20-p80", drop=1),
+    Column("forward ms", short="fwd", drop=3),
+    Column("backward ms", short="bwd", drop=3),
+    Column("TFLOP/s", drop=2),
+    Column("% of roof", short="% of\nroof", drop=2),
+    Column("peak MB", short="peak\nMB"),
+    Column("speed-up", short="speed\nup"),
+)
+_PARTS = (
+    Column("L"),
+    Column("part", left=True, shorten="number", least=16),
+    Column("ms"),
+    Column("p20-p80", drop=1),
+    Column("TFLOP/s", drop=2),
+    Column("% of roof", short="% of\nroof", drop=2),
+    Column("gathers GB/s", short="gathers\nGB/s", drop=3),
+)
 
 
 def bench_lines(document: Document, console: Console) -> None:
     """Print the table of implementations, that of the parts, the crossovers, and what did not run."""
-    _print(console, *_head(document), "")
-    footnotes: list[str] = []
+    say(console, *_head(document), "")
+    footnotes: dict[str, int] = {}
     shown = [cell for cell in document.cells if cell.status != "skipped"]
-    console.print(columns(_HEADINGS, _rows(shown, footnotes), console, left=("implementation",)), crop=False)
+    print_table(console, _COLUMNS, _rows(shown, footnotes), footnotes=footnotes)
     if document.parts:
-        _print(console, "", "Parts of dsa-triton, each by itself:", "")
-        console.print(columns(_PARTS, _part_rows(document, footnotes), console, left=("part",)), crop=False)
-    _print(console, "", *footnotes, *(f"crossover: {one.words}" for one in document.crossovers))
-    _print(
+        say(console, "", "Parts of dsa-triton, each by itself:", "")
+        print_table(console, _PARTS, _part_rows(document, footnotes), footnotes=footnotes)
+    say(console, "", *footnote_lines(footnotes), *(f"crossover: {one.words}" for one in document.crossovers))
+    say(
         console,
         *_checked(document),
         *_skipped(document),
@@ -35,11 +54,6 @@ def bench_lines(document: Document, console: Console) -> None:
         *(f"note: {note}" for note in document.notes),
         *_legend(document),
     )
-
-
-def _print(console: Console, *lines: str) -> None:
-    for line in lines:
-        console.print(Text(line), soft_wrap=True)
 
 
 def _head(document: Document) -> Iterator[str]:
@@ -58,14 +72,15 @@ def _head(document: Document) -> Iterator[str]:
     )
 
 
-def _rows(cells: Sequence[Cell], footnotes: list[str]) -> Iterator[tuple[str, ...]]:
+def _rows(cells: Sequence[Cell], footnotes: dict[str, int]) -> Iterator[tuple[str | TableCell, ...]]:
     previous = None
     for cell in cells:
         name = cell.implementation + (" (warm-up)" if cell.stage == "dense" else "")
         length = "" if cell.length == previous else f"{cell.length}"
         previous = cell.length
         if cell.ms is None:
-            yield length, name, _status(cell.status, cell.reason, footnotes), "", "", "", "", "", "", ""
+            status = _status(cell.status, cell.reason, footnotes)
+            yield length, name, TableCell(status, "red"), "", "", "", "", "", "", ""
             continue
         yield (
             length,
@@ -81,7 +96,7 @@ def _rows(cells: Sequence[Cell], footnotes: list[str]) -> Iterator[tuple[str, ..
         )
 
 
-def _part_rows(document: Document, footnotes: list[str]) -> Iterator[tuple[str, ...]]:
+def _part_rows(document: Document, footnotes: dict[str, int]) -> Iterator[tuple[str, ...]]:
     previous = None
     for part in document.parts:
         name = part.part + (" (warm-up)" if part.stage == "dense" else "")
@@ -95,15 +110,11 @@ def _part_rows(document: Document, footnotes: list[str]) -> Iterator[tuple[str, 
         yield length, name, _digits(part.ms), _range(part), rate, share, gathered
 
 
-def _status(status: str, reason: str | None, footnotes: list[str]) -> str:
+def _status(status: str, reason: str | None, footnotes: dict[str, int]) -> str:
     """The text in place of a time, with its reason as a footnote; cells of one reason share the footnote."""
     if reason is None or status == "out of memory":  # `_too_large` gives its reason
         return status
-    known = next((i for i, note in enumerate(footnotes, 1) if note == f"[{i}] {reason}"), None)
-    if known is None:
-        footnotes.append(f"[{len(footnotes) + 1}] {reason}")
-        known = len(footnotes)
-    return f"{status} [{known}]"
+    return f"{status} [{footnotes.setdefault(reason, len(footnotes) + 1)}]"
 
 
 def _skipped(document: Document) -> Iterator[str]:
@@ -141,7 +152,8 @@ def _too_large(document: Document) -> Iterator[str]:
 
 
 def _legend(document: Document) -> Iterator[str]:
-    yield "ms: median; p20-p80: of the repetitions; fwd, bwd: its parts. TFLOP/s: of what the method needs."
+    yield "ms: median; p20-p80: of the repetitions; forward, backward (fwd, bwd): its parts."
+    yield "TFLOP/s: of what the method needs."
     yield "% of roof: max(FLOPs / rate, fewest bytes / copy rate) over the time, both rates as measured above."
     if "dense" in document.settings.stages:
         yield "warm-up: DSA's dense stage, dense attention and the KL loss over all causal keys."

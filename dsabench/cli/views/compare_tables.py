@@ -1,36 +1,56 @@
-"""A comparison on stdout: tables of at most 100 columns, and what a reader must know under them."""
+"""A comparison on stdout: warnings and the answer first, then tables as wide as the terminal, then notes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.text import Text
 
 from dsabench.cli.safe_text import first_line
-from dsabench.cli.views.results_table_text import columns, short_names
+from dsabench.cli.views.text_table import Cell, Column, Row, footnote_lines, print_table
 
 if TYPE_CHECKING:
     from dsabench.analysis.comparison import Comparison
     from dsabench.analysis.formats import Grid
 
 _SHOWN = 12
-"""Runs without a partner that are listed before the rest are only counted."""
+"""Runs without a partner, and lines of the answer, that are listed before the rest are only counted."""
 
 _ERROR = 120
 """Characters of a run's error; `dsabench runs show` prints all of it."""
 
-_NAME = 14
-"""Characters of the variant column; longer names are numbered and spelt out below."""
+_STYLES = {
+    "better": "green",
+    "not worse": "green",
+    "worse": "red",
+    "LEAK": "bold red",
+    "inconclusive": "yellow",
+    "no verdict": "yellow",
+}
+"""Colours of the verdicts."""
 
-_RUNG = 25
-"""The same of a ladder's rungs."""
+_NARROW = {
+    "variant": Column("variant", left=True, least=14, shorten="number"),
+    "rung": Column("rung", left=True, least=25, shorten="number"),
+    "verdict": Column("verdict", left=True, least=12, shorten="wrap"),
+    "difference [95 % CI]": Column("difference [95 % CI]", "difference\n[95 % CI]"),
+    "its mean": Column("its mean", "its\nmean", drop=1),
+    "pairs": Column("pairs", drop=2),
+    "p": Column("p", drop=3),
+    "spread": Column("spread", drop=3),
+    "memory x": Column("memory x", "memory\nx", drop=1),
+    "at equal FLOPs": Column("at equal FLOPs", "at equal\nFLOPs", drop=4),
+    "gap": Column("gap", drop=5),
+}
+"""The columns that give way on a narrow terminal, the greatest `drop` first."""
 
 
-def comparison_lines(found: Comparison, console: Console) -> None:
-    """Print the comparison: of each setting the verdicts, in words, and the costs (of a ladder all rungs in one table);
-    then the notes."""
+def comparison_lines(found: Comparison, console: Console, explain: bool = False) -> None:
+    """Print the comparison: what must be known first, the answer, and of each setting the verdicts, in words, and the
+    costs (of a ladder all rungs in one table); then the notes. The columns are explained with `explain`, and wherever
+    it is not a terminal that reads."""
     from dsabench.analysis.formats import best_rate_grid, cost_grid, ladder_grid, notes, verdict_grid
     from dsabench.analysis.variants import display_name
     from dsabench.analysis.wording import mean_lines, trend_lines
@@ -38,50 +58,71 @@ def comparison_lines(found: Comparison, console: Console) -> None:
     def say(line: str = "", style: str = "") -> None:
         console.print(Text(line, style=style), soft_wrap=not console.is_terminal)
 
+    footnotes: dict[str, int] = {}
     say(f"{found.metric} of {found.scope}, against {display_name(found.baseline)}", "bold")
-    for line in found.warnings:
-        say(f"WARNING: {line}.", "bold")
+    warning_lines(found.warnings, console)
+    answer_lines(found.answer, console)
     if found.rungs and found.tables:
-        ladder, footnotes = _fitting(ladder_grid(found), "rung", _RUNG)
-        ladder, more = _fitting(ladder)
+        ladder = ladder_grid(found)
         say()
         say(ladder.title, "bold")
-        console.print(columns(ladder.headings, ladder.rows, console, ladder.left), crop=False)
-        for line in [*footnotes, *more]:
-            say(line)
+        _print(ladder, [row.verdict for row in found.rows], console, footnotes)
         say("(--markdown, --csv and --json have the p values, costs and sentences of each rung)")
     for table in [] if found.rungs else found.tables:
         say()
         if table.setting:
             say(f"Setting: {table.setting}", "bold")
-        verdicts, footnotes = _fitting(verdict_grid(table, found))
-        console.print(columns(verdicts.headings, verdicts.rows, console, verdicts.left), crop=False)
+        verdicts = [row.verdict for row in table.rows]
+        _print(verdict_grid(table, found), verdicts, console, footnotes)
         say()
         for line in [*table.sentences, *mean_lines(table, found.baseline), *trend_lines(table)]:
             say(line)
         say()
-        costs, _ = _fitting(cost_grid(table))
-        console.print(columns(costs.headings, costs.rows, console, costs.left), crop=False)
-        for line in footnotes:
-            say(line)
+        _print(cost_grid(table), verdicts, console, footnotes)
     if found.best_rates:
         rates = best_rate_grid(found)
         say()
         say(rates.title, "bold")
-        rates, footnotes = _fitting(rates)
-        console.print(columns(rates.headings, rates.rows, console, rates.left), crop=False)
-        for line in footnotes:
-            say(line)
-    say()
-    for line in [*notes(found, ladder_alone=bool(found.rungs)), *_left_out(found)]:
+        _print(rates, [], console, footnotes)
+    for line in footnote_lines(footnotes):
         say(line)
+    say()
+    explained = explain or not console.is_terminal
+    for line in [*notes(found, ladder_alone=bool(found.rungs), explained=explained), *_left_out(found)]:
+        say(line)
+    if found.tables and not explained:
+        say("--explain says what the columns and verdicts mean.", "dim")
 
 
-def _fitting(grid: Grid, column: str = "variant", width: int = _NAME) -> tuple[Grid, list[str]]:
-    place = grid.headings.index(column)
-    names, footnotes = short_names([row[place] for row in grid.rows], width)
-    rows = [(*row[:place], name, *row[place + 1 :]) for row, name in zip(grid.rows, names, strict=True)]
-    return grid._replace(rows=rows), footnotes
+def warning_lines(warnings: Iterable[str], console: Console) -> None:
+    """Print what must be known before any number, a line each."""
+    for line in warnings:
+        console.print(Text(f"WARNING: {line}.", style="bold yellow"), soft_wrap=not console.is_terminal)
+
+
+def answer_lines(answer: str, console: Console) -> None:
+    """Print the answer in plain words, the first lines of a long one."""
+    lines = answer.split("\n")
+    if len(lines) > _SHOWN:
+        lines = [*lines[:_SHOWN], f"and {len(lines) - _SHOWN} more (--json has all)"]
+    for line in lines:
+        console.print(Text(line, style="bold"), soft_wrap=not console.is_terminal)
+
+
+def _print(grid: Grid, verdicts: Sequence[str], console: Console, footnotes: dict[str, int]) -> None:
+    """Print a table, the verdicts of its rows in colour."""
+    columns = [_column(heading, grid.left) for heading in grid.headings]
+    place = grid.headings.index("verdict") if "verdict" in grid.headings else -1
+    rows = []
+    for i, cells in enumerate(grid.rows):
+        styled = [Cell(cell, _STYLES[verdicts[i]]) if at == place else cell for at, cell in enumerate(cells)]
+        rows.append(Row(styled))
+    print_table(console, columns, rows, footnotes=footnotes)
+
+
+def _column(heading: str, left: Sequence[str]) -> Column:
+    name = heading.replace("\n", " ")
+    return _NARROW.get(name) or Column(name, heading, left=heading in left)
 
 
 def _left_out(found: Comparison) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""A profile's tables on stdout, at most 80 columns wide, and its JSON document."""
+"""A profile's tables on stdout, and its JSON document."""
 
 from __future__ import annotations
 
@@ -7,18 +7,32 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.text import Text
 
-from dsabench.cli.views.results_table_text import columns, short_names
+from dsabench.cli.views.text_table import Column, print_table, say
 
 if TYPE_CHECKING:
     from dsabench.engine.device import Execution
     from dsabench.engine.profiling.result import Profile
 
-_HEADINGS = ("part", "ms", "% of\nstep", "backward\nms", "GFLOP", "% of\nFLOPs", "% of\nrate")
-_SUMMARY = ("case", "ms", "p20-p80", "tokens/s", "MFU %", "busy %", "kernels", "MB")
-_LABEL = 22
-"""Characters of a case's name in the summary; longer ones are numbered and spelt out below it."""
+_PARTS = (
+    Column("part", left=True),
+    Column("ms"),
+    Column("% of step", short="% of\nstep"),
+    Column("backward ms", short="backward\nms", drop=3),
+    Column("GFLOP", drop=2),
+    Column("% of FLOPs", short="% of\nFLOPs", drop=1),
+    Column("% of rate", short="% of\nrate", drop=1),
+)
+_SUMMARY = (
+    Column("case", left=True, shorten="number", least=20),
+    Column("ms"),
+    Column("p20-p80", drop=2),
+    Column("tokens/s", drop=1),
+    Column("MFU %"),
+    Column("busy %", drop=3),
+    Column("kernels", drop=4),
+    Column("peak MB", short="MB"),
+)
 
 _RAN = {
     "operators": "the operators of traced eager steps",
@@ -41,19 +55,13 @@ def profile_document(profiles: Sequence[Profile], execution: Execution) -> dict[
 def profile_lines(profiles: Sequence[Profile], execution: Execution, console: Console) -> None:
     """Print each case's parts, and a summary when there are several cases."""
     for profile in profiles:
-        _print(console, *_head(profile, execution), "")
-        console.print(columns(_HEADINGS, _cells(profile), console, left=("part",)), crop=False)
-        _print(console, "", *(f"note: {note}" for note in profile.notes), f"trace: {profile.trace}", "")
+        say(console, *_head(profile, execution), "")
+        print_table(console, _PARTS, _cells(profile))
+        say(console, "", *(f"note: {note}" for note in profile.notes), f"trace: {profile.trace}", "")
     if len(profiles) > 1:
-        labels, footnotes = short_names([_name(profile) for profile in profiles], _LABEL)
-        console.print(columns(_SUMMARY, _summary(profiles, labels), console, left=("case",)), crop=False)
-        _print(console, *footnotes, "")
-    _print(console, *_legend(profiles))
-
-
-def _print(console: Console, *lines: str) -> None:
-    for line in lines:
-        console.print(Text(line), soft_wrap=True)
+        print_table(console, _SUMMARY, _summary(profiles))
+        say(console, "")
+    say(console, *_legend(profiles))
 
 
 def _name(profile: Profile) -> str:
@@ -99,10 +107,10 @@ def _cells(profile: Profile) -> Iterator[tuple[str, ...]]:
     yield "the step", _digits(profile.step_ms), "100.0", _digits(backward), gflops, "100.0", _percent(profile.mfu)
 
 
-def _summary(profiles: Sequence[Profile], labels: Sequence[str]) -> Iterator[tuple[str, ...]]:
-    for profile, label in zip(profiles, labels, strict=True):
+def _summary(profiles: Sequence[Profile]) -> Iterator[tuple[str, ...]]:
+    for profile in profiles:
         yield (
-            label,
+            _name(profile),
             _digits(profile.step_ms),
             f"{_digits(profile.step_ms_p20)}-{_digits(profile.step_ms_p80)}",
             f"{profile.tokens_per_second:,.0f}",

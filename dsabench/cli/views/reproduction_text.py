@@ -7,8 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
 from dsabench.cli.safe_text import first_line, printable
-from dsabench.cli.views.runs_diff import change_lines, record_lines, wrapped
+from dsabench.cli.views.runs_diff import print_changes, record_lines
+from dsabench.cli.views.text_table import say
 from dsabench.reproduction.difference import records_document
 from dsabench.reproduction.environments import Change, remedies
 from dsabench.reproduction.train_again import Reproduction
@@ -43,24 +46,22 @@ def document(found: Reproduction) -> dict[str, Any]:
     }
 
 
-def print_reproduction(found: Reproduction, store: Path) -> None:
+def print_reproduction(found: Reproduction, store: Path, console: Console) -> None:
     """Print the verdict, the evidence for it, and what may explain a difference. `store` holds the original run."""
     original, again = found.original, found.again
-    print(printable(f"{original.run_id}: {_verdict(found)}"))
+    say(console, printable(f"{original.run_id}: {_verdict(found)}"), style="bold")
     if original.status != "done":
-        print(f"  the run was {original.status}; compared as far as it came")
+        say(console, f"  the run was {original.status}; compared as far as it came")
     if again.status != original.status and original.status != "interrupted":
         error = f": {first_line(again.error)}" if again.error else ""
-        for line in wrapped(f"  {original.status} then, {again.status} now{error}", "    "):
-            print(line)
-    for name, line in _lines(found):
-        print(f"  {name:12}{line}")
+        say(console, printable(f"  {original.status} then, {again.status} now{error}"))
+    say(console, *(f"  {name:12}{line}" for name, line in _lines(found)))
     if found.verdict != "same bits":
-        _print_reasons(found)
+        _print_reasons(found, console)
     if found.kept is not None:
         words = ["dsabench", "runs", "diff", original.run_id, "--other-store", str(found.kept)]
         words += [] if store == Path("runs") else ["--store", str(store)]
-        print(printable(f"Kept in {found.kept}: {shlex.join(words)}"))
+        say(console, printable(f"Kept in {found.kept}: {shlex.join(words)}"))
 
 
 def _verdict(found: Reproduction) -> str:
@@ -86,27 +87,27 @@ def _lines(found: Reproduction) -> Iterator[tuple[str, str]]:
         yield "step time", f"{times[0]:.2f} ms then, {times[1]:.2f} ms now"
 
 
-def _print_reasons(found: Reproduction) -> None:
+def _print_reasons(found: Reproduction, console: Console) -> None:
     reasons = found.reasons
     if found.may_vary:
-        for line in wrapped(
+        say(
+            console,
             "It ran on a GPU without engine.deterministic: the last bits vary from run to run there, and grow with "
-            "the steps. `--set engine.deterministic=true` trains a run that can be reproduced bit for bit."
-        ):
-            print(line)
-    for line in change_lines("what may explain it", [Change(c.field, c.a, c.b) for c in reasons]):
-        print(line)
-    for remedy in remedies(reasons):
-        print(f"  {remedy}.")
+            "the steps. `--set engine.deterministic=true` trains a run that can be reproduced bit for bit.",
+        )
+    print_changes(console, "what may explain it", [Change(c.field, c.a, c.b) for c in reasons])
+    say(console, *(f"  {remedy}." for remedy in remedies(reasons)))
     if not found.records.all_same and found.weights is not None and found.weights.all_same:
-        for line in wrapped(
+        say(
+            console,
             "The final weights are the same, so the training was too: either its records were edited, or evaluation "
-            "alone differs."
-        ):
-            print(line)
+            "alone differs.",
+        )
     elif not reasons and not found.may_vary:
-        print("Nothing in the recorded environments explains it: the same versions, device and")
-        print("threads. Either the records were edited, or a computation is not deterministic.")
+        say(
+            console,
+            "Nothing in the recorded environments explains it: the same versions, device and threads. Either the "
+            "records were edited, or a computation is not deterministic.",
+        )
     if found.unrecorded:
-        for line in wrapped(f"Recorded by only one of the two: {', '.join(found.unrecorded)}."):
-            print(line)
+        say(console, printable(f"Recorded by only one of the two: {', '.join(found.unrecorded)}."))

@@ -1,37 +1,34 @@
-"""The experiment's table on stdout: 80 columns wide, and plain ASCII where there is no terminal."""
+"""The experiment's table on stdout, and the notes that it needs."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from rich.box import SIMPLE_HEAD, Box
-from rich.console import Console, ConsoleOptions, RenderResult
-from rich.measure import Measurement
-from rich.table import Table
-from rich.text import Text
+from rich.console import Console
 
+from dsabench.analysis.step_times_check import MOST_SPREAD
 from dsabench.analysis.variants import display_name, scored_unit
-from dsabench.analysis.wording import RECALL, number, recall, recall_lines
-from dsabench.cli.console import inert_text
+from dsabench.analysis.wording import RECALL, doubted, number, recall, recall_lines
 from dsabench.cli.safe_text import first_line
+from dsabench.cli.views.text_table import Cell, Column, Row, print_table, say
 from dsabench.metrics import METRICS
 
 if TYPE_CHECKING:
     import pandas as pd
 
-_PLAIN = Box("    \n    \n -- \n    \n    \n    \n    \n    \n", ascii=True)
-"""SIMPLE_HEAD in ASCII: a rule under the header and nothing else."""
-
 _LOSS, _ACCURACY, _TIME = (METRICS[name].title for name in ("val_loss", "val_accuracy", "step_ms"))
-_HEADINGS = (
-    *("length", "attention", "seeds", _LOSS, "minus dense"),
-    *(f"{_ACCURACY} %", _TIME.replace("/", "/\n"), RECALL),
+_COLUMNS = (
+    Column("length"),
+    Column("attention", left=True, shorten="number", least=9),
+    Column("seeds"),
+    Column(_LOSS),
+    Column("minus dense"),
+    Column(f"{_ACCURACY} %", drop=1),
+    Column(_TIME, short=_TIME.replace("/", "/\n")),
+    Column(RECALL.replace("\n", " "), short=RECALL, drop=2),
 )
-
-_LABEL = 9
-"""Characters of the attention column; longer names are numbered and spelt out below the table."""
 
 _SHOWN = 10
 """Runs that are listed as left out, before the rest are only counted."""
@@ -44,61 +41,33 @@ def experiment_lines(table: pd.DataFrame, console: Console, left_out: pd.DataFra
     """
     rows = [{str(name): value for name, value in row.items()} for row in table.to_dict("records")]
     names = [display_name(str(row["variant"])) + (" LEAK" if row["leak"] else "") for row in rows]
-    labels, footnotes = short_names(names, _LABEL)
     if rows:
-        console.print(columns(_HEADINGS, _cells(rows, labels), console, left=("attention",)), crop=False)
+        print_table(console, _COLUMNS, _cells(rows, names))
     else:
-        console.print("No run has a result.")
-    for line in [*footnotes, *_notes(rows), *_list(left_out)]:
-        console.print(Text(line), soft_wrap=True)
+        say(console, "No run has a result.")
+    say(console, *_notes(rows), *_list(left_out))
 
 
-class Whole:
-    """A table that is never cut: on a narrower terminal the terminal wraps it."""
-
-    def __init__(self, table: Table) -> None:
-        self.table = table
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        needed = Measurement.get(console, options.update(max_width=10_000), self.table).maximum
-        yield from console.render(self.table, options.update(width=max(needed, 1)))
+def _noisy(row: dict[str, Any]) -> bool:
+    """Whether the step times of a row's seeds differ by more than their work explains."""
+    return bool(row["step_ms_max"] > MOST_SPREAD * row["step_ms_min"])
 
 
-def columns(headings: Sequence[str], rows: Iterable[Sequence[str]], console: Console, left: Collection[str]) -> Whole:
-    """A table of texts, plain ASCII where there is no terminal; columns are right-aligned but for those in `left`."""
-    box = SIMPLE_HEAD if console.is_terminal and not console.legacy_windows else _PLAIN
-    shown = Table(box=box, show_edge=False, padding=(0, 1, 0, 0), header_style="bold")
-    for heading in headings:
-        shown.add_column(heading, justify="left" if heading in left else "right", no_wrap=True)
-    for row in rows:
-        shown.add_row(*map(inert_text, row))
-    return Whole(shown)
-
-
-def short_names(names: Sequence[str], width: int) -> tuple[list[str], list[str]]:
-    """The names, those longer than `width` as `DSA [1]`, and a footnote for each of these."""
-    long = [name for name in dict.fromkeys(names) if len(name) > width]
-    short = {
-        name: f"[{i}] LEAK" if name.endswith(" LEAK") else f"{name.split(' ')[0][: width - 4]} [{i}]"
-        for i, name in enumerate(long, 1)
-    }
-    return [short.get(name, name) for name in names], [f"[{i}] {name}" for i, name in enumerate(long, 1)]
-
-
-def _cells(rows: list[dict[str, Any]], labels: list[str]) -> Iterator[tuple[str, ...]]:
+def _cells(rows: list[dict[str, Any]], names: list[str]) -> Iterator[Row]:
     previous = None
-    for row, label in zip(rows, labels, strict=True):
+    for row, name in zip(rows, names, strict=True):
         n, total = row["n"], row["n_runs"]
-        yield (
+        cells = (
             "" if row["length"] == previous else str(row["length"]),
-            label,
+            Cell(name, "red" if row["leak"] else ""),
             str(n) if n == total else f"{n}/{total}",
             _with_sd(row["val_loss_mean"], row["val_loss_sd"], ".3f"),
             _with_sd(row["diff_mean"], row["diff_sd"], "+.3f"),
             number(100 * row["val_accuracy_mean"], ".1f"),
-            _three_digits(row["step_ms_mean"]),
+            doubted(_three_digits(row["step_ms_mean"]), _noisy(row)),
             recall(row.__getitem__),
         )
+        yield Row(cells, below=["selects everything, as dense attention does"] if row["selects_everything"] else [])
         previous = row["length"]
 
 
@@ -125,6 +94,9 @@ def _notes(rows: list[dict[str, Any]]) -> Iterator[str]:
         nats = _span([row["unigram_loss"] for row in tasks], ".3f")
         right = _span([100 * row["chance_accuracy"] for row in tasks], ".1f")
         yield f"{guess.words.capitalize()}: {nats} {guess.unit}, {right} % right."
+    if any(map(_noisy, rows)):
+        spread = max(row["step_ms_max"] / row["step_ms_min"] for row in rows if row["step_ms_min"] > 0)
+        yield f"({_TIME} in brackets): the seeds of a row took up to {spread:.2f}-fold different times."
     if any(row["n"] < row["n_runs"] for row in rows):
         yield "seeds n/m: n of m runs finished and are averaged."
     if any(row["leak"] for row in rows):

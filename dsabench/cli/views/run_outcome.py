@@ -37,7 +37,16 @@ def describe(record: RunRecord) -> str:
 
 
 def print_run(record: RunRecord, store: Path) -> None:
-    """Print the result of `train`: each measure with its unit, and its chance or floor where it has one."""
+    """Print the result of `train`."""
+    console = stdout_console()
+    console.print(f"{record.run_id}: {record.status}{': ' + record.error if record.error else ''}")
+    for line in measure_lines(record) if record.status == "done" else ():
+        console.print(line)
+    console.print(f"  stored in {store / record.run_id}")
+
+
+def measure_lines(record: RunRecord) -> list[str]:
+    """A line for each measure of a run, with its unit, and its chance or floor where it has one."""
     summary = record.summary
     is_task = summary.get("task_accuracy") is not None
     unit = "nats per answer" if is_task else "nats per token"
@@ -67,7 +76,7 @@ def print_run(record: RunRecord, store: Path) -> None:
             _number(summary, "step_ms", ".2f"),
             f"ms, {_number(summary, 'tokens_per_second', ',.0f')} tokens/s",
         ),
-        ("model FLOPs used", _number(summary, "mfu", ".1%"), "of the device's measured matrix-product rate"),
+        ("model FLOPs used", _number(summary, "mfu", ".1%"), "of the measured matrix-product rate"),
         (
             "parameters",
             _number(summary, "params", ",.0f"),
@@ -75,13 +84,7 @@ def print_run(record: RunRecord, store: Path) -> None:
         ),
         ("peak memory", _number(summary, "peak_memory_mb", ",.0f"), "MB"),
     ]
-    console = stdout_console()
-    console.print(f"{record.run_id}: {record.status}{': ' + record.error if record.error else ''}")
-    if record.status == "done":
-        for name, value, unit in rows:
-            if value != "-":
-                console.print(f"  {name:20} {value:>12}  {unit}")
-    console.print(f"  stored in {store / record.run_id}")
+    return [f"  {name:20} {value:>12}  {unit}" for name, value, unit in rows if value != "-"]
 
 
 def _number(summary: dict[str, Any], name: str, form: str) -> str:

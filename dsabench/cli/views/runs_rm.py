@@ -25,7 +25,7 @@ def chosen(store: Path, sweep: str | None, where: str | None) -> list[str]:
 
     found = choose(store, sweep=sweep, where=where)
     if found.runs.empty:
-        typer.echo(f"{nothing(found, where)} Nothing was removed.")
+        print(f"{nothing(found, where)} Nothing was removed.")
     return [str(name) for name in found.runs["run_id"]]
 
 
@@ -33,12 +33,12 @@ def remove(store: Path, names: Sequence[str], yes: bool) -> None:
     """Remove these runs after a question, unless `yes`; without a terminal to ask on, refuse."""
     check_removable(store, names)
     if not yes and not _agreed(store, names):
-        typer.echo("Nothing was removed.")
+        print("Nothing was removed.")
         return
     for removed in remove_runs(store, names):
-        typer.echo(f"Removed: {printable(removed)}")
+        print(f"Removed: {printable(removed)}")
     for sweep, count in sweeps_naming(store, names).items():
-        typer.echo(
+        print(
             f"Sweep {printable(sweep)} still names {count} of them: `dsabench compare` will call them missing, "
             "and the sweep's command trains them again."
         )
@@ -58,5 +58,5 @@ def _agreed(store: Path, names: Sequence[str]) -> bool:
     try:
         return typer.confirm(f"Remove {what} ({size / 1e6:,.1f} MB)?", err=True)
     except typer.Abort:  # Ctrl-C, or the end of the input
-        typer.echo("\nNothing was removed.", err=True)
+        print("\nNothing was removed.", file=sys.stderr)
         raise typer.Exit(130) from None

@@ -1,4 +1,4 @@
-"""All that a store knows of one run, for a reader and as a JSON document."""
+"""One run for a reader, on one screen or all that the store knows of it, and as a JSON document."""
 
 from __future__ import annotations
 
@@ -8,11 +8,20 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from dsabench.cli.safe_text import printable
+from rich.console import Console
+from rich.text import Text
+
+from dsabench.cli.console import lines_of_words
+from dsabench.cli.safe_text import first_line, printable
+from dsabench.cli.views.run_outcome import measure_lines
+from dsabench.cli.views.text_table import say
 from dsabench.errors import StoreError
 from dsabench.spec.identity import flatten
 from dsabench.spec.rerun_command import command_words, non_default
 from dsabench.store import RunRecord, read_metrics, run_files
+
+_ERROR_LINES = 8
+"""Lines of a failed run's error that are shown without --all."""
 
 
 def document(record: RunRecord, store: Path) -> dict[str, Any]:
@@ -27,12 +36,45 @@ def document(record: RunRecord, store: Path) -> dict[str, Any]:
     }
 
 
-def print_run(record: RunRecord, store: Path) -> None:
-    """Print what is known of the run, section by section; never cut."""
+def print_run(record: RunRecord, store: Path, console: Console, everything: bool = False) -> None:
+    """Print what a reader needs of the run, or `everything`, section by section; nothing of it is cut."""
+    leak = " LEAK: this attention sees later tokens; its loss means nothing" if record.summary.get("leak") else ""
+    say(console, printable(f"{record.run_id}: {record.status}{leak}"), style="bold")
+    if everything:
+        _all(record, store, console)
+    else:
+        _short(record, store, console)
+    done = " (done already: remove it first, or name another --store)" * (record.status == "done")
+    say(console, f"train it again{done}", style="bold")
+    say(console, "  " + " \\\n    ".join(_lines(_words(record, store))))
+    if not everything:
+        words = ["dsabench", "runs", "show", record.run_id, "--all"]
+        words += [] if store == Path("runs") else ["--store", str(store)]
+        say(console, printable(f"All of it: {shlex.join(words)}"))
+
+
+def _short(record: RunRecord, store: Path, console: Console) -> None:
+    if record.error:
+        lines = [line for line in record.error.splitlines() if line.strip()]
+        more = len(lines) - _ERROR_LINES
+        say(console, *(f"  {printable(line)}" for line in lines[:_ERROR_LINES]))
+        say(console, *([f"  and {more} more lines"] if more > 0 else []))
+    say(console, *map(printable, measure_lines(record)))
+    machine = record.environment
+    on = [str(machine[name]) for name in ("device", "device_name", "precision") if machine.get(name)]
+    on += [f"torch {machine['torch']}"] if machine.get("torch") else []
+    sizes = run_files(store, record.run_id).values()
+    about = {
+        "trained": f"{record.created:%Y-%m-%d %H:%M} to {record.updated:%Y-%m-%d %H:%M} UTC, {', '.join(on) or '-'}",
+        "by": f"dsabench {record.version}, {f'sweep {record.sweep}' if record.sweep else 'of no sweep'}",
+        "in": f"{store / record.run_id} ({len(sizes)} files, {sum(sizes) / 1e6:,.1f} MB)",
+    }
+    _section(console, "", {name: first_line(value) for name, value in about.items()})
+
+
+def _all(record: RunRecord, store: Path, console: Console) -> None:
     different = non_default(record.spec)
     same = {path: value for path, value in flatten(record.spec).items() if path not in different}
-    leak = " LEAK: this attention sees later tokens; its loss means nothing" if record.summary.get("leak") else ""
-    print(printable(f"{record.run_id}: {record.status}{leak}"))
     about = {
         "sweep": record.sweep or "none",
         "begun": f"{record.created:%Y-%m-%d %H:%M:%S} UTC",
@@ -40,36 +82,35 @@ def print_run(record: RunRecord, store: Path) -> None:
         "dsabench": record.version,
         "folder": store / record.run_id,
     }
-    _section("", about)
+    _section(console, "", about)
     if record.error:
-        print("error")
-        for line in record.error.splitlines():
-            print(f"  {printable(line)}")
-    _section("summary", record.summary, measured=True)
-    _section("spec, fields that differ from their defaults", different)
-    _section("spec, fields at their defaults", same)
-    _section("environment", flatten(record.environment))
-    _section("fingerprint", record.fingerprint)
+        say(console, "error", *(f"  {printable(line)}" for line in record.error.splitlines()))
+    _section(console, "summary", record.summary, measured=True)
+    _section(console, "spec, fields that differ from their defaults", different)
+    _section(console, "spec, fields at their defaults", same)
+    _section(console, "environment", flatten(record.environment))
+    _section(console, "fingerprint", record.fingerprint)
     metrics, problem = _last_metrics(record, store)
     for kind, last in metrics.items():
-        _section(f"last {kind} record", {k: v for k, v in last.items() if k != "kind"}, measured=True)
+        _section(console, f"last {kind} record", {k: v for k, v in last.items() if k != "kind"}, measured=True)
     if problem:
-        print(f"metrics\n  {printable(problem)}")
+        say(console, "metrics", f"  {printable(problem)}")
     sizes = run_files(store, record.run_id)
-    _section("files, bytes", {name: f"{size:>12,}" for name, size in sizes.items()})
-    print("train it again" + (" (done already: remove it first, or name another --store)" * (record.status == "done")))
-    print("  " + " \\\n    ".join(_lines(_words(record, store))))
+    _section(console, "files, bytes", {name: f"{size:>12,}" for name, size in sizes.items()})
 
 
-def _section(title: str, values: Mapping[str, Any], measured: bool = False) -> None:
+def _section(console: Console, title: str, values: Mapping[str, Any], measured: bool = False) -> None:
     if not values:
         return
     if title:
-        print(printable(title))
+        say(console, printable(title), style="bold")
     names = {name: printable(name) for name in values}
     width = min(34, max(map(len, names.values())))
     for name, value in values.items():
-        print(f"  {names[name]:{width}}  {_text(value, measured)}")
+        line = f"  {names[name]:{width}}  {_text(value, measured)}"
+        lines = lines_of_words(line, console.width, depth=width + 4) if console.is_terminal else [Text(line)]
+        for one in lines:
+            console.print(one, soft_wrap=True)
 
 
 def _text(value: Any, measured: bool) -> str:
@@ -78,7 +119,7 @@ def _text(value: Any, measured: bool) -> str:
     if measured and isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
     if measured and isinstance(value, list):
-        return f"{len(value)} values (dsabench.load_metrics has them)"
+        return f"{len(value)} values (dsabench.load_lists has them)"
     if value is None or isinstance(value, bool | list | dict):
         return printable(json.dumps(value))
     return printable(value)

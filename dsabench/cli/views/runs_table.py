@@ -8,12 +8,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
-import typer
-from rich.cells import cell_len
 from rich.console import Console
 
 from dsabench.analysis.scope import Choice
 from dsabench.cli.safe_text import first_line, printable
+from dsabench.cli.views.text_table import Column, Row, print_table
 from dsabench.errors import ScopeError
 from dsabench.metrics import METRICS, Metric
 from dsabench.spec.messages import near_miss
@@ -26,8 +25,8 @@ _HEADINGS = {
 }
 """The columns that are shown when nobody chooses, and their headings."""
 
-_IN_ID = ("attention", "length", "seed")
-"""What a run's id says too: left out, and that is said, where a terminal is too narrow."""
+_DROPS = {"attention": 5, "length": 4, "seed": 3, "steps": 2, "step_ms": 1}
+"""What goes first where a terminal is too narrow: the id says attention, length and seed, too."""
 
 _STYLES = {"failed": "red", "unreadable": "red", "interrupted": "yellow", "running": "cyan"}
 
@@ -72,25 +71,22 @@ def nothing(chosen: Choice, where: str | None) -> str:
 
 
 def print_runs(runs: pd.DataFrame, columns: Sequence[str] | None, console: Console) -> None:
-    """Print a line a run; in colour in a terminal, never cut."""
+    """Print a line a run, and below it what must be seen of the run; in colour in a terminal."""
     rows = documents(runs)
     chosen = list(_HEADINGS) if columns is None else list(columns)
-    cells = {name: _column(name, rows) for name in chosen}
-    if columns is None and console.is_terminal and _width(cells) > console.width:
-        cells = {name: column for name, column in cells.items() if name not in _IN_ID}
-    widths = {name: max(map(cell_len, column)) for name, column in cells.items()}
-    right = {name for name in cells if pd.api.types.is_numeric_dtype(runs[name]) and runs[name].dtype != "boolean"}
-    colour = console.is_terminal and not console.no_color and not console.is_dumb_terminal
-    lines = []
-    for i in range(len(rows) + 1):
-        line = " ".join(_padded(column[i], widths[name], name in right) for name, column in cells.items()).rstrip()
-        row = rows[i - 1] if i else {}
-        style = {"fg": "red" if row.get("leak") else _STYLES.get(row["status"])} if i else {"bold": True}
-        lines.append(typer.style(line, **style) if colour and any(style.values()) else line)
-        lines += [f"    {remark}" for remark in _remarks(row, with_status="status" in cells)]
-    typer.echo("\n".join(lines))
-    if columns is None and len(cells) < len(_HEADINGS):
-        typer.echo("(The id says attention, length and seed; a wider terminal shows them apart.)")
+    cells = zip(*(_cells(name, rows) for name in chosen), strict=True)
+    print_table(
+        console,
+        [_column(name, runs, i + 1 if columns else _DROPS.get(name, 0)) for i, name in enumerate(chosen)],
+        [
+            Row(line, _style(row), _remarks(row, with_status="status" in chosen))
+            for line, row in zip(cells, rows, strict=True)
+        ],
+        rule=False,
+        elsewhere="the id says attention, length and seed, too; a wider terminal or --json shows all"
+        if columns is None
+        else "a wider terminal or --json shows them",
+    )
 
 
 def print_counts(runs: pd.DataFrame, hidden: int, limit: int | None) -> None:
@@ -98,7 +94,7 @@ def print_counts(runs: pd.DataFrame, hidden: int, limit: int | None) -> None:
     counts = Counter(str(status) for status in runs["status"])
     several = ", ".join(f"{count} {status}" for status, count in counts.most_common())
     left_out = f"; {hidden} of them are not shown (--limit {limit})" if hidden else ""
-    typer.echo(printable(f"{len(runs)} run{'s' * (len(runs) != 1)}: {several}{left_out}"))
+    print(printable(f"{len(runs)} run{'s' * (len(runs) != 1)}: {several}{left_out}"))
 
 
 def _known(runs: pd.DataFrame, wanted: str, option: str) -> str:
@@ -112,12 +108,22 @@ def _known(runs: pd.DataFrame, wanted: str, option: str) -> str:
     raise ScopeError(f"{option} {wanted}: no such column in the index{hint}")
 
 
-def _column(name: str, rows: list[dict[str, Any]]) -> list[str]:
-    """The heading, then a cell a run."""
+def _column(name: str, runs: pd.DataFrame, drop: int) -> Column:
+    number = pd.api.types.is_numeric_dtype(runs[name]) and runs[name].dtype != "boolean"
+    if name == "run_id":
+        return Column(_HEADINGS[name], left=True)
+    return Column(_HEADINGS.get(name, name), left=not number, drop=drop, least=0 if number else 24)
+
+
+def _cells(name: str, rows: list[dict[str, Any]]) -> list[str]:
     cells = [_cell(name, row[name]) for row in rows]
     if name == "status":
         cells = [f"{cell} LEAK" if row["leak"] else cell for cell, row in zip(cells, rows, strict=True)]
-    return [_HEADINGS.get(name) or printable(name), *cells]
+    return cells
+
+
+def _style(row: dict[str, Any]) -> str:
+    return "red" if row.get("leak") else _STYLES.get(row["status"], "")
 
 
 def _cell(name: str, value: Any) -> str:
@@ -137,15 +143,6 @@ def _number(metric: Metric | None, value: float) -> str:
     if metric is None:
         return f"{value:.6g}"
     return metric.text(value, more=int(metric.source == "evaluation"))
-
-
-def _width(cells: dict[str, list[str]]) -> int:
-    return sum(max(map(cell_len, column)) for column in cells.values()) + len(cells) - 1
-
-
-def _padded(text: str, width: int, right: bool) -> str:
-    space = " " * (width - cell_len(text))
-    return space + text if right else text + space
 
 
 def _remarks(row: dict[str, Any], with_status: bool) -> list[str]:

@@ -1,46 +1,44 @@
-"""`visualize-selection` in the terminal: the numbers of the layers beside their chance. 80 columns."""
+"""`visualize-selection` in the terminal: the numbers of the layers beside their chance."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 import numpy as np
+from rich.console import Console
 
-from dsabench.cli.views.marked_text import WIDTH, prose, wrapped
+from dsabench.cli.views.text_table import Column, print_table, say
 from dsabench.metrics import METRICS
 from dsabench.selection.numbers import FIRST, Numbers
 
 
-def number_lines(numbers: Numbers) -> Iterator[str]:
-    """One line a layer, their mean, and what chance would give; of a task with its targets."""
+def print_numbers(numbers: Numbers, console: Console) -> None:
+    """Print a line a layer, their mean, and what chance would give; of a task with its targets."""
     tasks = "target_recall_best" in numbers
     columns = (
-        ("recall", "mass_recall", 7, ".2f"),
-        ("best", "mass_recall_best", 6, ".2f"),
-        ("oracle", "oracle_overlap", 8, ".2f"),
-        ("nearest", "nearest_kept", 9, ".2f"),
-        ("targets", "target_recall", 9, ".2f") if tasks else (f"first {FIRST}", "first_kept", 9, ".2f"),
-        ("previous", "previous_kept", 10, ".2f"),
-        ("entropy", "attention_entropy", 9, ".2f"),
-        ("of score", "score_entropy", 10, ".2f"),
-        ("never", "never_selected", 7, "g"),
+        (Column("recall"), "mass_recall", ".2f"),
+        (Column("best", drop=3), "mass_recall_best", ".2f"),
+        (Column("oracle"), "oracle_overlap", ".2f"),
+        (Column("nearest"), "nearest_kept", ".2f"),
+        (Column("targets"), "target_recall", ".2f") if tasks else (Column(f"first {FIRST}"), "first_kept", ".2f"),
+        (Column("previous", drop=1), "previous_kept", ".2f"),
+        (Column("entropy", drop=2), "attention_entropy", ".2f"),
+        (Column("of score", drop=2), "score_entropy", ".2f"),
+        (Column("never"), "never_selected", "g"),
     )
 
-    def line(name: str, values: Numbers, ending: str = "") -> str:
-        cells = []
-        for _, column, width, form in columns:
+    def row(name: str, values: Numbers, ending: str = "") -> list[str]:
+        cells = [name]
+        for _, column, form in columns:
             value = values.get(f"{column}{ending}", values.get(f"{column}_uniform") if ending else None)
             form = ".1f" if form == "g" and value is not None and value != int(value) else form
-            cells.append(f"{'-' if value is None else format(value, form):>{width}}")
-        return f"{name:5}" + "".join(cells)
+            cells.append("-" if value is None else format(value, form))
+        return cells
 
-    yield f"{'layer':5}" + "".join(f"{title:>{width}}" for title, _, width, _ in columns)
-    yield "-" * WIDTH
-    for values in numbers["layers"]:
-        yield line(str(values["layer"]), values)
-    if len(numbers["layers"]) > 1:
-        yield line("mean", numbers["mean"])
-    yield line("rand.", numbers["mean"], "_chance")
+    rows = [row(str(values["layer"]), values) for values in numbers["layers"]]
+    rows += [row("mean", numbers["mean"])] if len(numbers["layers"]) > 1 else []
+    rows.append(row("rand.", numbers["mean"], "_chance"))
+    print_table(console, [Column("layer", left=True), *(column for column, _, _ in columns)], rows)
     first = "targets, those of all answers that are asked for" if tasks else f"first {FIRST} of the window"
     meaning = (
         f"recall: {METRICS['mass_recall'].meaning}; best: on as many best keys. Share of these keys that is "
@@ -49,31 +47,33 @@ def number_lines(numbers: Numbers) -> Iterator[str]:
         f"selected. rand.: random keys, even attention. Means over queries from k = {_ks(numbers)} on"
         + (", of targets over all." if tasks else ".")
     )
-    yield from (line.plain for line in wrapped(prose(meaning), WIDTH))
+    say(console, meaning)
     if len(numbers["layers"]) > 1:
-        yield from _overlap(numbers["layer_overlap"])
+        say(console, *_overlap(numbers["layer_overlap"]))
     if tasks:
         best, chance = numbers["target_recall_best"], numbers["mean"]["target_recall_chance"]
-        yield f"Targets: layer {numbers['target_recall_best_layer']} selects most, {best:.2f} (chance {chance:.2f})"
+        layer = numbers["target_recall_best_layer"]
+        say(console, f"Targets: layer {layer} selects most, {best:.2f} (chance {chance:.2f})")
 
 
-def distance_lines(numbers: Numbers) -> Iterator[str]:
-    """Distances from query to key in a layer: per cent of the selected keys, of random ones and of the attention."""
+def print_distances(numbers: Numbers, console: Console) -> None:
+    """Print distances from query to key in a layer: per cent of the selected keys, of random ones, of the attention."""
     distance = numbers["distance"]
     if distance is None:
         return
     bins = distance["histogram"]
-    width = max(4, min(6, (WIDTH - 15) // len(bins)))
-    starts = [str(one["from"]) for one in bins]
-    yield f"Layer {numbers['layer']}: distance from query to key, from each number up to the next, per cent"
-    yield f"{'':15}" + "".join(f"{start:>{width}}" for start in starts)
-    for title, name in (("selected", "share"), ("random", "share_chance"), ("attention", "share_attention")):
-        cells = ("-" if one[name] is None else f"{100 * one[name]:.0f}" for one in bins)
-        yield f"{title:15}" + "".join(f"{cell:>{width}}" for cell in cells)
+    say(console, f"Layer {numbers['layer']}: distance from query to key, from each number up to the next, per cent")
+    rows = [
+        [title, *("-" if one[name] is None else f"{100 * one[name]:.0f}" for one in bins)]
+        for title, name in (("selected", "share"), ("random", "share_chance"), ("attention", "share_attention"))
+    ]
+    columns = [Column(str(one["from"]), drop=len(bins) - i) for i, one in enumerate(bins)]
+    print_table(console, [Column("keys", left=True), *columns], rows)
     quantiles, chance = distance["quantiles"], distance["quantiles_chance"]
-    yield (
+    say(
+        console,
         f"Half of the selected keys: within {quantiles['0.5']} tokens (random {chance['0.5']}); "
-        f"nine tenths: {quantiles['0.9']} ({chance['0.9']})"
+        f"nine tenths: {quantiles['0.9']} ({chance['0.9']})",
     )
 
 

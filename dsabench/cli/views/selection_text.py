@@ -1,6 +1,6 @@
 """`visualize-selection` in the terminal: the text with a query's keys marked, its highest keys, and the numbers.
 
-In colour where there is any; as ASCII marks elsewhere, which say the same. 80 columns.
+In colour where there is any; as ASCII marks elsewhere, which say the same.
 """
 
 from __future__ import annotations
@@ -9,14 +9,13 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
-from rich.cells import cell_len, set_cell_size
 from rich.console import Console
-from rich.text import Text
 
+from dsabench.cli.safe_text import readable
 from dsabench.cli.views.marked_text import FOUND, LATER, LOST, MISSED, QUERY, WIDTH, prose, wrapped
-from dsabench.cli.views.selection_numbers import distance_lines, number_lines
+from dsabench.cli.views.selection_numbers import print_distances, print_numbers
+from dsabench.cli.views.text_table import Column, print_table, say
 from dsabench.engine.chance import selection_chance_T
-from dsabench.plain import visible
 from dsabench.selection.numbers import layer_recall_T, missed_TS
 from dsabench.selection.targets import Questions, rank_of
 
@@ -27,47 +26,53 @@ if TYPE_CHECKING:
 BEFORE, AFTER = 600, 12
 """Tokens shown before and after the query; of a longer past, the count of what is left out."""
 
+MOST = 120
+"""Cells of a line of text on a wide terminal; longer lines are hard to read."""
+
 TOP = 8
 """Keys listed, of the selected and of the missed ones."""
 
 QUERIES = 8
 """Scored queries that are named where another was chosen."""
 
+_KEYS = (
+    Column("selected", left=True, least=16),
+    Column("at"),
+    Column("score"),
+    Column("mass"),
+    Column("missed", left=True, least=16),
+    Column("at"),
+    Column("mass"),
+)
+
 
 def print_inspection(inspection: Inspection, layer: LayerSelection, query: int, console: Console) -> None:
     """Print the numbers of the layers, the query with its keys, and the marked text."""
     coloured = console.is_terminal and not console.no_color and console.color_system is not None
 
-    def say(line: str | Text = "") -> None:
-        text = line if isinstance(line, Text) else Text(line)
-        console.print(text if _can_encode(text.plain, console) else _replaced(text, console), soft_wrap=True)
-
-    for line in wrapped(prose(visible(inspection.title)), WIDTH):
-        say(line)
+    width = min(console.width, MOST) if console.is_terminal else WIDTH
+    say(console, readable(inspection.title))
     if inspection.numbers["mean"].get("mass_recall") is not None:
-        say()
-        for row in number_lines(inspection.numbers):
-            say(row)
-        say()
-        for row in distance_lines(inspection.numbers["layers"][inspection.layers.index(layer)]):
-            say(row)
-    say()
-    for row in query_lines(inspection, layer, query):
-        say(row)
-    say()
+        say(console, "")
+        print_numbers(inspection.numbers, console)
+        say(console, "")
+        print_distances(inspection.numbers["layers"][inspection.layers.index(layer)], console)
+    say(console, "")
+    say(console, *query_lines(inspection, layer, query), "")
+    print_keys(inspection, layer, query, console)
+    say(console, "")
     kinds = token_kinds(layer, query, inspection.questions)
     first, last = max(0, query - BEFORE), min(layer.length, query + 1 + AFTER)
     if first:
         left_out = int(layer.member_TS[query, :first].sum())
-        say(f"({first} earlier tokens, {left_out} of them selected, are not shown here; the page has all)")
+        say(console, f"({first} earlier tokens, {left_out} of them selected, are not shown here; the page has all)")
     tokens = [
-        ((inspection.separator if i > first else "") + visible(inspection.pieces[i]), kinds[i])
+        ((inspection.separator if i > first else "") + readable(inspection.pieces[i]), kinds[i])
         for i in range(first, last)
     ]
-    for line in wrapped(tokens, WIDTH, marks=not coloured):
-        say(line)
-    for line in wrapped(_legend(coloured, tasks=inspection.questions is not None), WIDTH):
-        say(line)
+    legend = wrapped(_legend(coloured, tasks=inspection.questions is not None), width)
+    for line in [*wrapped(tokens, width, marks=not coloured), *legend]:
+        console.print(line, soft_wrap=True)
 
 
 def token_kinds(layer: LayerSelection, query: int, questions: Questions | None = None) -> list[str]:
@@ -89,29 +94,36 @@ def token_kinds(layer: LayerSelection, query: int, questions: Questions | None =
 
 
 def query_lines(inspection: Inspection, layer: LayerSelection, query: int) -> Iterator[str]:
-    """The query, what its selection holds, its highest keys, and the heaviest of those it missed."""
+    """The query and what its selection holds; of a task its targets."""
     n, recall = int(layer.n_selected_T[query]), layer_recall_T(layer)[query]
     chance = selection_chance_T(layer.n_selected_T)[query]
-    missed = np.flatnonzero(missed_TS(layer)[query])
-    missed = missed[np.argsort(-layer.mass_TS[query, missed], kind="stable")]
-    token = _token(inspection, query, 30).rstrip()
-    yield f"Layer {layer.layer}, query {query} {token}: {n} of {query + 1} keys selected,"
-    yield f"holding {recall:.2f} of the attention (chance {chance:.2f}); {len(missed)} missed"
+    missed = int(missed_TS(layer)[query].sum())
+    yield (
+        f"Layer {layer.layer}, query {query} {_token(inspection, query)}: {n} of {query + 1} keys selected, "
+        f"holding {recall:.2f} of the attention (chance {chance:.2f}); {missed} missed"
+    )
     if inspection.questions is not None:
         yield from target_lines(inspection, inspection.questions, layer, query)
-    yield ""
+
+
+def print_keys(inspection: Inspection, layer: LayerSelection, query: int, console: Console) -> None:
+    """Print the highest keys that the query selected, beside the heaviest of those that it missed."""
+    n = int(layer.n_selected_T[query])
+    missed = np.flatnonzero(missed_TS(layer)[query])
+    missed = missed[np.argsort(-layer.mass_TS[query, missed], kind="stable")]
     kept = layer.selected_TK[query, : min(n, TOP)]
-    yield f"{'selected':16}{'at':>6}{'score':>9}{'mass':>8}    {'missed':16}{'at':>6}{'mass':>8}".rstrip()
+    rows = []
     for i in range(max(len(kept), min(TOP, len(missed)))):
-        left, right = " " * 39, ""
+        left, right = ["", "", "", ""], ["", "", ""]
         if i < len(kept):
             key = int(kept[i])
             score = "-" if layer.scores_TS is None else f"{layer.scores_TS[query, key]:.3f}"
-            left = f"{_token(inspection, key, 16)}{key:>6}{score:>9}{layer.mass_TS[query, key]:>8.4f}"
+            left = [_token(inspection, key), str(key), score, f"{layer.mass_TS[query, key]:.4f}"]
         if i < len(missed):
             key = int(missed[i])
-            right = f"    {_token(inspection, key, 16)}{key:>6}{layer.mass_TS[query, key]:>8.4f}"
-        yield (left + right).rstrip()
+            right = [_token(inspection, key), str(key), f"{layer.mass_TS[query, key]:.4f}"]
+        rows.append([*left, *right])
+    print_table(console, _KEYS, rows, rule=False)
 
 
 def target_lines(inspection: Inspection, questions: Questions, layer: LayerSelection, query: int) -> Iterator[str]:
@@ -127,7 +139,7 @@ def target_lines(inspection: Inspection, questions: Questions, layer: LayerSelec
         place = rank_of(layer, query, key)
         of = "" if place is None else f", rank {place + 1} of {layer.n_selected_T[query]}"
         found = f"selected{of}" if layer.member_TS[query, key] else "not selected"
-        yield f"target {_token(inspection, key, 16).rstrip()} at {key}: {found}"
+        yield f"target {_token(inspection, key)} at {key}: {found}"
 
 
 def _legend(coloured: bool, tasks: bool) -> list[tuple[str, str]]:
@@ -144,23 +156,6 @@ def _legend(coloured: bool, tasks: bool) -> list[tuple[str, str]]:
     )
 
 
-def _token(inspection: Inspection, i: int, width: int) -> str:
-    """A token in quotes, cut and filled to `width` cells."""
-    text = visible(inspection.pieces[i])
-    if cell_len(text) > width - 3:
-        text = set_cell_size(text, width - 4).rstrip() + "~"
-    return set_cell_size(f"'{text}'", width)
-
-
-def _can_encode(text: str, console: Console) -> bool:
-    try:
-        text.encode(console.encoding)
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _replaced(text: Text, console: Console) -> Text:
-    """The text with question marks for what the output cannot encode (a pipe in an old code page); styles stay."""
-    plain = "".join(c if _can_encode(c, console) else "?" for c in text.plain)
-    return Text(plain, spans=text.spans)
+def _token(inspection: Inspection, i: int) -> str:
+    """A token in quotes."""
+    return f"'{readable(inspection.pieces[i])}'"

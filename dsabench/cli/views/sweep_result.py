@@ -14,36 +14,36 @@ if TYPE_CHECKING:
 
 def report_sweep(sweep_id: str, planned: Sequence[PlannedRun], store: Path, out: Path, as_json: bool) -> None:
     """Write the experiment's files and picture under `out`, and print its table (or summary.json) on stdout."""
-    from dsabench.analysis.compare import compare, too_good
-    from dsabench.analysis.pairing import find_pairs
-    from dsabench.analysis.provenance import warnings
+    from dsabench.analysis.compare import compare
+    from dsabench.analysis.record_checks import check_alone, said_first
     from dsabench.analysis.results_table import experiment_table, not_averaged, write_results
-    from dsabench.analysis.rungs import on_rungs, rungs_of
     from dsabench.analysis.scope import look_at
-    from dsabench.analysis.variants import label_variants
-    from dsabench.cli.views.compare_tables import comparison_lines
+    from dsabench.cli.views.compare_tables import answer_lines, comparison_lines, warning_lines
     from dsabench.cli.views.results_table_text import experiment_lines
+    from dsabench.figures.catalogue import file_name
     from dsabench.figures.sequence_length import sequence_length_comparison
-    from dsabench.store import load_metrics, load_runs, read_sweep
+    from dsabench.store import load_metrics
 
-    ids = [run.run_id for run in planned]
-    runs = load_runs(store)
-    runs = on_rungs(runs[runs["run_id"].isin(ids)], read_sweep(store, sweep_id))
-    metrics = load_metrics(store, run_ids=ids)
-    files = write_results(runs, metrics, out, sweep=sweep_id)
-    files.append(sequence_length_comparison(runs, metrics, out / "sequence_length_comparison.png"))
+    scope = look_at(store, sweep=sweep_id)
+    runs = scope.runs
+    metrics = load_metrics(store, run_ids=[run.run_id for run in planned])
+    found = compare(scope) if (runs["attention"] == "dense").any() else None
+    warnings = found.warnings if found else said_first(check_alone(scope))
+    answer = found.answer if found else "No answer: no dense run among these, with which others are compared."
+    files = write_results(runs, metrics, out, sweep=sweep_id, answer=answer, warnings=warnings)
+    files.append(sequence_length_comparison(runs, metrics, out / file_name("experiment", 1, "png")))
     if as_json:
         print((out / "summary.json").read_text(encoding="utf-8"))
         return
     console = stdout_console()
-    dense = bool((runs["attention"] == "dense").any())
-    if rungs_of(runs) and runs["attention"].nunique() > 1 and dense:
-        comparison_lines(compare(look_at(store, sweep=sweep_id)), console)
+    if found and found.rungs and found.tables:
+        comparison_lines(found, console)
     else:
+        warning_lines(warnings, console)
         experiment_lines(experiment_table(runs), console, not_averaged(runs))
-        unbelievable = too_good(find_pairs(label_variants(runs), "dense").frame) if dense else []
-        for line in [*unbelievable, *warnings(runs)]:
-            console.print(f"WARNING: {line}.", soft_wrap=True)
+        if runs["attention"].nunique() > 1:
+            console.print()
+            answer_lines(answer, console)
     folders = dict.fromkeys(path.parent for path in files if path.parent != out)
     written = [*(path for path in files if path.parent == out), *folders]
     console.print(f"Written: {', '.join(map(str, written))}")

@@ -12,7 +12,6 @@ import os
 import signal
 import socket
 import sys
-import tempfile
 import threading
 import time
 import warnings
@@ -28,6 +27,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from dsabench.engine import failures
+from dsabench.engine.busy_cores import Others
 from dsabench.engine.data_parallel.rank_process import ENTRY
 from dsabench.engine.data_parallel.rank_protocol import STOP, Said, Task
 from dsabench.engine.data_parallel.ranks import RankFailedError, Ranks
@@ -36,6 +36,7 @@ from dsabench.engine.prepared_run import PreparedRun
 from dsabench.errors import DeviceError, SpecError
 from dsabench.shutdown import deferred
 from dsabench.spec.run import RunSpec
+from dsabench.user_folders import temporary_folder
 
 T = TypeVar("T")
 
@@ -86,13 +87,17 @@ def train_with_ranks(run: PreparedRun, run_id: str) -> dict[str, Any]:
         torch.cuda.empty_cache()  # rank 0 uses the same GPU
     threads = max(1, torch.get_num_threads() // size)
     task = Task(run.spec.model_dump(mode="json"), run_id, run.data.fingerprint, device.type, threads)
-    with tempfile.TemporaryDirectory(prefix="dsabench-") as folder:
+    with temporary_folder() as folder:
+        others = Others()
         ranks = _Ranks(run, task, Path(folder))
         try:
-            return ranks.to_the_end()
+            summary = ranks.to_the_end()
         finally:
             with deferred():
                 ranks.end()
+        # Rank 0 takes the other ranks for other programs; here, all of them have ended, and are known as its children.
+        load = others.cores()
+        return summary if load is None else {**summary, "other_load": load}
 
 
 class _Agent(threading.Thread):

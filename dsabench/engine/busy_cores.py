@@ -15,6 +15,7 @@ SLACK = 0.3
 
 class _Moment(NamedTuple):
     clock: float
+    """Seconds."""
     busy: float
     """Seconds that all cores have worked since the machine started."""
     own: float
@@ -27,18 +28,25 @@ class Others:
     def __init__(self) -> None:
         self._start = _now()
 
-    def cores(self) -> float | None:
-        """Cores that they have kept busy, on average; None where the system does not say."""
+    def work(self) -> tuple[float, float] | None:
+        """Seconds that they have kept cores busy, a little below zero where ticks are counted late, and the seconds
+        that have passed; None where the system does not say."""
         end = _now()
         if self._start is None or end is None or end.clock <= self._start.clock:
             return None
         others = (end.busy - self._start.busy) - (end.own - self._start.own)
-        return max(0.0, others / (end.clock - self._start.clock))
+        return others, end.clock - self._start.clock
+
+    def cores(self) -> float | None:
+        """Cores that they have kept busy, on average; None where the system does not say."""
+        work = self.work()
+        return None if work is None else max(0.0, work[0] / work[1])
 
     def note(self, threads: int) -> str | None:
-        """A warning for training with `threads` threads on this CPU; None when there are cores enough."""
+        """A warning for training with `threads` threads on this CPU; None when there are cores enough, and for one
+        thread, which waits for no other: it loses the time that others take, and not several times that."""
         cores, there = self.cores(), os.cpu_count() or 1
-        if cores is None or cores + threads <= there + SLACK:
+        if cores is None or threads == 1 or cores + threads <= there + SLACK:
             return None
         return (
             f"note: other programs keep about {cores:.1f} of {there} cores busy. Threads that wait for each other then "

@@ -1,0 +1,129 @@
+"""The checks of what the models learnt: more than nothing, from a sound start, on text that was not repeated often."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from dsabench.analysis.check_wording import count, missing, of, span
+from dsabench.analysis.comparison import Check
+from dsabench.analysis.selection_width import selects_everything
+from dsabench.analysis.variants import display_name, variant_order
+
+START_TOLERANCE = 0.5
+"""Nats by which the loss before training may lie off ln(vocabulary): logits that start near zero give no more."""
+
+MOST_EPOCHS = 4.0
+"""Times that a run may see its training text. Up to four repetitions cost a language model hardly more loss than new
+text would have (Muennighoff et al. 2023, arXiv:2305.16264); beyond, attentions differ in how they overfit, too."""
+
+TEXT_TOKENS = "text_tokens"
+"""The column of how many different tokens there were to train on."""
+
+RECALL_OVER_CHANCE = 0.02
+"""Mass recall within this of its chance is no better than chance."""
+
+
+def starts_at_chance(done: pd.DataFrame, curves: pd.DataFrame) -> Check:
+    """A model that knows nothing yet has loss ln V; one that starts far off is badly initialised."""
+    name = "Start of training"
+    first = curves[(curves["step"] == 0) & np.isfinite(curves["val_loss"])].drop_duplicates("run_id")
+    if "vocab_size" not in done or first.empty:
+        return Check(name=name, outcome="not recorded", text="No evaluation before the first step is recorded.")
+    known = first.merge(done[["run_id", "vocab_size"]].dropna(), on="run_id")
+    expected = np.log(known["vocab_size"].astype(float))
+    off = known["val_loss"] - expected
+    if known.empty:
+        return Check(name=name, outcome="not recorded", text="The size of the vocabulary is not recorded.")
+    rule = f"expected is ln(vocabulary) = {span(expected, '.3f')} within {START_TOLERANCE:g}"
+    text = f"Before the first step the loss is {span(known['val_loss'], '.3f')} nats; {rule}."
+    wrong = tuple(known.loc[off.abs() > START_TOLERANCE, "run_id"])
+    if wrong:
+        return Check(
+            name=name, outcome="warn", text=f"{of(len(wrong), len(known), 'run')} start far off. {text}", run_ids=wrong
+        )
+    return Check(name=name, outcome="ok", text=text + missing(len(done) - len(known)))
+
+
+def learnt_nothing(runs: pd.DataFrame, prefix: str = "") -> pd.Series[bool]:
+    """Which runs are no better than the unigram baseline of their windows; of a task, in loss or in accuracy no better
+    than a solver that does not see what the task is about. Those that do not record it are not. `prefix`: of the
+    columns, as in pairs."""
+    found: pd.Series[bool] = runs[f"{prefix}val_loss"] >= runs[f"{prefix}unigram_loss"]
+    return found | (runs[f"{prefix}task_accuracy"] <= runs[f"{prefix}chance_accuracy"])
+
+
+def better_than_guessing(done: pd.DataFrame) -> Check:
+    """Every model must beat the one that knows token frequencies alone, on a task the best solver that does not see
+    what the task is about."""
+    tasks = len(done) > 0 and bool(np.isfinite(done["task_accuracy"]).all())
+    name = "Better than guessing" if tasks else "Better than token frequencies"
+    baseline = "the floor of its task" if tasks else "its unigram baseline"
+    known = done[np.isfinite(done["unigram_loss"])]
+    if known.empty:
+        return Check(name=name, outcome="not recorded", text="No finished run has a recorded unigram baseline.")
+    ahead = known["unigram_loss"] - known["val_loss"]
+    idle = tuple(known.loc[learnt_nothing(known), "run_id"])
+    if idle:
+        above = "the unigram baseline of the same windows"
+        if tasks:
+            above = "a solver that does not see what the task is about, in loss or accuracy"
+        worst = f" (the worst by {-ahead.min():.3f} nats)" if ahead.min() < 0 else ""
+        text = (
+            f"{of(len(idle), len(known), 'run')} {'is' if len(idle) == 1 else 'are'} no better than {above}{worst}. "
+            "Such a model has learnt nothing, and comparing it says nothing."
+        )
+        return Check(name=name, outcome="fail", text=text, run_ids=idle, withholds=True)
+    text = (
+        f"Each of {count(len(known), 'run')} is below {baseline} ({span(known['unigram_loss'], '.3f')} "
+        f"nats), by {span(ahead, '.3f')}."
+    )
+    return Check(name=name, outcome="ok", text=text + missing(len(done) - len(known)))
+
+
+def indexer_learnt(done: pd.DataFrame) -> Check:
+    """Mass recall above that of a random selection, of the runs that leave something out."""
+    name = "The indexer learnt"
+    known = done[np.isfinite(done["mass_recall"]) & np.isfinite(done["mass_recall_chance"])]
+    known = known[~selects_everything(known)]  # there recall and its chance are both 1
+    if known.empty:
+        return Check(name=name, outcome="not recorded", text="No finished run has a recorded mass recall.")
+    above = known["mass_recall"] - known["mass_recall_chance"]
+    kinds = sorted(known["variant"].unique(), key=variant_order)
+    means = known.groupby("variant")[["mass_recall", "mass_recall_chance"]].mean()
+    said = "; ".join(
+        f"{display_name(kind)} {means.at[kind, 'mass_recall']:.2f} (chance {means.at[kind, 'mass_recall_chance']:.2f})"
+        for kind in kinds[:6]
+    )
+    said += f"; and {len(kinds) - 6} more" if len(kinds) > 6 else ""
+    untrained = tuple(known.loc[above <= RECALL_OVER_CHANCE, "run_id"])
+    if untrained:
+        text = f"{of(len(untrained), len(known), 'run')} select no better than at random. Mass recall: {said}."
+        return Check(name=name, outcome="warn", text=text, run_ids=untrained)
+    text = f"Mass recall of each of {count(len(known), 'run')} is above its chance. Means: {said}."
+    return Check(name=name, outcome="ok", text=text)
+
+
+def seldom_repeated(done: pd.DataFrame) -> Check:
+    """epochs = tokens of all training steps / tokens of the training text."""
+    name = "Training text not repeated often"
+    if TEXT_TOKENS not in done or "tokens" not in done:
+        return Check(name=name, outcome="not recorded", text="No run has recorded how many tokens its text has.")
+    trained, there = (
+        pd.to_numeric(done[name], errors="coerce").astype("Float64").astype("float64")
+        for name in ("tokens", TEXT_TOKENS)
+    )
+    epochs = trained / there.where(there > 0)
+    known = done[np.isfinite(epochs)]
+    epochs = epochs[known.index]
+    if known.empty:
+        return Check(name=name, outcome="not recorded", text="No run has recorded how many tokens its text has.")
+    seen = f"The training text was seen {span(epochs, '.2g')} times"
+    often = tuple(known.loc[epochs > MOST_EPOCHS, "run_id"])
+    if often:
+        text = (
+            f"{seen}, by {of(len(often), len(known), 'run')} more than {MOST_EPOCHS:g} times: losses then tell who "
+            "overfits less, too (see the gap)."
+        )
+        return Check(name=name, outcome="warn", text=text, run_ids=often)
+    return Check(name=name, outcome="ok", text=f"{seen}." + missing(len(done) - len(known)))
