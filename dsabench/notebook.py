@@ -18,12 +18,12 @@ from dsabench.analysis import compare as judging
 from dsabench.analysis.comparison import Comparison
 from dsabench.analysis.formats import frame
 from dsabench.analysis.scope import look_at
-from dsabench.cli.console import PlainConsole
-from dsabench.cli.progress import Display
+from dsabench.cli.console import PlainConsole, stderr_console
 from dsabench.cli.views.compare_tables import comparison_lines
 from dsabench.cli.views.run_outcome import describe
 from dsabench.errors import ScopeError, SpecError
 from dsabench.plain import json_values
+from dsabench.progress.display import Display
 from dsabench.spec.config import DEFAULT_CONFIG, load_sweep
 from dsabench.spec.sweep import Sweep
 from dsabench.store import check_writable, load_runs
@@ -66,12 +66,14 @@ def sweep(
     for path, value in sorted((overrides or {}).items(), key=lambda item: item[0] != "plugins"):  # kinds come from them
         experiment.set(path, value, "overrides: ")
     for path, values in (axes or {}).items():
-        experiment.set_axis(path, list(values) if isinstance(values, tuple | range) else values, "axes: ")
+        chosen: Any = list(values) if isinstance(values, tuple | range) else values
+        experiment.set_axis(path, chosen, "axes: ")
     if margin is not None:
         experiment.set_verdict({"margin": margin}, lambda path: "margin: ")
     specs = experiment.runs()
 
     from dsabench.engine.device import resolve
+    from dsabench.engine.random_state import kept_random_state
     from dsabench.sweeps import plan
     from dsabench.sweeps.schedule import run_sweep, sweep_id
 
@@ -81,19 +83,22 @@ def sweep(
     planned = plan.plan(specs, store)
     if (concurrency or 1) > 1 and (why := plan.why_alone(specs, execution)):
         raise SpecError(f"concurrency = {concurrency}: {why}; leave it out or give 1")
+    at_a_time = plan.choose_concurrency(planned, execution) if concurrency is None else concurrency
+    times = plan.timetable(planned, execution, at_a_time=at_a_time)
     done = sum(run.status == "done" for run in planned)
-    with Display(len(planned), done, quiet=not progress) as display:
-        plan.check_data(planned, display.note_once)
+    with kept_random_state(), Display(times, console=stderr_console(), done=done, quiet=not progress) as display:
+        plan.check_data(planned, display.note_once, display.counted)
         for record in run_sweep(
             experiment,
             planned,
             store,
             execution,
             retry_failed=retry_failed,
-            concurrency=concurrency,
+            concurrency=at_a_time,
             on_oom=on_oom,
-            started=lambda run: display.start(run.run_id, run.spec.train.steps),
+            started=lambda run: display.start(run.run_id),
             notify=display.note_once,
+            counted=display.counted,
         ):
             display.finish(record.run_id, describe(record))
     runs = load_runs(store).set_index("run_id", drop=False).rename_axis(None)
