@@ -18,7 +18,7 @@ from dsabench.analysis import compare as judging
 from dsabench.analysis.comparison import Comparison
 from dsabench.analysis.formats import frame
 from dsabench.analysis.scope import look_at
-from dsabench.cli.console import PlainConsole
+from dsabench.cli.console import PlainConsole, stderr_console
 from dsabench.cli.views.compare_tables import comparison_lines
 from dsabench.cli.views.run_outcome import describe
 from dsabench.errors import ScopeError, SpecError
@@ -66,13 +66,14 @@ def sweep(
     for path, value in sorted((overrides or {}).items(), key=lambda item: item[0] != "plugins"):  # kinds come from them
         experiment.set(path, value, "overrides: ")
     for path, values in (axes or {}).items():
-        plain: Any = list(values) if isinstance(values, tuple | range) else values  # set_axis refuses what is no list
-        experiment.set_axis(path, plain, "axes: ")
+        chosen: Any = list(values) if isinstance(values, tuple | range) else values
+        experiment.set_axis(path, chosen, "axes: ")
     if margin is not None:
         experiment.set_verdict({"margin": margin}, lambda path: "margin: ")
     specs = experiment.runs()
 
     from dsabench.engine.device import resolve
+    from dsabench.engine.random_state import kept_random_state
     from dsabench.sweeps import plan
     from dsabench.sweeps.schedule import run_sweep, sweep_id
 
@@ -83,9 +84,9 @@ def sweep(
     if (concurrency or 1) > 1 and (why := plan.why_alone(specs, execution)):
         raise SpecError(f"concurrency = {concurrency}: {why}; leave it out or give 1")
     at_a_time = plan.choose_concurrency(planned, execution) if concurrency is None else concurrency
-    done = sum(run.status == "done" for run in planned)
     times = plan.timetable(planned, execution, at_a_time=at_a_time)
-    with Display(times, done=done, quiet=not progress) as display:
+    done = sum(run.status == "done" for run in planned)
+    with kept_random_state(), Display(times, console=stderr_console(), done=done, quiet=not progress) as display:
         plan.check_data(planned, display.note_once, display.counted)
         for record in run_sweep(
             experiment,

@@ -13,6 +13,7 @@ import nbclient
 import nbformat
 import pandas as pd
 import pytest
+import torch
 from shell import Shell
 
 import dsabench
@@ -86,6 +87,15 @@ def test_what_is_done_is_not_trained_again(
     assert config.plain() == before
     assert {path: path.stat().st_mtime_ns for path in store.glob("*/metrics.jsonl")} == times
     assert capfd.readouterr() == ("", "")
+
+
+def test_the_random_state_of_the_caller_stays(tmp_path: Path) -> None:
+    axes = {"attention.kind": ["dsa"], "length": [16], "seed": [1]}
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    dsabench.sweep("quick", axes=axes, overrides=SIZES, store=tmp_path / "runs", progress=False)
+    assert torch.equal(torch.rand(3), expected)
 
 
 def test_a_run_that_fails_is_a_row_that_says_why(
