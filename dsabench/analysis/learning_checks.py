@@ -96,11 +96,12 @@ def indexer_learnt(done: pd.DataFrame) -> Check:
         for kind in kinds[:6]
     )
     said += f"; and {len(kinds) - 6} more" if len(kinds) > 6 else ""
+    over = "over seeds" if known["length"].nunique() == 1 else "over all lengths and seeds (tables: at each length)"
     untrained = tuple(known.loc[above <= RECALL_OVER_CHANCE, "run_id"])
     if untrained:
-        text = f"{of(len(untrained), len(known), 'run')} select no better than at random. Mass recall: {said}."
+        text = f"{of(len(untrained), len(known), 'run')} select no better than at random. Mass recall, {over}: {said}."
         return Check(name=name, outcome="warn", text=text, run_ids=untrained)
-    text = f"Mass recall of each of {count(len(known), 'run')} is above its chance. Means: {said}."
+    text = f"Mass recall of each of {count(len(known), 'run')} is above its chance. Mean, {over}: {said}."
     return Check(name=name, outcome="ok", text=text)
 
 

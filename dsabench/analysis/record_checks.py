@@ -156,13 +156,17 @@ def _by_position(pairs: pd.DataFrame, curves: pd.DataFrame) -> Check:
         )
     advantage, part, variant, length, run_ids = min(found)
     where = f"{display_name(variant)} at {length} tokens, part {part + 1} of {min(_PARTS, length)} of the window"
+    groups = "Parts are of equal length; the figure of positions has narrower ones first."
     if advantage > -LARGE_WIN:
         text = (
             f"In no part of the window is a variant far ahead: the largest advantage over the baseline, mean over "
-            f"seeds, is {min(advantage, 0.0):+.3f} nats ({where}). A look-ahead leak would show here first."
+            f"seeds, is {min(advantage, 0.0):+.3f} nats ({where}). A look-ahead leak would show here first. {groups}"
         )
         return Check(name=name, outcome="ok", text=text)
-    text = f"{where}: {advantage:+.3f} nats against the baseline, mean over seeds. A look-ahead leak looks like this."
+    text = (
+        f"{where}: {advantage:+.3f} nats against the baseline, mean over seeds. A look-ahead leak looks like this. "
+        f"{groups}"
+    )
     if _are_of_tasks(pairs):
         return Check(name=name, outcome="warn", text=text + _LEARNT, run_ids=run_ids)
     return Check(name=name, outcome="fail" if advantage < -ABSURD_WIN else "warn", text=text, run_ids=run_ids)

@@ -91,7 +91,7 @@ def _page(page: Page, losses: dict[str, np.ndarray], pairs: pd.DataFrame, baseli
     bars = "; bars: +-1 standard deviation" if several else ""
     caption = [
         f"After training; {seeds_of(page.runs)}{', means' if several else ': the spread is not known'}.",
-        "Points average a group of positions that widens to the right.",
+        "Points average a group of positions that widens to the right (the check of losses has eight equal parts).",
         f"{page.parts[1].capitalize()}: difference to {base} of the same seed{bars}." if len(pairs) else "",
         _largest(pairs, losses, page.facet),
         "A look-ahead leak is a large advantage, at positions up to k (marks at the foot"
