@@ -155,6 +155,8 @@ def test_python_of_the_documentation_runs(block: Block, reader: Shell, monkeypat
     monkeypatch.setattr(
         dsabench, "load_spec", lambda name, overrides=None: load_spec(name, overrides={**sizes, **(overrides or {})})
     )
+    sweep = dsabench.sweep
+    monkeypatch.setattr(dsabench, "sweep", lambda *given, **more: sweep(*given, overrides=sizes, **more))
     names: dict[str, Any] = {}
     exec(compile(block.text, f"{block.page}:{block.line}", "exec"), names)
     for name, value in names.items():

@@ -51,12 +51,13 @@ def test_the_table_of_runs_has_the_recorded_values(store: Path) -> None:
     for (_, row), expected in zip(runs.iterrows(), recorded, strict=True):
         for name in ("created", "updated"):
             assert row[name] == pd.Timestamp(expected.pop(name))
+        assert row["order"] == row["updated"].timestamp() * 1e6, "without a number a record is placed by its time"
         corrected = {}
         if expected["run_id"] == TASK_RUN:
             assert {name: row[name] for name in FLOOR} == pytest.approx(FLOOR, rel=1e-12)
             corrected = {f"recorded.{name}": expected.pop(name) for name in FLOOR}
         assert all(close(row[name], value) for name, value in expected.items())
-        missing = set(runs.columns) - set(expected) - {"created", "updated", *(FLOOR if corrected else ())}
+        missing = set(runs.columns) - set(expected) - {"created", "updated", "order", *(FLOOR if corrected else ())}
         later = {name: row[name] for name in missing if not pd.isna(row[name])}
         assert close(later, (CAME_LATER if row["attention"] == "dsa" else {}) | corrected)
 
@@ -76,8 +77,20 @@ def test_the_table_of_metrics_has_every_record(store: Path) -> None:
 def test_compare_says_the_same(store: Path, shell: Shell) -> None:
     code, out, err = shell("compare", "--store", "store", "--json")
     assert code == 0, err
-    recorded = json.loads((RECORDED / "compare.json").read_text())
-    assert close(json.loads(out), recorded)
+    recorded, now = json.loads((RECORDED / "compare.json").read_text()), json.loads(out)
+    told = {name: now.pop(name) for name in ("answer", "checks")}  # what that version did not tell
+    assert told["answer"].startswith("Not settled at 16 and 32 tokens: between 0.069 nats better and 0.126 nats worse")
+    failed = {check["name"]: check["outcome"] for check in told["checks"] if check["outcome"] in ("warn", "fail")}
+    assert failed == {"The indexer learnt": "warn", "Step times": "warn"}
+    assert [line.split(":")[0] for line in now.pop("warnings")] == [
+        "1 of 6 runs select no better than at random. Mass recall",
+        "Step times of one shape differ up to 1.32-fold between seeds",
+    ]
+    assert recorded.pop("warnings") == []
+    for row in (row for table in now["tables"] for row in table["rows"]):
+        assert {row.pop(name) for name in ("withheld", "learnt_nothing")} == {None, 0}
+        assert row.pop("time_spread") > 1.25 and row.pop("time_doubt").startswith("step times of one shape differ")
+    assert close(now, recorded)
 
 
 def close(value: Any, recorded: Any) -> bool:

@@ -17,6 +17,8 @@ ORDER = [
     "_version",
     "plain",
     "errors",
+    "locks",
+    "user_folders",
     "shutdown",
     "metrics",
     "spec",
@@ -25,6 +27,7 @@ ORDER = [
     "attention",
     "model",
     "engine",
+    "progress",
     "store",
     "models",
     "audit",
@@ -39,6 +42,7 @@ ORDER = [
     "report",
     "guide",
     "cli",
+    "notebook",
 ]
 """Left to right: a room may import the rooms before it. `attention` is part of `model` and comes before it."""
 

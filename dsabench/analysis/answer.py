@@ -116,7 +116,9 @@ def _open(found: Comparison, rows: list[Row], lengths: list[int]) -> str:
     low, high = min(row.difference.low for row in rows), max(row.difference.high for row in rows)
     baseline, sign = display_name(found.baseline), 1 if found.lower_is_better else -1
     ends = sorted((sign * low, sign * high))
-    span = f"between {_side(found, ends[0])} and {_side(found, ends[1])}"
+    span = f"between {_side(found, ends[0])} and {_side(found, ends[1])} than {baseline} ({_seeds(rows)})"
+    if low == high == 0:
+        span = f"the same as {baseline} in each of {_seeds(rows)}"
     needed = sorted(row.seeds_needed for row in rows if row.seeds_needed is not None)
     if needed:
         seeds = str(needed[0]) if needed[0] == needed[-1] else f"{needed[0]} to {needed[-1]}"
@@ -125,7 +127,7 @@ def _open(found: Comparison, rows: list[Row], lengths: list[int]) -> str:
         rest = "only a margin (--margin) could show that it is as good"
     else:
         rest = "more seeds than can be named would be needed"
-    return f"Not settled{_metric(found)} {where}: {span} than {baseline} ({_seeds(rows)}); {rest}."
+    return f"Not settled{_metric(found)} {where}: {span}; {rest}."
 
 
 def _side(found: Comparison, worsening: float) -> str:

@@ -141,8 +141,8 @@ class Row(Result):
     and of a LEAK."""
 
     learnt_nothing: int = 0
-    """How many of the pairs' models, two a pair, are no better than the unigram baseline (of a task: the guess without
-    the targets)."""
+    """How many of the pairs' models, two a pair, are no better than the unigram baseline (of a task: than a solver that
+    does not see what the task is about)."""
 
     seeds_needed: int | None
     """Seeds that would give a verdict with 80 % power if mean and spread stay; null when judged or out of reach."""

@@ -16,6 +16,7 @@ import pandas as pd
 
 from dsabench.analysis.pairing import find_pairs
 from dsabench.analysis.rungs import rungs_of
+from dsabench.analysis.selection_width import selects_everything
 from dsabench.analysis.variants import label_variants, scored_unit, variant_order
 from dsabench.errors import ScopeError
 from dsabench.metrics import METRICS, Metric, beside, means, partners, spreads
@@ -33,7 +34,8 @@ def experiment_table(runs: pd.DataFrame) -> pd.DataFrame:
     """One row for each length and variant, dense first; `runs` has one row a run, as the store loads it.
 
     Columns: length (tokens), variant (kind and differing fields), attention (kind), setting (the differing
-    fields outside attention), n (finished seeds), n_runs, leak; `_mean`, `_sd` (n - 1; NaN for one seed),
+    fields outside attention), n (finished seeds), n_runs, leak, selects_everything (k >= length); `_mean`,
+    `_sd` (n - 1; NaN for one seed),
     `_min` and `_max` of the metrics of `spreads`; the means of those of `means` by their own names; diff_n,
     diff_mean, diff_sd of val_loss minus val_loss of dense with the same length, setting and seed.
     A variant of which no run finished has n = 0 and NaN.
@@ -46,6 +48,7 @@ def experiment_table(runs: pd.DataFrame) -> pd.DataFrame:
         row: dict[str, Any] = {name: group[name].iloc[0] for name in ("variant", "attention", "setting")}
         row |= {"length": int(group["length"].iloc[0]), "n": len(done), "n_runs": len(group)}
         row["leak"] = bool(group["leak"].any())
+        row["selects_everything"] = bool(selects_everything(group).any())
         row |= {f"{m}_{name}": value for m in spreads() for name, value in _spread(done[m]).items()}
         row |= {name: float(done[name].mean()) for name in means()}
         difference = differences.get((row["length"], row["variant"]), pd.Series(dtype="float64"))
@@ -55,7 +58,7 @@ def experiment_table(runs: pd.DataFrame) -> pd.DataFrame:
     rows.sort(
         key=lambda row: (row["length"], variant_order(row["setting"]) if rungs else (), variant_order(row["variant"]))
     )
-    columns = ["length", "variant", "attention", "setting", "n", "n_runs", "leak"]
+    columns = ["length", "variant", "attention", "setting", "n", "n_runs", "leak", "selects_everything"]
     columns += [f"{m}_{name}" for m in spreads() for name in ("mean", "sd", "min", "max")]
     return pd.DataFrame(rows, columns=[*columns, *means(), "diff_n", "diff_mean", "diff_sd"])
 

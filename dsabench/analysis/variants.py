@@ -208,10 +208,10 @@ def _reason(run: dict[Any, Any]) -> str:
 def _keep_newest(labelled: pd.DataFrame, ignored: list[str]) -> None:
     """One run a seed counts: the others are named, not averaged twice."""
     keys = ["length", "variant", "seed", *ignored]
-    ordered = ["updated"] if "updated" in labelled else []
+    ordered = [column for column in ("order", "updated") if column in labelled]
     done = labelled.loc[labelled["reason"] == "", ["run_id", *keys, *ordered]]
     if ordered:
-        done = done.sort_values("updated", kind="stable", na_position="first")
+        done = done.sort_values(ordered, kind="stable", na_position="first")
     older = done[done.duplicated(keys, keep="last")]
     if older.empty:
         return

@@ -176,7 +176,7 @@ def number(value: float, form: str) -> str:
     return format(value, form) if math.isfinite(value) else "-"
 
 
-def doubted(text: str, doubt: str) -> str:
+def doubted(text: str, doubt: object) -> str:
     """The text in brackets when there is a doubt about it."""
     return f"({text})" if doubt and text != "-" else text
 

@@ -12,9 +12,15 @@ from pathlib import Path
 from dsabench.attention import registry
 from dsabench.attention.faults import line_in, said
 from dsabench.errors import SpecError
+from dsabench.user_folders import expanded
 
 _PREFIX = "dsabench_plugin_"
 """The beginning of the names of plugins' modules."""
+
+_MOVED = (
+    "modules inside dsabench move from version to version: import all that a plugin needs by "
+    "`from dsabench.attention import Attention, AttentionSpec, RunSpec, register, ...`"
+)
 
 _digests: dict[Path, str] = {}
 """SHA-256 of the content with which each plugin file was imported."""
@@ -99,7 +105,7 @@ def plugin_digest(kind: str) -> str | None:
 def _read(path: str) -> tuple[Path, bytes]:
     """The absolute path and the content of a plugin file."""
     try:
-        file = Path(path).expanduser().resolve()
+        file = expanded(path, SpecError).resolve()
         is_file = file.is_file()
     except (OSError, ValueError, RuntimeError) as error:  # a null byte, a name too long, ~ of nobody, a loop of links
         raise SpecError(f"plugins: {path!r} is not the name of a file: {error}") from error
@@ -115,6 +121,8 @@ def _failure(error: BaseException) -> str:
     if isinstance(error, SpecError):
         return f": {error}"
     hint = ""
-    if isinstance(error, ModuleNotFoundError):
+    if isinstance(error, ImportError) and str(error.name).startswith("dsabench."):
+        hint = f"; {_MOVED}"
+    elif isinstance(error, ModuleNotFoundError):
         hint = "; install it beside dsabench (a plugin is one file: it cannot import files that lie next to it)"
     return f" fails to import: {said(error)}{hint}"

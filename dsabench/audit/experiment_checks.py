@@ -16,7 +16,7 @@ from dsabench.audit import gate, soundness
 from dsabench.audit.findings import Audit
 from dsabench.audit.small_models import VOCABULARY, small_copies
 from dsabench.data import TaskData, TokenData, cut
-from dsabench.data.overlap import RUN, training_overlap
+from dsabench.data.overlap import DUPLICATED, RUN, training_overlap
 from dsabench.engine.backend import resolved
 from dsabench.engine.checkpoint import steps_done
 from dsabench.engine.device import Execution, resolve
@@ -213,12 +213,15 @@ def _first_loss(spec: RunSpec, vocab_size: int, windows_NT: np.ndarray, executio
 
 
 def _overlap(data: TokenData, windows_NT: np.ndarray) -> Check:
-    found = training_overlap(data.train, windows_NT)
+    name = "held-out text"
+    found = training_overlap(data, windows_NT)
     if found is None:
-        return Check("held-out text", "n.a.", f"a window holds no run of {RUN} tokens")
-    return Check(
-        "held-out text",
-        "info",
-        f"{found.window_share:.1%} of {found.n_windows:,} validation windows hold {RUN} tokens in a row that also "
-        f"stand in training text; {found.run_share:.2%} of all such runs",
+        return Check(name, "n.a.", f"no window holds {RUN} characters")
+    told = (
+        f"{found.window_share:.1%} of {found.n_windows:,} validation windows hold {RUN} characters in a row "
+        f"that also stand in training text, white space aside; {found.run_share:.2%} of all such runs"
     )
+    if found.run_share < DUPLICATED:
+        return Check(name, "info", told)
+    mend = "take copies out of the text" if data.overlapping is None else "make data.split documents"
+    return Check(name, "FAIL", f"{found.run_share:.0%} duplicated: the validation loss measures memory; {mend}. {told}")

@@ -33,7 +33,7 @@ def _quiet(values: Callable[[Any, str], Iterable[str]]) -> Completer:
             return []
 
     complete.__annotations__ = {"ctx": typer.Context, "incomplete": str}  # by these Typer passes the arguments
-    del complete.__wrapped__  # type: ignore[attr-defined]
+    del complete.__wrapped__  # or Typer would look at the annotations of `values`
     return complete
 
 

@@ -48,7 +48,8 @@ def numbers(name: str, help: str, **settings: Any) -> Any:
 def texts(name: str, help: str, metavar: str = "NAME", **settings: Any) -> Any:
     """The declaration of a list of words, for `list[str] | None`; `metavar` names one of them in the help.
 
-    `hf:NAME,CONFIG` and `path:A,B.txt` keep their commas: separate those from what follows by a space.
+    `hf:NAME,CONFIG` and `path:A,B.txt` keep their commas: separate those from what follows by a space. A word that is
+    wholly in quotes is taken to the letter.
     """
     return _option(name, f"{metavar} ...", help, settings)
 
@@ -133,6 +134,10 @@ def _take(option: Any, args: list[str]) -> list[str]:
 
 def _split(token: str, numeric: bool) -> list[str]:
     """Split at commas (numbers also at spaces); one at either end (`64, 128`) means nothing."""
+    from dsabench.spec.override import unquoted  # pydantic: not for `--help`
+
+    if not numeric and (inside := unquoted(token)) is not None:
+        return [inside]
     token = token.strip().removeprefix(",").removesuffix(",")
     pieces = re.split(r"\s*,\s*|\s+" if numeric else r"\s*,\s*", token.strip())
     values: list[str] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import math
 import os
@@ -12,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
@@ -141,7 +143,8 @@ def _triton() -> Check:
         return Check("triton", OK, f"not used on this device ({'installed' if installed else 'not installed'})")
     reason = ops.why_not(device)
     if reason is None:
-        return Check("triton", OK, f"{metadata.version('triton')}, a kernel was tried")
+        version = importlib.import_module("triton").__version__  # its package has several names
+        return Check("triton", OK, f"{version}, a kernel was tried")
     mend = "pip install triton" if not installed else "a C compiler and a driver that fits this PyTorch are needed"
     return Check("triton", WARN, f"fused kernels do not run, so training is slower: {reason}", mend)
 
@@ -201,7 +204,7 @@ def _cache() -> Check:
         with writing(folder.parent):
             _try(folder)
             folder.rmdir()
-    except (DsabenchError, RuntimeError) as error:  # RuntimeError: ~ of a user without a home
+    except DsabenchError as error:
         return _refused("cache", error, "name a folder you can write: DSABENCH_CACHE=DIR")
     return Check("cache", OK, f"{folder.parent} can be written")
 
@@ -225,19 +228,22 @@ def _refused(name: str, error: Exception, mend: str) -> Check:
 
 def _try(folder: Path) -> None:
     """Write, lock and remove a file in `folder`; OSError when one cannot."""
-    import filelock
+    from dsabench import locks
 
     with tempfile.TemporaryDirectory(dir=folder, prefix=".examined-") as inside:
         (Path(inside) / "file").write_bytes(b"x")
-        with filelock.FileLock(Path(inside) / "lock", timeout=5):
-            pass
+        if (lock := locks.acquire(Path(inside) / "lock", 5)) is not None:
+            lock.release()
 
 
 def _disk(store: Path) -> Check:
     """Free space for store and cache: the lesser, where they lie apart."""
     from dsabench.data.cache import cache_root
 
-    free = {place: shutil.disk_usage(place).free for place in map(_existing, (store, cache_root()))}
+    places = [store]
+    with suppress(DsabenchError):  # no home, which is said of the cache
+        places.append(cache_root())
+    free = {place: shutil.disk_usage(place).free for place in map(_existing, places)}
     place = min(free, key=lambda one: free[one])
     found, free_there = f"{free[place] / 1e9:.1f} GB free at {place}", free[place]
     if free_there < _NO_DISK:

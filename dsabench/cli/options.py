@@ -153,11 +153,17 @@ def overridden(
 
     fields and axes: {flag: (field path, value)}; a value of None, a flag not given, changes nothing.
     """
-    from dsabench.spec.config import load_sweep, parse_override
+    from dsabench.spec.config import load_sweep
+    from dsabench.spec.override import parse_override
 
     sweep = load_sweep(config)
-    overrides = [parse_override(text) for text in sets or []]
-    for path, value in sorted(overrides, key=lambda item: item[0] != "plugins"):  # a plugin's kind must be known first
+    # The attentions that are asked for say what the fields of the attention are; a plugin's must be known first.
+    kind = "attention.kind"
+    kinds = [value for path, value in fields.values() if path == kind and value is not None]
+    kinds += [value for path, values in axes.values() if path == kind for value in values or []]
+    kinds += [value for path, _, value in (text.partition("=") for text in sets or []) if path.strip() == kind]
+    for text in sorted(sets or [], key=lambda text: text.partition("=")[0].strip() != "plugins"):
+        path, value = parse_override(text, [*kinds, *sweep.kinds()])
         sweep.set(path, value, f"--set {path}: ")
     for flag, (path, value) in fields.items():
         if value is not None:

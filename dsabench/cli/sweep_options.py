@@ -10,6 +10,7 @@ import typer
 from dsabench.cli import completion
 from dsabench.cli.command_help import COMPARISON, EXPERIMENT, MACHINE, OUTPUT, STORED
 from dsabench.cli.list_options import integers, numbers, texts
+from dsabench.cli.places import LauncherName
 
 
 class OnOutOfMemory(StrEnum):
@@ -17,12 +18,6 @@ class OnOutOfMemory(StrEnum):
 
     FAIL = "fail"
     ACCUMULATE = "accumulate"
-
-
-class LauncherName(StrEnum):
-    """Places other than this machine where runs can be trained."""
-
-    RAY = "ray"
 
 
 LengthsOption = Annotated[list[int] | None, integers("--lengths", "Window lengths.", rich_help_panel=EXPERIMENT)]
@@ -91,6 +86,9 @@ ConcurrencyOption = Annotated[
 ]
 DryRunFlag = Annotated[
     bool, typer.Option("--dry-run", help="Print the plan and train nothing.", rich_help_panel=OUTPUT)
+]
+YesFlag = Annotated[
+    bool, typer.Option("--yes", "-y", help="Ask nothing, however long it takes.", rich_help_panel=MACHINE)
 ]
 RetryFlag = Annotated[bool, typer.Option("--retry-failed", help="Run stored failures again.", rich_help_panel=STORED)]
 OnOomOption = Annotated[

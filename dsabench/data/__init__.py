@@ -12,17 +12,20 @@ held_out = windows.evaluation("val", 131_072)
 from __future__ import annotations
 
 from dsabench.data.batch import Baseline, Batch, WindowSource
+from dsabench.data.held_out_share import Amounts
 from dsabench.data.packing import PackedWindows
 from dsabench.data.pieces import pieces
-from dsabench.data.prepare import fingerprint, prepare, tokenizer_by_digest
+from dsabench.data.prepare import Survey, fingerprint, prepare, survey, tokenizer_by_digest
 from dsabench.data.tasks import TaskWindows
 from dsabench.data.tokens import TaskData, TokenData, TokenSplit
 from dsabench.data.windows import Windows, validation_window
 
 __all__ = [
+    "Amounts",
     "Baseline",
     "Batch",
     "PackedWindows",
+    "Survey",
     "TaskData",
     "TaskWindows",
     "TokenData",
@@ -33,6 +36,7 @@ __all__ = [
     "fingerprint",
     "pieces",
     "prepare",
+    "survey",
     "tokenizer_by_digest",
     "validation_window",
 ]

@@ -104,3 +104,9 @@ class WindowSource(Protocol):
 
     def baseline(self, batch: Batch) -> Baseline:
         """The baseline of these windows."""
+
+
+def what_fits(most: int) -> str:
+    """The advice of an error about a length that is too long: the longest that both sides of the split have room for.
+    A spec takes none below 2."""
+    return f"a length of at most {most} fits" if most >= 2 else "no length fits"

@@ -16,16 +16,19 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import filelock
 import platformdirs
 
 from dsabench.errors import DataError
+from dsabench.locks import NoLocksError, acquire
+from dsabench.user_folders import expanded, no_home
+
+_ADVICE = "name a folder you can write in the environment variable DSABENCH_CACHE"
 
 
 def cache_root() -> Path:
-    """$DSABENCH_CACHE, else the user's cache folder of the platform."""
+    """$DSABENCH_CACHE, else the user's cache folder of the platform. Raises DataError where there is no home folder."""
     named = os.environ.get("DSABENCH_CACHE")
-    return Path(named).expanduser() if named else Path(platformdirs.user_cache_dir("dsabench"))
+    return expanded(named, DataError) if named else _user_cache()
 
 
 def cache_folder(kind: str) -> Path:
@@ -36,15 +39,27 @@ def cache_folder(kind: str) -> Path:
     return folder
 
 
+def _user_cache() -> Path:
+    with suppress(RuntimeError):
+        folder = Path(platformdirs.user_cache_dir("dsabench"))
+        if folder.parts[:1] != ("~",):  # as older versions leave it, which would be a folder of that name here
+            return folder
+    raise DataError(f"no place for the data cache: {no_home()}; {_ADVICE}")
+
+
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turn an OSError of writing to the cache (read-only, disk full) into a DataError that says what to do."""
+    """Turn an OSError of writing to the cache (read-only, disk full, no locks) into a DataError that says what to
+    do."""
     try:
         yield
+    except NoLocksError as error:
+        raise DataError(
+            f"{path}: the file system of the data cache refuses locks ({error.strerror}); on another one, {_ADVICE}"
+        ) from error
     except OSError as error:
         raise DataError(
-            f"cannot write the data cache at {path}: {error.strerror or error}; "
-            "free some space, or name a folder you can write in the environment variable DSABENCH_CACHE"
+            f"cannot write the data cache at {path}: {error.strerror or error}; free some space, or {_ADVICE}"
         ) from error
 
 
@@ -108,12 +123,11 @@ def _remove(path: Path) -> None:
 def locked(path: Path, tell: Callable[[str], None]) -> Iterator[None]:
     """Hold `path`'s lock, so that an entry is made once; the system frees the lock of a process that dies."""
     with writing(path):
-        lock = filelock.FileLock(path.with_name(path.name + ".lock"))
-        try:
-            lock.acquire(timeout=0)
-        except filelock.Timeout:
+        lock = acquire(path.with_name(path.name + ".lock"), 0)
+        if lock is None:
             tell("another process is preparing this data; waiting for it")
-            lock.acquire()
+            lock = acquire(path.with_name(path.name + ".lock"), -1)
+            assert lock is not None, "it was waited for"
     try:
         yield
     finally:

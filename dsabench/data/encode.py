@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from dsabench.data import token_folder
 from dsabench.data.cache import new_folder, writing
-from dsabench.data.sources.readers import Part
-from dsabench.data.split import DocumentDigest, Split
+from dsabench.data.scan import DocumentDigest
+from dsabench.data.sources.documents import Part
+from dsabench.data.split import Split
 from dsabench.data.tokenizer import Tokenizer
 from dsabench.errors import DataError
 from dsabench.spec.data_settings import DataSpec
@@ -88,21 +89,21 @@ class _Writer:
         self.text_bytes = self.token_bytes = self.missed_bytes = 0
         sizes = array("q")
         with self.path.open("wb") as file:
-            batch: list[Part | None] = []  # None: the document ends here
+            batch: list[tuple[int, Part | None]] = []  # (document, part); None: the document ends here
             chars, size = 0, 0
             for place, document in self.split.documents(places):
                 content = DocumentDigest()
                 for part in document.parts:
                     n_bytes = content.add(part)
                     self.text_bytes += n_bytes if isinstance(part, str) else 0
-                    batch.append(part)
+                    batch.append((place, part))
                     chars += len(part)
                     if chars >= BATCH_CHARS:
                         size = self._flush(batch, file, sizes, size)
                         batch, chars = [], 0
                 if content.digest() != self.split.scan.digest_N[place].tobytes():
                     raise DataError(f"{self.split.name(place)} changed while it was read; run the command again")
-                batch.append(None)
+                batch.append((place, None))
             self._flush(batch, file, sizes, size)
         if len(sizes) != len(places):
             raise DataError(
@@ -110,11 +111,11 @@ class _Writer:
             )
         return np.concatenate([[0], np.cumsum(np.array(sizes, np.int64))])
 
-    def _flush(self, batch: list[Part | None], file: BinaryIO, sizes: array[int], size: int) -> int:
+    def _flush(self, batch: list[tuple[int, Part | None]], file: BinaryIO, sizes: array[int], size: int) -> int:
         """Encode and write a batch. `size`: tokens of its first document that are written already. Returns the number
         of tokens written of its last document, which goes on."""
-        encoded = iter(self.tokenizer.encode([part for part in batch if isinstance(part, str)]))
-        for part in batch:
+        encoded = iter(self._encoded([(place, part) for place, part in batch if isinstance(part, str)]))
+        for _, part in batch:
             if part is None:
                 file.write(np.array([self.tokenizer.end_of_document], self.dtype).tobytes())
                 sizes.append(size + 1)
@@ -130,6 +131,17 @@ class _Writer:
             file.write(ids.astype(self.dtype).tobytes())
             size += len(ids)
         return size
+
+    def _encoded(self, texts: list[tuple[int, str]]) -> list[NDArray[np.uint32]]:
+        try:
+            return self.tokenizer.encode([text for _, text in texts])
+        except DataError:
+            for place, text in texts:
+                try:
+                    self.tokenizer.encode([text])
+                except DataError as error:
+                    raise DataError(f"{self.split.source.title}: {self.split.name(place)}: {error}") from None
+            raise
 
     def keep(self, starts: NDArray[np.int64], sizes: NDArray[np.int64]) -> NDArray[np.int64]:
         """Reduce the file to these runs of tokens. Returns their offsets."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from dsabench.data.batch import FULL_NAME, Baseline, Batch, SplitName, evenly_spaced
+from dsabench.data.batch import FULL_NAME, Baseline, Batch, SplitName, evenly_spaced, what_fits
 from dsabench.data.tokens import TokenData, TokenSplit
 from dsabench.errors import DataError
 
@@ -26,11 +26,12 @@ class PackedWindows:
         self.length, self._data = length, data
         self.notes: list[str] = []
         self._splits: dict[SplitName, TokenSplit] = {"train": data.train, "val": data.val}
+        most = min(len(split.tokens) for split in self._splits.values()) - 1
         for name, split in self._splits.items():
             if len(split.tokens) <= length:
                 raise DataError(
                     f"length {length} with data.packing = documents needs {length + 1:,} tokens, and the "
-                    f"{FULL_NAME[name]} documents have {len(split.tokens):,}; use a shorter length or more text"
+                    f"{FULL_NAME[name]} documents have {len(split.tokens):,}; {what_fits(most)}, or use more text"
                 )
         self._start_S = _starts(data.train.offsets, length)
         self.most_documents = max(_most_documents(split.offsets, length) for split in self._splits.values())

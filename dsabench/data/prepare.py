@@ -6,7 +6,8 @@ but for about 100 bytes a document.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from dsabench.data import tasks, token_folder
 from dsabench.data.cache import cache_folder, digest, locked, replace_file
 from dsabench.data.encode import encode
+from dsabench.data.held_out_share import Amounts
 from dsabench.data.split import FORMAT, Split, draw
 from dsabench.data.stream import OVERLAP_NOTE, Overlapping
 from dsabench.data.tokenizer import Bytes, Subwords, Tokenizer, load_file, tokenizer_digest, tokenizer_file, train_bpe
@@ -25,39 +27,70 @@ from dsabench.spec.data_settings import DataSpec
 BPE_BYTES = 2**28
 """Text that a tokenizer is trained on; of a larger corpus, training documents drawn until it is reached."""
 
+_TRAINING, _ENCODING = "training the tokenizer", "encoding"
+
+Counted = Callable[[str, float], None]
+"""Told a slow part that is under way, and the share of it that is done: 1 at its end."""
+
 
 def _silent(message: str) -> None:
     pass
 
 
-def fingerprint(data: DataSpec) -> dict[str, str]:
+def _uncounted(part: str, share: float) -> None:
+    pass
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What is known of the data of a run before any of it is tokenized."""
+
+    fingerprint: dict[str, str]
     """Content digests for a run's identity: `corpus`, the documents used (after max_documents) or the task, and
-    `tokenizer`.
+    `tokenizer`. Names and folders do not count."""
 
-    Reads the corpus (once: digests are cached by path, size and times) but neither trains nor tokenizes. Names and
-    folders do not count. Raises DataError.
-    """
-    return tasks.fingerprint(data.task) if data.task else _fingerprint(data, draw(data, _silent))
+    amounts: Amounts | None
+    """Documents and bytes to train on and held out; None for a task."""
 
 
-def prepare(data: DataSpec, *, progress: Callable[[str], None] | None = None) -> TokenData | TaskData:
+def survey(data: DataSpec) -> Survey:
+    """Read the corpus (once: digests are cached by path, size and times), split it, tokenize nothing. Raises
+    DataError."""
+    if data.task:
+        return Survey(tasks.fingerprint(data.task), None)
+    split = draw(data, _silent)
+    return Survey(_fingerprint(data, split), split.amounts)
+
+
+def fingerprint(data: DataSpec) -> dict[str, str]:
+    """Survey.fingerprint of `data`. Raises DataError."""
+    return survey(data).fingerprint
+
+
+def prepare(
+    data: DataSpec, *, progress: Callable[[str], None] | None = None, counted: Counted = _uncounted
+) -> TokenData | TaskData:
     """The corpus of `data`, split and tokenized; from the cache when it was prepared before. Of a task its settings.
 
-    `progress` is given a line at the start of each slow part; a cached corpus gives none. Raises DataError.
+    `progress` is given a line at the start of each slow part, and `counted` how much of it is done; a cached corpus
+    gives none. Raises DataError.
     """
     if data.task is not None:
         return TaskData(data.task, tasks.fingerprint(data.task))
-    return prepare_text(data, progress=progress)
+    return prepare_text(data, progress=progress, counted=counted)
 
 
-def prepare_text(data: DataSpec, *, progress: Callable[[str], None] | None = None) -> TokenData:
+def prepare_text(
+    data: DataSpec, *, progress: Callable[[str], None] | None = None, counted: Counted = _uncounted
+) -> TokenData:
     """`prepare` of a text."""
     tell = progress or _silent
     split = draw(data, tell)
-    tokenizer, notes = _tokenizer(data, split, tell)
-    entry = _entry(data, split, tokenizer, tell)
+    tokenizer, notes = _tokenizer(data, split, tell, counted)
+    entry = _entry(data, split, tokenizer, tell, counted)
     names = {name: Names(documents, split.name) for name, documents in entry.documents.items()}
     train, val = (TokenSplit(entry.tokens[side], entry.offsets[side], names[side]) for side in ("train", "val"))
+    notes = [_token_amounts(train, val, data), *split.notes, *notes, *entry.notes]
     overlapping = None
     if data.split == "overlapping":
         overlapping = Overlapping(data.val_share, data.split_seed)
@@ -72,10 +105,19 @@ def prepare_text(data: DataSpec, *, progress: Callable[[str], None] | None = Non
         unigram_nats_V=_unigram_nats(entry.counts_V),
         fingerprint=_fingerprint(data, split),
         tokenizer=tokenizer,
-        notes=[*split.notes, *notes, *entry.notes],
+        notes=notes,
         packed=data.packing == "documents",
         overlapping=overlapping,
     )
+
+
+def _token_amounts(train: TokenSplit, val: TokenSplit, data: DataSpec) -> str:
+    """Tokens on both sides, for the record and the user."""
+    n_train, n_val, documents = len(train.tokens), len(val.tokens), len(train.names)
+    told = f"text: {n_train:,} tokens in {documents:,} document{'s' * (documents != 1)}"
+    if data.split == "overlapping":
+        return f"{told}, windows of it held out"
+    return f"{told} to train on, {n_val:,} in {len(val.names):,} held out ({100 * n_val / (n_train + n_val):.3g} %)"
 
 
 def tokenizer_by_digest(data: DataSpec, wanted: str) -> Tokenizer:
@@ -122,11 +164,14 @@ def _bpe_documents(split: Split) -> NDArray[np.int64]:
     return np.sort(split.train[before < BPE_BYTES])
 
 
-def _tokenizer(data: DataSpec, split: Split, tell: Callable[[str], None]) -> tuple[Tokenizer, list[str]]:
+def _tokenizer(
+    data: DataSpec, split: Split, tell: Callable[[str], None], counted: Counted = _uncounted
+) -> tuple[Tokenizer, list[str]]:
     if data.tokenizer == "bytes":
         return Bytes(), []
     if data.tokenizer != "bpe":
-        return load_file(tokenizer_file(data)), []
+        own = load_file(tokenizer_file(data))
+        return own, [f"tokenizer {data.tokenizer}: {change}" for change in own.changes.values()]
     documents = _bpe_documents(split)
     notes = []
     if len(documents) < len(split.train):
@@ -138,7 +183,8 @@ def _tokenizer(data: DataSpec, split: Split, tell: Callable[[str], None]) -> tup
             trained = _trained(path)
             if trained is None:
                 tell(f"training the tokenizer (bpe, {data.vocab_size:,} ids) on {len(documents):,} documents")
-                trained = train_bpe(_texts(split, documents), data.vocab_size)
+                trained = train_bpe(_texts(split, documents, counted), data.vocab_size)
+                counted(_TRAINING, 1.0)
                 replace_file(path, trained.save)
     if trained.vocab_size < data.vocab_size:
         notes.append(
@@ -156,14 +202,35 @@ def _trained(path: Path) -> Subwords | None:
         return None
 
 
-def _texts(split: Split, documents: NDArray[np.int64]) -> Iterator[str]:
+def _texts(split: Split, documents: NDArray[np.int64], counted: Counted) -> Iterator[str]:
+    done, total = 0, int(split.scan.bytes_N[documents].sum())
     for _, document in split.documents(documents):
         for part in document.parts:
             assert isinstance(part, str), "own_ids() refuses token ids with a bpe tokenizer"
+            done += len(part)
             yield part
+        counted(_TRAINING, min(0.99, done / max(1, total)))  # merging what was read comes after it
 
 
-def _entry(data: DataSpec, split: Split, tokenizer: Tokenizer, tell: Callable[[str], None]) -> token_folder.Entry:
+class _CountedTokenizer:
+    """A tokenizer that tells how much of so many bytes it has encoded."""
+
+    def __init__(self, tokenizer: Tokenizer, total: int, counted: Counted) -> None:
+        self.tokenizer, self.total, self.counted, self.done = tokenizer, total, counted, 0
+        self.vocab_size, self.separator = tokenizer.vocab_size, tokenizer.separator
+        self.end_of_document = tokenizer.end_of_document
+        self.token_bytes_V, self.decode = tokenizer.token_bytes_V, tokenizer.decode
+
+    def encode(self, texts: Sequence[str]) -> list[NDArray[np.uint32]]:
+        encoded = self.tokenizer.encode(texts)
+        self.done += sum(map(len, texts))
+        self.counted(_ENCODING, min(0.99, self.done / max(1, self.total)))
+        return encoded
+
+
+def _entry(
+    data: DataSpec, split: Split, tokenizer: Tokenizer, tell: Callable[[str], None], counted: Counted
+) -> token_folder.Entry:
     """The stored tokens, made if need be; named by all that decides them: which documents, in which order, and how."""
     train, val = np.sort(split.train), np.sort(split.val)
     drawn = split.digests(split.train) if data.max_tokens is not None else b""
@@ -182,9 +249,10 @@ def _entry(data: DataSpec, split: Split, tokenizer: Tokenizer, tell: Callable[[s
         with locked(path, tell):
             entry = token_folder.load(path, key, train, val)
             if entry is None:
-                megabytes = int(split.scan.bytes_N[train].sum() + split.scan.bytes_N[val].sum()) / 1e6
-                tell(f"encoding {len(train) + len(val):,} documents ({megabytes:,.1f} MB)")
-                encode(path, key, data, split, tokenizer)
+                size = int(split.scan.bytes_N[train].sum() + split.scan.bytes_N[val].sum())
+                tell(f"encoding {len(train) + len(val):,} documents ({size / 1e6:,.1f} MB)")
+                encode(path, key, data, split, _CountedTokenizer(tokenizer, size, counted))
+                counted(_ENCODING, 1.0)
                 entry = token_folder.load(path, key, train, val)
                 assert entry is not None, "what was just written can be read"
     return entry

@@ -1,22 +1,21 @@
-"""The split of a corpus into training and held-out documents, after one pass over it.
+"""The split of a corpus into training and held-out documents.
 
 Legend: N documents of the source in its order, empty ones and duplicates included.
 """
 
 from __future__ import annotations
 
-import hashlib
-import time
-from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dsabench.data.cache import cache_folder, digest, replace_file
-from dsabench.data.sources.readers import Document, Part
+from dsabench.data.cache import digest
+from dsabench.data.held_out_share import Amounts, far, fits, nearest, pieces, too_large
+from dsabench.data.scan import Scan, read
+from dsabench.data.sources.documents import Document
+from dsabench.data.sources.readers import LONE_PIECES
 from dsabench.data.sources.source import Source, open_source
 from dsabench.errors import DataError
 from dsabench.spec.data_settings import DataSpec
@@ -24,52 +23,11 @@ from dsabench.spec.data_settings import DataSpec
 FORMAT = 1
 """Part of every digest; raise it when reading, splitting or storing changes what a run is trained on."""
 
-DIGEST_BYTES = 16
-
-_SETTLED_NS = 2 * 10**9
-"""A file changed less than this ago may change again within one tick of its clock: its digests are not kept."""
+_BY_SIZE = ("held out by size", 1)
+"""Part of the digest of a corpus that is split by size, because its documents alone do not tell the split."""
 
 _SPLIT_STREAM = 2**64 - 1
 """Philox key beside split_seed; training batches use (seed, step), and no step is that large."""
-
-
-class DocumentDigest:
-    """BLAKE2b of a document's content, however it is cut into parts, and its size."""
-
-    def __init__(self) -> None:
-        self._hash = hashlib.blake2b(digest_size=DIGEST_BYTES)
-        self.n_bytes = 0
-        self.blank = True
-
-    def add(self, part: Part) -> int:
-        """Count a part in; gives its size in bytes (UTF-8, or two a token id)."""
-        if isinstance(part, str):
-            data = part.encode()
-            self.blank = self.blank and part.isspace()
-        else:
-            data = part.tobytes()
-            if not self.n_bytes:
-                self._hash.update(b"\xff")  # no text has this byte: ids are never taken for text
-            self.blank = False
-        self._hash.update(data)
-        self.n_bytes += len(data)
-        return len(data)
-
-    def digest(self) -> bytes:
-        """The 16 bytes."""
-        return self._hash.digest()
-
-
-@dataclass(frozen=True)
-class Scan:
-    """Where each document of a source stands, its size and its digest, from one reading."""
-
-    file_N: NDArray[np.int32]
-    record_N: NDArray[np.int64]
-    bytes_N: NDArray[np.int64]
-    """Size; 0 for a document without anything but white space."""
-    digest_N: NDArray[np.void]
-    """16 bytes each."""
 
 
 @dataclass(frozen=True)
@@ -85,15 +43,20 @@ class Split:
     corpus_digest: str
     notes: tuple[str, ...]
 
+    @property
+    def amounts(self) -> Amounts:
+        """Documents and bytes of both sides."""
+        train, val = (self.scan.bytes_N[side] for side in (self.train, self.val))
+        return Amounts(len(train), int(train.sum()), len(val), int(val.sum()))
+
     def digests(self, documents: NDArray[np.int64]) -> bytes:
         """Content digests of some documents, in their order."""
         return self.scan.digest_N[documents].tobytes()
 
     def name(self, document: int) -> str:
-        """`file`, or `file:record` where a file holds several."""
-        label = self.source.labels[int(self.scan.file_N[document])]
-        record = int(self.scan.record_N[document])
-        return f"{label}:{record}" if record else label
+        """`file`, or `file:record` where a file holds several; `:piece` behind it where a document was cut."""
+        numbers = (int(self.scan.record_N[document]), int(self.scan.piece_N[document]))
+        return ":".join([self.source.labels[int(self.scan.file_N[document])], *(str(n) for n in numbers if n)])
 
     def documents(self, wanted: NDArray[np.int64]) -> Iterator[tuple[int, Document]]:
         """(place in the source, document) of the wanted ones, in the source's order."""
@@ -106,49 +69,139 @@ class Split:
                 yield place, document
 
 
+@dataclass(frozen=True)
+class _Drawn:
+    """The documents that are used, in drawn order: the first n_val are held out."""
+
+    source: Source
+    scan: Scan
+    order: NDArray[np.int64]
+    n_val: int
+    notes: tuple[str, ...]
+
+    @property
+    def ends(self) -> NDArray[np.int64]:
+        """Bytes of the first 1, 2, ... documents."""
+        return np.cumsum(self.scan.bytes_N[self.order])
+
+    @property
+    def amounts(self) -> Amounts:
+        held_out = int(self.ends[self.n_val - 1]) if self.n_val else 0
+        return Amounts(len(self.order) - self.n_val, int(self.ends[-1]) - held_out, self.n_val, held_out)
+
+
 def draw(data: DataSpec, tell: Callable[[str], None]) -> Split:
     """Read the source and split it into training and validation documents, the same for every training seed.
 
     Empty documents and exact duplicates are dropped, then max_documents are drawn, then val_share of these are held
     out: at least one, and not all. With split = overlapping no document is held out, because windows are (stream.py).
-    A corpus of a single document is first cut into contiguous pieces. Raises DataError.
+    A corpus of a single document is first cut into contiguous pieces. Where the documents' sizes differ so much that
+    the held-out share of the text is far from val_share, it is reached by size (held_out_share.py). Raises DataError.
     """
     source = open_source(data, tell)
     scan = read(source, tell)
-    kept, notes = _distinct(scan)
-    if len(kept) == 1 and data.split == "documents":
-        whole, size = int(kept[0]), int(scan.bytes_N[kept[0]])
-        source = source.cut_up(int(scan.file_N[whole]), int(scan.record_N[whole]))
-        scan = read(source, tell)
-        kept, more = _distinct(scan)
-        notes += (
-            f"the one document ({size:,} bytes) was cut into {len(scan.bytes_N)} contiguous pieces at line ends, so "
-            "that whole pieces can be held out; held-out text adjoins training text",
-            *more,
-        )
-        if len(kept) < 2:
-            raise DataError(
-                f"{source.title}: one document of {size:,} bytes is too small to hold some of it out; "
-                "give at least 2 different documents or a longer text"
-            )
+    kept, notes = _distinct(scan, np.arange(len(scan.bytes_N)))
     if not len(kept):
         raise DataError(f"{source.title}: no text: {len(scan.bytes_N)} documents, all of them empty")
+    if len(kept) == 1 and data.split == "documents":
+        source, scan, kept, notes = _cut_lone(source, scan, kept, notes, tell)
     order = _shuffled(kept, data.split_seed)
     if data.max_documents is not None and len(order) > data.max_documents:
         order = order[: data.max_documents]
         notes += (f"{len(order)} of {len(kept)} documents drawn (data.max_documents)",)
-    n_val = min(max(1, round(data.val_share * len(order))), len(order) - 1)
+    drawn = _Drawn(source, scan, order, min(max(1, round(data.val_share * len(order))), len(order) - 1), notes)
+    version: tuple[str | int, ...] = ()
     if data.split == "overlapping":  # windows are held out, whose number depends on their length: see stream.py
-        n_val = 0
-    corpus = digest("corpus", FORMAT, scan.digest_N[np.sort(order)].tobytes())
-    return Split(source, scan, order[n_val:], order[:n_val], corpus, (*source.notes, *notes))
+        drawn = _Drawn(source, scan, order, 0, notes)
+    elif far(drawn.amounts, data.val_share):
+        drawn, version = _by_size(drawn, data, tell), _BY_SIZE
+    order, n_val = drawn.order, drawn.n_val
+    corpus = digest("corpus", FORMAT, drawn.scan.digest_N[np.sort(order)].tobytes(), *version)
+    notes = (*drawn.source.notes, *drawn.notes)
+    return Split(drawn.source, drawn.scan, order[n_val:], order[:n_val], corpus, notes)
 
 
-def _distinct(scan: Scan) -> tuple[NDArray[np.int64], tuple[str, ...]]:
-    filled = np.flatnonzero(scan.bytes_N)
+def _cut_lone(
+    source: Source, scan: Scan, kept: NDArray[np.int64], notes: tuple[str, ...], tell: Callable[[str], None]
+) -> tuple[Source, Scan, NDArray[np.int64], tuple[str, ...]]:
+    size = int(scan.bytes_N[kept].sum())
+    source, scan, kept, more = _cut(source, scan, kept, kept, np.array([LONE_PIECES]), tell)
+    if len(kept) < 2:
+        raise DataError(
+            f"{source.title}: one document of {size:,} bytes is too small to hold some of it out; "
+            "give at least 2 different documents or a longer text"
+        )
+    cut = (
+        f"the one document ({size:,} bytes) was cut into {int(scan.piece_N.max())} contiguous pieces at line ends, so "
+        "that whole pieces can be held out; held-out text adjoins training text"
+    )
+    return source, scan, kept, (*notes, cut, *more)
+
+
+def _by_size(drawn: _Drawn, data: DataSpec, tell: Callable[[str], None]) -> _Drawn:
+    """Documents held out in drawn order until their bytes are nearest to val_share, where need be after cutting those
+    that are too large for that. Raises DataError with the sizes when that is of no help either."""
+    share, before, notes = data.val_share, drawn.amounts, drawn.notes
+    source, scan, order = drawn.source, drawn.scan, drawn.order
+    n_val = nearest(drawn.ends, share)
+    if not fits(drawn.ends, n_val, share):
+        used = np.sort(order)
+        large = too_large(scan.bytes_N[used], share)
+        if large.any() and not scan.piece_N.any():
+            told = _told(Split(source, scan, used[large], used[:0], "", ()), before.n_bytes)
+            n_pieces = pieces(scan.bytes_N[used], share)[large]
+            source, scan, used, more = _cut(source, scan, used, used[large], n_pieces, tell)
+            order = _shuffled(used, data.split_seed)
+            notes += (
+                f"{told} cut into {np.count_nonzero(scan.piece_N)} contiguous pieces at line ends, so that about "
+                f"data.val_share = {share:g} of the text can be held out; held-out text adjoins training text",
+                *more,
+            )
+        drawn = _Drawn(source, scan, order, 1, notes)
+        n_val = nearest(drawn.ends, share)
+    told = f"held out by size, because the documents' sizes differ: by their number it would have been {before}"
+    drawn = _Drawn(source, scan, order, n_val, (*notes, told))
+    if not fits(drawn.ends, n_val, share) and far(drawn.amounts, share):
+        raise DataError(
+            f"{source.title}: data.val_share = {share:g} of the text cannot be held out: {before}; "
+            "give documents of more even sizes, or a longer text"
+        )
+    return drawn
+
+
+def _told(large: Split, n_bytes: int) -> str:
+    """Which documents are too large, of a text of so many bytes."""
+    name, count, size = large.name(int(large.train[0])), len(large.train), large.amounts.train_bytes
+    sizes = f"({size:,} bytes, {100 * size / n_bytes:.3g} % of the text)"
+    return f"{name} {sizes} was" if count == 1 else f"{count} large documents {sizes}, {name} the first, were"
+
+
+def _cut(
+    source: Source,
+    scan: Scan,
+    used: NDArray[np.int64],
+    large: NDArray[np.int64],
+    n_pieces: NDArray[np.int64],
+    tell: Callable[[str], None],
+) -> tuple[Source, Scan, NDArray[np.int64], tuple[str, ...]]:
+    """Cut the documents `large` into n_pieces each. Returns source and scan with these in their place, what is used now
+    of the documents `used`, in the source's order, and notes."""
+    places = zip(scan.file_N[large].tolist(), scan.record_N[large].tolist(), strict=True)
+    source = source.cut_up(dict(zip(places, n_pieces.tolist(), strict=True)))
+    scan = read(source, tell)
+    # Only the pieces of a document agree with what stands before them in file and record.
+    new_N = np.append(True, (np.diff(scan.file_N) != 0) | (np.diff(scan.record_N) != 0))
+    was_used = np.isin(np.cumsum(new_N) - 1, used)
+    kept, notes = _distinct(scan, np.flatnonzero(was_used))
+    return source, scan, kept, notes
+
+
+def _distinct(scan: Scan, among: NDArray[np.int64]) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+    """Those of these documents that are not empty, the first of equal ones; with notes of the others."""
+    filled = among[scan.bytes_N[among] > 0]
     _, first = np.unique(scan.digest_N[filled], return_index=True)
     notes = []
-    if empty := len(scan.bytes_N) - len(filled):
+    if empty := len(among) - len(filled):
         notes.append(f"{empty} empty document{'s' * (empty > 1)} skipped")
     if copies := len(filled) - len(first):
         notes.append(f"{copies} exact duplicate{'s' * (copies > 1)} of other documents skipped")
@@ -159,65 +212,3 @@ def _shuffled(places: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
     # Sorting by raw Philox output: unlike Generator.permutation, that stream is promised never to change.
     keys = np.random.Philox(key=np.array([seed, _SPLIT_STREAM], np.uint64)).random_raw(len(places))
     return places[np.argsort(keys, kind="stable")]
-
-
-def read(source: Source, tell: Callable[[str], None]) -> Scan:
-    """Digests of all documents of a source; from the cache when no file's size and times changed. Raises DataError."""
-    now = time.time_ns()
-    stats = [_stat(path) for path in source.files]
-    files = [[str(path.absolute()), *stat] for path, stat in zip(source.files, stats, strict=True)]
-    path = cache_folder("scans") / f"{digest('scan', FORMAT, list(source.key), files)[:32]}.npz"
-    scan = _load(path)
-    if scan is None:
-        megabytes = sum(size for size, *_ in stats) / 1e6
-        tell(f"reading {len(stats):,} file{'s' * (len(stats) != 1)} ({megabytes:,.1f} MB)")
-        scan = _read(source)
-        if all(max(times) < now - _SETTLED_NS for _, *times in stats):
-            replace_file(path, lambda temporary: _save(temporary, scan))
-    return scan
-
-
-def _stat(path: Path) -> tuple[int, int, int]:
-    try:
-        found = path.stat()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
-    return found.st_size, found.st_mtime_ns, found.st_ctime_ns
-
-
-def _read(source: Source) -> Scan:
-    file, record, n_bytes, digests = array("i"), array("q"), array("q"), bytearray()
-    for index, document in source.documents():
-        content = DocumentDigest()
-        for part in document.parts:
-            content.add(part)
-        file.append(index)
-        record.append(document.record)
-        n_bytes.append(0 if content.blank else content.n_bytes)
-        digests += content.digest()
-    return Scan(
-        np.array(file, np.int32), np.array(record, np.int64), np.array(n_bytes, np.int64), _void(np.array(digests))
-    )
-
-
-def _void(digests: NDArray[np.uint8]) -> NDArray[np.void]:
-    return np.frombuffer(digests.tobytes(), np.dtype((np.void, DIGEST_BYTES)))
-
-
-def _save(path: Path, scan: Scan) -> None:
-    with path.open("wb") as file:
-        np.savez(
-            file,
-            file_N=scan.file_N,
-            record_N=scan.record_N,
-            bytes_N=scan.bytes_N,
-            digest_N=np.frombuffer(scan.digest_N.tobytes(), np.uint8),
-        )
-
-
-def _load(path: Path) -> Scan | None:
-    try:
-        with path.open("rb") as file, np.load(file) as arrays:  # checks each array's CRC
-            return Scan(arrays["file_N"], arrays["record_N"], arrays["bytes_N"], _void(arrays["digest_N"]))
-    except Exception:  # missing, or damaged in any way: it is read anew
-        return None

@@ -11,15 +11,13 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dsabench.data.batch import SplitName, what_fits
 from dsabench.errors import DataError
-
-if TYPE_CHECKING:
-    from dsabench.data.batch import SplitName
 
 OVERLAP_NOTE = (
     "WARNING: data.split = overlapping: validation windows overlap training windows in all but one token, so the "
@@ -49,7 +47,7 @@ class Overlapping:
         if n_windows < 2:
             raise DataError(
                 f"length {length} with data.split = overlapping needs a text of at least {length + 2} tokens, and "
-                f"this one has {n_tokens:,}; a length of at most {max(0, n_tokens - 2):,} fits, or use more text"
+                f"this one has {n_tokens:,}; {what_fits(n_tokens - 2)}, or use more text"
             )
         # Sorting by raw Philox output: unlike Generator.permutation, that stream is promised never to change.
         keys_N = np.random.Philox(key=np.array([self.seed, _WINDOW_STREAM], np.uint64)).random_raw(n_windows)

@@ -5,6 +5,7 @@ Text that spells an end-of-document token is text: only the end of a document be
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -15,9 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dsabench.data.cache import digest
-from dsabench.data.sources.readers import Ids
+from dsabench.data.sources.documents import Ids
+from dsabench.data.sources.folder import kind_of_file
+from dsabench.data.token_bytes import token_bytes
 from dsabench.errors import DataError
 from dsabench.spec.data_settings import DataSpec
+from dsabench.user_folders import expanded
 
 END_OF_DOCUMENT = "<|endoftext|>"
 
@@ -38,6 +42,10 @@ MIN_FREQUENCY = 2
 """Pairs of tokens that occur less often than this are not merged."""
 
 
+_CHANCE = ("dropout", "alpha", "nbest_size")
+"""Settings of models of the library by which a text gets other tokens each time."""
+
+
 class Tokenizer(Protocol):
     """What the rest of `data` needs of a tokenizer."""
 
@@ -49,8 +57,11 @@ class Tokenizer(Protocol):
     token_bytes_V: NDArray[np.int64]
     """UTF-8 bytes of the text that each id stands for; 0 for the end of a document."""
 
+    separator: int
+    """The id that ends documents in files of ids that the tokenizer made."""
+
     def encode(self, texts: Sequence[str]) -> list[NDArray[np.uint32]]:
-        """The ids of each text, without an end of document."""
+        """The ids of each text, none of which is the end of a document. Raises DataError when it cannot."""
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text; the end of a document reads <|endoftext|>, bytes that are no character U+FFFD."""
@@ -60,7 +71,7 @@ class Bytes:
     """The UTF-8 bytes of the text are the ids; 256 ends a document."""
 
     vocab_size = 257
-    end_of_document = 256
+    end_of_document = separator = 256
 
     def __init__(self) -> None:
         self.token_bytes_V = np.append(np.ones(256, np.int64), 0)
@@ -75,7 +86,7 @@ class Bytes:
 
 
 class Subwords:
-    """A tokenizer of the `tokenizers` library, without truncation, padding and special tokens.
+    """A tokenizer of the `tokenizers` library, without truncation, padding, special tokens and chance.
 
     token_bytes_V is exact for byte-level tokenizers, such as `bpe`. For others it is the length of the token's own
     string, in which U+2581 is a space, <0xNN> one byte and a leading ## nothing. Text that a normalizer or the unknown
@@ -86,19 +97,48 @@ class Subwords:
         tokenizer.no_truncation()
         tokenizer.no_padding()
         tokenizer.encode_special_tokens = True
+        chance = [name for name in _CHANCE if getattr(tokenizer.model, name, None)]
+        for name in chance:
+            setattr(tokenizer.model, name, None)
         vocabulary: dict[str, int] = tokenizer.get_vocab(with_added_tokens=True)
         known = next((token for token in KNOWN_ENDS if token in vocabulary), None)
         size = max(vocabulary.values(), default=-1) + 1
+        reached = known is not None and _text_makes(tokenizer, known, vocabulary[known])
+        own = known is None or reached
         self._tokenizer = tokenizer
-        self.end_of_document = size if known is None else vocabulary[known]
-        self.vocab_size = size + (known is None)
-        self.token_bytes_V = _token_bytes(tokenizer, vocabulary, self.vocab_size)
+        self.separator = size if known is None else vocabulary[known]
+        """The id that ends documents in files of ids that this tokenizer made."""
+        self.end_of_document = size if own else self.separator
+        self.vocab_size = size + own
+        self.token_bytes_V = token_bytes(tokenizer, vocabulary, self.vocab_size)
         self.token_bytes_V[self.end_of_document] = 0
+        self.changes = {
+            name: f"model.{name} is switched off: a text must always give the same tokens" for name in chance
+        }
+        """What differs from what the file says, by a name that is part of the identity, because it changes ids."""
+        if reached:
+            told = f"documents end with an id of their own, {size}: text can become the token {known!r}"
+            self.changes["own end"] = told
 
     def encode(self, texts: Sequence[str]) -> list[NDArray[np.uint32]]:
-        """Ids of each text; texts are encoded in parallel, special tokens in them as ordinary text."""
-        encoded = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [np.array(one.ids, np.uint32) for one in encoded]
+        """Ids of each text; texts are encoded in parallel, special tokens in them as ordinary text.
+
+        Raises DataError when the library cannot encode one of them, or makes the end of a document of it.
+        """
+        try:
+            encoded = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        except BaseException as error:  # the library raises plain Exception, and a panic of its own is not even that
+            if isinstance(error, Exception) or type(error).__name__ == "PanicException":
+                raise DataError(f"the tokenizer cannot encode it: {str(error).splitlines()[0]}") from None
+            raise
+        ids = [np.array(one.ids, np.uint32) for one in encoded]
+        if any((one == self.end_of_document).any() for one in ids):
+            raise DataError(
+                f"the tokenizer makes of it the id {self.end_of_document}, which ends a document "
+                f"({self._tokenizer.id_to_token(self.end_of_document)!r}); use another tokenizer (bpe, bytes), or take "
+                "that out of the text"
+            )
+        return ids
 
     def decode(self, ids: Sequence[int]) -> str:
         """Inverse of encode for byte-level tokenizers; what the file's decoder says for others."""
@@ -135,23 +175,37 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> Subwords:
 
 def load_file(path: Path) -> Subwords:
     """A tokenizer.json. Raises DataError when it is missing or not one."""
+    return _load(path, _content(path))
+
+
+@functools.lru_cache(maxsize=2)
+def _load(path: Path, content: bytes) -> Subwords:
     from tokenizers import Tokenizer as Model
 
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: not a readable tokenizer.json: {getattr(error, 'strerror', None) or error}") from None
+        text = content.decode()
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not a readable tokenizer.json: {error}") from None
     try:
         return Subwords(Model.from_str(text))
     except Exception as error:  # the library raises plain Exception
         raise DataError(f"{path}: not a tokenizer.json of the tokenizers library: {error}") from None
 
 
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: not a readable tokenizer.json: {error.strerror or error}") from None
+
+
 def tokenizer_file(data: DataSpec) -> Path:
     """The file that data.tokenizer names when it is not `bpe` or `bytes`. Raises DataError when there is none."""
-    path = Path(data.tokenizer).expanduser()
+    path = expanded(data.tokenizer, DataError)
     if path.is_file():
         return path
+    if kind := kind_of_file(path):
+        raise DataError(f"data.tokenizer = {data.tokenizer!r}: {kind}; accepted: a regular file")
     inside = path / "tokenizer.json"
     hint = f"; did you mean {str(inside)!r}?" if inside.is_file() else ""
     raise DataError(
@@ -161,16 +215,15 @@ def tokenizer_file(data: DataSpec) -> Path:
 
 
 def tokenizer_digest(data: DataSpec, training_digests: bytes) -> str:
-    """Digest of what the tokenizer was made from: for `bpe` training documents and vocabulary size, else its file."""
+    """Digest of what the tokenizer was made from: for `bpe` training documents and vocabulary size, else its file and
+    what is made different from it. Raises DataError for a file that is none."""
     if data.tokenizer == "bpe":
         return digest("bpe", BPE_FORMAT, data.vocab_size, MIN_FREQUENCY, training_digests)
     if data.tokenizer == "bytes":
         return digest("bytes")
     path = tokenizer_file(data)
-    try:
-        return digest("file", path.read_bytes())
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
+    content = _content(path)
+    return digest("file", content, *_load(path, content).changes)
 
 
 def own_ids(data: DataSpec, files: Sequence[Path]) -> Ids:
@@ -182,7 +235,9 @@ def own_ids(data: DataSpec, files: Sequence[Path]) -> Ids:
             "not 'bpe', which is trained on text"
         )
     tokenizer = Bytes() if data.tokenizer == "bytes" else load_file(tokenizer_file(data))
-    return Ids(tokenizer.vocab_size, tokenizer.end_of_document)
+    # An end of our own is no id that the file may hold.
+    appended = tokenizer.separator != tokenizer.end_of_document
+    return Ids(tokenizer.vocab_size - appended, tokenizer.separator)
 
 
 def _decode_around_ends(ids: Sequence[int], end: int, decode: Callable[[list[int]], str]) -> str:
@@ -196,29 +251,20 @@ def _decode_around_ends(ids: Sequence[int], end: int, decode: Callable[[list[int
     return END_OF_DOCUMENT.join(decode(run) for run in runs)
 
 
-_BYTE_CHARACTERS = frozenset(map(chr, [*range(33, 127), *range(161, 173), *range(174, 324)]))
-"""The 256 printable characters by which byte-level vocabularies write bytes (GPT-2's table): each is one byte."""
-
-
-def _token_bytes(tokenizer: Any, vocabulary: dict[str, int], size: int) -> NDArray[np.int64]:
-    stages = [stage.__getstate__() for stage in (tokenizer.pre_tokenizer, tokenizer.decoder) if stage is not None]
-    byte_level = any(b'"ByteLevel"' in stage for stage in stages)
-    added = tokenizer.get_added_tokens_decoder()
-    token_bytes_V = np.zeros(size, np.int64)
-    for token, number in vocabulary.items():
-        if number in added:
-            token_bytes_V[number] = len(token.encode())
-        elif byte_level and _BYTE_CHARACTERS.issuperset(token):
-            token_bytes_V[number] = len(token)
-        else:
-            token_bytes_V[number] = _plain_bytes(token)
-    return token_bytes_V
-
-
-def _plain_bytes(token: str) -> int:
-    if len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
-        return 1
-    return len(token.removeprefix("##").replace("\u2581", " ").encode())
+def _text_makes(tokenizer: Any, token: str, number: int) -> bool:
+    """Whether text that spells a token becomes it: it is no special token, the model makes it of its letters, or takes
+    it for what it does not know. Tried, because that depends on normalizer, pre-tokenizer and model together."""
+    if getattr(tokenizer.model, "unk_token", None) == token:
+        return True
+    spelled = (token, f" {token}", f"{token} ", f"a{token}a", f" {token} {token}", f"\n{token}\n", token.upper())
+    unknown = "\ue000"  # in no vocabulary: what a model without bytes makes of it is its unknown token
+    for text in (*spelled, unknown):
+        try:
+            if number in tokenizer.encode(text, add_special_tokens=False).ids:
+                return True
+        except Exception:  # no unknown token: text with this in it is refused anyway
+            continue
+    return False
 
 
 def _before_fork() -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from dsabench.data.batch import FULL_NAME, Baseline, Batch, SplitName, evenly_spaced
+from dsabench.data.batch import FULL_NAME, Baseline, Batch, SplitName, evenly_spaced, what_fits
 from dsabench.data.tokens import TokenData, TokenSplit
 from dsabench.errors import DataError
 
@@ -103,10 +103,11 @@ class Windows:
         sizes_D = np.diff(split.offsets)
         longest = int(sizes_D.max(initial=0))
         if longest <= self.length:
-            fits = f"a length of at most {longest - 1} fits" if longest > 1 else "no length fits"
+            # Of both sides: advice that holds for one of them alone would end in the other's error.
+            most = min(int(np.diff(side.offsets).max(initial=0)) for side in self._splits.values()) - 1
             raise DataError(
                 f"length {self.length} needs a document of {self.length + 1} tokens, and the longest of the "
-                f"{len(sizes_D)} {FULL_NAME[name]} documents has {longest}; {fits}, or use longer documents"
+                f"{len(sizes_D)} {FULL_NAME[name]} documents has {longest}; {what_fits(most)}, or use longer documents"
             )
         short_D = sizes_D <= self.length
         if short_D.any():

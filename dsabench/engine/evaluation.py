@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -46,8 +46,10 @@ class Evaluator:
         self.model, self.execution, self.pool = model, execution, pool
         self.graphs: dict[_Key, tuple[torch.cuda.CUDAGraph, list[Tensor], _Scores]] = {}
 
-    def evaluate(self, windows: Batch, stage: Stage = "sparse") -> dict[str, Any]:
-        """Metrics on windows of L + 1 tokens, of the targets that are scored.
+    def evaluate(
+        self, windows: Batch, stage: Stage = "sparse", told: Callable[[float], None] = lambda share: None
+    ) -> dict[str, Any]:
+        """Metrics on windows of L + 1 tokens, of the targets that are scored; `told` is given the share that is done.
 
         loss               nats per token, mean over all targets
         accuracy           share of targets that are the most probable token
@@ -72,6 +74,7 @@ class Evaluator:
                 correct += scores.correct
                 if scores.kl is not None:
                     kl, has_kl = kl + scores.kl * len(tokens_BT), True
+                told(min(1.0, (first + batch) / n_windows))
         count_T = np.full(length, n_windows) if scored_NT is None else scored_NT.sum(0)
         nats = np.array_split(nats_T.cpu().numpy(), min(length, POSITION_BINS))
         counts = [int(part.sum()) for part in np.array_split(count_T, len(nats))]

@@ -24,11 +24,11 @@ from dsabench.attention.base import Stage
 from dsabench.data import cut
 from dsabench.engine import checkpoint
 from dsabench.engine.evaluation import evaluation_metrics, selection_recall
-from dsabench.engine.optimizer import stage_at
+from dsabench.engine.optimizer import recorded_stage, stage_at
 from dsabench.engine.prepared_run import PreparedRun
 from dsabench.engine.run_records import RunRecords
 from dsabench.engine.segments import segments
-from dsabench.engine.sink import Update
+from dsabench.engine.sink import Seldom, Update
 from dsabench.engine.slot import Memory, Slot, Slots
 from dsabench.engine.step import staged
 from dsabench.engine.step_times import StepTimes
@@ -106,6 +106,7 @@ class TrainingRun:
         self.seen = self.windows.evaluation("train", spec.train.eval_tokens)
         self.baseline = self.windows.baseline(self.held_out)
         self.last_eval: dict[str, Any] = {}
+        self.last_record: dict[str, Any] = {}
         self.flight: _Flight | None = None
         self.whole = False
         """Whether model, optimizer and progress are at the same step; False before the start and while they change."""
@@ -134,9 +135,8 @@ class TrainingRun:
             if not self.flight.alone:
                 yield
             with self._changing():
-                update = self._arrive()
-            if update is not None:
-                self.run.observe(update)
+                self._arrive()
+            self._tell()
             self.ranks.stop_if_asked()
             with self.slot.active():
                 if self.progress.owes_evaluation:
@@ -178,6 +178,7 @@ class TrainingRun:
         self.records = RunRecords(self.run, self.slot, self.progress, self.times)
         self.sink.rewind(-1 if saved is None else self.progress.step)
         self.whole = True
+        self._tell()
         if self.progress.step == 0 or self.progress.owes_evaluation:
             self._evaluate()  # before the first step, where the loss should be near ln V
         self.times.on(self.slot.running.describe())
@@ -199,7 +200,7 @@ class TrainingRun:
         self.progress.peak_memory_mb = max(peaks, default=None)
         return _Flight(first, end, stage, alone, start, history_SM)
 
-    def _arrive(self) -> Update | None:
+    def _arrive(self) -> None:
         """Land the segment in flight, and record it where a train record is due; evaluations are left to the caller."""
         flight, self.flight = self.flight, None
         assert flight is not None
@@ -207,12 +208,9 @@ class TrainingRun:
         spec, end = self.spec, flight.end
         evaluates = end % spec.train.eval_every == 0 or end == spec.train.steps
         self.progress.owes_evaluation = evaluates
-        if not (evaluates or end % spec.train.log_every == 0):
-            return None
-        record = self.records.train(flight.stage)
-        self.sink.metrics(record)
-        val_loss = self.last_eval.get("val_loss")
-        return Update(end, spec.train.steps, record["loss"], val_loss, record["tokens_per_second"])
+        if evaluates or end % spec.train.log_every == 0:
+            self.last_record = self.records.train(flight.stage)
+            self.sink.metrics(self.last_record)
 
     def _land(self, flight: _Flight) -> None:
         """Wait for the device, look at what it did, and capture the stage's graph if this was its first segment."""
@@ -247,11 +245,20 @@ class TrainingRun:
         self.ranks.check_equal(self.model.parameters())
         self.last_eval = self.ranks.by_first(lambda: self._evaluated(record))
         self.progress.owes_evaluation = self.progress.owes_evaluation and not record
+        self._tell(1.0)
+
+    def _tell(self, evaluated: float | None = None) -> None:
+        """Tell the observer how far the run has come."""
+        loss, speed = self.last_record.get("loss"), self.last_record.get("tokens_per_second")
+        step, val_loss = self.progress.step, self.last_eval.get("val_loss")
+        self.run.observe(Update(step, self.spec.train.steps, loss, val_loss, speed, evaluated))
 
     def _evaluated(self, record: bool) -> dict[str, Any]:
         stage = stage_at(self.spec, max(0, self.progress.step - 1))
         start = time.perf_counter()
-        val, train = (self.slot.evaluator.evaluate(batch, stage) for batch in (self.held_out, self.seen))
+        evaluate, told = self.slot.evaluator.evaluate, Seldom(self._tell)
+        val = evaluate(self.held_out, stage, lambda share: told(share / 2))
+        train = evaluate(self.seen, stage, lambda share: told((1 + share) / 2))
         recall = selection_recall(self.model, self.held_out, self.execution, stage) or {}
         lists = {name: recall.pop(name) for name in [*recall] if isinstance(recall[name], list)}
         found = evaluation_metrics(val, train, recall, self.baseline, is_task=self.spec.data.task is not None)
@@ -266,7 +273,7 @@ class TrainingRun:
                 {
                     "kind": "eval",
                     "step": self.progress.step,
-                    "stage": stage,
+                    "stage": recorded_stage(self.spec, stage),
                     "seconds": self.progress.seconds,
                     "flops": self.records.flops_after(self.progress.step),
                     **found,

@@ -12,6 +12,7 @@ from torch.optim.adamw import adamw
 
 from dsabench.attention.base import Stage
 from dsabench.model.transformer import Transformer
+from dsabench.spec.attention import DenseSpec
 from dsabench.spec.run import RunSpec, TrainSpec
 
 
@@ -28,6 +29,11 @@ def learning_rate_factor(train: TrainSpec, step: int) -> float:
 def stage_at(spec: RunSpec, step: int) -> Stage:
     """The stage of the 0-based step: dense for the attention's warm-up steps, sparse after them."""
     return "dense" if step < spec.attention.warmup_steps(spec.train.steps) else "sparse"
+
+
+def recorded_stage(spec: RunSpec, stage: Stage) -> Stage:
+    """The stage as records name it: dense attention is dense in every step, though its steps are those of `sparse`."""
+    return "dense" if isinstance(spec.attention, DenseSpec) else stage
 
 
 @dataclass

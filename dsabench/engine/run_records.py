@@ -7,10 +7,11 @@ from typing import Any
 import torch
 
 from dsabench.attention.base import Stage
+from dsabench.data import TaskData
 from dsabench.engine.backend import backend
 from dsabench.engine.checkpoint import Progress
 from dsabench.engine.device import matmul_rate
-from dsabench.engine.optimizer import learning_rate_factor, stage_at
+from dsabench.engine.optimizer import learning_rate_factor, recorded_stage, stage_at
 from dsabench.engine.prepared_run import PreparedRun
 from dsabench.engine.slot import Slot
 from dsabench.engine.step import METRICS
@@ -37,7 +38,7 @@ class RunRecords:
         history_SM = torch.tensor([row for rows, _ in self.progress.pending for row in rows])
         seconds = sum(seconds for _, seconds in self.progress.pending)
         self.progress.pending.clear()
-        record: dict[str, Any] = {"kind": "train", "step": end, "stage": stage}
+        record: dict[str, Any] = {"kind": "train", "step": end, "stage": recorded_stage(spec, stage)}
         record.update(zip(METRICS, history_SM[-1].tolist(), strict=True))
         record["loss"] = float(history_SM[:, 0].mean())
         if not self.slot.step.has_own_loss:
@@ -66,6 +67,7 @@ class RunRecords:
             "batch_size": windows,
             "tokens_per_step": spec.tokens_per_step,
             "tokens": spec.tokens_per_step * steps,
+            **self._text_tokens(),
             "flops": self.flops_after(steps),
             **last_evaluation,
             "step_ms": step_ms,
@@ -81,3 +83,10 @@ class RunRecords:
             "micro_batch": self.slot.step.micro_batch,
             "recompute": self.slot.step.recompute,
         }
+
+    def _text_tokens(self) -> dict[str, int]:
+        """Tokens of the text on both sides of the split; of an overlapping one, they are the same."""
+        data = self.run.data
+        if isinstance(data, TaskData):
+            return {}
+        return {"text_tokens": len(data.train.tokens), "held_out_tokens": len(data.val.tokens)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,10 +43,31 @@ class Nowhere:
 
 @dataclass(frozen=True)
 class Update:
-    """Progress of a run after a train record, for a display."""
+    """Progress of a run, for a display: where it begins, after every segment, and while and after it evaluates."""
 
     step: int
+    """Steps done; where a run begins, those of its checkpoint."""
+
     steps: int
-    loss: float
+    loss: float | None
+    """Of the last train record; None before the first, and so are the others."""
+
     val_loss: float | None
-    tokens_per_second: float
+    tokens_per_second: float | None
+    evaluated: float | None = None
+    """The share of the evaluation at this step that is done; None while none is under way."""
+
+
+class Seldom:
+    """Passes on shares of something under way, at most one in half a second."""
+
+    SECONDS = 0.5
+
+    def __init__(self, tell: Callable[[float], None]) -> None:
+        self.tell, self.last = tell, time.monotonic()
+
+    def __call__(self, share: float) -> None:
+        """Tell this share, if it is time."""
+        if time.monotonic() - self.last >= self.SECONDS:
+            self.last = time.monotonic()
+            self.tell(share)

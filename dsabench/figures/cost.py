@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from dsabench.analysis.peak_memory import DOUBT, MOST_SPREAD, memory_spread
+from dsabench.analysis.step_times_check import step_times
 from dsabench.figures.data import Drawn, FigureData
 from dsabench.figures.drawing import against_length, panel_title, plain_log_ticks, points_of, wrapped
 from dsabench.figures.sheet import Page, empty_page, outer_labels, pages, panel_width, too_many
@@ -48,6 +49,10 @@ def cost_by_length(data: FigureData) -> Drawn | str:
     spread = float(memory_spread(runs).max())
     if spread > MOST_SPREAD:
         notes.append(f"peak memory of one variant and length differs up to {spread:.2f}-fold between seeds: {DOUBT}")
+    times = step_times(runs)
+    shapes = [(int(length), str(variant)) for length, variant in set(zip(runs["length"], runs["variant"], strict=True))]
+    if doubt := times.doubt(shapes):
+        notes.append(f"{doubt}: what a step costs is not known")
     kept, more = too_many(pages(runs, data.pages, facet="machine"))
     return Drawn([_page(page, spread) for page in kept], notes + more)
 

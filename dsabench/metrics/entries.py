@@ -29,6 +29,14 @@ _LIST = (
         meaning="tokens that all steps trained on",
     ),
     Metric(
+        name="text_tokens", words="tokens of the training text", digits=0, dtype="", source="run", runs="text",
+        meaning="different tokens that there are to train on",
+    ),
+    Metric(
+        name="held_out_tokens", words="tokens of the held-out text", digits=0, dtype="", source="run", runs="text",
+        meaning="tokens of the documents that are held out",
+    ),
+    Metric(
         name="flops", words="training compute", unit="FLOPs", better="lower", digits=None, source="run",
         meaning="FLOPs of the model in training, the indexer and its loss included",
         remark="A record has those spent so far.",

@@ -21,7 +21,8 @@ class RouterStatistics:
     """How one layer's router spread its tokens over experts; on the device, detached but for the balance loss."""
 
     balance_loss: Tensor
-    """Switch Transformer's load-balancing loss E sum_e f_e P_e (arXiv 2101.03961, eq. 4), 1 when even. Not detached."""
+    """Switch Transformer's load-balancing loss E sum_e f_e P_e (arXiv 2101.03961, eq. 4), 1 when even. Not detached.
+    That of Mixtral in `transformers` counts each of a token's K routes as a whole one, and so is K times larger."""
 
     load_E: Tensor
     """f_e, each expert's share of the routes; sums to 1."""

@@ -68,10 +68,11 @@ class ModelOutput:
     """Scores of the next token."""
 
     attention_loss: Tensor | None
-    """Mean over layers of the attention's own loss (an indexer's KL); None when the variant has none."""
+    """Mean over layers of the attention's own loss (an indexer's KL), where other trainers add them; None when the
+    variant has none."""
 
     balance_loss: Tensor
-    """Mean over layers of the router's load-balancing loss."""
+    """Mean over layers of the router's load-balancing loss, where other trainers add them."""
 
     expert_load_E: Tensor
     """Share of routes of each expert, mean over layers."""

@@ -60,7 +60,7 @@ def chosen_run(data: FigureData, wanted: str | None) -> str | None:
     if wanted is not None:
         return find_run(data.scope.store, wanted).run_id
     selects = ~(data.runs["k"] >= data.runs["length"]) & (data.runs["attention"] != "dense")  # k of a plugin: unknown
-    runs = data.runs[data.runs["finished"] & selects].sort_values(["updated", "run_id"], ascending=False)
+    runs = data.runs[data.runs["finished"] & selects].sort_values(["order", "run_id"], ascending=False)
     return next((run for run in runs["run_id"] if _can_be_shown(data.scope.store, run)), None)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +37,7 @@ from dsabench.store import RunRecord, find_checkpoint, find_run, read_metrics
 from dsabench.sweeps import plan
 from dsabench.sweeps.launcher import RunJob
 from dsabench.sweeps.single_run import Place, train_by_turns
+from dsabench.user_folders import expanded, temporary_folder
 
 Verdict = Literal["same bits", "within tolerance", "differs"]
 
@@ -119,7 +119,7 @@ def reproduce(
     execution = _execution(original, spec, device)
     _same_files(original, plan.fingerprint(spec, data_package.fingerprint(spec.data)), spec)
     if into is None:
-        with tempfile.TemporaryDirectory(prefix="dsabench-") as folder:
+        with temporary_folder() as folder:
             found = _trained_again(spec, execution, original, Path(folder) / "runs", observe, notify)
             return _compare(Path(store), original, metrics, Path(folder) / "runs", found, tolerance, kept=None)
     target = Path(into)
@@ -181,7 +181,7 @@ def _found(original: RunRecord, stored: Sequence[str], given: Sequence[str]) -> 
         raise SpecError(f"--plugin {strange[0]}: run {original.run_id} has none of that name; its plugins: {named}")
     found = [elsewhere.get(Path(path).name, path) for path in stored]
     for path in found:
-        if not Path(path).expanduser().is_file():
+        if not expanded(path, SpecError).is_file():
             raise SpecError(
                 f"run {original.run_id} was trained with the plugin {path}, which is not there; "
                 f"--plugin FILE says where {Path(path).name} lies now"

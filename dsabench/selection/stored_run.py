@@ -184,7 +184,7 @@ def newest_selecting_run(store: str | Path, notes: list[str] | None = None) -> R
     runs = load_runs(store)
     done = runs[(runs["status"] == "done") & (runs["attention"] != "dense")]
     n_selecting, of_plugins = 0, list[str]()
-    for run_id in done.sort_values(["updated", "run_id"], ascending=False)["run_id"]:
+    for run_id in done.sort_values(["order", "run_id"], ascending=False)["run_id"]:
         record = read_run(store, run_id)
         if needed_plugins(record.spec):
             of_plugins.append(run_id)

@@ -51,7 +51,7 @@ class AttentionSpec(Spec):
         return None
 
     def own_loss_weight(self) -> float:
-        """Weight of the variant's own loss (an indexer's) in the training loss."""
+        """Weight of the variant's own loss (an indexer's; the mean over layers) in the training loss."""
         return 1.0
 
     def warmup_freezes_backbone(self) -> bool:
@@ -152,7 +152,8 @@ class IndexerSpec(Spec):
     """Indexer heads J."""
 
     head_dim: Annotated[int, Field(ge=4, le=1024, multiple_of=4)] = 64
-    """Width of an indexer head; the first half is rotated by position, so a multiple of 4."""
+    """Width of an indexer head; the first half is rotated by position (in half-split pairs, as in DeepSeek's code since
+    November 2025), so a multiple of 4."""
 
     norm_eps: Annotated[float, Field(gt=0, le=1), Formerly(1e-5)] = 1e-6
     """Epsilon of the LayerNorm on the indexer's key. 1e-6 is that of DeepSeek's released code; runs of dsabench 0.1 had
@@ -162,7 +163,8 @@ class IndexerSpec(Spec):
     """`kl` trains the indexer to predict the attention's own probabilities; `none` leaves it as it was drawn."""
 
     loss_weight: Annotated[float, Field(gt=0)] = 1.0
-    """Weight of the KL loss. Under Adam it hardly matters; learning_rate does."""
+    """Weight of the KL loss, which is the mean over queries and over layers; a trainer that adds the layers' losses has
+    the same with this weight divided by n_layers. Under Adam it hardly matters; learning_rate does."""
 
     learning_rate: Annotated[float, Field(gt=0, le=10)] = 1e-3
     """The indexer's own peak learning rate, on the same schedule as the model's."""

@@ -1,10 +1,9 @@
-"""Config files: the shipped ones by name, and reading one as a Sweep; and the values of `--set`."""
+"""Config files: the shipped ones by name, and reading one as a Sweep."""
 
 from __future__ import annotations
 
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
 from dsabench.errors import SpecError
 from dsabench.spec import ladder as ladders
@@ -29,7 +28,7 @@ def load_sweep(name_or_path: str = DEFAULT_CONFIG) -> Sweep:
     for key in content:
         if key not in _PARTS:
             raise SpecError(f"{origins[key]}unknown field {key}{near_miss(key, list(_PARTS))}")
-    base, axes, verdict, ladder = (content.get(key) or {} for key in _PARTS)
+    base, axes, verdict, ladder = ({} if content.get(key) is None else content[key] for key in _PARTS)
     for key, part in zip(_PARTS, (base, axes, verdict, ladder), strict=True):
         if not isinstance(part, dict):
             raise SpecError(f"{origins[key]}{key} must be a mapping")
@@ -112,11 +111,3 @@ def about(config: Path) -> str:
     with config.open(encoding="utf-8") as lines:
         first = lines.readline().strip()
     return first.removeprefix("#").strip() if first.startswith("#") else ""
-
-
-def parse_override(text: str) -> tuple[str, Any]:
-    """`a.b=value` of `--set`, the value read as YAML."""
-    path, equals, value = text.partition("=")
-    if not equals or not path.strip():
-        raise SpecError(f"--set {text}: expected FIELD=VALUE, for example --set train.steps=500")
-    return path.strip(), yaml_file.scalar(value, f"--set {path.strip()}")

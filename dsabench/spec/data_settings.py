@@ -30,14 +30,16 @@ class DataSpec(Spec):
     """The field of .jsonl records, the column of .parquet files and of `hf:` datasets that holds the text."""
 
     tokenizer: Annotated[str, Field(min_length=1)] = "bpe"
-    """`bpe` (byte-level BPE trained on the training documents), `bytes`, or the path of a tokenizer.json."""
+    """`bpe` (byte-level BPE trained on the training documents), `bytes`, or the path of a tokenizer.json. Dropout,
+    truncation, padding and templates of such a file are switched off."""
 
     vocab_size: Annotated[int, Field(ge=257, le=1_000_000)] = 8192
     """Tokens of a `bpe` tokenizer: 256 bytes, one end-of-document token, merges. Other tokenizers bring their own."""
 
     val_share: Share = 0.1
-    """Share of the documents that is held out for validation; split before windows are cut. (With split =
-    overlapping: of the windows.)"""
+    """Share of the documents that is held out for validation; split before windows are cut. Where sizes make that far
+    from this share of the text (less than half, more than twice), documents are held out by size, and those too large
+    for that are cut first. (With split = overlapping: of the windows.)"""
 
     split_seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Seed of the document split: the same for every training seed, so that all runs hold out the same documents."""

@@ -13,6 +13,8 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
+from dsabench.spec.yaml_file import with_point
+
 _MISSING = object()
 
 
@@ -57,7 +59,20 @@ def _line(detail: ErrorDetails, path: str, names: list[str], model: type[BaseMod
     if field is None:
         return f"{path} = {_shown(value)} is not accepted: {detail['msg'].lower()}"
     hint = near_miss(value, choices(field.annotation)) if isinstance(value, str) else ""
+    hint = hint or _as_number(value, _words(field.annotation))
     return f"{path} = {_shown(value)} is not accepted; accepted: {accepted(field)}{hint}"
+
+
+def _as_number(value: Any, words: str) -> str:
+    """A hint for what people write for a number and YAML reads as something else: 0,001 and 50% and 1e3 steps."""
+    found = ""
+    if isinstance(value, float) and "a whole number" in words and value.is_integer():
+        found = f"{value:.0f}"
+    elif isinstance(value, str) and "a number" in words and re.fullmatch(r"[+-]?\d+,\d+([eE][+-]?\d+)?", value):
+        found = with_point(value)
+    elif isinstance(value, str) and "a number" in words and re.fullmatch(r"\d{1,3}(\.\d+)? ?%", value):
+        found = f"{float(value.rstrip(' %')) / 100:g}"
+    return f"; did you mean {found}?" if found else ""
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:

@@ -46,7 +46,10 @@ class ModelSpec(Spec):
     """Experts that each token is routed to (top-k routing, no token is dropped)."""
 
     balance_loss_weight: Annotated[float, Field(ge=0)] = 0.01
-    """Weight of the load-balancing loss of Switch Transformer (its paper's alpha)."""
+    """Weight of the load-balancing loss of Switch Transformer (its paper's alpha), which is 1 when experts are used
+    evenly and here the mean over layers. A trainer that adds the layers' losses has the same with this weight divided
+    by n_layers. The balance loss of Mixtral in `transformers` is experts_per_token times larger, and one of the routes
+    of all layers together."""
 
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Dropout on the embedding and on every residual branch, in training only."""

@@ -165,7 +165,8 @@ class Sweep:
             values["attention"] = {name: value for name, value in attention.items() if name in owned}
         return validate(values, self._where)
 
-    def _kinds(self) -> list[Any]:
+    def kinds(self) -> list[Any]:
+        """Every attention kind that the base, an axis or the file names. Raises SpecError for one that is no text."""
         attention = self.base.get("attention", {})
         base_kind = attention.get("kind", "dsa") if isinstance(attention, dict) else "dsa"
         kinds = [*self.axes.get("attention.kind", [base_kind]), *self.named_kinds]
@@ -179,7 +180,7 @@ class Sweep:
         if not isinstance(attention, dict):
             return
         _kind_is_text(attention.get("kind", "dsa"), self._where("attention.kind"))
-        kinds = list(dict.fromkeys([*self._kinds(), attention.get("kind", "dsa")]))
+        kinds = list(dict.fromkeys([*self.kinds(), attention.get("kind", "dsa")]))
         models = [settings_class(kind, self._where("attention.kind")) for kind in kinds]
         paths = [f"attention.{name}" for name in attention] + [p for p in self.axes if p.startswith("attention.")]
         for path in paths:
@@ -217,7 +218,7 @@ class Sweep:
 
     def _clear_alternative(self, path: str, origin: str) -> None:
         parent, _, name = path.rpartition(".")
-        for model in _owners(parent, self._kinds()):
+        for model in _owners(parent, self.kinds()):
             for pair in model.alternatives:
                 if name in pair:
                     other = f"{parent}.{pair[0] if name == pair[1] else pair[1]}"

@@ -210,8 +210,8 @@ class SelectiveCopy(TaskSettings):
     """Different tokens between the symbols: 1 is a blank, more are noise."""
 
     answers: Answers = "hidden"
-    """`hidden`: an answer is a label, and a bar stands in its place. `shown`: the symbols are written behind the bar, as
-    in versions up to 0.1; then those that are left can be guessed among, and the floor is higher."""
+    """`hidden`: an answer is a label, and a bar stands in its place. `shown`: the symbols are written behind the bar,
+    as in versions up to 0.1; then those that are left can be guessed among, and the floor is higher."""
 
     @property
     def alphabet(self) -> tuple[tuple[str, int], ...]:

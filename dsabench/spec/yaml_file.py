@@ -22,6 +22,15 @@ MAX_DEPTH = 100
 MAX_NODES = 100_000
 
 
+_HINTS = {
+    "'\\t'": "; indent with spaces, a tab is not accepted there",
+    "mapping values are not allowed here": "; write a space after the colon of each field, and quotes around text that "
+    "holds ': '",
+    "found duplicate key": "; keep one",
+}
+"""What is said besides to problems that the parser names, by words in them."""
+
+
 def read(path: Path) -> tuple[Any, dict[str, int]]:
     """The file's content as dicts, lists and scalars, and the 1-based line of each field path in it.
 
@@ -41,23 +50,33 @@ def read(path: Path) -> tuple[Any, dict[str, int]]:
     return _parse(text, str(path))
 
 
-def scalar(text: str, name: str) -> Any:
-    """The value of a `--set path=TEXT` override: one YAML value, so that 1e-3 is a number and [a, b] a list."""
-    return _parse(text, name)[0]
+def scalar(text: str, name: str, texts: bool = False) -> Any:
+    """The value of a `--set path=TEXT` override: one YAML value, so that 1e-3 is a number and [a, b] a list.
+
+    texts: the items of a list are text, whatever they look like.
+    """
+    found = _parse(text, name)[0]
+    if texts and isinstance(found, list):
+        written = YAML(typ="base", pure=True).load(text)
+        found = [
+            as_written if isinstance(as_written, str) else item for as_written, item in zip(written, found, strict=True)
+        ]
+    return found
 
 
 def _parse(text: str, name: str) -> tuple[Any, dict[str, int]]:
     if _brackets_deep(text) > MAX_DEPTH:
         raise SpecError(f"{name} is nested more than {MAX_DEPTH} deep, which no config is")
-    lines: dict[str, int] = {}
-    budget = [MAX_NODES]
+    reader = _Reader(name, text.splitlines())
     try:
         loader = YAML(typ="rt", pure=True)
-        return _plain(loader.load(text), "", lines, budget, name), lines
+        return reader.plain(loader.load(text), ""), reader.lines
     except MarkedYAMLError as error:
         mark = error.problem_mark
         where = f"{name}:{mark.line + 1}" if mark is not None and "\n" in text else name
-        raise SpecError(f"{where} is not valid YAML: {error.problem or error.context}") from error
+        problem = error.problem or error.context or ""
+        hint = next((hint for words, hint in _HINTS.items() if words in problem), "")
+        raise SpecError(f"{where} is not valid YAML: {problem}{hint}") from error
     except (YAMLError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, SpecError):
             raise
@@ -73,26 +92,57 @@ def _brackets_deep(text: str) -> int:
     return deepest
 
 
-def _plain(node: Any, path: str, lines: dict[str, int], budget: list[int], name: str) -> Any:
-    budget[0] -= 1
-    if budget[0] < 0:
-        raise SpecError(f"{name} expands to more than {MAX_NODES} values")
-    if isinstance(node, TaggedScalar) or getattr(getattr(node, "tag", None), "value", None):
-        raise SpecError(f"{name}: YAML tags such as {node.tag.value} are not accepted")
-    if isinstance(node, CommentedMap):
-        result = {}
-        for key, value in node.items():
-            if not isinstance(key, str):
-                raise SpecError(f"{name}: {key!r} is not a field name; a field name is text")
-            child = f"{path}.{key}" if path else key
-            lines[child] = node.lc.key(key)[0] + 1 if key in (node.lc.data or {}) else 0
-            result[key] = _plain(value, child, lines, budget, name)
-        return result
-    if isinstance(node, CommentedSeq):
-        return [_plain(value, f"{path}.{i}", lines, budget, name) for i, value in enumerate(node)]
-    for plain in (bool, int, float, str):
-        if isinstance(node, plain):
-            return plain(node)
-    if node is None:
-        return None
-    return str(node)  # dates and the like, which no field accepts: validation names them
+class _Reader:
+    """Turns what ruamel.yaml read into plain values, and keeps the line of every field."""
+
+    def __init__(self, name: str, source: list[str]) -> None:
+        self.name, self.source = name, source
+        self.lines: dict[str, int] = {}
+        self.left = MAX_NODES
+
+    def plain(self, node: Any, path: str, line: int = 0) -> Any:
+        """The value of `node`, which stands in `line` as far as that is known. Raises SpecError."""
+        self.left -= 1
+        if self.left < 0:
+            raise SpecError(f"{self.name} expands to more than {MAX_NODES} values")
+        if isinstance(node, TaggedScalar) or getattr(getattr(node, "tag", None), "value", None):
+            raise SpecError(f"{self.where(line)}: YAML tags such as {node.tag.value} are not accepted")
+        if isinstance(node, CommentedMap):
+            result = {}
+            for key, value in node.items():
+                there = node.lc.data.get(key) if node.lc.data else None  # none of what a merge (<<) brought in
+                at = there[0] + 1 if there else line
+                if not isinstance(key, str):
+                    hint = self.comma(at, key)
+                    raise SpecError(f"{self.where(at)}: {key!r} is not a field name; a field name is text{hint}")
+                child = f"{path}.{key}" if path else key
+                self.lines[child] = at
+                result[key] = self.plain(value, child, at)
+            return result
+        if isinstance(node, CommentedSeq):
+            return [self.plain(value, f"{path}.{i}", line) for i, value in enumerate(node)]
+        for plain in (bool, int, float, str):
+            if isinstance(node, plain):
+                return plain(node)
+        if node is None:
+            return None
+        return str(node)  # dates and the like, which no field accepts: validation names them
+
+    def where(self, line: int) -> str:
+        return f"{self.name}:{line}" if line and len(self.source) > 1 else self.name
+
+    def comma(self, line: int, key: Any) -> str:
+        """A hint where a number with a comma became a value and a field: {learning_rate: 0,001}."""
+        if not isinstance(key, int | float) or not 0 < line <= len(self.source):
+            return ""
+        found = re.search(r"(?<![\w.])(?<!\d,)\d+,\d+([eE][+-]?\d+)?(?![\w.]|,\d)", self.source[line - 1])
+        return (
+            f"; a comma ends a value: write {with_point(found[0])} for {found[0]}, or no comma between thousands"
+            if found
+            else ""
+        )
+
+
+def with_point(number: str) -> str:
+    """A number with a comma as YAML writes it."""
+    return number.replace(",", ".")

@@ -7,7 +7,7 @@ from dsabench.store.reader import find_checkpoint, find_name, find_run, read_met
 from dsabench.store.records import SCHEMA_VERSION, RunBusyError, RunDoneError, RunRecord, SweepRecord
 from dsabench.store.removal import check_removable, remove_runs, sweeps_naming
 from dsabench.store.sweep_records import read_sweep, readable_sweeps, write_sweep
-from dsabench.store.table import load_metrics, metrics_in_parts
+from dsabench.store.table import load_lists, load_metrics, metrics_in_parts
 from dsabench.store.table_file import check_table_path, write_table
 from dsabench.store.writer import RunWriter
 
@@ -26,6 +26,7 @@ __all__ = [
     "find_name",
     "find_run",
     "load_curves",
+    "load_lists",
     "load_metrics",
     "load_runs",
     "metrics_in_parts",

@@ -12,8 +12,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
+from dsabench import locks
 from dsabench.errors import ResultsError, StoreError
 
 Signature = list[int] | None
@@ -175,17 +176,15 @@ def acquire(path: Path, timeout_s: float) -> FileLock | None:
         StoreError: the lock file cannot be made, or the file system has no locks.
     """
     refuse_links(path)  # older versions of filelock would empty the file that it leads to
-    # thread_local=False: whichever thread ends the run may free it.
-    lock = FileLock(path, thread_local=False)
     try:
-        lock.acquire(timeout=timeout_s)
-    except Timeout:
-        return None
-    except NotImplementedError as error:
-        raise StoreError(f"{path}: this file system has no file locks; put the store on another one") from error
+        return locks.acquire(path, timeout_s)
+    except locks.NoLocksError as error:
+        raise StoreError(
+            f"{path}: the file system refuses locks ({error.strerror}), and without them two processes could write one "
+            "run; put the store on another file system, for example a local disk (--store DIR)"
+        ) from error
     except OSError as error:
         raise explain(path, error) from error
-    return lock
 
 
 def is_held(path: Path) -> bool | None:

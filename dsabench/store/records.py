@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -31,11 +31,14 @@ SCHEMA_VERSION = 1
 MAX_DEPTH = 100
 """The deepest nesting of mappings and lists in a record."""
 
+LAST = 2**62
+"""The largest number of a record's order."""
+
 Status = Literal["running", "done", "failed", "interrupted"]
 Scalar = bool | int | float | str | None
 
 RESERVED = frozenset(
-    ("run_id", "status", "attention", "length", "seed", "sweep", "error", "created", "updated", "version")
+    ("run_id", "status", "attention", "length", "seed", "sweep", "error", "created", "updated", "order", "version")
 )
 """Columns of the store's table that are no summary entry."""
 
@@ -81,6 +84,11 @@ def now() -> datetime:
     return datetime.now(UTC)
 
 
+def microseconds(time: datetime) -> int:
+    """Microseconds from 1970 to `time`; below 0 before."""
+    return (time - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
+
+
 def _utc(value: datetime) -> datetime:
     try:
         return value.astimezone(UTC)
@@ -108,6 +116,15 @@ class Record(BaseModel):
 
     updated: Time = Field(default_factory=now)
     """When it was last written (UTC)."""
+
+    order: Annotated[int, Field(ge=0, le=LAST)] | None = None
+    """Its place among all that was written to the store: what was written later has the larger number, whatever the
+    clock said. None in records of versions that had none."""
+
+    @property
+    def place(self) -> int:
+        """`order`, or when it was last written in microseconds since 1970, which it is compared with."""
+        return microseconds(self.updated) if self.order is None else self.order
 
     def to_json(self) -> bytes:
         """The record as a JSON document; NaN and Infinity are the tokens that `json.loads` reads."""

@@ -7,18 +7,19 @@ from pathlib import Path
 from dsabench.errors import StoreError
 from dsabench.store.files import explained, refuse_links, write_atomic
 from dsabench.store.layout import SWEEPS, existing_store, locked, make_store
+from dsabench.store.order import next_order
 from dsabench.store.records import SweepRecord, check_id, read_record
 
 
 def write_sweep(store: str | Path, record: SweepRecord) -> None:
-    """Store `record` as it is, in place of one of the same id; StoreError when it cannot be written."""
+    """Store `record`, the newest from now on, in place of one of the same id; StoreError when it cannot be written."""
     path = Path(store) / SWEEPS / f"{check_id(record.id, 'sweep')}.json"
     make_store(Path(store))
     refuse_links(path.parent)
     with explained(path):
         path.parent.mkdir(exist_ok=True)
     with locked(Path(store)):
-        write_atomic(path, record.to_json())
+        write_atomic(path, record.model_copy(update={"order": next_order(Path(store))}).to_json())
 
 
 def read_sweep(store: str | Path, sweep_id: str) -> SweepRecord:
@@ -35,7 +36,7 @@ def read_sweep(store: str | Path, sweep_id: str) -> SweepRecord:
 
 
 def readable_sweeps(store: str | Path) -> tuple[list[SweepRecord], list[str]]:
-    """Every sweep that can be read, the last updated first, and what is wrong with each of the others."""
+    """Every sweep that can be read, the last written first, and what is wrong with each of the others."""
     folder = existing_store(store) / SWEEPS
     records, problems = [], []
     for path in sorted(folder.glob("[!.]*.json")):
@@ -43,4 +44,4 @@ def readable_sweeps(store: str | Path) -> tuple[list[SweepRecord], list[str]]:
             records.append(read_sweep(store, path.stem))
         except StoreError as error:
             problems.append(str(error))
-    return sorted(records, key=lambda r: (r.updated, r.created, r.id), reverse=True), problems
+    return sorted(records, key=lambda r: (r.place, r.updated, r.created, r.id), reverse=True), problems

@@ -26,6 +26,9 @@ TIME = "datetime64[us, UTC]"
 _PART = 50
 """Runs whose metrics are in memory at a time, where those of all runs need not be."""
 
+_DENSE = "dense-L"
+"""Beginning of the id of a dense run; records of dsabench 0.1 say that its stage is `sparse`."""
+
 Row = dict[str, Any]
 
 Array = pd.api.extensions.ExtensionArray | np.ndarray[Any, Any]
@@ -41,6 +44,7 @@ def fixed_columns() -> dict[str, str]:
         "leak": "boolean",
         **dict.fromkeys(("sweep", "error"), "string"),
         **dict.fromkeys(("created", "updated"), TIME),
+        "order": "Int64",
         "version": "string",
     }
 
@@ -79,6 +83,7 @@ def _flat_record(record: RunRecord) -> Row:
             "error": record.error,
             "created": record.created.isoformat(),
             "updated": record.updated.isoformat(),
+            "order": record.place,
             "version": record.version,
         }
     )
@@ -162,7 +167,8 @@ def load_metrics(store: str | Path = "runs", run_ids: Iterable[str] | None = Non
     """The metrics of runs (all without `run_ids`) as one tidy table: run_id, kind, step, a column a metric.
 
     Rows are in the order they were recorded. A cell is missing (NaN in a float column) where the record has
-    no such metric; `read_metrics` tells that from a recorded NaN. A torn last line is left out.
+    no such metric; `read_metrics` tells that from a recorded NaN. A torn last line is left out. What is recorded as a
+    list, such as the loss by position, is in `load_lists`. `stage` is `dense` in every row of a dense run.
 
     Raises:
         StoreError: there is no such store or run, or a metrics file is damaged; names the file and line.
@@ -170,6 +176,31 @@ def load_metrics(store: str | Path = "runs", run_ids: Iterable[str] | None = Non
     path = existing_store(store)
     records = _records(path, run_names(path) if run_ids is None else run_ids)
     return _metrics(records, {name: _dtype(kinds) for name, kinds in _kinds_of(records).items()})
+
+
+def load_lists(store: str | Path = "runs", run_ids: Iterable[str] | None = None) -> pd.DataFrame:
+    """What runs (all without `run_ids`) recorded as lists, one row an item: run_id, kind, step, metric, place, value.
+
+    `place` counts from 0. Of `loss_by_position` it is the bin: at most 256 equal parts of the window, so up to 256
+    tokens each position is one. Of `target_recall_by_layer` it is the layer. `value` is missing in a bin in which
+    nothing was scored.
+
+    Raises:
+        StoreError: as `load_metrics`.
+    """
+    path = existing_store(store)
+    rows: list[tuple[Any, ...]] = [
+        (run_id, record["kind"], record["step"], name, place, item)
+        for run_id in (run_names(path) if run_ids is None else run_ids)
+        for record in read_metrics(path, run_id)
+        for name, value in record.items()
+        if isinstance(value, list)
+        for place, item in enumerate(value)
+    ]
+    dtypes = {"run_id": "string", "kind": "string", "step": "Int64", "metric": "string", "place": "Int64"}
+    columns = {name: [row[i] for row in rows] for i, name in enumerate([*dtypes, "value"])}
+    found = {name: _column(columns[name], dtype) for name, dtype in dtypes.items()}
+    return pd.DataFrame(found | {"value": typed(columns["value"]) if rows else _array([], "float64")})
 
 
 def metrics_in_parts(store: str | Path, run_ids: Sequence[str]) -> Iterator[pd.DataFrame]:
@@ -195,7 +226,15 @@ def metrics_in_parts(store: str | Path, run_ids: Sequence[str]) -> Iterator[pd.D
 
 
 def _records(store: Path, run_ids: Iterable[str]) -> list[Row]:
-    return [{**record, "run_id": run_id} for run_id in run_ids for record in read_metrics(store, run_id)]
+    """The records without their lists."""
+    rows = []
+    for run_id in run_ids:
+        for record in read_metrics(store, run_id):
+            row = {name: value for name, value in record.items() if not isinstance(value, list)} | {"run_id": run_id}
+            if "stage" in row and run_id.startswith(_DENSE):
+                row["stage"] = "dense"
+            rows.append(row)
+    return rows
 
 
 def _kinds_of(records: list[Row]) -> dict[str, set[str]]:

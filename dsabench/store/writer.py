@@ -18,6 +18,7 @@ from dsabench.plain import encodable
 from dsabench.store import atomic_folder, index
 from dsabench.store.files import acquire, explain, explained, refuse_links, write_all, write_atomic
 from dsabench.store.layout import LOCK, LOG, METRICS, RECORD, make_store, run_folder
+from dsabench.store.order import next_order
 from dsabench.store.reader import parse_metrics, read_raw
 from dsabench.store.records import RunBusyError, RunDoneError, RunRecord, Scalar, now
 
@@ -87,6 +88,7 @@ class RunWriter:
                 fingerprint=dict(fingerprint),
                 environment=dict(environment),
                 sweep=sweep or (before.sweep if before else None),
+                order=next_order(path.parent),
                 **({"created": before.created} if before else {}),
             )
             with explained(path):
@@ -188,6 +190,7 @@ class RunWriter:
                 # File names may hold bytes that are no text, and so may messages about them.
                 "error": None if error is None else encodable(error),
                 "updated": now(),
+                "order": next_order(self.path.parent),
                 **({} if environment is None else {"environment": dict(environment)}),
             }
         )

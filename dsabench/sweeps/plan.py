@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dsabench import data as data_package
+from dsabench.attention.base import Stage
 from dsabench.attention.plugins import plugin_digest
-from dsabench.data import cut
+from dsabench.data import Amounts, Survey, cut
 from dsabench.engine import memory_plan
+from dsabench.engine.checkpoint import steps_done
 from dsabench.engine.device import Execution, matmul_rate
 from dsabench.engine.memory_plan import MemoryPlan
 from dsabench.engine.slot import shape_of
+from dsabench.errors import StoreError
 from dsabench.model.transformer import flops_per_window, outline
+from dsabench.progress.time_left import Kind, RunParts, Timetable
 from dsabench.spec.data_settings import DataSpec
 from dsabench.spec.identity import run_id
 from dsabench.spec.run import RunSpec
 from dsabench.spec.sweep import Sweep
-from dsabench.store import read_run
+from dsabench.store import find_checkpoint, read_run
 
 MOST_AT_A_TIME = 5
 """Runs that share a GPU unless the user says another number: the default number of seeds."""
@@ -36,19 +41,33 @@ class PlannedRun:
     run_id: str
     status: str
     """`new`, or the status that the store's record has."""
+    amounts: Amounts | None = None
+    """Text to train on and held out; None for a task."""
+
+    at: int = 0
+    """Steps that its checkpoint has behind it, where it was interrupted."""
 
 
 def plan(specs: Sequence[RunSpec], store: str | Path) -> list[PlannedRun]:
     """The runs in order, with their identities and the store's status. Reads the corpus, trains nothing."""
-    digests: dict[DataSpec, dict[str, str]] = {}
+    surveys: dict[DataSpec, Survey] = {}
     planned: dict[str, PlannedRun] = {}
     for spec in specs:
-        key = spec.data
-        if key not in digests:
-            digests[key] = data_package.fingerprint(spec.data)
-        identity = run_id(spec, fingerprint(spec, digests[key]))
-        planned.setdefault(identity, PlannedRun(spec, identity, status(store, identity)))
+        if spec.data not in surveys:
+            surveys[spec.data] = data_package.survey(spec.data)
+        found = surveys[spec.data]
+        identity = run_id(spec, fingerprint(spec, found.fingerprint))
+        if identity not in planned:
+            planned[identity] = _planned_run(spec, identity, store, found.amounts)
     return list(planned.values())
+
+
+def _planned_run(spec: RunSpec, identity: str, store: str | Path, amounts: Amounts | None) -> PlannedRun:
+    known, at = status(store, identity), 0
+    if known == "interrupted" and (saved := find_checkpoint(store, identity)) is not None:
+        with suppress(StoreError):  # whether it is whole is seen when it is taken up
+            at = steps_done(saved)
+    return PlannedRun(spec, identity, known, amounts, at)
 
 
 def rungs(sweep: Sweep) -> dict[str, list[str]]:
@@ -76,28 +95,64 @@ def fingerprint(spec: RunSpec, corpus: dict[str, str]) -> dict[str, str]:
     return {**corpus, **({"plugin": plugin} if plugin else {})}
 
 
-def estimate_seconds(planned: Sequence[PlannedRun], execution: Execution) -> float:
-    """A rough time for the runs that are not done: training FLOPs at a share of the measured matrix-product rate that
-    small models reach, or launch-bound time a step where that is longer, and evaluation as forward FLOPs."""
+def timetable(
+    planned: Sequence[PlannedRun], execution: Execution, *, at_a_time: int = 1, n_devices: int = 1
+) -> Timetable:
+    """Rough seconds of the parts of every run that is not done, and of audits and libraries before.
+
+    at_a_time: runs that share a device. A step takes its training FLOPs at a share of the measured matrix-product rate
+    that small models reach, or launch-bound time where that is longer; an evaluation forward FLOPs. What was measured
+    to be slower than that on two CPU cores: evaluations, and twice so those that look at a selection. Runs that share
+    a device, or processes that share a CPU's cores, take as many times longer.
+    """
+    todo = [run for run in planned if run.status != "done"]
+    if not todo:
+        return Timetable({})
+    is_cpu = execution.device.type == "cpu"
     rate = matmul_rate(execution.device, execution.precision) * 0.35
-    floor = 2.5e-3 if execution.graph else 1e-3 if execution.device.type == "cpu" else 20e-3
-    devices = execution.ranks.size if execution.device.type == "cuda" else 1  # processes on a CPU share its cores
-    seconds = 0.0
-    shapes: dict[str, list[RunSpec]] = {}
-    for run in planned:
-        if run.status != "done":
-            shapes.setdefault(shape_of(run.spec).model_dump_json(), []).append(run.spec)
-    for spec, *others in shapes.values():
-        step = sum(flops_per_step(spec).values())
-        evaluations = spec.train.steps / spec.train.eval_every + 1
-        one = spec.train.steps * max(floor, step / devices / rate)
-        one += evaluations * 2 * (spec.train.eval_tokens / spec.tokens_per_step) * (step / 3) / rate
-        seconds += (one + 0.5) * (1 + len(others))  # start, captures, checkpoints
-    libraries = 15.0 if execution.device.type == "cuda" else 2.0  # loaded, and kernels built, once
-    return seconds + libraries if seconds else 0.0
+    launches = 2.5e-3 if execution.graph else 20e-3
+    processes = execution.ranks.size if execution.device.type == "cuda" else 1
+    sharing = at_a_time * (n_devices if is_cpu else 1)
+    shapes: dict[str, RunParts] = {}
+    runs: dict[str, RunParts] = {}
+    before = 0.0 if is_cpu else 15.0  # kernels are built once
+    for run in todo:
+        spec, train = run.spec, run.spec.train
+        look = {"attention", "length", "model"}
+        shape = f"{spec.model_dump_json(include=look)} {spec.batch_size} {train.eval_tokens}"
+        if shape not in shapes:
+            # Of a CPU, as two cores were measured to take for models of no size.
+            floor = 4e-3 * (1 + spec.model.n_layers) if is_cpu else launches
+            dense, step = (
+                max(floor, sum(flops_per_step(spec, stage).values()) / processes / rate)
+                for stage in ("dense", "sparse")
+            )
+            selects = spec.attention.n_selected(spec.length) is not None
+            samples = 2 * (train.eval_tokens / spec.tokens_per_step) * (step / 3) * processes
+            before += (2.5 if selects else 0.7) + (20 if selects else 10) * 8 / spec.batch_size * step / 3  # its audit
+            seconds: dict[Kind, float] = {
+                "start": 0.5 * sharing,
+                "warmup": dense * sharing,
+                "step": step * sharing,
+                "evaluation": samples * (2.4 if selects else 1.2) * sharing,
+            }
+            number = len(shapes)
+            shapes[shape] = RunParts((spec.attention.kind, number), train.steps, 0, train.eval_every, seconds)
+        runs[run.run_id] = replace(
+            shapes[shape],
+            steps=train.steps,
+            warmup=spec.attention.warmup_steps(train.steps),
+            eval_every=train.eval_every,
+            at=min(run.at, train.steps),
+        )
+    return Timetable(runs, at_a_time * n_devices, before)
 
 
-def check_data(planned: Sequence[PlannedRun], notify: Callable[[str], None] = lambda message: None) -> None:
+def check_data(
+    planned: Sequence[PlannedRun],
+    notify: Callable[[str], None] = lambda message: None,
+    counted: Callable[[str, float], None] = lambda part, share: None,
+) -> None:
     """Prepare the data of every run that is to be trained, and raise DataError when a length does not fit it.
 
     Before the first run of a sweep, so that a length too long for the documents is not found hours later.
@@ -107,7 +162,7 @@ def check_data(planned: Sequence[PlannedRun], notify: Callable[[str], None] = la
         if run.status != "done":
             lengths.setdefault(run.spec.data, {})[run.spec.length] = None
     for spec, wanted in lengths.items():
-        data = data_package.prepare(spec, progress=notify)
+        data = data_package.prepare(spec, progress=notify, counted=counted)
         for length in wanted:
             cut(data, length)
 
@@ -121,10 +176,11 @@ def fit(planned: Sequence[PlannedRun], execution: Execution) -> list[tuple[RunSp
     return [(spec, memory_plan.plan(spec, spec.data.expected_vocab_size, execution)) for spec in shapes.values()]
 
 
-def flops_per_step(spec: RunSpec) -> dict[str, float]:
-    """Model FLOPs of a step of the last stage, by item, with the vocabulary that the spec asks for."""
+def flops_per_step(spec: RunSpec, stage: Stage = "sparse") -> dict[str, float]:
+    """Model FLOPs of a step, of the last stage unless told otherwise, by item, with the vocabulary that the spec asks
+    for."""
     model = outline(spec, spec.data.expected_vocab_size)
-    return {item: spec.batch_size * value for item, value in flops_per_window(model, "sparse").items()}
+    return {item: spec.batch_size * value for item, value in flops_per_window(model, stage).items()}
 
 
 def choose_concurrency(planned: Sequence[PlannedRun], execution: Execution, n_devices: int = 1) -> int:

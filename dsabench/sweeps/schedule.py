@@ -19,6 +19,7 @@ from dsabench.engine import failures
 from dsabench.engine.device import Execution, environment
 from dsabench.engine.sink import Update
 from dsabench.errors import DeviceError, StoreError
+from dsabench.progress.time_left import AUDIT
 from dsabench.spec.data_settings import DataSpec
 from dsabench.spec.run import RunSpec
 from dsabench.spec.sweep import Sweep
@@ -46,6 +47,7 @@ def run_sweep(
     launcher: Launcher | None = None,
     started: Callable[[PlannedRun], Callable[[Update], None]] = lambda run: lambda update: None,
     notify: Callable[[str], None] = lambda message: None,
+    counted: Callable[[str, float], None] = lambda part, share: None,
 ) -> Iterator[RunRecord]:
     """Train the planned runs in order, yielding each one's record when it ends; a run that fails does not stop the
     others, and one that another process trains is waited for.
@@ -54,9 +56,9 @@ def run_sweep(
     is in this process, `concurrency` runs at a time (None chooses: `choose_concurrency`). It is closed at the end.
     on_oom: `accumulate` halves the micro-batch of a run that runs out of memory, and of all that it is compared with;
     what was done with more is trained, and yielded, again. `started(run)` is called before each run and gives the
-    observer of its updates.
+    observer of its updates; `counted` is told how much of the audit is done.
     """
-    _refuse_leaks([run.spec for run in planned if run.status != "done"], execution, notify)
+    _refuse_leaks([run.spec for run in planned if run.status != "done"], execution, notify, counted)
     identity = _record_sweep(sweep, planned, Path(store), execution, command, notify)
     if launcher is None:
         at_a_time = choose_concurrency(planned, execution) if concurrency is None else concurrency
@@ -212,15 +214,31 @@ def _record_sweep(
     return identity
 
 
-def _refuse_leaks(specs: Sequence[RunSpec], execution: Execution, notify: Callable[[str], None]) -> None:
+def _refuse_leaks(
+    specs: Sequence[RunSpec],
+    execution: Execution,
+    notify: Callable[[str], None],
+    counted: Callable[[str, float], None],
+) -> None:
     """Audit every model before the first run is trained, so that a leak is not found hours later. Raises LeakError."""
     vocab_sizes: dict[DataSpec, int] = {}
+    wanted = {spec.model_dump_json(include={"attention", "length", "model"}): _audit_weight(spec) for spec in specs}
+    total, done = sum(wanted.values()), 0.0
     for i, spec in enumerate(specs):
         if i == 0:
             notify("auditing the models for look-ahead")
+            counted(AUDIT, 0.0)
         if spec.data not in vocab_sizes:
             vocab_sizes[spec.data] = data_package.prepare(spec.data).vocab_size
         gate.refuse_leaks(spec, vocab_sizes[spec.data], execution)
+        if weight := wanted.pop(spec.model_dump_json(include={"attention", "length", "model"}), 0.0):
+            done += weight  # runs that differ in their seed alone are audited once
+            counted(AUDIT, min(1.0, done / total))
+
+
+def _audit_weight(spec: RunSpec) -> float:
+    """The time of a model's audit, roughly: a selecting attention is tried in two stages."""
+    return 1.0 if spec.attention.n_selected(spec.length) is None else 3.0
 
 
 def sweep_id(sweep: Sweep, planned: Sequence[PlannedRun]) -> str:

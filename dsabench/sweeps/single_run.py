@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Generator
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dsabench import data as data_package
@@ -18,12 +19,13 @@ from dsabench.engine.random_state import kept_random_state
 from dsabench.engine.sink import Update
 from dsabench.engine.slot import Slots
 from dsabench.errors import DeviceError, DsabenchError
+from dsabench.progress.time_left import AUDIT
 from dsabench.shutdown import deferred
 from dsabench.spec.identity import run_id
 from dsabench.spec.run import RunSpec
 from dsabench.store import RunDoneError, RunRecord, RunWriter, read_run
 from dsabench.sweeps.launcher import RunJob
-from dsabench.sweeps.plan import fingerprint, status
+from dsabench.sweeps.plan import fingerprint, plan, status, timetable
 
 
 @kept_random_state()
@@ -34,8 +36,10 @@ def train(
     sweep: str | None = None,
     retry_failed: bool = False,
     data_parallel: int = 1,
+    progress: bool = True,
     observe: Callable[[Update], None] = unobserved,
     notify: Callable[[str], None] = lambda message: None,
+    counted: Callable[[str, float], None] = lambda part, share: None,
 ) -> RunRecord:
     """Train one run and store it; a run that is done is returned as it is, an interrupted one resumes.
 
@@ -46,10 +50,30 @@ def train(
 
     data_parallel: processes that train it together, a GPU each (on a CPU, cores of it), on equal shares of every batch;
     the same run for every number of them. The store is written, and signals are heard, by this process alone.
+
+    progress: whether a terminal on stderr shows a bar. `observe` is given updates of the run, `notify` lines for the
+    user, and `counted` the share that is done of what comes before the first step.
     """
     job = RunJob(spec, sweep, retry_failed, data_parallel=data_parallel)
-    place = Place(Path(store), resolve(spec.engine), Slots(), notify)
-    return loop.to_the_end(train_by_turns(job, place, observe))
+    place = Place(Path(store), resolve(spec.engine), Slots(), notify, counted)
+    if not (progress and sys.stderr.isatty()):
+        return loop.to_the_end(train_by_turns(job, place, observe))
+    from dsabench.progress.display import Display  # rich, which draws random numbers of the process when it is loaded
+
+    times = timetable(plan([spec], store), leader.spread(spec, place.execution, data_parallel))
+    with Display(times, lines=False) as display:
+        show = display.start(next(iter(times.runs)), label_of(spec)) if times.runs else unobserved
+
+        def both(update: Update) -> None:
+            show(update)
+            observe(update)
+
+        return loop.to_the_end(train_by_turns(job, replace(place, counted=display.counted), both))
+
+
+def label_of(spec: RunSpec) -> str:
+    """A run's name where it is the only one: 'dsa L=128 seed=42'."""
+    return f"{spec.attention.kind} L={spec.length} seed={spec.seed}"
 
 
 @dataclass(frozen=True)
@@ -62,6 +86,9 @@ class Place:
     notify: Callable[[str], None]
     """Told each line for the user."""
 
+    counted: Callable[[str, float], None] = lambda part, share: None
+    """Told a part of what comes before the first step, and the share of it that is done."""
+
 
 def train_by_turns(job: RunJob, place: Place, observe: Callable[[Update], None]) -> Generator[None, None, RunRecord]:
     """As `train`, in one of the place's slots, yielding while the device is at work.
@@ -71,7 +98,7 @@ def train_by_turns(job: RunJob, place: Place, observe: Callable[[Update], None])
     """
     spec, store, slots, notify = job.spec, place.store, place.slots, place.notify
     execution = leader.spread(spec, place.execution, job.data_parallel)
-    data = data_package.prepare(spec.data, progress=notify)
+    data = data_package.prepare(spec.data, progress=notify, counted=place.counted)
     windows = cut(data, spec.length)  # raises before the run exists when no document holds a window
     notes = [*data.notes, *windows.notes]
     for note in notes:
@@ -85,7 +112,9 @@ def train_by_turns(job: RunJob, place: Place, observe: Callable[[Update], None])
     windows_at_a_time = memory_plan.plan(
         spec, data.vocab_size, execution, share=1 / slots.count
     ).micro_batch  # or raises
+    place.counted(AUDIT, 0.0)
     audit = gate.refuse_leaks(spec, data.vocab_size, execution)
+    place.counted(AUDIT, 1.0)
     for note in audit.notes(spec):
         notify(note)
     died = "" if job.retry_failed else failures.death(store / identity)

@@ -151,6 +151,24 @@ def test_memory_that_differs_between_seeds_is_doubted_as_in_the_figure(store: Pa
     assert json.loads(found.model_dump_json())["tables"][0]["rows"][0]["memory_spread"] == 1.25
 
 
+@pytest.mark.parametrize(("ms", "doubted"), [(4.64, False), (5.9, True)])
+def test_step_times_that_differ_between_seeds_are_doubted_in_every_form(store: Path, ms: float, doubted: bool) -> None:
+    """1.25 times 4.64 ms is 5.8 ms."""
+    synthetic.experiment(store, lengths=(64, 128))
+    (path,) = store.glob("dsa-L64-s42-*/run.json")
+    edited(path, step_ms=ms)
+    found = compare(look_at(store))
+    ratio = f"{found.rows[0].time_ratio:.2f}"
+    cells = [row[2] for row in formats.cost_grid(found.tables[0]).rows]
+    assert cells == [f"({ratio})" if doubted else ratio, "1.32"]
+    assert [row.time_doubt != "" for row in found.rows] == [doubted, False]
+    assert (f"| ({ratio}) |" in formats.as_markdown(found)) == doubted
+    assert ("1.27-fold between seeds" in formats.as_csv(found)) == doubted
+    drawn = draw("cost", figure_data(look_at(store)))
+    assert not isinstance(drawn, str)
+    assert any("what a step costs is not known" in note for note in drawn.notes) == doubted
+
+
 def changed(path: Path, change: Any) -> None:
     path.write_text("".join(change(path.read_text().splitlines(keepends=True))))
 

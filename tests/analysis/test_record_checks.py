@@ -166,6 +166,54 @@ def test_a_selection_at_chance(recorded: Recorded) -> None:
     assert recorded.only("recall", "warn", "1 of 6 runs", "at random").run_ids == recorded.ids("dsa", 1)
 
 
+@pytest.mark.parametrize(("k", "outcome"), [(127, "ok"), (128, "fail"), (500, "fail")])
+def test_a_selection_that_keeps_everything(recorded: Recorded, k: int, outcome: str) -> None:
+    """At 128 tokens; at 64 each of these keeps everything."""
+    recorded.runs.loc[recorded.rows("dsa"), ["attention.top_k", "attention.top_k_ratio"]] = [k, None]
+    recorded.runs = recorded.runs[recorded.runs["length"] == 128]
+    found = recorded.checks(audited=6)["everything"]
+    assert (found.outcome, found.withholds) == (outcome, outcome == "fail")
+    assert found.run_ids == (recorded.ids("dsa") if outcome == "fail" else ())
+    assert ("DSA at 128 tokens selects everything" in found.text) == (outcome == "fail")
+    assert recorded.checks(audited=6)["recall"].outcome == ("ok" if outcome == "ok" else "not recorded")
+
+
+@pytest.mark.parametrize(("tokens", "outcome"), [(1_025_000, "ok"), (1_023_000, "warn"), (0, "not recorded")])
+def test_text_that_was_repeated_often(recorded: Recorded, tokens: int, outcome: str) -> None:
+    """A run trains on 4,096,000 tokens: four times 1,024,000."""
+    recorded.runs["text_tokens"] = tokens
+    if outcome == "warn":
+        assert len(recorded.only("repeats", "warn", "12 of 12 runs more than 4 times").run_ids) == 12
+    else:
+        assert recorded.checks()["repeats"].outcome == outcome
+
+
+def test_step_times_of_a_busy_machine(recorded: Recorded) -> None:
+    """The times of a real sweep on a busy CPU."""
+    rows = [i for i in recorded.rows("dense") if recorded.runs.at[i, "length"] == 64]
+    recorded.runs.loc[rows, "step_ms"] = [264.0, 218.0, 100.0]
+    found = recorded.only("times", "warn", "2.64-fold between seeds", "in brackets")
+    assert set(found.run_ids) == set(recorded.runs.loc[rows, "run_id"])
+
+
+@pytest.mark.parametrize(
+    ("load", "threads", "device", "busy"),
+    [
+        *((0.4, 2, "cpu", False), (0.6, 2, "cpu", True)),  # nothing is left idle of two cores
+        *((1.4, 1, "cpu", False), (1.6, 1, "cpu", True)),  # one core is
+        *((1.4, 2, "cuda:0", False), (1.6, 2, "cuda:0", True)),  # beside a GPU one thread launches its work
+    ],
+)
+def test_step_times_beside_other_programs(
+    recorded: Recorded, load: float, threads: int, device: str, busy: bool
+) -> None:
+    recorded.runs = recorded.runs.assign(**{"environment.cpu_count": 2, "environment.threads": threads})
+    recorded.runs["environment.device"], recorded.runs["other_load"] = device, load
+    assert recorded.checks(audited=12)["times"].outcome == ("warn" if busy else "ok")
+    if busy:
+        assert "other programs took up to 0.6 of the cores" in recorded.only("times", "warn").text.lower()
+
+
 def test_runs_that_did_not_finish(recorded: Recorded) -> None:
     recorded.runs.loc[recorded.rows("dsa", 1), "status"] = "failed"
     recorded.only("complete", "warn", "1 of 12 runs did not finish (1 failed)")

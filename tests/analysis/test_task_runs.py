@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from synthetic import TASK, experiment
+from synthetic import TASK, experiment, finished
 
 from dsabench.analysis.compare import compare
 from dsabench.analysis.comparison import Check
@@ -18,7 +19,10 @@ from dsabench.analysis.record_checks import audit
 from dsabench.analysis.scope import ScopeError, look_at
 from dsabench.analysis.variants import label_variants, scored_unit
 from dsabench.metrics import plural
-from dsabench.store import load_curves, load_runs
+from dsabench.spec.run import validate
+from dsabench.spec.tasks import TASKS
+from dsabench.store import load_curves, load_runs, read_run
+from dsabench.store.recorded_floors import with_floors
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +95,42 @@ def test_a_large_win_on_a_task_is_doubted_but_may_be_learning(store: Path) -> No
 
 def test_a_guess_is_what_a_task_must_beat(store: Path) -> None:
     good = checks(store)["Better than guessing"]
-    assert good.outcome == "ok" and "guess without the targets (6.750" in good.text
+    assert good.outcome == "ok" and "below the floor of its task (6.750" in good.text
     bad = checks(store, 9.0)["Better than guessing"]
     assert bad.outcome == "fail" and len(bad.run_ids) == 6
     assert isinstance(load_runs(store), pd.DataFrame)
+
+
+def earlier(store: Path, task: dict[str, object], guess: float, nats: float) -> str:
+    """A finished run as an earlier version recorded it: without the field `answers`, with a lower guess; its id."""
+    values = {"length": 64, "data": {"source": "task:recall", "task": task | {"answers": "shown"}}}
+    spec = validate(values)
+    run_id = finished(store, spec, 2.0, **TASK)
+    path = store / run_id / "run.json"
+    record = json.loads(path.read_text())
+    del record["spec"]["data"]["task"]["answers"]
+    record["summary"] |= {"chance_accuracy": guess, "unigram_loss": nats}
+    path.write_text(json.dumps(record))
+    return run_id
+
+
+def test_an_earlier_run_is_shown_with_its_floor_and_keeps_what_it_recorded(tmp_path: Path) -> None:
+    """Its loss, 2.0, is below the guess among all 32 values, ln 32 = 3.47, and above the floor: it learnt nothing."""
+    task = {"n_pairs": 8, "n_keys": 32, "n_values": 32}
+    run_id = earlier(tmp_path, task, 1 / 32, math.log(32))
+    (run,) = load_runs(tmp_path).to_dict("records")
+    floor = TASKS["recall"].model_validate(task | {"answers": "shown"}).floor
+    assert (run["chance_accuracy"], run["unigram_loss"]) == pytest.approx(tuple(floor))
+    assert (run["recorded.chance_accuracy"], run["recorded.unigram_loss"]) == (1 / 32, math.log(32))
+    assert read_run(tmp_path, run_id).summary["chance_accuracy"] == 1 / 32
+    (note,) = [note for note in look_at(tmp_path).notes if "guessing" in note]
+    assert note.startswith("1 run of an earlier version recorded 3.1% as the accuracy of guessing; ")
+    assert "reaches 38.7%, and that is shown" in note
+    assert run["unigram_loss"] < run["val_loss"] < math.log(32)  # what the checks say next: it learnt nothing
+
+
+@pytest.mark.parametrize("task", [{"n_pairs": 0}, {"name_of_later": 1}, 3])
+def test_a_task_that_this_version_does_not_have_keeps_its_number(task: object) -> None:
+    summary = {"chance_accuracy": 0.1, "unigram_loss": 2.0}
+    assert with_floors(summary, {"data": {"source": "task:recall", "task": task}}) == summary
+    assert with_floors(summary, {"data": {"source": "task:of_later", "task": {}}}) == summary

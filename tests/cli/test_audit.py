@@ -7,15 +7,12 @@ import math
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from shell import Shell
 
 import dsabench
 from dsabench.audit import experiment_checks, soundness
-from dsabench.data.overlap import RUN, run_hashes, training_overlap
-from dsabench.data.tokens import TokenSplit
 from dsabench.engine.device import resolve
 from dsabench.errors import LeakError
 from dsabench.model.transformer import build
@@ -218,25 +215,3 @@ def test_the_first_loss() -> None:
     with torch.no_grad():
         model.embedding.weight.normal_()
     assert not soundness.starts_sanely(soundness.mean_loss(model, tokens_NT), 101)
-
-
-def test_overlap_against_a_plain_search(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dsabench.data.overlap._CHUNK", 64)
-    generator = np.random.default_rng(0)
-    documents = [generator.integers(0, 50, n).astype(np.uint16) for n in (31, 40, 200, 500, 33)]
-    offsets = np.cumsum([0, *map(len, documents)])
-    train = TokenSplit(np.concatenate(documents), offsets, ["a"] * len(documents))
-    windows_NT = generator.integers(0, 50, (6, 65)).astype(np.int32)
-    windows_NT[1, 10 : 10 + RUN] = documents[3][300 : 300 + RUN]  # one run
-    windows_NT[2, :50] = documents[2][150:200]  # 19 runs, the last at the document's end
-    windows_NT[3, 5 : 5 + RUN] = train.tokens[offsets[3] - 10 : offsets[3] + 22]  # across two documents: none
-    windows_NT[4, : RUN - 1] = documents[3][: RUN - 1]  # too short: none
-    windows_NT[5, 33:65] = documents[4][:RUN]
-    found = training_overlap(train, windows_NT)
-    assert found is not None
-    runs = {bytes(d[i : i + RUN].astype(np.int32)) for d in documents for i in range(len(d) - RUN + 1)}
-    plain = np.array([[bytes(w[i : i + RUN]) in runs for i in range(34)] for w in windows_NT])
-    assert (found.windows, found.n_windows, found.runs, found.n_runs) == (3, 6, int(plain.sum()), plain.size)
-    assert plain.sum() == 1 + 19 + 1
-    assert training_overlap(train, windows_NT[:, : RUN - 1]) is None
-    assert run_hashes(windows_NT).shape == (6, 34) and len(np.unique(run_hashes(windows_NT))) == 6 * 34

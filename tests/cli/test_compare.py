@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,10 @@ import synthetic
 from jsonschema import Draft202012Validator
 from shell import Shell
 
+from dsabench.analysis.compare import compare
+from dsabench.analysis.scope import look_at
+from dsabench.cli.console import PlainConsole
+from dsabench.cli.views.compare_tables import comparison_lines
 from dsabench.spec.run import RunSpec, validate
 
 DENSE, DSA = {"kind": "dense"}, {"kind": "dsa", "top_k_ratio": 0.25}
@@ -27,13 +32,12 @@ def store(shell: Shell) -> Path:
     return shell.folder / "runs"
 
 
-def test_without_arguments_it_judges_the_newest_sweep_within_100_columns(shell: Shell, store: Path) -> None:
+def test_without_arguments_it_judges_the_newest_sweep(shell: Shell, store: Path) -> None:
     code, out, err = shell("compare")
     assert (code, err) == (0, "")
     lines = out.splitlines()
     assert lines[0] == "val_loss of sweep synthetic-00000000, against dense"
-    tables = [line for line in lines if line.rstrip().endswith(("not worse", ")")) or line.startswith("---")]
-    assert max(len(line.rstrip()) for line in tables if not line.startswith(("DSA", "recall", "gap"))) <= 100
+    assert lines[1].startswith("DSA k=0.25L: yes, at 64 to 256 tokens: within 0.02 nats of dense (5 seeds), at 1.2")
     assert sum("not worse" in line and "[" in line for line in lines) >= 6
     assert "Holm's correction over the lengths" in out
     assert "margin of 0.02 nats per token (fixed in the sweep)" in out
@@ -48,6 +52,41 @@ def test_every_form_holds_the_same_verdicts(shell: Shell, store: Path) -> None:
     assert [row["verdict"] for row in rows] == verdicts
     assert shell("compare", "--markdown")[1].count("| not worse |") == verdicts.count("not worse")
     assert shell("compare", "--latex")[1].count("& not worse") == verdicts.count("not worse")
+
+
+@pytest.mark.parametrize("width", [80, 100, 200])
+def test_a_terminal_has_verdict_and_answer_on_its_first_screen(store: Path, width: int) -> None:
+    (path,) = store.glob("dense-L64-s42-*/run.json")
+    path.write_text(path.read_text().replace('"step_ms": 4.0', '"step_ms": 9.0'))
+    found, text = compare(look_at(store)), io.StringIO()
+    comparison_lines(found, PlainConsole(file=text, width=width, force_terminal=True, color_system=None))
+    lines = text.getvalue().splitlines()
+    assert max(map(len, lines)) <= width
+    order = ("WARNING", "DSA k=0.25L: yes", "DSA k=0.5L: yes", "length")
+    places = [next(i for i, line in enumerate(lines) if line.startswith(name)) for name in order]
+    assert places == sorted(places)
+    assert sum("not worse" in line for line in lines[:40]) >= 6
+    for shown in ("(0.99)", " 2.25 "):
+        assert shown in text.getvalue(), "the ratio in brackets, and the spread"
+    assert "Holm" not in text.getvalue() and "--explain" in lines[-1]
+    explained = io.StringIO()
+    comparison_lines(found, PlainConsole(file=explained, width=width, force_terminal=True), explain=True)
+    assert "Holm's correction" in explained.getvalue()
+
+
+@pytest.mark.parametrize("colour", [True, False])
+def test_verdicts_are_coloured_where_there_is_colour(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch, colour: bool
+) -> None:
+    effects = {64: 0.2, 128: 0.0, 256: 0.012}
+    store = shell.folder / "runs"
+    synthetic.experiment(store, effect=lambda s: effects[s.length] * (s.attention.kind == "dsa"), noise=0.01)
+    if not colour:
+        monkeypatch.setenv("NO_COLOR", "1")
+    text = io.StringIO()
+    comparison_lines(compare(look_at(store)), PlainConsole(file=text, width=120, force_terminal=True))
+    styled = re.findall(r"\x1b\[(\d+)m(worse|not worse|inconclusive)", text.getvalue())
+    assert styled == ([("31", "worse"), ("32", "not worse"), ("33", "inconclusive")] if colour else [])
 
 
 def test_the_schema_describes_the_document(shell: Shell, store: Path) -> None:
@@ -71,6 +110,29 @@ def test_what_has_no_verdict_does_not_pass_the_gate(shell: Shell) -> None:
     assert code == 2
     assert "nothing was shown to hold" in err
     assert "inconclusive" in out
+
+
+def test_a_withheld_verdict_does_not_pass_the_gate(shell: Shell) -> None:
+    """Though another length is not worse; where one is worse, that is what is said."""
+    store = shell.folder / "runs"
+    attentions = (DENSE, {"kind": "dsa", "top_k": 100})
+    synthetic.experiment(store, lengths=(64, 128), attentions=attentions)
+    code, _, err = shell("compare", "--fail-if-worse")
+    assert code == 2
+    assert "1 of 2 comparisons proved nothing (selects everything)" in err
+    assert shell("compare", "--fail-if-worse", "--where", "length == 128")[0] == 0
+    synthetic.experiment(store, lengths=(64, 128), attentions=attentions, effect=worse)
+    assert shell("compare", "--fail-if-worse")[0] == 3
+
+
+def test_what_is_inconclusive_beside_a_verdict_passes_with_a_note(shell: Shell) -> None:
+    noise = {64: 0.0, 128: 0.05}
+    synthetic.experiment(
+        shell.folder / "runs", lengths=(64, 128), noise=0, effect=lambda s: noise[s.length] * (s.seed % 2)
+        * (s.attention.kind == "dsa"),
+    )  # fmt: skip
+    code, _, err = shell("compare", "--fail-if-worse")
+    assert (code, err) == (0, "note: --fail-if-worse: 1 of 2 comparisons are inconclusive, and passed\n")
 
 
 def test_a_leak_fails_the_gate(shell: Shell) -> None:
@@ -101,6 +163,7 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "where": (["--where", "lenth == 64"], "no column lenth; did you mean length?"),
     "where nothing": (["--where", "length == 7"], "keeps none of the 45 runs"),
     "margin": (["--margin", "-1"], "a number above 0"),
+    "explain": (["--explain", "--csv"], "--explain and --csv exclude each other"),
     "two forms": (["--json", "--csv"], "--json and --csv exclude each other"),
     "empty store": (["--store", "empty"], "a store without runs"),
 }

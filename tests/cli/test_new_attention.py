@@ -37,7 +37,7 @@ def test_the_files_are_the_worked_example_under_another_name(shell: Shell) -> No
         text = (EXAMPLE / theirs).read_text(encoding="utf-8")
         assert Path(ours).read_text() == text.replace("my_attention", "my_gate").replace("MyAttention", "MyGate")
         assert ours in out
-    assert "pytest test_my_gate.py" in out
+    assert "pytest test_my_gate.py" in out and max(map(len, out.splitlines())) <= 80
 
 
 def test_the_generated_test_passes(shell: Shell) -> None:

@@ -7,21 +7,12 @@ import re
 from pathlib import Path
 
 import pytest
-from shell import Shell
+from shell import Shell, small_run
 
 from dsabench.attention import plugins
 from dsabench.errors import SpecError
 
 pytestmark = pytest.mark.usefixtures("no_audit_remembered")
-
-
-def tiny(corpus: Path) -> list[str]:
-    fields = [
-        "model.d_model=32", "model.n_heads=2", "model.d_ff=16", "model.n_layers=1", "train.tokens_per_step=64",
-        "train.steps=4", "train.eval_tokens=256", "data.vocab_size=300", "data.val_share=0.25",
-        f"data.source=path:{corpus}",
-    ]  # fmt: skip
-    return [word for field in fields for word in ("--set", field)] + ["--device", "cpu"]
 
 
 # Mistakes. The line that the message must name ends in HERE; one without such a line names its file alone.
@@ -58,6 +49,15 @@ IMPORT = {
     "syntax": ("x = 1\ndef f(:  # HERE\n", "fails to import: SyntaxError: invalid syntax"),
     "exception": ("def f():\n    1 / 0  # HERE\nf()\n", "fails to import: ZeroDivisionError: division by zero"),
     "module": ("import no_such_module  # HERE\n", "ModuleNotFoundError: No module named 'no_such_module'; install it"),
+    "moved": (
+        "from dsabench.spec.fields import AttentionSpec  # HERE\n",
+        "fails to import: ModuleNotFoundError: No module named 'dsabench.spec.fields'; modules inside dsabench move "
+        "from version to version: import all that a plugin needs by `from dsabench.attention import Attention,",
+    ),
+    "moved name": (
+        "from dsabench.spec.run import AttentionSpecOfOld  # HERE\n",
+        "by `from dsabench.attention import Attention,",
+    ),
     "exit": ("import sys\nsys.exit('bye')  # HERE\n", "fails to import: SystemExit: bye"),
     "nothing": (HEAD, "it registers no attention; put @register above its class"),
     "methods": (
@@ -181,7 +181,7 @@ MISTAKES = {**IMPORT, **BUILD, **CALL}
 def test_a_mistake_is_one_message_that_names_the_file(shell: Shell, corpus: Path, name: str) -> None:
     source, expected = MISTAKES[name]
     (shell.folder / "mine.py").write_text(source)
-    words = ["--set", "plugins=[mine.py]", *tiny(corpus), "--length", "32"]
+    words = ["--set", "plugins=[mine.py]", *small_run(corpus), "--length", "32"]
     code, out, err = shell("train", *words, "--attention", "mine", "--quiet")
     assert code == 2 and out == "", err
     assert len(err.splitlines()) == 1 and err.startswith("error: "), err
@@ -196,7 +196,7 @@ def test_a_mistake_is_one_message_that_names_the_file(shell: Shell, corpus: Path
 def test_sweep_and_audit_say_the_same(shell: Shell, corpus: Path, command: str, name: str) -> None:
     source, expected = MISTAKES[name]
     (shell.folder / "mine.py").write_text(source)
-    words = ["--config", "quick", "--set", "plugins=[mine.py]", *tiny(corpus)]
+    words = ["--config", "quick", "--set", "plugins=[mine.py]", *small_run(corpus)]
     axes = ["--attentions", "dense", "mine", "--lengths", "32"] if command == "sweep" else ["--attention", "mine"]
     code, out, err = shell(command, *words, *axes, "--quiet")
     assert code == 2 and out == "" and expected in err and "mine.py" in err, err
@@ -224,7 +224,17 @@ def test_all_that_is_missing_is_listed(tmp_path: Path, has: tuple[bool, ...]) ->
 def test_documents_are_told_apart_where_windows_pack_them(shell: Shell, corpus: Path) -> None:
     blind = "import dataclasses\nblind = dataclasses.replace(context, document_ids_BT=None)\n"
     (shell.folder / "mine.py").write_text(forward(f"{blind}return super().forward(x_BTD, blind)"))
-    words = ["train", "--set", "plugins=[mine.py]", *tiny(corpus), "--length", "32", "--attention", "mine", "--quiet"]
+    words = [
+        "train",
+        "--set",
+        "plugins=[mine.py]",
+        *small_run(corpus),
+        "--length",
+        "32",
+        "--attention",
+        "mine",
+        "--quiet",
+    ]
     code, out, err = shell(*words, "--set", "data.packing=documents")
     assert code == 2 and out == ""
     assert "mine.py" in err and "forward attends across documents (train mode, sparse stage)" in err

@@ -11,7 +11,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from shell import Shell
+from shell import Shell, small_run
 
 import dsabench
 from dsabench.attention import plugins, registry
@@ -24,15 +24,6 @@ EXAMPLE = shipped_configs()["seed"].parent / "custom_attention"
 
 
 pytestmark = pytest.mark.usefixtures("no_audit_remembered")
-
-
-def tiny(corpus: Path) -> list[str]:
-    fields = [
-        "model.d_model=32", "model.n_heads=2", "model.d_ff=16", "model.n_layers=1", "train.tokens_per_step=64",
-        "train.steps=4", "train.eval_tokens=256", "data.vocab_size=300", "data.val_share=0.25",
-        f"data.source=path:{corpus}",
-    ]  # fmt: skip
-    return [word for field in fields for word in ("--set", field)] + ["--device", "cpu"]
 
 
 # The worked example.
@@ -57,7 +48,7 @@ def test_the_example_through_every_command(shell: Shell, corpus: Path) -> None:
     for name in ("my_attention.py", "sweep.yaml"):
         shutil.copy(EXAMPLE / name, shell.folder)
     words = ["--set", "plugins=[my_attention.py]", "--attention", "my_attention"]
-    code, _, err = shell("train", *words, *tiny(corpus))
+    code, _, err = shell("train", *words, *small_run(corpus))
     assert code == 0, err
     (run,) = dsabench.load_runs("runs").to_dict("records")
     assert run["attention"] == "my_attention" and run["status"] == "done" and not run["leak"]
@@ -66,7 +57,7 @@ def test_the_example_through_every_command(shell: Shell, corpus: Path) -> None:
     elsewhere.mkdir()
     shell.patch.chdir(elsewhere)
     lengths = ["--lengths", "16", "--seeds", "1", "2", "3"]
-    code, out, err = shell("sweep", "--config", "../sweep.yaml", *tiny(corpus), *lengths)
+    code, out, err = shell("sweep", "--config", "../sweep.yaml", *small_run(corpus), *lengths)
     assert code == 0, err
     assert "my_attention" in out
     runs = dsabench.load_runs("runs")
@@ -77,7 +68,7 @@ def test_the_example_through_every_command(shell: Shell, corpus: Path) -> None:
     assert re.search(r"16  my_attention +3 ", out), out
     code, out, err = shell("plot")
     assert code == 0 and "results/positions.png" in out and "results/forest.png" in out, err
-    code, out, err = shell("audit", "--config", "../sweep.yaml", *tiny(corpus), "--attention", "my_attention")
+    code, out, err = shell("audit", "--config", "../sweep.yaml", *small_run(corpus), "--attention", "my_attention")
     assert code == 0 and "fp64" in out and "same start as dense   ok" in out, out + err
 
 
@@ -113,7 +104,7 @@ def test_an_attention_without_the_shared_projections_trains(shell: Shell, corpus
 """
     )
     (shell.folder / "mine.py").write_text(source)
-    words = ["--set", "plugins=[mine.py]", "--attention", "mine", *tiny(corpus), "--length", "32"]
+    words = ["--set", "plugins=[mine.py]", "--attention", "mine", *small_run(corpus), "--length", "32"]
     code, _, err = shell("train", *words)
     assert code == 0, err
     code, out, err = shell("audit", *words)

@@ -15,6 +15,7 @@ import pytest
 
 from dsabench import inspect_selection, load_spec, train
 from dsabench.cli import app
+from dsabench.data.sources.readers import read_text
 from dsabench.engine import loop
 
 pytestmark = pytest.mark.usefixtures("blank_maps")
@@ -189,6 +190,18 @@ def test_a_text_longer_or_shorter_than_the_model_was_trained_at_is_said(here: Pa
     assert "4 of 4 keys selected" in out
 
 
+@pytest.mark.parametrize("ends", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_a_text_file_is_read_as_training_reads_it(here: Path, run: Run, ends: str, mark: str) -> None:
+    text = f"caf\u00e9 1{ends}2{ends}{ends}3 \ufeff 4"
+    Path("own.txt").write_bytes((mark + text).encode())
+    code, out, err = run("--text-file", "own.txt", "--json", "--quiet")
+    assert code == 0, err
+    trained_on = "".join(part for document in read_text(Path("own.txt")) for part in document.parts)
+    assert trained_on == text
+    assert json.loads(out)["tokens"] == len(text.encode()), "the run's tokens are bytes"
+
+
 def test_k_of_everything_is_said_and_drawn(here: Path, run: Run) -> None:
     code, out, err = run(runs_of(here)["dsa 32"])
     assert code == 0
@@ -217,8 +230,8 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "start of a text": (["--text", "abcdefgh", "--start", "90"], "its window cannot start at token 90"),
     "two texts": (["--text", "a", "--text-file", "b"], "--text and --text-file replace each other"),
     "text and document": (["--text", "abcd", "--document", "1"], "replace each other"),
-    "no such file": (["--text-file", "nowhere.txt"], "--text-file nowhere.txt: No such file"),
-    "not a text": (["--text-file", "binary"], "--text-file binary: "),
+    "no such file": (["--text-file", "nowhere.txt"], "--text-file nowhere.txt: cannot be read: No such file"),
+    "not a text": (["--text-file", "binary"], "--text-file binary: not UTF-8 text: byte 0xff at offset 0"),
     "device": (["--device", "cuda"], "engine.device = cuda: there is no CUDA GPU here"),
     "out": (["--out", "runs/store.json"], "--out runs/store.json"),
     "no store": (["--store", "elsewhere"], "elsewhere: no run store there"),

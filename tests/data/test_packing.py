@@ -3,28 +3,19 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sized_documents import data_of
 
 from dsabench.data import Batch, PackedWindows, TokenData
 from dsabench.errors import DataError
 from dsabench.spec.run import validate
 
 SIZES = st.lists(st.integers(1, 40), min_size=1, max_size=12)
-
-
-def split_of(sizes: list[int]) -> Any:
-    """Documents of these sizes; a token is its own place, so that a window shows where it was cut."""
-    offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
-    return SimpleNamespace(tokens=np.arange(offsets[-1], dtype=np.uint16), offsets=offsets, names=[])
-
-
-def data_of(train: list[int], val: list[int] | None = None) -> TokenData:
-    return cast(TokenData, SimpleNamespace(train=split_of(train), val=split_of(val or train), overlapping=None))
 
 
 def check(batch: Batch, offsets: np.ndarray) -> None:

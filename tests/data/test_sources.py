@@ -228,7 +228,7 @@ def test_lone_token_ids_are_cut_too(folder: Folder) -> None:
         for split in (data.train, data.val)
         for i, name in enumerate(split.names)
     }
-    assert np.array_equal(np.concatenate([pieces[f"a.bin:{n}"] for n in range(1, 21)]), ids)
+    assert np.array_equal(np.concatenate([pieces[f"a.bin:1:{n}"] for n in range(1, 21)]), ids)
 
 
 @settings(deadline=None, max_examples=60)
@@ -246,7 +246,7 @@ def test_parts_and_pieces_lose_nothing(text: str, block: int, part: int) -> None
     assert "".join(found) == text
     assert all(found)
     assert len(found) <= readers.LONE_PIECES
-    assert [piece.record for piece in pieces] == list(range(1, len(pieces) + 1))
+    assert [piece.piece for piece in pieces] == list(range(1, len(pieces) + 1))
 
 
 def test_names_come_singly_and_in_slices(folder: Folder, texts: Texts) -> None:

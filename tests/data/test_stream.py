@@ -86,7 +86,7 @@ def test_held_out_windows_stand_in_the_training_text(folder: Folder, texts: Text
     found = {}
     for split in ("documents", "overlapping"):
         data = prepare(folder(files, split=split))
-        overlap = training_overlap(data.train, Windows(data, 64).evaluation("val").tokens)
+        overlap = training_overlap(data, Windows(data, 128).evaluation("val").tokens)
         assert overlap is not None
         found[split] = overlap.window_share
     assert found["overlapping"] == 1.0

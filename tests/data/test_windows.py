@@ -1,28 +1,22 @@
 """Windows: inside one document, uniform, keyed by seed and step alone; evaluation scores each target at most once."""
 
+import re
+from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sized_documents import data_of
 
-from dsabench.data import TokenData, Windows, validation_window
+from dsabench.data import Windows, validation_window
+from dsabench.data.packing import PackedWindows
+from dsabench.data.stream import Overlapping
 from dsabench.errors import DataError
 
 SIZES = st.lists(st.integers(1, 40), min_size=1, max_size=12)
-
-
-def split_of(sizes: list[int]) -> Any:
-    """Documents of these sizes; a token is its own place, so that a window shows where it was cut."""
-    offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
-    return SimpleNamespace(tokens=np.arange(offsets[-1], dtype=np.uint16), offsets=offsets, names=[])
-
-
-def data_of(train: list[int], val: list[int] | None = None) -> TokenData:
-    return cast(TokenData, SimpleNamespace(train=split_of(train), val=split_of(val or train), overlapping=None))
 
 
 def inside_one_document(windows_NT: np.ndarray, offsets: np.ndarray) -> bool:
@@ -150,3 +144,31 @@ def test_a_chosen_window_is_the_documents_own_tokens() -> None:
 def test_a_window_that_is_not_there_is_refused_with_what_is(document: int | None, start: int, message: str) -> None:
     with pytest.raises(DataError, match=message):
         validation_window(data_of([9], [2, 5, 10]), 4, document, start)
+
+
+def sources(train: list[int], val: list[int]) -> dict[str, Callable[[int], Any]]:
+    """How windows of a length are made of documents of these sizes."""
+    text = data_of(train, val)
+    return {
+        "documents": lambda length: Windows(text, length),
+        "packed": lambda length: PackedWindows(text, length),
+        "overlapping": lambda length: Overlapping(0.25, 0).draw(sum(train) + sum(val), length),
+    }
+
+
+@settings(deadline=None)
+@given(SIZES, SIZES, st.sampled_from(["documents", "packed", "overlapping"]))
+def test_the_length_that_is_said_to_fit_does_and_no_longer_one(train: list[int], val: list[int], kind: str) -> None:
+    """Of both sides of the split: the longest of the training documents is no advice where the held-out ones end."""
+    windows = sources(train, val)[kind]
+    with pytest.raises(DataError) as error:
+        windows(sum(train) + sum(val))
+    advice = re.search(r"a length of at most (\d+) fits", str(error.value))
+    if advice is None:
+        assert "no length fits" in str(error.value)
+        with pytest.raises(DataError):
+            windows(2)
+        return
+    windows(int(advice[1]))
+    with pytest.raises(DataError):
+        windows(int(advice[1]) + 1)

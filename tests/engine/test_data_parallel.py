@@ -92,7 +92,7 @@ def test_a_stopped_run_goes_on_with_another_number_of_processes(config: Path, tm
     assert record.status == "interrupted" and record.environment["data_parallel"] == 2
     saved = find_checkpoint(wild, whole.run_id)
     assert saved is not None and 12 <= checkpoint.steps_done(saved) < 60
-    assert min(seen) > 6, "it went on from the checkpoint of one process"
+    assert min(seen) >= 6, "it went on from the checkpoint of one process"
     done = single_run.train(spec, wild)
     assert done.status == "done" and done.environment.get("data_parallel") is None
     ours, theirs = (values(read_metrics(store, whole.run_id)) for store in (calm, wild))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,8 @@ from single_runs import base
 import dsabench
 from dsabench.engine.sink import Update
 from dsabench.spec.run import validate
+
+SMALL_BENCH: dict[str, Any] = {"lengths": [16], "heads": 1, "head_dim": 8, "repeats": 1, "only": ["dense"]}
 
 CALLS: dict[str, Callable[[dict[str, Any], Path], Any]] = {
     "build_model": lambda values, store: dsabench.build_model(validate(values)),
@@ -66,3 +70,21 @@ def test_a_run_that_is_stopped_does_too(corpus: Path, tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         dsabench.train(validate(base(corpus, steps=4, log_every=1)), store=tmp_path, observe=stop)
     assert drawn() == expected
+
+
+@pytest.mark.parametrize("name", ["build_model", "train"])
+def test_the_first_call_of_a_process_does_too(name: str, corpus: Path, tmp_path: Path) -> None:
+    """What is loaded by it may draw numbers as well, as rich does."""
+    values = base(corpus, steps=4, eval_every=4)
+    more = "" if name == "build_model" else f", store={str(tmp_path / 'runs')!r}"
+    code = (
+        "import random, numpy, torch, dsabench\nfrom dsabench.spec.run import validate\n"
+        "def drawn():\n    return random.random(), numpy.random.random(), float(torch.rand(()))\n"
+        "def seed():\n    random.seed(1), numpy.random.seed(2), torch.manual_seed(3)\n"
+        f"spec = validate({values!r})\n"
+        "seed(); expected = drawn(); seed()\n"
+        f"dsabench.{name}(spec{more})\n"
+        "assert drawn() == expected"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr

@@ -16,6 +16,7 @@ from dsabench.engine.model_inputs import model_inputs
 from dsabench.engine.slot import Slots
 from dsabench.engine.step import staged
 from dsabench.errors import DsabenchError
+from dsabench.reproduction.compare_records import compare_records
 from dsabench.spec.config import load_sweep
 from dsabench.spec.identity import run_id
 from dsabench.spec.run import RunSpec, validate
@@ -130,6 +131,15 @@ def test_a_run_records_accuracy_beside_the_floor_and_target_recall_beside_chance
     scored = cut(prepare(spec_of().data), 32).evaluation("val", 512).scored
     assert scored is not None
     assert (np.isnan(by_position) == ~scored.any(0)).all()
+
+
+def test_another_floor_is_no_difference_between_two_trainings_of_a_task() -> None:
+    """Earlier versions recorded a lower guess; of a text the baseline is computed from the corpus and is compared."""
+    task = {"kind": "eval", "step": 0, "val_loss": 2.0, "chance_accuracy": 0.1, "unigram_loss": 2.3}
+    text = {**task, "chance_accuracy": None}
+    assert compare_records([task], [{**task, "chance_accuracy": 0.4, "unigram_loss": 1.2}]).all_same
+    assert not compare_records([task], [{**task, "val_loss": 2.1}]).all_same
+    assert not compare_records([text], [{**text, "unigram_loss": 1.2}]).all_same
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Figures of runs on a task: accuracy over training beside its floor, target recall beside chance; losses only where it asks."""
+"""Figures of runs on a task: accuracy over training beside its floor, recall beside chance; losses where it asks."""
 
 from __future__ import annotations
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from dsabench.errors import SpecError
-from dsabench.spec.config import load_sweep, parse_override
+from dsabench.spec.config import load_sweep
+from dsabench.spec.override import parse_override
 
 BILLION_LAUGHS = "a: &a [1]\n" + "".join(f"{c}: &{c} [{','.join([f'*{b}'] * 9)}]\n" for b, c in pairwise("abcdefghi"))
 

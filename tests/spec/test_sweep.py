@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from dsabench.attention import registry
 from dsabench.errors import DsabenchError, SpecError
-from dsabench.spec.config import load_sweep, parse_override, shipped_configs
+from dsabench.spec.config import load_sweep, shipped_configs
 from dsabench.spec.identity import flatten, run_id
+from dsabench.spec.override import parse_override
 from dsabench.spec.run import RunSpec, validate
 from dsabench.spec.sweep import Sweep
 
@@ -82,7 +83,7 @@ BAD = {
     "seed=-1": ["seed = -1", "at least 0"],
     "train.learning_rate=.inf": ["train.learning_rate = inf"],
     "train.learning_rate=.nan": ["train.learning_rate = nan"],
-    "attention.kind=[dense]": ["attention.kind = ['dense'] is not accepted", "the name of an attention"],
+    "attention.kind=[dense]": ["attention.kind = '[dense]' is not a known attention", "did you mean 'dense'?"],
     "plugins=[nowhere.py]": ["plugins: nowhere.py is not a file"],
     "train.steps=[1": ["not valid YAML"],
     "train.steps=!!python/object:os.system x": ["YAML tags", "not accepted"],

@@ -2,7 +2,7 @@
 
     python tests/support/big_store.py --runs 10000 [--profile FILE] DIR  # two minutes; DIR is made or used
 
-tests/store/test_big_store.py has a short version, and with `DSABENCH_BIG_STORE=10000` this one.
+tests/store/test_big_store.py has a short version, and with `-m on_request` this one.
 """
 
 from __future__ import annotations

@@ -49,8 +49,9 @@ axes:
 TIMES = {
     "created", "updated", "environment.audit.seconds", "step_ms", "warmup_step_ms", "tokens_per_second", "mfu",
     "train_seconds", "matmul_flops_per_second", "peak_memory_mb", "seconds", "eval_seconds",
+    "other_load", "others_seconds", "watched_seconds",
 }  # fmt: skip
-"""What the clock, or the memory of the whole process, decides. Everything else must be the same."""
+"""What the clock, the memory of the whole process or other programs decide. Everything else must be the same."""
 
 MUTATIONS = ("open", "write", "fsync", "rename", "replace", "mkdir", "rmdir", "unlink", "remove", "ftruncate")
 

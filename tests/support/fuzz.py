@@ -34,7 +34,8 @@ from dsabench.analysis.scope import look_at
 from dsabench.cli import app
 from dsabench.errors import DsabenchError
 from dsabench.models import load_spec
-from dsabench.spec.config import load_sweep, parse_override, shipped_configs
+from dsabench.spec.config import load_sweep, shipped_configs
+from dsabench.spec.override import parse_override
 from dsabench.store import load_curves, load_metrics, load_runs, read_metrics, read_run
 
 KINDS = ("spec", "metrics", "run")

@@ -51,3 +51,13 @@ def loaded(words: list[str], folder: Path) -> list[str]:
     )
     assert done.returncode == 0, done.stderr
     return done.stderr.split()
+
+
+def small_run(corpus: Path) -> list[str]:
+    """Options of a command that make its model small and its training short, on the texts of `corpus`."""
+    fields = [
+        "model.d_model=32", "model.n_heads=2", "model.d_ff=16", "model.n_layers=1", "train.tokens_per_step=64",
+        "train.steps=4", "train.eval_tokens=256", "data.vocab_size=300", "data.val_share=0.25",
+        f"data.source=path:{corpus}",
+    ]  # fmt: skip
+    return [word for field in fields for word in ("--set", field)] + ["--device", "cpu"]

@@ -1,4 +1,7 @@
-"""Runs trained by the nodes of a Ray cluster: stored as those of this process are, whatever becomes of nodes."""
+"""Runs trained by the nodes of a Ray cluster: stored as those of this process are, whatever becomes of nodes.
+
+Slow: Ray's processes take half a minute a test to start. tests/cli/test_launcher.py has what needs no cluster.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +35,7 @@ from dsabench.sweeps.ray.cluster import Cluster
 from dsabench.sweeps.ray.payload import Order
 from dsabench.sweeps.schedule import run_sweep
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # Ray's own
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # Ray's own
 
 Train = Callable[..., Iterator[node.Report]]
 

@@ -2,7 +2,8 @@
 
     I[t,s] = sum_j w[t,j] relu(q[t,j] . k[s])
 
-Source: DeepSeek-V3.2's released inference/model.py for LayerNorm, partial rotary embedding and scale.
+Source: DeepSeek-V3.2's released inference/model.py for LayerNorm (epsilon 1e-6), partial rotary embedding (half-split,
+as corrected in November 2025; the first release interleaved) and scale.
 
 Legend: B batch, T query, S key, D model width, J indexer heads, I indexer width, C columns of one product.
 """

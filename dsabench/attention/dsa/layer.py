@@ -6,8 +6,10 @@
 Top-k passes no gradient, so the indexer has a loss of its own: KL(p[t] || softmax(I[t])), p the main attention's
 probabilities averaged over heads. In the dense warm-up stage attention is dense and the KL runs over all causal keys;
 in the sparse stage both run over S[t]. The indexer's input and target are detached: the language-model loss never
-reaches the indexer, the KL loss never reaches anything else. Source: DeepSeek-V3.2 (arXiv 2512.02556), section 2, and
-the released inference/model.py for LayerNorm, partial rotary embedding and scale.
+reaches the indexer, the KL loss never reaches anything else. A layer's KL is the mean over its queries, and the model's
+the mean over layers; where other trainers add the layers, their weight is this one divided by the number of layers.
+Source: DeepSeek-V3.2 (arXiv 2512.02556), section 2, and the released inference/model.py for LayerNorm, partial rotary
+embedding and scale.
 
 Backends: `reference` and `masked` hold L x L scores and masks. `triton` streams them (triton/): memory grows with the
 selection, and so does time but for the scores. They differ by rounding alone; `auto` chooses (backends.py).

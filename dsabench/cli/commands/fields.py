@@ -34,8 +34,8 @@ _EXAMPLES = (
     ("Those with this in their path, explained", "dsabench fields top_k"),
     ("All of one part", "dsabench fields 'train.*'"),
     (
-        "With the settings of your own attention",
-        "dsabench fields attention --config configs/custom_attention/sweep.yaml",
+        "With the settings of the plugins of a config",
+        "dsabench fields attention --config seed_replica",
     ),
 )
 

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from dsabench.cli.command_help import COMPARISON, EXPERIMENT, STORED, TRAINING, HelpfulCommand, epilog
 from dsabench.cli.options import DeviceOption, JsonFlag, NoPluginsFlag, QuietFlag, RunArgument, StoreOption
+
+if TYPE_CHECKING:
+    from dsabench.engine.sink import Update
+    from dsabench.progress.display import Display
+    from dsabench.spec.run import RunSpec
 
 IntoOption = Annotated[
     Path | None,
@@ -73,8 +79,9 @@ def reproduce(
     The run itself is only read. On the same kind of device unless --device says another. Ends with 0 when it is the
     same (or within --tolerance), with 1 when it differs.
     """
-    from dsabench.cli.progress import Display
+    from dsabench.cli.console import stderr_console
     from dsabench.cli.views.json_document import print_json
+    from dsabench.progress.display import Display
     from dsabench.store import check_writable, find_run
 
     original = find_run(store, run)
@@ -84,7 +91,7 @@ def reproduce(
     from dsabench.cli.views import reproduction_text
     from dsabench.reproduction import train_again as reproducing
 
-    with Display(1, 0, quiet) as display:
+    with Display(console=stderr_console(), quiet=quiet) as display:
         try:
             found = reproducing.reproduce(
                 store,
@@ -93,7 +100,7 @@ def reproduce(
                 device=device,
                 tolerance=tolerance,
                 plugins=plugin or [],
-                observe=lambda spec: display.start(original.run_id, spec.train.steps),
+                observe=_observer(display, original.run_id),
                 notify=display.note_once,
             )
         except KeyboardInterrupt:
@@ -105,3 +112,15 @@ def reproduce(
     else:
         reproduction_text.print_reproduction(found, store, stdout_console())
     raise typer.Exit(1 if found.verdict == "differs" else 0)
+
+
+def _observer(display: Display, run_id: str) -> Callable[[RunSpec], Callable[[Update], None]]:
+    """The observer of the second run, whose plan is made when its spec is known."""
+    from dsabench.engine.device import resolve
+    from dsabench.sweeps.plan import PlannedRun, timetable
+
+    def observe(spec: RunSpec) -> Callable[[Update], None]:
+        display.expect(timetable([PlannedRun(spec, run_id, "new")], resolve(spec.engine)))
+        return display.start(run_id)
+
+    return observe

@@ -94,7 +94,8 @@ _EXAMPLES = {
     ),
     "show": (
         ("A run by the start of its id", "dsabench runs show dsa-L64-s42"),
-        ("All of it, for a program", "dsabench runs show dsa-L64-s42 --json"),
+        ("All that the store knows of it", "dsabench runs show dsa-L64-s42 --all"),
+        ("The same for a program", "dsabench runs show dsa-L64-s42 --json"),
     ),
     "diff": (
         ("Two runs of this store", "dsabench runs diff dsa-L64-s42 dense-L64-s42"),
@@ -144,7 +145,7 @@ def list_(
     where: WhereOption = None,
     sweep: OfSweepOption = None,
     everything: AllFlag = False,
-    sort: SortOption = "-updated",
+    sort: SortOption = "-order",
     reverse: ReverseFlag = False,
     columns: ColumnsOption = None,
     limit: LimitOption = None,

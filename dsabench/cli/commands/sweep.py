@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -23,6 +24,7 @@ from dsabench.cli.options import (
     check_out,
     overridden,
 )
+from dsabench.cli.places import LauncherName, workers_of
 from dsabench.cli.sweep_options import (
     EXAMPLES,
     AddressOption,
@@ -30,7 +32,6 @@ from dsabench.cli.sweep_options import (
     ConcurrencyOption,
     DevicesOption,
     DryRunFlag,
-    LauncherName,
     LauncherOption,
     LengthsOption,
     MarginOption,
@@ -41,16 +42,16 @@ from dsabench.cli.sweep_options import (
     RetryFlag,
     SeedsOption,
     SourcesOption,
+    YesFlag,
 )
+from dsabench.cli.views import next_steps
 from dsabench.errors import SpecError
+from dsabench.shutdown import INTERRUPTED
 
 if TYPE_CHECKING:
     from dsabench.cli.views.sweep_plan import SweepPlan
     from dsabench.engine.busy_cores import Others
-    from dsabench.spec.run import RunSpec
-    from dsabench.spec.sweep import Sweep
     from dsabench.store import RunRecord
-    from dsabench.sweeps.launcher import Launcher
 
 
 def add_to(app: typer.Typer) -> None:
@@ -80,6 +81,7 @@ def sweep(
     retry_failed: RetryFlag = False,
     on_oom: OnOomOption = OnOutOfMemory.FAIL,
     json: JsonFlag = False,
+    yes: YesFlag = False,
     quiet: QuietFlag = False,
 ) -> None:
     """Train every combination of the axes and compare them.
@@ -95,28 +97,25 @@ def sweep(
         "--learning-rates": ("train.learning_rate", learning_rates),
         "--sources": ("data.source", sources),
     }
-    workers = _workers(launcher, address, device, devices)
-    one = workers[0] if workers else device  # the runs are planned and audited for one device, the same for all
-    experiment = overridden(config, sets, {"--device": ("engine.device", one)}, axes)
-    if margin is not None:
-        experiment.set_verdict({"margin": margin}, lambda path: "--margin: ")
-    specs = experiment.runs()
+    workers = workers_of(launcher, address, device, devices)
 
     from dsabench.cli.views.sweep_plan import print_dry_run
     from dsabench.engine.busy_cores import Others
-    from dsabench.store import check_writable
 
-    check_writable(store)
+    one = workers[0] if workers else device  # planned and audited for one device, the same for all
+    where = (store, launcher, workers, concurrency)
+    planned = partial(_planned, axes=axes, sets=sets, device=one, margin=margin, where=where)
     others = Others()  # looks at the machine while torch is loaded and the sweep is planned
-    plan = _planned(experiment, specs, store, launcher, workers, concurrency)
+    plan = planned(config)
     if dry_run:
         print_dry_run(plan, json)
         return
     check_out(out)
-    if not quiet:
-        _announce(plan, config, None if launcher else others)
-    failed = _train(plan, store, launcher, address, retry_failed, on_oom, quiet)
+    plan = _agreed(plan, planned, config, None if quiet else others, yes or launcher is not None)
+    failed, took = _train(plan, store, launcher, address, retry_failed, on_oom, quiet)
     _report(plan, store, out, json)
+    if not quiet:
+        next_steps.after_sweep(plan, store, out, took)
     raise typer.Exit(1 if failed else 0)
 
 
@@ -129,18 +128,30 @@ def _report(plan: SweepPlan, store: Path, out: Path, as_json: bool) -> None:
 
 
 def _planned(
-    experiment: Sweep,
-    specs: Sequence[RunSpec],
-    store: Path,
-    launcher: LauncherName | None,
-    workers: Sequence[str],
-    concurrency: int | None,
+    config: str,
+    *,
+    axes: dict[str, tuple[str, Any]],
+    sets: list[str] | None,
+    device: str | None,
+    margin: float | None,
+    where: tuple[Path, LauncherName | None, Sequence[str], int | None],
 ) -> SweepPlan:
-    """The runs, what the store has of them, and what they will take. SpecError for a `concurrency` they cannot have."""
+    """The runs, what the store has of them, and what they will take. SpecError for a concurrency they cannot have.
+
+    where: store, launcher, devices with a worker each, and concurrency.
+    """
+    store, launcher, workers, concurrency = where
+    experiment = overridden(config, sets, {"--device": ("engine.device", device)}, axes)
+    if margin is not None:
+        experiment.set_verdict({"margin": margin}, lambda path: "--margin: ")
+    specs = experiment.runs()
+
     from dsabench.cli.views.sweep_plan import SweepPlan
     from dsabench.engine.device import resolve
+    from dsabench.store import check_writable
     from dsabench.sweeps import plan
 
+    check_writable(store)
     execution = resolve(specs[0].engine)
     planned = plan.plan(specs, store)
     alone = None if launcher else plan.why_alone(specs, execution)
@@ -150,21 +161,51 @@ def _planned(
     n_devices = len(workers) or 1
     if concurrency is None:
         concurrency = 1 if launcher else plan.choose_concurrency(planned, execution, n_devices)
-    seconds = plan.estimate_seconds(planned, execution) / n_devices
-    return SweepPlan(experiment, planned, execution, fits, seconds, concurrency, workers)
+    times = plan.timetable(planned, execution, at_a_time=concurrency, n_devices=n_devices)
+    return SweepPlan(experiment, planned, execution, fits, times, concurrency, workers)
 
 
-def _announce(plan: SweepPlan, config: str, others: Others | None) -> None:
-    """Print the plan on stderr, and a warning when training on this CPU would share it with other programs."""
-    import torch
+def _agreed(
+    plan: SweepPlan,
+    planned: Callable[[str], SweepPlan],
+    config: str,
+    others: Others | None,
+    is_agreed: bool,
+) -> SweepPlan:
+    """The plan to train: announced, and where it is long for a CPU, agreed to by whoever is at the terminal.
 
+    others: watched since the command began; None to announce nothing.
+    """
+    from dsabench.cli import long_training
     from dsabench.cli.console import stderr_console
     from dsabench.cli.views.sweep_plan import print_plan
 
     console = stderr_console()
-    print_plan(plan, console, config=config)
-    if others and plan.execution.device.type == "cpu" and (note := others.note(torch.get_num_threads())):
-        console.print(note)
+    if others is not None:
+        print_plan(plan, console, config=config)
+        if note := _busy_note(plan, others):
+            console.print(note)
+    if is_agreed or not long_training.is_to_be_asked(plan.execution.device.type, plan.seconds):
+        return plan
+    match long_training.ask(plan.seconds, offers_quick=config != "quick"):
+        case "quick":
+            return _agreed(planned("quick"), planned, "quick", others, is_agreed)
+        case "no":
+            console.print("Nothing was trained.")
+            raise typer.Exit(INTERRUPTED)
+    return plan
+
+
+def _busy_note(plan: SweepPlan, others: Others) -> str | None:
+    """A warning when training on this machine's CPU would share it with other programs."""
+    import torch
+
+    if plan.execution.device.type != "cpu" or not plan.seconds:
+        return None
+    threads = torch.get_num_threads()
+    if len(plan.devices) > 1 and threads < 2 * len(plan.devices):
+        return None  # each worker has one thread, which waits for no other
+    return others.note(threads)
 
 
 def _train(
@@ -175,18 +216,20 @@ def _train(
     retry_failed: bool,
     on_oom: OnOutOfMemory,
     quiet: bool,
-) -> list[RunRecord]:
-    """Train what is not done, show how it goes, and return the runs that failed."""
-    from dsabench.cli.progress import Display
+) -> tuple[list[RunRecord], float]:
+    """Train what is not done and show how it goes. Returns the runs that failed, and the seconds that it took."""
+    from dsabench.cli.console import stderr_console
+    from dsabench.cli.places import launcher_of
     from dsabench.cli.views.run_outcome import describe
+    from dsabench.progress.display import Display
     from dsabench.sweeps.plan import check_data
     from dsabench.sweeps.schedule import run_sweep
 
     done = sum(run.status == "done" for run in plan.runs)
     records: dict[str, RunRecord] = {}
-    with Display(len(plan.runs), done, quiet) as display:
+    with Display(plan.times, console=stderr_console(), done=done, quiet=quiet) as display:
         try:
-            check_data(plan.runs, display.note_once)
+            check_data(plan.runs, display.note_once, display.counted)
             for record in run_sweep(
                 plan.sweep,
                 plan.runs,
@@ -196,9 +239,10 @@ def _train(
                 retry_failed=retry_failed,
                 concurrency=plan.at_a_time,
                 on_oom=on_oom.value,
-                launcher=_launcher(plan, store, launcher, address, display.note_once),
-                started=lambda run: display.start(run.run_id, run.spec.train.steps),
+                launcher=launcher_of(plan, store, launcher, address, display.note_once),
+                started=lambda run: display.start(run.run_id),
                 notify=display.note_once,
+                counted=display.counted,
             ):
                 records[record.run_id] = record
                 display.finish(record.run_id, describe(record))
@@ -212,53 +256,4 @@ def _train(
             display.note(f"{len(failed)} of {len(records)} runs failed; --retry-failed runs them again:")
             for record in failed:
                 display.note(f"  {record.run_id}  {describe(record)}")
-    return failed
-
-
-def _launcher(
-    plan: SweepPlan, store: Path, name: LauncherName | None, address: str | None, notify: Callable[[str], None]
-) -> Launcher | None:
-    """Worker processes, a Ray cluster, or None for this process."""
-    if plan.devices:
-        from dsabench.sweeps.workers.pool import Workers
-
-        return Workers(store, plan.runs[0].spec.engine, plan.devices, plan.at_a_time, notify)
-    if name:
-        from dsabench.sweeps.ray.cluster import Cluster
-
-        return Cluster(store, [run.spec for run in plan.runs], plan.at_a_time, notify, address)
-    return None
-
-
-def _workers(
-    launcher: LauncherName | None, address: str | None, device: str | None, devices: list[str] | None
-) -> list[str]:
-    """The devices that `--devices` names, a worker process each; none without it. SpecError for flags that exclude
-    each other."""
-    _check_launcher(launcher, address, device, devices)
-    if devices is None:
-        return []
-    from dsabench.sweeps.workers.pool import devices_of
-
-    if device is not None:
-        raise SpecError(f"--device {device} and --devices {' '.join(devices)}: give one of them")
-    return devices_of(devices)
-
-
-def _check_launcher(
-    launcher: LauncherName | None, address: str | None, device: str | None, devices: list[str] | None
-) -> None:
-    """SpecError for flags that do not go with --launcher, or without it; and for Ray where it is not installed."""
-    if launcher is None:
-        if address is not None:
-            raise SpecError(f"--address {address} is that of a Ray cluster: give --launcher ray too")
-        return
-    for flag, value in (("--device", device), ("--devices", devices and " ".join(devices))):
-        if value is not None:
-            raise SpecError(
-                f"{flag} {value} and --launcher ray: Ray gives each run a GPU of its cluster, or a CPU where there is "
-                "none or engine.device is cpu (--set engine.device=cpu); leave one of them out"
-            )
-    from dsabench.sweeps.ray import ray_session
-
-    ray_session.library()
+    return failed, display.seconds

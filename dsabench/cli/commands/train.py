@@ -27,6 +27,7 @@ from dsabench.cli.options import (
 if TYPE_CHECKING:
     from dsabench.spec.run import RunSpec
     from dsabench.spec.sweep import Sweep
+    from dsabench.store import RunRecord
 
 DataParallelOption = Annotated[
     int,
@@ -72,41 +73,61 @@ def train(
 
     The first run of the config unless flags choose. A done run is kept, an interrupted one resumes.
     """
-    from dsabench.cli.progress import Display
     from dsabench.cli.views.json_document import print_json
-    from dsabench.cli.views.run_outcome import describe, print_run
+    from dsabench.cli.views.next_steps import after_run
+    from dsabench.cli.views.run_outcome import print_run
     from dsabench.store import check_writable
 
     experiment = overridden(config, sets, run_fields(length, attention, seed, device), {})
     spec = experiment.first()
     check_writable(store)
-    from dsabench.sweeps import single_run
-
     if dry_run:
         experiment.axes.clear()
         experiment.ladder.clear()
         _plan(spec, experiment, store, data_parallel, json)
         return
-    name = f"{spec.attention.kind} L={spec.length} seed={spec.seed}"
-    with Display(1, 0, quiet) as display:
+    record, took = _trained(spec, store, data_parallel, quiet)
+    if json:
+        print_json(record.model_dump(mode="json"))
+    else:
+        print_run(record, store)
+    if not quiet:
+        after_run(record, spec, store, took)
+    raise typer.Exit(0 if record.status == "done" else 1)
+
+
+def _trained(spec: RunSpec, store: Path, data_parallel: int, quiet: bool) -> tuple[RunRecord, float]:
+    """Train the run and show how it goes. Returns its record and the seconds that it took, 0 where it was done."""
+    from dsabench.cli.console import stderr_console
+    from dsabench.cli.views.run_outcome import describe
+    from dsabench.cli.views.sweep_plan import warmup_note
+    from dsabench.engine.data_parallel.leader import spread
+    from dsabench.engine.device import resolve
+    from dsabench.progress.display import Display
+    from dsabench.sweeps import single_run
+    from dsabench.sweeps.plan import plan, timetable
+
+    planned = plan([spec], store)
+    times = timetable(planned, spread(spec, resolve(spec.engine), data_parallel))
+    with Display(times, console=stderr_console(), quiet=quiet) as display:
+        if times.runs and (note := warmup_note(spec)):
+            display.note(note)
         try:
             record = single_run.train(
                 spec,
                 store,
                 retry_failed=True,
                 data_parallel=data_parallel,
-                observe=display.start(name, spec.train.steps),
+                progress=False,
+                observe=display.start(planned[0].run_id, single_run.label_of(spec)),
                 notify=display.note_once,
+                counted=display.counted,
             )
         except KeyboardInterrupt:
             display.note("interrupted; the same command resumes from the last checkpoint")
             raise typer.Exit(130) from None
-        display.finish(name, describe(record))
-    if json:
-        print_json(record.model_dump(mode="json"))
-    else:
-        print_run(record, store)
-    raise typer.Exit(0 if record.status == "done" else 1)
+        display.finish(record.run_id, describe(record))
+    return record, display.seconds if times.runs else 0.0
 
 
 def _plan(spec: RunSpec, experiment: Sweep, store: Path, data_parallel: int, json: bool) -> None:
@@ -121,9 +142,9 @@ def _plan(spec: RunSpec, experiment: Sweep, store: Path, data_parallel: int, jso
     execution = spread(spec, resolve(spec.engine), data_parallel)
     planned = plan.plan([spec], store)
     fits = plan.fit(planned, execution)
-    seconds = plan.estimate_seconds(planned, execution)
+    times = plan.timetable(planned, execution)
     flops = plan.flops_per_step(spec)
-    shown = SweepPlan(experiment, planned, execution, fits, seconds, at_a_time=1)
+    shown = SweepPlan(experiment, planned, execution, fits, times, at_a_time=1)
     if json:
         print_json({**plan_document(shown), "flops_per_step": flops, "data_parallel": data_parallel})
         return

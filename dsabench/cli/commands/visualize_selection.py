@@ -177,12 +177,14 @@ def _write(inspection: Inspection, out: Path, export: Path | None) -> list[Path]
 
 
 def _own_text(text: str | None, file: Path | None) -> str | None:
-    """The text of --text or --text-file. Raises SpecError for both, DataError for a file that is no text."""
+    """The text of --text, or of --text-file as training reads it. SpecError for both, DataError for what is no text."""
     if file is None:
         return text
     if text is not None:
         raise SpecError("--text and --text-file replace each other; keep one")
+    from dsabench.data.sources.readers import whole_text
+
     try:
-        return file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"--text-file {file}: {getattr(error, 'strerror', None) or error}") from None
+        return whole_text(file)
+    except DataError as error:
+        raise DataError(f"--text-file {error}") from None

@@ -30,7 +30,7 @@ def next_steps(plugin: Path, test: Path, config: Path) -> list[tuple[str, str]]:
 def print_next(plugin: Path, test: Path, config: Path) -> None:
     """The files, and what to do with them."""
     print(printable(f"Written: {plugin}, {test}, {config}"))
-    print(printable(f"Replace the formula in {plugin}: `dsabench guide attention` explains its parts. Then:"))
+    print(printable(f"Replace the formula in {plugin}. Its parts: dsabench guide attention. Then:"))
     for purpose, command in next_steps(plugin, test, config):
         print(printable(f"  # {purpose}"))
         print(printable(f"  {command}"))

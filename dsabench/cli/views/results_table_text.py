@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from dsabench.analysis.step_times_check import MOST_SPREAD
 from dsabench.analysis.variants import display_name, scored_unit
-from dsabench.analysis.wording import RECALL, number, recall, recall_lines
+from dsabench.analysis.wording import RECALL, doubted, number, recall, recall_lines
 from dsabench.cli.safe_text import first_line
-from dsabench.cli.views.text_table import Cell, Column, print_table, say
+from dsabench.cli.views.text_table import Cell, Column, Row, print_table, say
 from dsabench.metrics import METRICS
 
 if TYPE_CHECKING:
@@ -47,20 +48,26 @@ def experiment_lines(table: pd.DataFrame, console: Console, left_out: pd.DataFra
     say(console, *_notes(rows), *_list(left_out))
 
 
-def _cells(rows: list[dict[str, Any]], names: list[str]) -> Iterator[tuple[str | Cell, ...]]:
+def _noisy(row: dict[str, Any]) -> bool:
+    """Whether the step times of a row's seeds differ by more than their work explains."""
+    return bool(row["step_ms_max"] > MOST_SPREAD * row["step_ms_min"])
+
+
+def _cells(rows: list[dict[str, Any]], names: list[str]) -> Iterator[Row]:
     previous = None
     for row, name in zip(rows, names, strict=True):
         n, total = row["n"], row["n_runs"]
-        yield (
+        cells = (
             "" if row["length"] == previous else str(row["length"]),
             Cell(name, "red" if row["leak"] else ""),
             str(n) if n == total else f"{n}/{total}",
             _with_sd(row["val_loss_mean"], row["val_loss_sd"], ".3f"),
             _with_sd(row["diff_mean"], row["diff_sd"], "+.3f"),
             number(100 * row["val_accuracy_mean"], ".1f"),
-            _three_digits(row["step_ms_mean"]),
+            doubted(_three_digits(row["step_ms_mean"]), _noisy(row)),
             recall(row.__getitem__),
         )
+        yield Row(cells, below=["selects everything, as dense attention does"] if row["selects_everything"] else [])
         previous = row["length"]
 
 
@@ -87,6 +94,9 @@ def _notes(rows: list[dict[str, Any]]) -> Iterator[str]:
         nats = _span([row["unigram_loss"] for row in tasks], ".3f")
         right = _span([100 * row["chance_accuracy"] for row in tasks], ".1f")
         yield f"{guess.words.capitalize()}: {nats} {guess.unit}, {right} % right."
+    if any(map(_noisy, rows)):
+        spread = max(row["step_ms_max"] / row["step_ms_min"] for row in rows if row["step_ms_min"] > 0)
+        yield f"({_TIME} in brackets): the seeds of a row took up to {spread:.2f}-fold different times."
     if any(row["n"] < row["n_runs"] for row in rows):
         yield "seeds n/m: n of m runs finished and are averaged."
     if any(row["leak"] for row in rows):

@@ -119,7 +119,7 @@ def _text(value: Any, measured: bool) -> str:
     if measured and isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
     if measured and isinstance(value, list):
-        return f"{len(value)} values (dsabench.load_metrics has them)"
+        return f"{len(value)} values (dsabench.load_lists has them)"
     if value is None or isinstance(value, bool | list | dict):
         return printable(json.dumps(value))
     return printable(value)

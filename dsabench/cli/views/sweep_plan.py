@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from rich.console import Console
 
 from dsabench.cli.console import stdout_console
-from dsabench.cli.progress import duration
 from dsabench.cli.views.json_document import print_json
+from dsabench.progress.durations import duration
 
 if TYPE_CHECKING:
+    from dsabench.data import Amounts
     from dsabench.engine.device import Execution
     from dsabench.engine.memory_plan import MemoryPlan
+    from dsabench.progress.time_left import Timetable
     from dsabench.spec.run import RunSpec
     from dsabench.spec.sweep import Sweep
     from dsabench.sweeps.plan import PlannedRun
@@ -27,12 +29,17 @@ class SweepPlan(NamedTuple):
     execution: Execution
     fits: Sequence[tuple[RunSpec, MemoryPlan]]
     """The memory of each shape of run."""
-    seconds: float
-    """The estimated time of all runs that are not done."""
+    times: Timetable
+    """The estimated times of the runs that are not done."""
     at_a_time: int
     """Runs that share a device."""
     devices: Sequence[str] = ()
     """Devices with a worker process each; empty when this process trains."""
+
+    @property
+    def seconds(self) -> float:
+        """The estimated time of all runs that are not done."""
+        return self.times.seconds
 
 
 def plan_document(plan: SweepPlan) -> dict[str, Any]:
@@ -53,6 +60,7 @@ def plan_document(plan: SweepPlan) -> dict[str, Any]:
             }
             for spec, memory in plan.fits
         ],
+        "texts": [{"source": source, **amounts.document()} for source, amounts in _texts(plan.runs)],
         "runs": [
             {
                 "run_id": run.run_id,
@@ -78,14 +86,14 @@ def print_plan(plan: SweepPlan, console: Console, *, config: str = "", full: boo
         console.print(f"  {path:20} {', '.join(map(str, values))}")
     if plan.sweep.ladder:
         console.print(f"  {'ladder':20} {', '.join(f'{i} {name}' for i, name in enumerate(plan.sweep.ladder, 1))}")
+    texts = _texts(plan.runs)
+    for source, amounts in texts:
+        console.print(f"  {'text' if len(texts) == 1 else source}: {amounts}")
     _print_windows(plan.runs, console)
-    for note in selecting_everything(plan.runs):
-        console.print(note)
-    if first.train.warmup_steps >= first.train.steps:
-        console.print(
-            f"  note: train.warmup_steps = {first.train.warmup_steps} is not below train.steps = {first.train.steps}; "
-            "the learning rate never reaches its peak"
-        )
+    for line in selecting_everything(plan.runs):
+        console.print(line)
+    if note := warmup_note(first):
+        console.print(f"  {note}")
     if full:
         for run in plan.runs:
             mark = "  selects everything" if run.spec.attention.selects_everything(run.spec.length) else ""
@@ -100,12 +108,27 @@ def print_plan(plan: SweepPlan, console: Console, *, config: str = "", full: boo
         console.print("This is long for a CPU; `dsabench sweep --config quick` is a smaller experiment for it.")
 
 
+def warmup_note(spec: RunSpec) -> str | None:
+    """A note for a warm-up of the learning rate that is not over before the last step."""
+    if spec.train.warmup_steps < spec.train.steps:
+        return None
+    return (
+        f"note: train.warmup_steps = {spec.train.warmup_steps} is not below train.steps = {spec.train.steps}; "
+        "the learning rate never reaches its peak"
+    )
+
+
 def print_dry_run(plan: SweepPlan, as_json: bool) -> None:
     """The result of `sweep --dry-run` on stdout."""
     if as_json:
         print_json(plan_document(plan))
     else:
         print_plan(plan, stdout_console(), full=True)
+
+
+def _texts(runs: Sequence[PlannedRun]) -> list[tuple[str, Amounts]]:
+    """Each text's source and sizes, in the order of the runs; none of a task."""
+    return list(dict.fromkeys((run.spec.data.source, run.amounts) for run in runs if run.amounts is not None))
 
 
 def _print_windows(runs: Sequence[PlannedRun], console: Console) -> None:

@@ -9,50 +9,23 @@ from __future__ import annotations
 import codecs
 import json
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
+from dsabench.data.sources.documents import PART_CHARS, Document, Ids, Part
+from dsabench.data.sources.token_file import read_bin
 from dsabench.errors import DataError
 
 SUFFIXES = (".txt", ".md", ".jsonl", ".parquet", ".bin")
 """Files that `read` reads, in whatever case the suffix is written."""
 
-PART_CHARS = 2**18
-"""Longest part of a document in characters (or token ids); parts are cut after a line end where there is one."""
-
 LONE_PIECES = 20
-"""A corpus of one document is cut into this many, so that some of it can be held out."""
+"""A document that is all of a corpus, or most of it, is cut into this many, so that some of it can be held out."""
 
 PIECE_CHARS = 2**24
 """Largest such piece, which bounds the memory that cutting needs."""
 
 _BLOCK = 2**18
-
-Part = str | NDArray[np.uint16]
-"""Text, or the token ids of a .bin file."""
-
-
-@dataclass(frozen=True)
-class Document:
-    """One document of a file."""
-
-    record: int
-    """Its number in the file, from 1 (of a line, a row, a piece); 0 when the file is the document."""
-
-    parts: Iterable[Part]
-    """Its content in order, lazily: to be read once, before the next document is asked for."""
-
-
-@dataclass(frozen=True)
-class Ids:
-    """The ids of a .bin file, as the tokenizer that made them defines them."""
-
-    vocab_size: int
-    end_of_document: int
 
 
 def read(path: Path, column: str, ids: Ids | None) -> Iterator[Document]:
@@ -85,6 +58,11 @@ def text_parts(blocks: Iterable[str]) -> Iterator[str]:
 def read_text(path: Path) -> Iterator[Document]:
     """A .txt, .md or .py file: one document, UTF-8. DataError with the byte offset of what is not text."""
     yield Document(0, text_parts(_utf8_blocks(path)))
+
+
+def whole_text(path: Path) -> str:
+    """The text of a file as training reads it: without a byte order mark, with its line ends. Raises DataError."""
+    return "".join(_utf8_blocks(path))
 
 
 def _utf8_blocks(path: Path) -> Iterator[str]:
@@ -157,83 +135,70 @@ def _json_parts(line: bytes, where: str, column: str) -> Iterator[str]:
 
 
 def read_parquet(path: Path, column: str) -> Iterator[Document]:
-    """A .parquet file: one document a row of the string column `column`, read in batches; null is an empty document."""
+    """A .parquet file: one document a row of the column `column`, read in batches; null is an empty document.
+
+    Text of any kind (string, large_string, string_view, dictionaries of them), and bytes that are UTF-8.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    row = 0
     try:
         with pq.ParquetFile(path) as file:
             schema = file.schema_arrow
-            if column not in schema.names:
-                raise DataError(
-                    f"{path}: no column {column!r} (data.text_column); the file has {_listed(schema.names) or 'none'}"
-                )
+            if (same := schema.names.count(column)) != 1:
+                there = f"{same} columns {column!r}" if same else f"no column {column!r}"
+                raise DataError(f"{path}: {there} (data.text_column); the file has {_listed(schema.names) or 'none'}")
             kind = schema.field(column).type
-            plain = kind.value_type if pa.types.is_dictionary(kind) else kind
-            if not (pa.types.is_string(plain) or pa.types.is_large_string(plain) or pa.types.is_null(plain)):
+            if not _holds_text(kind):
                 raise DataError(f"{path}: column {column!r} is {kind}, not a string column")
-            row = 0
             for batch in file.iter_batches(batch_size=256, columns=[column]):
-                for value in batch.column(0):
+                values = batch.column(column)
+                for value in values.storage if isinstance(values, pa.ExtensionArray) else values:
                     row += 1
-                    yield Document(row, text_parts(filter(None, [value.as_py()])))
-    except (pa.ArrowException, UnicodeDecodeError) as error:
+                    yield Document(row, text_parts(filter(None, [_parquet_text(value.as_py())])))
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{path}:{row}: column {column!r} is not UTF-8: byte 0x{error.object[error.start]:02x} at byte "
+            f"{error.start} of the value"
+        ) from None
+    except pa.ArrowException as error:
         raise DataError(f"{path}: not a readable parquet file: {str(error).splitlines()[0]}") from None
 
 
-def read_bin(path: Path, ids: Ids) -> Iterator[Document]:
-    """A .bin file: little-endian uint16 token ids without a header, as nanoGPT writes them.
+def _holds_text(kind: Any) -> bool:
+    import pyarrow.types as t
 
-    Documents are what lies between end-of-document ids, wherever these stand; a file without any is one document.
-    """
-    size = path.stat().st_size
-    if size % 2:
-        raise DataError(f"{path}: {size} bytes; a .bin file holds two bytes a token (uint16), so an even number")
-    if not size:
-        return
-    tokens = np.memmap(path, dtype="<u2", mode="r")
-    start = number = 0
-    for first in range(0, len(tokens), PART_CHARS):
-        block = tokens[first : first + PART_CHARS]
-        if int(block.max()) >= ids.vocab_size:
-            at = first + int(np.argmax(block >= ids.vocab_size))
-            raise DataError(
-                f"{path}: token {at} is {int(tokens[at])}, but the tokenizer of data.tokenizer has ids 0 to "
-                f"{ids.vocab_size - 1}; name the tokenizer that made the file (and a file without a header)"
-            )
-        for end in first + np.flatnonzero(block == ids.end_of_document):
-            number += 1
-            yield Document(number, _slices(tokens, start, int(end)))
-            start = int(end) + 1
-    if start < len(tokens):
-        yield Document(number + 1, _slices(tokens, start, len(tokens)))
+    while hasattr(kind, "storage_type") or t.is_dictionary(kind):
+        kind = kind.value_type if t.is_dictionary(kind) else kind.storage_type
+    text = t.is_string(kind) or t.is_large_string(kind) or t.is_string_view(kind)
+    return bool(text or t.is_binary(kind) or t.is_large_binary(kind) or t.is_binary_view(kind) or t.is_null(kind))
 
 
-def _slices(tokens: NDArray[np.uint16], start: int, end: int) -> Iterator[NDArray[np.uint16]]:
-    for first in range(start, end, PART_CHARS):
-        yield tokens[first : min(end, first + PART_CHARS)]
+def _parquet_text(value: str | bytes | None) -> str | None:
+    return value.decode() if isinstance(value, bytes) else value
 
 
-def cut(document: Callable[[], Iterable[Part]]) -> Iterator[Document]:
+def cut(document: Callable[[], Iterable[Part]], record: int = 0, pieces: int = LONE_PIECES) -> Iterator[Document]:
     """One document as contiguous ones of about equal size, cut at line ends (else at spaces, else anywhere).
 
-    LONE_PIECES pieces, or more of PIECE_CHARS each from a document that is larger than that. `document` gives its
+    As many as `pieces`, or more of PIECE_CHARS each from a document that is larger than that. `document` gives its
     parts afresh at each call: it is read twice, once for its size.
     """
     total = sum(map(len, document()))
-    pieces = max(LONE_PIECES, -(-total // PIECE_CHARS))
+    pieces = max(pieces, -(-total // PIECE_CHARS))
     ends = iter([total * number // pieces for number in range(1, pieces)])
-    done, record, held, end = 0, 1, list[Part](), next((end for end in ends if end), total)
+    done, piece, held, end = 0, 1, list[Part](), next((end for end in ends if end), total)
     for part in document():
         while end < total and end <= done + len(part):
             at = _cut_at(part, end - done, total // pieces)
-            yield Document(record, _joined([*held, part[:at]]))
-            part, done, record, held = part[at:], done + at, record + 1, []
+            yield Document(record, _joined([*held, part[:at]]), piece)
+            part, done, piece, held = part[at:], done + at, piece + 1, []
             end = next((later for later in ends if later > done), total)  # a long line may reach past several ends
         if len(part):
             held, done = [*held, part], done + len(part)
     if held:
-        yield Document(record, _joined(held))
+        yield Document(record, _joined(held), piece)
 
 
 def _cut_at(part: Part, target: int, reach: int) -> int:

@@ -8,7 +8,8 @@ import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from dsabench.data.sources.readers import Document, read_text
+from dsabench.data.sources.documents import Document
+from dsabench.data.sources.readers import read_text
 from dsabench.data.sources.source import Source
 from dsabench.errors import DataError
 from dsabench.spec.data_settings import DataSpec

@@ -8,14 +8,14 @@ from __future__ import annotations
 import dataclasses
 import glob
 import importlib
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 from dsabench.data.sources import readers
-from dsabench.data.sources.readers import Document
+from dsabench.data.sources.documents import Document, Part
 from dsabench.errors import DataError
 from dsabench.spec.data_settings import DataSpec
 from dsabench.spec.messages import nearest
@@ -64,31 +64,33 @@ class Source:
 
     notes: tuple[str, ...] = ()
 
+    cuts: Mapping[tuple[int, int], int] = field(default_factory=dict)
+    """(index of the file, record) of each document that is read as several, and into how many pieces it is cut."""
+
     def documents(self) -> Iterator[tuple[int, Document]]:
         """(index of the file, document), lazily. Raises DataError for a file that cannot be read."""
         for index, path in enumerate(self.files):
             try:
                 for document in self.read(path):
-                    yield index, document
+                    if pieces := self.cuts.get((index, document.record)):
+                        again = partial(self._again, path, document.record)
+                        for piece in readers.cut(again, document.record, pieces):
+                            yield index, piece
+                    else:
+                        yield index, document
             except OSError as error:
                 raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
 
-    def cut_up(self, file: int, record: int) -> Source:
-        """A source whose documents are the pieces of one document of this one."""
+    def cut_up(self, cuts: Mapping[tuple[int, int], int]) -> Source:
+        """The same, but documents are read as their pieces: how many of each (index of the file, record)."""
+        numbers = (number for place in sorted(cuts) for number in (*place, cuts[place]))
+        return dataclasses.replace(self, cuts=cuts, key=(*self.key, "cut", readers.PIECE_CHARS, *numbers))
 
-        def again(path: Path) -> Iterator[readers.Part]:
-            for document in self.read(path):
-                if document.record == record:
-                    yield from document.parts
-                    return
-
-        return dataclasses.replace(
-            self,
-            files=(self.files[file],),
-            labels=(self.labels[file],),
-            read=lambda path: readers.cut(partial(again, path)),
-            key=(*self.key, "cut", readers.LONE_PIECES, readers.PIECE_CHARS, record),
-        )
+    def _again(self, path: Path, record: int) -> Iterator[Part]:
+        for document in self.read(path):
+            if document.record == record:
+                yield from document.parts
+                return
 
 
 def open_source(data: DataSpec, tell: Callable[[str], None]) -> Source:

@@ -12,7 +12,6 @@ import os
 import signal
 import socket
 import sys
-import tempfile
 import threading
 import time
 import warnings
@@ -37,6 +36,7 @@ from dsabench.engine.prepared_run import PreparedRun
 from dsabench.errors import DeviceError, SpecError
 from dsabench.shutdown import deferred
 from dsabench.spec.run import RunSpec
+from dsabench.user_folders import temporary_folder
 
 T = TypeVar("T")
 
@@ -87,7 +87,7 @@ def train_with_ranks(run: PreparedRun, run_id: str) -> dict[str, Any]:
         torch.cuda.empty_cache()  # rank 0 uses the same GPU
     threads = max(1, torch.get_num_threads() // size)
     task = Task(run.spec.model_dump(mode="json"), run_id, run.data.fingerprint, device.type, threads)
-    with tempfile.TemporaryDirectory(prefix="dsabench-") as folder:
+    with temporary_folder() as folder:
         others = Others()
         ranks = _Ranks(run, task, Path(folder))
         try:

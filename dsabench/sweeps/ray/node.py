@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import platform
 import queue
-import tempfile
 import threading
 import time
 import warnings
@@ -34,6 +33,7 @@ from dsabench.sweeps.launcher import Crowded, Ended, Job, Note, Outcome, Refused
 from dsabench.sweeps.plan import fingerprint
 from dsabench.sweeps.ray.payload import PIECE_BYTES, Order, pieces
 from dsabench.sweeps.single_run import DeviceLostError
+from dsabench.user_folders import temporary_folder
 
 HOME_SECONDS = 60.0
 """Least time between checkpoints that are sent home; a node's death loses about as much training."""
@@ -118,7 +118,7 @@ def train_on_node(
         here = {path: _write(path, content) for path, content in plugins.items()}
         names.update({ours: theirs for theirs, ours in here.items()})
         spec = validate({**order.spec, "plugins": [here[path] for path in order.spec["plugins"]]})
-        with tempfile.TemporaryDirectory(prefix="dsabench-", ignore_cleanup_errors=True) as folder:
+        with temporary_folder() as folder:
             _train_here(order, Job(spec, "", halve=order.halve, run_id=order.run_id), Path(folder), checkpoint, say)
 
     try:

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from dsabench.attention.plugins import plugin_digest
-from dsabench.errors import SpecError
+from dsabench.errors import DataError, SpecError
 from dsabench.spec.run import RunSpec
+from dsabench.user_folders import expanded
 
 PIECE_BYTES = 8 * 2**20
 """Size of a piece of a checkpoint: about as much of it is in memory at a time, at a node or the driver."""
@@ -55,9 +56,9 @@ def absolute(spec: dict[str, Any], cpu: bool) -> dict[str, Any]:
     data, engine = spec["data"], spec["engine"]
     kind, colon, path = data["source"].partition(":")
     if colon and kind == "path":
-        data = {**data, "source": f"path:{Path(path).expanduser().absolute()}"}
+        data = {**data, "source": f"path:{expanded(path, DataError).absolute()}"}
     if data["tokenizer"] not in ("bpe", "bytes"):
-        data = {**data, "tokenizer": str(Path(data["tokenizer"]).expanduser().absolute())}
+        data = {**data, "tokenizer": str(expanded(data["tokenizer"], DataError).absolute())}
     if cpu and engine["device"] == "auto":
         engine = {**engine, "device": "cpu"}
     return {**spec, "data": data, "engine": engine}

@@ -9,7 +9,6 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -27,6 +26,7 @@ from dsabench.spec.run import EngineSpec
 from dsabench.sweeps.launcher import Crowded, Died, Job, Note, Outcome
 from dsabench.sweeps.workers.protocol import Assignment, OneAtATime, Progress, Ready, Report, Result, Start
 from dsabench.sweeps.workers.worker import ENTRY, LOST, STOP
+from dsabench.user_folders import temporary_folder
 
 TURN_SECONDS = 0.5
 """Longest wait of a turn."""
@@ -53,7 +53,7 @@ class Workers:
         self.notify, self.concurrency = notify, concurrency
         on_cpu = devices.count("cpu")
         threads = max(1, torch.get_num_threads() // on_cpu) if on_cpu > 1 else None
-        self.logs = tempfile.TemporaryDirectory(prefix="dsabench-")
+        self.logs = temporary_folder()
         starts = [
             Start(str(store), {**engine.model_dump(mode="json"), "device": device}, concurrency, threads)
             for device in devices

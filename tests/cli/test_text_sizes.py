@@ -1,0 +1,67 @@
+"""How much text is trained on and held out: in every plan in bytes, in every record in tokens."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from shell import Shell
+
+SMALL = [
+    "--config", "quick", "--device", "cpu", "--length", "16", "--seed", "1",
+    *(one for field in (
+        "model.d_model=16", "model.n_heads=2", "model.d_ff=16", "model.n_layers=1", "train.tokens_per_step=32",
+        "train.steps=2", "train.eval_tokens=64", "data.tokenizer=bytes",
+    ) for one in ("--set", field)),
+]  # fmt: skip
+
+
+@pytest.fixture
+def uneven(shell: Shell) -> Path:
+    """A text of 31,000 bytes beside one of 400."""
+    folder = shell.folder / "texts"
+    folder.mkdir()
+    (folder / "input.txt").write_text("".join(f"{i:05} a line of thirty bytes..\n" for i in range(1000)))
+    (folder / "readme.md").write_text("".join(f"{i:09}\n" for i in range(40)))
+    return folder
+
+
+def test_plan_and_record_say_how_much_text_is_on_either_side(shell: Shell, uneven: Path) -> None:
+    source = ["--set", f"data.source=path:{uneven}"]
+    code, out, err = shell("train", *SMALL, *source, "--dry-run")
+    assert code == 0, err
+    line = next(line for line in out.splitlines() if line.startswith("  text: "))
+    assert len(line) <= 80
+    assert re.fullmatch(r"  text: [\d.]+ kB in \d+ documents to train on, [\d.]+ kB in \d held out \([\d.]+ %\)", line)
+    code, out, err = shell("train", *SMALL, *source, "--dry-run", "--json")
+    assert code == 0, err
+    size = sum(file.stat().st_size for file in uneven.iterdir())
+    (text,) = json.loads(out)["texts"]
+    assert text["train_bytes"] + text["val_bytes"] == size
+    assert text["train_documents"] + text["val_documents"] == 21
+    assert text["held_out_share"] == pytest.approx(text["val_bytes"] / size)
+    assert 0.05 <= text["held_out_share"] <= 0.2
+
+    code, out, err = shell("train", *SMALL, *source, "--json")
+    assert code == 0, err
+    (path,) = (shell.folder / "runs").glob("*/run.json")
+    record = json.loads(path.read_text())
+    summary = record["summary"]
+    # Of bytes, a token each, and an end for each document.
+    assert summary["text_tokens"] == text["train_bytes"] + text["train_documents"]
+    assert summary["held_out_tokens"] == text["val_bytes"] + text["val_documents"]
+    told = record["environment"]["data_notes"][0]
+    assert told.startswith(
+        f"text: {summary['text_tokens']:,} tokens in {text['train_documents']} documents to train on"
+    )
+    assert f"{summary['held_out_tokens']:,} in {text['val_documents']} held out" in told
+    assert "readme.md" in err
+
+
+def test_a_task_has_no_text(shell: Shell) -> None:
+    task = ["--set", "data.source=task:induction", "--set", "data.tokenizer=bpe", "--set", "data.task.n_copied=8"]
+    code, out, err = shell("train", *SMALL, *task, "--dry-run", "--json")
+    assert code == 0, err
+    assert json.loads(out)["texts"] == []
