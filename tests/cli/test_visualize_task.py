@@ -140,5 +140,5 @@ def test_a_run_says_its_accuracy_beside_the_floor_and_target_recall_beside_chanc
     out = capsys.readouterr().out
     assert re.search(rf"task accuracy +{accuracy:.2%}  of answers, floor 53.12%", out)
     assert re.search(rf"target recall +{best:.3f}  of the best layer, chance ", out)
-    assert re.search(r"floor +0\.9177  nats per answer, of the best solver that does not see", out)
+    assert re.search(r"floor +0\.9177  nats per answer \(dsabench guide tasks\)", out)
     assert "per token" not in out and "next tokens" not in out and "unigram" not in out

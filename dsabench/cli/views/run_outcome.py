@@ -54,7 +54,7 @@ def measure_lines(record: RunRecord) -> list[str]:
     rows = [
         ("validation loss", _number(summary, "val_loss", ".4f"), unit),
         ("", _number(summary, "val_bits_per_byte", ".4f"), "bits per byte"),
-        (f"  {FLOOR}", unigram, f"{unit}, of the best solver that does not see what the task is about")
+        (f"  {FLOOR}", unigram, f"{unit} (dsabench guide tasks)")
         if is_task
         else ("  unigram baseline", unigram, f"{unit}, the same windows"),
         ("task accuracy", accuracy, f"of answers, {FLOOR} {_number(summary, 'chance_accuracy', '.2%')}")
