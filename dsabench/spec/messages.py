@@ -107,7 +107,7 @@ def accepted(field: FieldInfo) -> str:
     for item in _metadata(field):
         for name, words in (("gt", "above"), ("ge", "at least"), ("lt", "below"), ("le", "at most")):
             if getattr(item, name, None) is not None:
-                bounds.append(f"{words} {getattr(item, name):,}".replace(",", "_"))
+                bounds.append(f"{words} {getattr(item, name):,}")
         if getattr(item, "multiple_of", None) is not None:
             bounds.append(f"a multiple of {item.multiple_of}")
         if getattr(item, "min_length", None):
