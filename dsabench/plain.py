@@ -34,6 +34,11 @@ def signs(text: str) -> str:
     return re.sub(r"(?<![\w.)-])-(?=\.?\d)", "\u2212", text.replace("+-", "\u00b1"))
 
 
+def count(n: int, noun: str) -> str:
+    """`1 run`, `2,000 runs`."""
+    return f"{n:,} {noun}{'s' * (n != 1)}"
+
+
 def json_values(value: Any) -> Any:
     """`value` of dicts, lists, arrays and scalars as JSON values; NaN, infinities and what is missing are null.
 

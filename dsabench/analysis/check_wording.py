@@ -8,6 +8,8 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import pandas as pd
 
+from dsabench.plain import count as count
+
 
 def difference(pairs: pd.DataFrame, column: str) -> pd.Series[float]:
     """Variant minus baseline of each pair that has both."""
@@ -24,11 +26,6 @@ def span(values: Iterable[float], form: str) -> str:
     numbers = [value for value in values if math.isfinite(value)]
     low, high = format(min(numbers), form), format(max(numbers), form)
     return low if low == high else f"{low} to {high}"
-
-
-def count(n: int, noun: str) -> str:
-    """`1 run`, `2 runs`."""
-    return f"{n:,} {noun}{'s' * (n != 1)}"
 
 
 def of(n: int, total: int, noun: str) -> str:

@@ -13,6 +13,7 @@ from dsabench.figures.data import FigureData
 from dsabench.figures.style import settle, styled
 from dsabench.metrics import METRICS
 from dsabench.report.inline import inline_svg
+from dsabench.spec.rerun_command import TRAIN_SELECTING
 from dsabench.spec.stored_spec import needed_plugins
 from dsabench.store import find_checkpoint, find_run, read_run
 
@@ -76,7 +77,7 @@ def selection_view(data: FigureData, run_id: str | None, out: Path) -> Selection
     if run_id is None:
         return (
             "No finished run of these selects and has its checkpoint in the store (a copy may have been made without "
-            "checkpoints), so what it selects cannot be shown. dsabench train --attention dsa trains one. A run whose "
+            f"checkpoints), so what it selects cannot be shown. {TRAIN_SELECTING} trains one. A run whose "
             "attention is a plugin's is shown when it is named (dsabench report --run RUN): its file is then executed."
         )
     if find_checkpoint(data.scope.store, run_id) is None:

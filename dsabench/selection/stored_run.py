@@ -14,9 +14,11 @@ import pandas as pd
 
 from dsabench.engine.random_state import kept_random_state
 from dsabench.errors import SpecError, StoreError
+from dsabench.plain import count
 from dsabench.selection.numbers import Numbers, selection_numbers
 from dsabench.selection.targets import Questions, question_list, with_targets
 from dsabench.selection.window_choice import window_of
+from dsabench.spec.rerun_command import TRAIN_SELECTING
 from dsabench.spec.run import EngineSpec, RunSpec
 from dsabench.spec.stored_spec import needed_plugins, stored_spec
 from dsabench.store import RunRecord, find_checkpoint, find_run, load_runs, read_run
@@ -25,7 +27,7 @@ from dsabench.store.files import write_file
 if TYPE_CHECKING:
     from dsabench.selection.capture import LayerSelection
 
-_HINT = "train one with: dsabench train --attention dsa"
+_HINT = f"train one with: {TRAIN_SELECTING}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -205,17 +207,19 @@ def newest_selecting_run(store: str | Path, notes: list[str] | None = None) -> R
             return record
         n_selecting += 1
     if of_plugins:
-        raise StoreError(f"{store}: no finished run of a built-in attention selects; {_passed_over(of_plugins)}")
+        raise StoreError(
+            f"{store}: no finished run of a built-in attention selects; {_passed_over(of_plugins)}; {_HINT}"
+        )
     if n_selecting:
-        raise StoreError(f"{store}: {n_selecting} finished runs select, and none of them has a checkpoint; {_HINT}")
-    raise StoreError(f"{store}: none of its {len(runs)} runs is finished and selects (k < L); {_HINT}")
+        raise StoreError(
+            f"{store}: {count(n_selecting, 'finished run')} would select, but no checkpoint is there; {_HINT}"
+        )
+    raise StoreError(f"{store}: of {count(len(runs), 'run')} none is finished and selects (k < L); {_HINT}")
 
 
 def _passed_over(run_ids: Sequence[str]) -> str:
-    newer = "1 run was" if len(run_ids) == 1 else f"{len(run_ids)} runs were"
-    return (
-        f"{newer} passed over because a plugin file would be executed to open it; name the run to do so: {run_ids[0]}"
-    )
+    were = "run of a plugin was" if len(run_ids) == 1 else "runs of plugins were"
+    return f"{len(run_ids):,} {were} passed over: a plugin file is executed only for a run that is named"
 
 
 def selection_frame(layers: Sequence[LayerSelection], questions: Questions | None = None) -> pd.DataFrame:

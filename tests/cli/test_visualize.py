@@ -264,14 +264,14 @@ def test_a_store_without_a_selecting_run_or_its_checkpoint_says_so(here: Path, r
     shutil.rmtree(f"runs/{found['dsa 8']}/checkpoint")
     code, _, err = run()
     assert code == 2
-    assert "1 finished runs select, and none of them has a checkpoint; train one with: dsabench train" in err
+    assert "1 finished run would select, but no checkpoint is there; train one with: dsabench train" in err
     code, _, err = run(found["dsa 8"])
     assert code == 2
     assert f"run {found['dsa 8']} (done) has no checkpoint" in err
     shutil.rmtree(f"runs/{found['dsa 8']}")
     code, _, err = run()
     assert code == 2
-    assert "none of its 2 runs is finished and selects (k < L)" in err
+    assert "of 2 runs none is finished and selects (k < L); train one with: dsabench train --config quick" in err
 
 
 def test_a_record_of_a_newer_schema_is_refused(here: Path, run: Run) -> None:
@@ -348,6 +348,7 @@ def test_a_plugin_that_captures_is_shown_and_one_without_scores_by_its_mass(here
     code, _, err = run(record.run_id)
     assert code == 2
     assert "captures no selection" in err
+    assert "one that selects: dsa-" in err
 
 
 def test_a_newer_run_with_an_emptied_checkpoint_is_passed_over_and_that_is_said(

@@ -59,7 +59,9 @@ def test_a_stored_run_executes_its_plugin_only_when_it_is_named(
     for words in unnamed:
         shell(*words)
         assert not canary.exists(), words
-    assert f"would be executed to open it; name the run to do so: {run_id}" in shell("visualize-selection")[2]
+    unopened = shell("visualize-selection")[2]
+    assert "1 run of a plugin was passed over: a plugin file is executed only for a run that is named" in unopened
+    assert unopened.endswith("train one with: dsabench train --config quick --attention dsa\n")
     for words in (["visualize-selection", run_id], ["audit", run_id], ["bench", "--run", run_id, "--device", "cpu"]):
         code, out, err = shell(*words, "--no-plugins")
         assert (code, out) == (2, ""), err
