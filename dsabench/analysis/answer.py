@@ -24,13 +24,17 @@ _COST = ("step_ms", "tokens_per_second")
 """Metrics beside which the time of a step says nothing more."""
 
 
-def answer(found: Comparison, nothing: str = "") -> str:
-    """Whether each variant is as good as the baseline, where, and at what cost; `nothing`: why there is no table.
+def answer(found: Comparison, nothing: str = "", unfinished: str = "") -> str:
+    """Whether each variant is as good as the baseline, where, and at what cost.
+
+    nothing: why there is no table. unfinished: `9 of 12 runs` of a sweep have ended; each line begins with it, because
+    the others may turn the answer.
 
     Yes: better, or not worse by the margin. No: worse. Lengths of other verdicts are sentences of their own.
     """
+    so_far = f"Unfinished ({unfinished}): " if unfinished else ""
     if not found.tables:
-        return f"No answer: {nothing.removeprefix('nothing to compare: ')}."
+        return f"{so_far}No answer: {nothing.removeprefix('nothing to compare: ')}."
     groups = [
         (table, variant, [row for row in table.rows if row.variant == variant])
         for table in found.tables
@@ -41,7 +45,7 @@ def answer(found: Comparison, nothing: str = "") -> str:
         said = " ".join(_sentences(found, sorted(rows, key=lambda row: row.length)))
         name = _name(found, table, variant, len(groups))
         lines.append(f"{name}: {said[0].lower()}{said[1:]}" if name else said)
-    return "\n".join(lines)
+    return "\n".join(so_far + line for line in lines)
 
 
 def _name(found: Comparison, table: Table, variant: str, n_groups: int) -> str:

@@ -100,10 +100,10 @@ def compare(
         best_rates=[] if about.needs_one_machine or rungs else list(best_rates(scope.runs, baseline, metric)),
         left_out=[LeftOut(run_id=run_id, reason=why, error=errors[run_id]) for run_id, why in left_out],
         checks=checks,
-        warnings=[*said_first(checks), *warnings(scope.runs)],
+        warnings=[*_unfinished(scope), *said_first(checks), *warnings(scope.runs)],
         notes=notes,
     )
-    return found.model_copy(update={"answer": answer(found, nothing)})
+    return found.model_copy(update={"answer": answer(found, nothing, scope.unfinished)})
 
 
 def _judged(pairs: pd.DataFrame, rows: list[Row]) -> pd.DataFrame:
@@ -124,6 +124,11 @@ def _margin(scope: Scope, about: Metric, nats: str, given: float | None) -> tupl
     if not about.margin_in_nats:
         return None, unit, f"none is set for {about.unit}"
     return scope.verdict.margin, unit, scope.verdict_source
+
+
+def _unfinished(scope: Scope) -> list[str]:
+    text = f"The sweep is unfinished: {scope.unfinished} have ended. Those that are left may change every verdict"
+    return [text] if scope.unfinished else []
 
 
 def _no_pairs(labelled: pd.DataFrame, baseline: str) -> str:

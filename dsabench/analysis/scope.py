@@ -15,6 +15,7 @@ from dsabench.analysis.rungs import on_rungs
 from dsabench.analysis.where import matching
 from dsabench.errors import ScopeError as ScopeError
 from dsabench.errors import StoreError
+from dsabench.plain import count
 from dsabench.spec.verdict import VerdictSpec
 from dsabench.store import SweepRecord, load_runs, readable_sweeps
 
@@ -44,6 +45,9 @@ class Scope:
     notes: list[str] = field(default_factory=list)
     """What is missing or was left out, a line each."""
 
+    unfinished: str = ""
+    """`9 of 12 runs`: those of the sweep that have ended, where not all have; a failed run has ended."""
+
 
 def look_at(
     store: str | Path, *, sweep: str | None = None, everything: bool = False, where: str | None = None
@@ -65,7 +69,7 @@ def look_at(
     source = "the default"
     if runs.empty:
         raise StoreError(f"{store}: a store without runs; make some first (dsabench sweep), or name another (--store)")
-    record = None
+    record, n_gone = None, 0
     if sweep is not None:
         record = _named(sweep, records, store)
     elif records and not everything:
@@ -85,23 +89,31 @@ def look_at(
         title = f"sweep {record.id}"
         runs, gone = _of_sweep(runs, record)
         notes += gone
+        n_gone = len(set(record.run_ids)) - len(runs)
         verdict, problem = _verdict(record)
         source = "the default" if problem else "fixed in the sweep"
         notes += problem
         if runs.empty:
             raise ScopeError(
-                f"{title}: none of its {len(record.run_ids)} runs is in {store}; run it again, or use --all"
+                f"{title}: none of its {count(len(record.run_ids), 'run')} is in {store}; run it again, or use --all"
             )
     if where is not None:
         kept = matching(runs, where)
         if kept.empty:
-            raise ScopeError(f"--where {where!r} keeps none of the {len(runs)} runs")
-        notes.append(f"--where keeps {len(kept)} of {len(runs)} runs")
+            raise ScopeError(f"--where {where!r} keeps none of the {count(len(runs), 'run')}")
+        notes.append(f"--where keeps {len(kept):,} of {count(len(runs), 'run')}")
         runs = kept
         title += f" where {where}"
     notes += floor_notes(runs)
+    unfinished = "" if record is None else _unfinished(runs, n_gone)
     runs = on_rungs(runs.reset_index(drop=True), record)
-    return Scope(Path(store), runs, title, record, verdict, source, notes)
+    return Scope(Path(store), runs, title, record, verdict, source, notes, unfinished)
+
+
+def _unfinished(runs: pd.DataFrame, n_gone: int) -> str:
+    """How many runs have ended, of these and of those that are not in the store; empty when all have."""
+    ended, total = int((~runs["status"].isin(["running", "interrupted"])).sum()), len(runs) + n_gone
+    return "" if ended == total else f"{ended:,} of {count(total, 'run')}"
 
 
 class Choice(NamedTuple):
@@ -149,7 +161,8 @@ def _of_sweep(runs: pd.DataFrame, record: SweepRecord) -> tuple[pd.DataFrame, li
     """The runs of a sweep, and a note about those that are gone."""
     names = set(record.run_ids)
     gone = sorted(names - set(runs["run_id"]))
-    notes = [f"{len(gone)} of its {len(names)} runs are not in the store: {_some(gone)}"] if gone else []
+    are = "is" if len(gone) == 1 else "are"
+    notes = [f"{len(gone):,} of its {count(len(names), 'run')} {are} not in the store: {_some(gone)}"] if gone else []
     return runs[runs["run_id"].isin(names)], notes
 
 

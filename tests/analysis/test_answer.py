@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -222,3 +223,23 @@ def test_every_length_is_in_the_sentence_of_its_verdict(template: Comparison, ve
         assert named <= lengths and bool(named) == bool(lengths)
     assert not re.search(r"\bnot worse\b|\bno .* not\b|nan", text)
     assert text.endswith(".") and "\n" not in text
+
+
+@pytest.mark.parametrize(("status", "ended"), [("running", 9), ("interrupted", 9), (None, 9), ("failed", 10)])
+def test_an_unfinished_sweep_says_so_in_its_answer_and_a_failed_run_is_a_run_that_has_ended(
+    store: Path, status: str | None, ended: int
+) -> None:
+    synthetic.experiment(store, lengths=(64,))
+    assert compare(look_at(store)).answer.startswith("Yes, at 64 tokens")
+    (folder,) = store.glob("dsa-L64-s46-*")
+    if status is None:  # not begun
+        shutil.rmtree(folder)
+    else:
+        record = json.loads((folder / "run.json").read_text())
+        (folder / "run.json").write_text(json.dumps(record | {"status": status}))
+    found = compare(look_at(store))
+    so_far = "" if ended == 10 else "Unfinished (9 of 10 runs): "
+    assert found.answer.startswith(f"{so_far}Yes, at 64 tokens")
+    said = [line for line in found.warnings if line.startswith("The sweep is unfinished: 9 of 10 runs have ended")]
+    assert len(said) == bool(so_far)
+    assert compare(look_at(store, where="seed < 46")).answer.startswith("Unfinished" if status is None else "Yes")
