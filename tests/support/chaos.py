@@ -47,7 +47,7 @@ axes:
 """
 
 TIMES = {
-    "created", "updated", "environment.audit.seconds", "step_ms", "warmup_step_ms", "tokens_per_second", "mfu",
+    "created", "updated", "order", "environment.audit.seconds", "step_ms", "warmup_step_ms", "tokens_per_second", "mfu",
     "train_seconds", "matmul_flops_per_second", "peak_memory_mb", "seconds", "eval_seconds",
     "other_load", "others_seconds", "watched_seconds",
 }  # fmt: skip
