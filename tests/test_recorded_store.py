@@ -83,7 +83,7 @@ def test_compare_says_the_same(store: Path, shell: Shell) -> None:
     failed = {check["name"]: check["outcome"] for check in told["checks"] if check["outcome"] in ("warn", "fail")}
     assert failed == {"The indexer learnt": "warn", "Step times": "warn"}
     assert [line.split(":")[0] for line in now.pop("warnings")] == [
-        "1 of 6 runs select no better than at random. Mass recall",
+        "1 of 6 runs select no better than at random. Mass recall, over all lengths and seeds (tables",
         "Step times of one shape differ up to 1.32-fold between seeds",
     ]
     assert recorded.pop("warnings") == []
@@ -105,7 +105,7 @@ def close(value: Any, recorded: Any) -> bool:
 def test_it_is_drawn_and_reported(store: Path, shell: Shell) -> None:
     code, out, err = shell("plot", "positions", "forest", "--store", "store")
     assert code == 0, err
-    assert sorted(path.stem for path in Path("results").glob("*.png")) == ["forest", "loss_by_position"]
+    assert sorted(path.stem for path in Path("results").glob("*.png")) == ["forest", "positions"]
     code, out, err = shell("report", "--store", "store", "--json")
     assert code == 0, err
     report = json.loads(out)

@@ -65,7 +65,9 @@ def stdout_console() -> PlainConsole:
 def stderr_console() -> PlainConsole:
     """The console of progress and logs; plain in CI and without a terminal, NO_COLOR honoured by rich."""
     forced = False if os.environ.get("CI") else None
-    return PlainConsole(stderr=True, highlight=False, markup=False, force_terminal=forced, soft_wrap=True)
+    console = PlainConsole(stderr=True, highlight=False, markup=False, force_terminal=forced)
+    console.soft_wrap = not console.is_terminal
+    return console
 
 
 def notifier(quiet: bool) -> Callable[[str], None]:

@@ -39,7 +39,7 @@ def glossary(scored: str = "token") -> Iterator[tuple[str, str]]:
 
 def page() -> str:
     """The guide's page of metrics, in Markdown."""
-    lines = ["# Metrics", "", "Every metric: its unit, which way is better, its meaning, and its chance or floor.", ""]
+    lines = ["# Metrics", "", "Every metric: unit, direction, meaning, and its chance or floor.", ""]
     lines += textwrap.wrap(
         "A metric has one name: its column in `runs/index.parquet` and in exports, its key in JSON documents and in "
         "`metrics.jsonl`. Trackers put `eval/`, `train/` or `summary/` before it.",

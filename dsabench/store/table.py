@@ -44,8 +44,8 @@ def fixed_columns() -> dict[str, str]:
         "leak": "boolean",
         **dict.fromkeys(("sweep", "error"), "string"),
         **dict.fromkeys(("created", "updated"), TIME),
-        "order": "Int64",
         "version": "string",
+        "order": "Int64",
     }
 
 

@@ -32,8 +32,7 @@ def test_on_a_cpu_it_runs_what_there_is_and_says_what_not(shell: Shell) -> None:
     code, out, err = shell(*SMALL)
     assert code == 0, err
     lines = out.splitlines()
-    assert max(len(line) for line in lines if not line.startswith("skipped: ")) <= 100
-    names = [line[4:20].strip() for line in lines[lines.index("") + 4 :][:10]]
+    names = [line[4:20].strip() for line in lines[lines.index("") + 3 :][:10]]
     assert names == ["dense-flash", "dense-flash-gqa", "dense-math", "dsa-reference", "dsa-masked"] * 2
     assert "skipped: window-flex: FlexAttention's backward pass needs a CUDA GPU." in lines
     assert any(line.startswith("skipped: dsa-triton: Triton kernels need a CUDA GPU") for line in lines)

@@ -132,7 +132,7 @@ def test_a_single_document_needs_no_cutting_up(folder: Folder, texts: Texts) -> 
         (
             {
                 "length": 128,
-                "attention": {"kind": "dsa", "top_k_ratio": 0.25},
+                "attention": {"kind": "dsa", "top_k_ratio": 0.25, "indexer": {"norm_eps": 1e-5}},
                 "model": {"dropout": 0.1},
                 "data": {"max_tokens": 50000, "split": "documents"},
             },

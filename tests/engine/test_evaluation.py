@@ -93,7 +93,7 @@ def test_target_recall_is_that_of_the_definition(name: str) -> None:
     found = selection_recall(model, batch, CPU)
     captured: dict[int, Selection] = {}
     with torch.no_grad():
-        model.eval()(torch.from_numpy(batch.tokens[:, :-1].astype(np.int64)), ForwardPass(capture=captured))
+        model.eval()(torch.from_numpy(batch.inputs.astype(np.int64)), ForwardPass(capture=captured))
     assert found is not None
     by_layer = [target_recall(one.selected_BTK.numpy(), batch) for _, one in sorted(captured.items())]
     assert len(by_layer) == 2

@@ -47,7 +47,7 @@ axes:
 """
 
 TIMES = {
-    "created", "updated", "environment.audit.seconds", "step_ms", "warmup_step_ms", "tokens_per_second", "mfu",
+    "created", "updated", "order", "environment.audit.seconds", "step_ms", "warmup_step_ms", "tokens_per_second", "mfu",
     "train_seconds", "matmul_flops_per_second", "peak_memory_mb", "seconds", "eval_seconds",
     "other_load", "others_seconds", "watched_seconds",
 }  # fmt: skip
@@ -83,7 +83,7 @@ def picture(root: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for path in sorted(root.rglob("*")):
         name = path.relative_to(root).as_posix()
-        if path.is_dir() or path.name == ".index.json.gz":  # a cache of run.json
+        if path.is_dir() or path.name in (".index.json.gz", ".order"):  # a cache of run.json; the time of a write
             found[name] = None
         elif path.name == "index.parquet":
             frame = pd.read_parquet(path)
