@@ -106,7 +106,7 @@ class _Results(_Guard):
         if isinstance(error, BrokenPipeError):
             raise SystemExit(READER_GONE)
         if error is not None:
-            raise OutputError(f"stdout cannot be written: {error.strerror}; runs and files are stored all the same")
+            raise OutputError(f"stdout cannot be written: {error.strerror}")
 
 
 class _Remarks(_Guard):

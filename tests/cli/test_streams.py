@@ -121,7 +121,7 @@ def run(words: str, folder: Path, **environment: str) -> subprocess.CompletedPro
     return subprocess.run(["bash", "-c", words], capture_output=True, env=env, cwd=folder, timeout=120, check=False)
 
 
-FULL = b"error: stdout cannot be written: No space left on device; runs and files are stored all the same\n"
+FULL = b"error: stdout cannot be written: No space left on device\n"
 CLOSED = b"note: stdout is closed; results are not shown\n"
 
 STREAMS: dict[str, tuple[str, int, bytes]] = {
