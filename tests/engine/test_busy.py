@@ -73,6 +73,16 @@ def test_a_note_only_where_threads_must_share_and_wait(
     assert Others().note(1) is None
 
 
+@pytest.mark.parametrize("spins", [None, "0", "1000"])
+def test_the_note_advises_no_variable_that_is_set(spins: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
+    if spins is not None:
+        monkeypatch.setenv("GOMP_SPINCOUNT", spins)
+    monkeypatch.setattr(busy.os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(Others, "cores", lambda self: 1.0)
+    assert ("GOMP_SPINCOUNT" in str(Others().note(2))) == (spins is None)
+
+
 class Clock:
     """A machine on which a second passes whenever somebody looks, and others keep `cores` busy."""
 
