@@ -98,6 +98,13 @@ def test_a_mistake_is_one_message_exit_2_and_no_file(plot: Plot, words: list[str
     assert not (Path() / "results").exists()
 
 
+def test_reasons_are_said_once(plot: Plot) -> None:
+    code, _, err = plot("cost", "sparsity", "--where", "length == 64")
+    assert code == 2
+    assert err.count("needs at least two lengths") == 1
+    assert "error: nothing to draw of sweep synthetic-00000000 where length == 64; why is said above" in err
+
+
 def test_a_plot_loads_no_torch_and_its_help_nothing_heavy(plot: Plot) -> None:
     for words, heavy in ((["flops", "forest"], {"torch", "pyplot"}), (["--help"], {"torch", "pandas", "matplotlib"})):
         code = (

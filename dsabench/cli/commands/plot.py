@@ -110,7 +110,7 @@ def plot(
     drawn, skipped = _draw(wanted if figures else fitting(data), data, out, forms, notify, said=not json)
     if not drawn:
         reasons = "; ".join(f"{one['name']}: {one['reason']}" for one in skipped)
-        raise PlotError(f"nothing to draw of {data.scope.title}: {reasons}")
+        raise PlotError(f"nothing to draw of {data.scope.title}{f': {reasons}' if quiet else '; why is said above'}")
     if json:
         print_json({"scope": data.scope.title, "figures": drawn, "skipped": skipped, "notes": data.notes})
 
