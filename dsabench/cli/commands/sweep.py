@@ -46,6 +46,7 @@ from dsabench.cli.sweep_options import (
 )
 from dsabench.cli.views import next_steps
 from dsabench.errors import SpecError
+from dsabench.plain import count
 from dsabench.shutdown import INTERRUPTED
 
 if TYPE_CHECKING:
@@ -111,8 +112,10 @@ def sweep(
         print_dry_run(plan, json)
         return
     check_out(out)
-    plan = _agreed(plan, planned, config, None if quiet else others, yes or launcher is not None)
-    failed, took = _train(plan, store, launcher, address, retry_failed, on_oom, quiet)
+    agreed = _agreed(plan, planned, config, None if quiet else others, yes or launcher is not None)
+    again = "the same command" if agreed.sweep.name == plan.sweep.name else "dsabench sweep --config quick ..."
+    plan = agreed
+    failed, took = _train(plan, store, launcher, address, retry_failed, on_oom, quiet, again)
     _report(plan, store, out, json)
     if not quiet:
         next_steps.after_sweep(plan, store, out, took)
@@ -216,8 +219,12 @@ def _train(
     retry_failed: bool,
     on_oom: OnOutOfMemory,
     quiet: bool,
+    again: str,
 ) -> tuple[list[RunRecord], float]:
-    """Train what is not done and show how it goes. Returns the runs that failed, and the seconds that it took."""
+    """Train what is not done and show how it goes. Returns the runs that failed, and the seconds that it took.
+
+    again: the command that goes on after an interruption.
+    """
     from dsabench.cli.console import stderr_console
     from dsabench.cli.places import launcher_of
     from dsabench.cli.views.run_outcome import describe
@@ -248,12 +255,12 @@ def _train(
                 display.finish(record.run_id, describe(record))
         except KeyboardInterrupt:
             display.note(
-                f"interrupted after {len(records)} of {len(plan.runs)} runs; the same command goes on from there"
+                f"interrupted after {len(records)} of {count(len(plan.runs), 'run')}; {again} goes on from there"
             )
             raise typer.Exit(130) from None
         failed = [record for record in records.values() if record.status != "done"]
         if failed:
-            display.note(f"{len(failed)} of {len(records)} runs failed; --retry-failed runs them again:")
+            display.note(f"{len(failed)} of {count(len(records), 'run')} failed; --retry-failed runs them again:")
             for record in failed:
                 display.note(f"  {record.run_id}  {describe(record)}")
     return failed, display.seconds
