@@ -56,7 +56,12 @@ def is_baseline(labelled: pd.DataFrame, baseline: str) -> pd.Series[bool]:
             chosen = names == baseline
     if not chosen.any():
         known = sorted({*labelled["attention"].dropna(), *short[labelled["attention"].notna()]})
-        raise ScopeError(f"--baseline {baseline}: no run has that attention{near_miss(baseline, known)}")
+        hint = near_miss(baseline, known)
+        if baseline == "dense" and known:
+            hint = (
+                f"; train dense runs too (dsabench sweep --attentions dense {known[0]} ...), or --baseline {known[0]}"
+            )
+        raise ScopeError(f"--baseline {baseline}: no run has that attention{hint}")
     for setting, variants in short[chosen].groupby(labelled.loc[chosen, "setting"]):
         if variants.nunique() > 1:
             of = f" of {setting!s}" if setting else ""

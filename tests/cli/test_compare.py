@@ -189,6 +189,10 @@ def test_one_attention_alone_says_so(shell: Shell) -> None:
     code, _, err = shell("compare", "--baseline", "dsa")
     assert code == 2
     assert "--baseline dsa: no run has that attention" in err
+    synthetic.experiment(shell.folder / "sparse", attentions=(DSA,))
+    code, _, err = shell("compare", "--store", "sparse")
+    assert code == 2
+    assert "train dense runs too (dsabench sweep --attentions dense dsa ...), or --baseline dsa" in err
 
 
 def test_why_a_run_failed_is_said_on_one_line(shell: Shell, store: Path) -> None:

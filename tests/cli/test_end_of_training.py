@@ -71,6 +71,49 @@ def test_train_notes_a_warm_up_that_does_not_end_as_sweep_does(
     note = f"train.warmup_steps = {warmup} is not below train.steps = 12; the learning rate never reaches its peak"
     code, _, err = shell("train", *flags(corpus, train__warmup_steps=warmup), "--length", "16", "--attention", "dsa")
     assert code == 0 and (note in err) == noted
-    axes = ["--lengths", "16", "--seeds", "1", "--attentions", "dsa"]
+    axes = ["--lengths", "16", "--seeds", "1", "2", "3", "--attentions", "dsa", "dense"]
     code, out, _ = shell("sweep", *flags(corpus, train__warmup_steps=warmup), *axes, "--dry-run")
     assert code == 0 and (note in out) == noted
+
+
+@pytest.mark.parametrize(
+    ("attentions", "seeds", "notes"),
+    [
+        (["dsa"], ["1", "2", "3"], ["no dense runs"]),
+        (["dense"], ["1", "2", "3"], ["dense runs alone"]),
+        (["dense", "dsa"], ["1", "2"], ["2 seeds, and a verdict needs 3 or more"]),
+        (["dense", "dsa"], ["1", "2", "3"], []),
+        (["dsa"], ["1"], ["no dense runs", "1 seed, and a verdict needs 3 or more"]),
+    ],
+)
+def test_a_plan_says_what_it_cannot_answer(
+    attentions: list[str], seeds: list[str], notes: list[str], shell: Shell, corpus: Path
+) -> None:
+    axes = ["--lengths", "16", "--seeds", *seeds, "--attentions", *attentions]
+    code, out, err = shell("sweep", *flags(corpus), *axes, "--dry-run")
+    assert code == 0, err
+    said = re.findall(r"^ *note: (.*)$", out, re.MULTILINE)
+    assert len(said) == len(notes) and all(line.startswith(note) for line, note in zip(said, notes, strict=True)), said
+
+
+@pytest.mark.parametrize(
+    ("attentions", "compare"),
+    [
+        (["dsa"], []),
+        (["dense", "dsa"], ["dsabench compare"]),
+        (["dsa", "sliding_window"], ["dsabench compare --baseline dsa"]),
+    ],
+)
+def test_a_sweep_advises_a_comparison_that_works(
+    attentions: list[str], compare: list[str], shell: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from types import SimpleNamespace
+
+    from dsabench.cli.views import next_steps
+    from dsabench.spec.run import validate
+
+    specs = [validate({"attention": {"kind": kind}}) for kind in attentions]
+    plan = SimpleNamespace(runs=[SimpleNamespace(spec=spec, status="done") for spec in specs])
+    next_steps.after_sweep(plan, Path("runs"), Path("results"), 1.0)  # type: ignore[arg-type]
+    found = [line.split("  ")[1] for line in shell.capsys.readouterr().err.splitlines() if "dsabench compare" in line]
+    assert found == compare

@@ -24,7 +24,7 @@ def after_sweep(plan: SweepPlan, store: Path, out: Path, seconds: float) -> None
     there = _flag("--store", store, os.environ.get("DSABENCH_STORE", "runs"))
     where = f"{there}{_flag('--out', out, 'results')}"
     commands = [
-        (f"dsabench compare{there}", "the verdicts, with their intervals"),
+        *((f"dsabench compare{baseline}{there}", "the verdicts, with their intervals") for baseline in _baseline(plan)),
         (f"dsabench plot{where}", "the figures"),
         (f"dsabench report{where}", "one page of it all"),
     ]
@@ -40,6 +40,16 @@ def after_run(record: RunRecord, spec: RunSpec, store: Path, seconds: float) -> 
     if _chooses(spec) and record.status == "done":
         commands.append((f"dsabench visualize-selection {record.run_id}{there}", "the tokens that it looks at"))
     _print(f"Trained in {duration(seconds)}" if seconds else "The run was done before", commands)
+
+
+def _baseline(plan: SweepPlan) -> list[str]:
+    """The option of `compare`: none where dense was trained; empty where nothing can be compared by a kind alone."""
+    variants = {run.spec.attention.model_dump_json(): run.spec.attention.kind for run in plan.runs}
+    kinds = list(variants.values())
+    if "dense" in kinds:
+        return [""]
+    alone = [kind for kind in kinds if kinds.count(kind) == 1]
+    return [f" --baseline {alone[0]}"] if alone and len(kinds) > 1 else []
 
 
 def _print(took: str, commands: Sequence[tuple[str, str]]) -> None:

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from dsabench.cli.console import stdout_console
 from dsabench.cli.views.json_document import print_json
+from dsabench.plain import count
 from dsabench.progress.durations import duration
 
 if TYPE_CHECKING:
@@ -79,9 +80,10 @@ def print_plan(plan: SweepPlan, console: Console, *, config: str = "", full: boo
     config: the config's name, by which `quick` is not recommended to itself.
     """
     execution, first = plan.execution, plan.runs[0].spec
-    runs = "1 run" if len(plan.runs) == 1 else f"{len(plan.runs)} runs"
     where = ", ".join(plan.devices) or execution.device
-    console.print(f"{runs} of {first.train.steps} steps on {where} ({execution.precision}):")
+    console.print(
+        f"{count(len(plan.runs), 'run')} of {count(first.train.steps, 'step')} on {where} ({execution.precision}):"
+    )
     for path, values in plan.sweep.axes.items():
         console.print(f"  {path:20} {', '.join(map(str, values))}")
     if plan.sweep.ladder:
@@ -94,6 +96,8 @@ def print_plan(plan: SweepPlan, console: Console, *, config: str = "", full: boo
         console.print(line)
     if note := warmup_note(first):
         console.print(f"  {note}")
+    for note in no_verdict_notes(plan):
+        console.print(f"  {note}")
     if full:
         for run in plan.runs:
             mark = "  selects everything" if run.spec.attention.selects_everything(run.spec.length) else ""
@@ -102,8 +106,13 @@ def print_plan(plan: SweepPlan, console: Console, *, config: str = "", full: boo
     if plan.fits and (full or execution.device.type == "cuda"):
         _print_memory(plan, console)
     done = sum(run.status == "done" for run in plan.runs)
-    todo = f"{done} of them are done already; " if done else ""
-    console.print(f"{todo}estimated time: about {duration(plan.seconds)} (rough)")
+    todo = f"{done:,} of {count(len(plan.runs), 'run')} done already; " if done else ""
+    left = (
+        f"estimated time: about {duration(plan.seconds)} (rough)"
+        if done < len(plan.runs)
+        else "nothing is left to train"
+    )
+    console.print(f"{todo}{left}")
     if execution.device.type == "cpu" and plan.seconds > 600 and config != "quick":
         console.print("This is long for a CPU; `dsabench sweep --config quick` is a smaller experiment for it.")
 
@@ -116,6 +125,23 @@ def warmup_note(spec: RunSpec) -> str | None:
         f"note: train.warmup_steps = {spec.train.warmup_steps} is not below train.steps = {spec.train.steps}; "
         "the learning rate never reaches its peak"
     )
+
+
+def no_verdict_notes(plan: SweepPlan) -> Iterator[str]:
+    """A note for each reason why no run of a sweep will get a verdict; none for a single run, which asks for none."""
+    from dsabench.analysis.statistics import MIN_PAIRS
+
+    if not (plan.sweep.axes or plan.sweep.ladder):
+        return
+    kinds = {run.spec.attention.kind for run in plan.runs}
+    if "dense" not in kinds:
+        both = " ".join(["dense", *sorted(kinds)])
+        yield f"note: no dense runs, so no verdict against dense attention; --attentions {both}"
+    elif len(kinds) == 1:
+        yield "note: dense runs alone, and nothing to compare them with; --attentions dense dsa"
+    seeds = {run.spec.seed for run in plan.runs}
+    if len(seeds) < MIN_PAIRS:
+        yield f"note: {count(len(seeds), 'seed')}, and a verdict needs {MIN_PAIRS} or more; --seeds 1 2 3"
 
 
 def print_dry_run(plan: SweepPlan, as_json: bool) -> None:
