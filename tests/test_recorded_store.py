@@ -159,4 +159,4 @@ def test_the_sweep_is_found_done(store: Path, shell: Shell) -> None:
     """Its 12 runs have their identities of before: nothing would be trained again."""
     code, out, err = shell("sweep", "--config", "sweep.yaml", "--store", "store", "--dry-run")
     assert code == 0, err
-    assert "12 of them are done already" in out
+    assert "12 of 12 runs done already; nothing is left to train" in out

@@ -50,7 +50,7 @@ def test_a_sweep_from_plan_to_picture(shell: Shell, corpus: Path) -> None:
     assert len(list((shell.folder / "runs/sweeps").iterdir())) == 1
     code, again, err = shell("sweep", *SMALL, *source(corpus), "--lengths", "16", "32", "--seeds", "1,2")
     assert code == 0
-    assert "8 of them are done already" in err
+    assert "8 of 8 runs done already; nothing is left to train" in err
     assert again.splitlines()[:5] == out.splitlines()[:5]
 
 
@@ -172,7 +172,7 @@ def test_an_interrupt_exits_130_and_the_same_command_goes_on(
     monkeypatch.setattr(TrainStep, "run", honest)
     code, _, err = shell(*words)
     assert code == 0
-    assert "1 of them are done already" in err
+    assert "1 of 2 runs done already; estimated time" in err
 
 
 def test_schema_is_json_and_names_the_fields(shell: Shell) -> None:
