@@ -119,7 +119,7 @@ def test_missing_runs_of_a_sweep_are_said(tmp_path: Path) -> None:
     ids = small(tmp_path, "only")
     shutil.rmtree(tmp_path / ids[1])
     scope = look_at(tmp_path)
-    assert scope.notes == [f"1 of its 4 runs are not in the store: {ids[1]}"]
+    assert scope.notes == [f"1 of its 4 runs is not in the store: {ids[1]}"]
     assert set(scope.runs["run_id"]) == set(ids) - {ids[1]}
     assert choose(tmp_path, sweep="only").notes == scope.notes
 

@@ -32,7 +32,7 @@ def test_a_field_is_listed_with_bounds_default_documentation_and_owners() -> Non
     text = " ".join(pages()["fields"].text.split())
     assert "- `train.steps`: a whole number at least 1; default `1000`. Optimizer steps, the dense" in text
     assert "- `attention.top_k` (all but dense): a whole number at least 1 or null; default `null`. Keys kept" in text
-    assert "- `data.task.n_words` (needle): a whole number at least 2 and at most 16_384; default `128`." in text
+    assert "- `data.task.n_words` (needle): a whole number at least 2 and at most 16,384; default `128`." in text
 
 
 def test_a_command_is_listed_with_usage_options_and_its_page() -> None:
