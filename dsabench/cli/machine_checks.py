@@ -172,7 +172,7 @@ def _cores() -> int:
 def _load() -> Check:
     import torch
 
-    from dsabench.engine.busy_cores import Others
+    from dsabench.engine.busy_cores import Others, remedy
 
     others = Others()
     time.sleep(_LOOK_S)
@@ -181,7 +181,7 @@ def _load() -> Check:
         return Check("load", OK, "this system does not say how busy it is")
     found = f"other programs keep about {cores:.1f} of {os.cpu_count()} cores busy"
     if others.note(torch.get_num_threads()):
-        mend = "step times on this CPU will mean little; wait, or GOMP_SPINCOUNT=1000 before the command"
+        mend = f"step times on this CPU will mean little: wait for the others to end{remedy()}"
         return Check("load", WARN, found, mend)
     return Check("load", OK, found)
 

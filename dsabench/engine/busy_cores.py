@@ -48,11 +48,15 @@ class Others:
         cores, there = self.cores(), os.cpu_count() or 1
         if cores is None or threads == 1 or cores + threads <= there + SLACK:
             return None
-        helps = "" if "GOMP_SPINCOUNT" in os.environ else "; GOMP_SPINCOUNT=1000 before the command helps"
         return (
             f"note: other programs keep about {cores:.1f} of {there} cores busy. Threads that wait for each other then "
-            f"make steps several times slower, and their times mean little{helps}"
+            f"make steps several times slower, and their times mean little{remedy()}"
         )
+
+
+def remedy() -> str:
+    """What helps against threads that wait for each other, to end a sentence with; nothing where it is set."""
+    return "" if "GOMP_SPINCOUNT" in os.environ else "; GOMP_SPINCOUNT=1000 before the command helps"
 
 
 def _now() -> _Moment | None:
