@@ -45,7 +45,11 @@ MarginOption = Annotated[
 ]
 FailIfWorseFlag = Annotated[
     bool,
-    typer.Option("--fail-if-worse", help="Exit 3 if a verdict is worse or a run leaks.", rich_help_panel=COMPARISON),
+    typer.Option(
+        "--fail-if-worse",
+        help="Exit 3 if a verdict is worse or a run leaks, 2 if none can be given.",
+        rich_help_panel=COMPARISON,
+    ),
 ]
 ExplainFlag = Annotated[
     bool,
