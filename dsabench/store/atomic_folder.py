@@ -26,8 +26,8 @@ def recover(folder: Path) -> None:
         shutil.rmtree(new)
 
 
-def go_back(folder: Path) -> None:
-    """Make the checkpoint before the last one, which is there, the checkpoint; needs the run's lock.
+def go_back(folder: Path) -> Path:
+    """Make the checkpoint before the last one, which is there, the checkpoint, and return it; needs the run's lock.
 
     Raises:
         StoreError: as `replace`.
@@ -37,6 +37,7 @@ def go_back(folder: Path) -> None:
         shutil.rmtree(current)
         os.rename(old, current)  # noqa: PTH104
         sync_folder(folder)
+    return current
 
 
 def forget_previous(folder: Path) -> None:

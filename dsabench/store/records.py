@@ -8,7 +8,7 @@ import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -143,19 +143,26 @@ class Record(BaseModel):
         """`order`, or when it was last written in microseconds since 1970, which it is compared with."""
         return microseconds(self.updated) if self.order is None else self.order
 
+    def sealed(self) -> Self:
+        """The record with the digest of itself in its seal."""
+        files = None if self.seal is None else self.seal.files
+        bare = self.model_copy(update={"seal": Seal(digest="", files=files)})
+        # Through JSON: the digest is of what a reader gets, keys as text, for example.
+        digest = record_digest(json.loads(_dumped(bare)))
+        return bare.model_copy(update={"seal": Seal(digest=digest, files=files)})
+
     def to_json(self) -> bytes:
         """The record as a JSON document, sealed; NaN and Infinity are the tokens that `json.loads` reads."""
+        return (_dumped(self.sealed()) + "\n").encode()
 
-        def encode(value: Any) -> str:
-            if isinstance(value, datetime):
-                return value.isoformat()
-            raise TypeError(f"a record cannot hold {value!r}; JSON values are accepted")
 
-        # Through JSON: the digest is of what a reader gets, keys as text, for example.
-        document = json.loads(json.dumps(self.model_dump(), default=encode))
-        document["seal"] = {**(document["seal"] or {"files": None}), "digest": ""}
-        document["seal"]["digest"] = record_digest(document)
-        return (json.dumps(document, indent=1) + "\n").encode()
+def _dumped(record: Record) -> str:
+    def encode(value: Any) -> str:
+        if isinstance(value, datetime):
+            return value.isoformat()
+        raise TypeError(f"a record cannot hold {value!r}; JSON values are accepted")
+
+    return json.dumps(record.model_dump(), indent=1, default=encode)
 
 
 class RunRecord(Record):

@@ -95,7 +95,7 @@ class RunWriter:
                 sweep=sweep or (before.sweep if before else None),
                 order=next_order(path.parent),
                 **({"created": before.created} if before else {}),
-            )
+            ).sealed()
             with explained(path):
                 atomic_folder.recover(path)
                 for leftover in (*path.glob(".*.tmp"), path / LOG):  # the log of a failure before
@@ -180,18 +180,18 @@ class RunWriter:
 
         A damaged one is passed over for the one before; the user is told, and it is removed once there is another.
         """
-        self._check_open()
         wrong = []
         for path in atomic_folder.candidates(self.path):
             sealed = self._sealed_past(path)
             if isinstance(sealed, str):
                 wrong.append(sealed)
                 continue
-            if wrong:
-                self._tell(f"run {self.record.run_id}: {wrong[0]}; it resumes from the checkpoint before")
-                atomic_folder.go_back(self.path)
             self._past = sealed
-            return self.path / "checkpoint"
+            if not wrong:
+                return path
+            self._check_open()
+            self._tell(f"run {self.record.run_id}: {wrong[0]}; it resumes from the checkpoint before")
+            return atomic_folder.go_back(self.path)
         if wrong:
             self._tell(f"run {self.record.run_id}: {wrong[0]}; it begins anew")
         return None
@@ -247,7 +247,7 @@ class RunWriter:
                 "order": next_order(self.path.parent),
                 **({} if environment is None else {"environment": dict(environment)}),
             }
-        )
+        ).sealed()
         if log is not None:
             with suppress(StoreError):  # the record counts
                 write_atomic(self.path / LOG, encodable(log).encode())
