@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,9 @@ from dsabench.model.transformer import Transformer, build, outline
 from dsabench.spec.config import DEFAULT_CONFIG, load_sweep
 from dsabench.spec.run import RunSpec
 from dsabench.spec.stored_spec import stored_spec
-from dsabench.store import find_checkpoint, read_run
+from dsabench.store import RunRecord, read_run
+from dsabench.store.layout import run_folder
+from dsabench.store.verification import sound_checkpoint
 
 
 def load_spec(name_or_path: str = DEFAULT_CONFIG, overrides: Mapping[str, Any] | None = None) -> RunSpec:
@@ -37,17 +40,26 @@ def build_model(spec: RunSpec) -> Transformer:
     return build(spec, data_package.prepare(spec.data).vocab_size)
 
 
-@kept_random_state()
 def load_model(store: str | Path, run_id: str) -> Transformer:
     """The model of a stored run with its last checkpoint's weights, on the CPU in fp32, in eval mode.
 
-    Executes the plugin file that a run with an attention of its own names; inside `no_plugins` such a run is refused.
-    Raises StoreError when there is no such run or it has no checkpoint, SpecError when its record holds no valid spec.
+    The checkpoint is compared with its seal first. Of a run that has not ended, the one before takes the place of a
+    damaged one, with a warning. Executes the plugin file that a run with an attention of its own names; inside
+    `no_plugins` such a run is refused.
+    Raises StoreError when there is no such run, it has no checkpoint or a damaged one, SpecError when its record holds
+    no valid spec.
     """
     record = read_run(store, run_id)
-    folder = find_checkpoint(store, record.run_id)
+    folder = sound_checkpoint(run_folder(Path(store), record.run_id), record, warnings.warn)
     if folder is None:
         raise StoreError(f"run {record.run_id} ({record.status}) has no checkpoint in {store}")
+    return stored_model(record, folder)
+
+
+@kept_random_state()
+def stored_model(record: RunRecord, folder: Path) -> Transformer:
+    """The model of a stored run with the weights of a checkpoint's folder, which `sound_checkpoint` gave; as
+    `load_model`."""
     spec = stored_spec(record.spec, record.run_id)
     spec = spec.model_copy(update={"attention": spec.attention.anywhere()})
     vocab_size = checkpoint.vocab_size(folder)

@@ -23,10 +23,12 @@ from dsabench.engine.device import Execution, resolve
 from dsabench.engine.optimizer import stage_at
 from dsabench.errors import DataError
 from dsabench.model.transformer import Transformer, build
-from dsabench.models import load_model
+from dsabench.models import stored_model
 from dsabench.spec.run import RunSpec
 from dsabench.spec.stored_spec import stored_spec
-from dsabench.store import find_checkpoint, find_run
+from dsabench.store import find_run
+from dsabench.store.layout import run_folder
+from dsabench.store.verification import sound_checkpoint
 
 Result = Literal["ok", "LEAK", "FAIL", "n.a.", "info"]
 
@@ -94,11 +96,11 @@ def examine_run(store: str | Path, run: str, device: str | None, notify: Callabl
         data = data_package.prepare(spec.data, progress=notify)
     except DataError as error:
         data = str(error)
-    folder = find_checkpoint(store, record.run_id)
+    folder = sound_checkpoint(run_folder(Path(store), record.run_id), record, notify)
     if folder is None and isinstance(data, str):
         raise DataError(f"run {record.run_id} has no checkpoint, and its text cannot be read: {data}")
     if folder is not None:
-        model, weights = load_model(store, record.run_id), f"step {steps_done(folder):,}'s"
+        model, weights = stored_model(record, folder), f"step {steps_done(folder):,}'s"
     else:
         assert not isinstance(data, str)
         notify(f"{record.run_id} ({record.status}) has no checkpoint: its initial weights are looked at")

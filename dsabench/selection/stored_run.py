@@ -23,6 +23,8 @@ from dsabench.spec.run import EngineSpec, RunSpec
 from dsabench.spec.stored_spec import needed_plugins, stored_spec
 from dsabench.store import RunRecord, find_checkpoint, find_run, load_runs, read_run
 from dsabench.store.files import write_file
+from dsabench.store.layout import run_folder
+from dsabench.store.verification import sound_checkpoint
 
 if TYPE_CHECKING:
     from dsabench.selection.capture import LayerSelection
@@ -136,7 +138,7 @@ def inspect_selection(
     """
     notes: list[str] = []
     record = newest_selecting_run(store, notes) if run is None else find_run(store, run)
-    folder = find_checkpoint(store, record.run_id)
+    folder = sound_checkpoint(run_folder(Path(store), record.run_id), record, notes.append)
     if folder is None:
         raise StoreError(f"run {record.run_id} ({record.status}) has no checkpoint in {store}; choose another run")
     spec = stored_spec(record.spec, record.run_id)
@@ -149,7 +151,7 @@ def inspect_selection(
 
     execution = resolve(EngineSpec(device=device, precision="fp32"))
     window = window_of(spec, record, text, document, start, notes)
-    model = models.load_model(store, record.run_id).to(execution.device)
+    model = models.stored_model(record, folder).to(execution.device)
     found = inspect(model, window.tokens_T, execution)
     if not found:
         raise SpecError(

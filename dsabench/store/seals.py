@@ -164,6 +164,11 @@ def checkpoint_seal(folder: Path) -> CheckpointSeal | None:
     return seal
 
 
+def is_sealed(folder: Path) -> bool:
+    """Whether a checkpoint folder has a seal of its own."""
+    return (folder / CHECKPOINT_SEAL).exists()
+
+
 def checkpoint_problems(folder: Path, sealed: Mapping[str, FileSeal] | None = None) -> list[str]:
     """What is wrong with the checkpoint in `folder`, one phrase each. Reads every byte of it.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from dsabench.spec.stored_spec import needed_plugins, stored_spec
 from dsabench.store import atomic_folder, seals
 from dsabench.store.files import read_regular
 from dsabench.store.layout import METRICS
-from dsabench.store.records import RunRecord
+from dsabench.store.records import DamagedError, RunRecord
 
 TOLERANCE = 1e-4
 """By how much of itself a number of the summary may be off from the last evaluation's. A run that is killed after its
@@ -46,6 +46,33 @@ def checkpoint_damage(folder: Path, record: RunRecord) -> list[str]:
     files = (record.seal.files if record.seal else None) or {}
     sealed = {name: its for name, its in files.items() if name.startswith("checkpoint/")}
     return seals.checkpoint_problems(saved, sealed if saved.name == "checkpoint" else None)
+
+
+def sound_checkpoint(folder: Path, record: RunRecord, tell: Callable[[str], None]) -> Path | None:
+    """The last checkpoint in a run's folder that is what was written, or None where none is there. Reads all of it.
+
+    Of a run that has not ended, a damaged one is passed over for the one before, and `tell` is given a line about it.
+
+    Raises:
+        DamagedError: what is there is damaged.
+    """
+    files = (record.seal.files if record.seal else None) or {}
+    sealed = {name: its for name, its in files.items() if name.startswith("checkpoint/")}
+    wrong: list[str] = []
+    for path in atomic_folder.candidates(folder):
+        is_last = path.name == "checkpoint"
+        if is_last or seals.is_sealed(path):
+            problems = seals.checkpoint_problems(path, sealed if is_last else None)
+            if not problems:
+                if wrong:
+                    tell(f"run {record.run_id}: its checkpoint is damaged ({wrong[0]}); taken is the one before")
+                return path
+            wrong += problems
+    if wrong:
+        raise DamagedError(
+            f"run {record.run_id}: its checkpoint is damaged ({wrong[0]}); dsabench runs verify says what to do", record
+        )
+    return None
 
 
 def _of_metrics(folder: Path, record: RunRecord) -> list[str]:
