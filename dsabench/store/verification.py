@@ -28,11 +28,13 @@ def damage(folder: Path, record: RunRecord, weights: bool = False) -> list[str]:
     """What is wrong with a run whose record could be read, one phrase each; none: nothing was found.
 
     Compared are, as far as a run has them: metrics.jsonl with its digest, the summary with the last evaluation, the
-    last records of a done run with its steps, the id with spec and content digests. weights: also every file of the
-    checkpoint with its digest. Executes no plugin: the id of a run of a plugin is not looked at.
+    last records of a done run with its steps, and of a record without a seal the id with spec and content digests.
+    weights: all of that, and every file of the checkpoint with its digest. Executes no plugin: the id of a run of a
+    plugin is not looked at.
     """
     found = _of_metrics(folder, record) if record.status != "running" else []
-    found += _of_identity(record)
+    if weights or record.seal is None:  # a sealed spec is the one that the id was made of
+        found += _of_identity(record)
     if weights:
         found += checkpoint_damage(folder, record)
     return found

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import resealed
 import synthetic
 from compared import DENSE, DSA, on
 from hypothesis import given
@@ -28,9 +29,7 @@ def store(tmp_path: Path) -> Path:
 
 def edit(store: Path, pattern: str, **summary: Any) -> None:
     for path in store.glob(f"{pattern}/run.json"):
-        record = json.loads(path.read_text())
-        record["summary"] |= summary
-        path.write_text(json.dumps(record))
+        resealed.revise(path.parent, **summary)
 
 
 def said(store: Path, **options: Any) -> str:
@@ -235,8 +234,7 @@ def test_an_unfinished_sweep_says_so_in_its_answer_and_a_failed_run_is_a_run_tha
     if status is None:  # not begun
         shutil.rmtree(folder)
     else:
-        record = json.loads((folder / "run.json").read_text())
-        (folder / "run.json").write_text(json.dumps(record | {"status": status}))
+        resealed.edit(folder / "run.json", status=status)
     found = compare(look_at(store))
     so_far = "" if ended == 10 else "Unfinished (9 of 10 runs): "
     assert found.answer.startswith(f"{so_far}Yes, at 64 tokens")

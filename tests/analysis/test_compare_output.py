@@ -13,6 +13,7 @@ import pytest
 import synthetic
 from cases import others_slow
 from compared import DENSE, DSA, rows
+from resealed import write
 
 from dsabench.analysis import formats
 from dsabench.analysis.compare import compare
@@ -87,7 +88,7 @@ def test_of_two_runs_of_one_seed_the_newer_counts_and_the_other_is_named(store: 
     twin.mkdir()
     record = json.loads((store / first / "run.json").read_text())
     record |= {"run_id": twin.name, "updated": "2027-01-01T00:00:00+00:00"}
-    (twin / "run.json").write_text(json.dumps(record))
+    write(twin / "run.json", record)
     found = compare(look_at(store, everything=True))
     assert [(run.run_id, run.reason) for run in found.left_out] == [(first, f"superseded by {twin.name}")]
     assert rows(found)[64].difference.n == 3

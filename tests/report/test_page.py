@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from figure_tools import report_with
 from html_page import Page, plain
+from resealed import write
 from synthetic import experiment, finished
 
 from dsabench.analysis.compare import compare
@@ -202,7 +203,7 @@ def test_hostile_text_stays_text(tmp_path: Path, quick: None) -> None:
         record["environment"] |= {"device_name": HOSTILE, "data_notes": [HOSTILE]}
         if i == 0:
             record |= {"status": "failed", "error": HOSTILE, "summary": {}}
-        (store / run / "run.json").write_text(json.dumps(record))
+        write(store / run / "run.json", record)
     sweep = read_sweep(store, "synthetic-00000000")
     spec = {**sweep.spec, "base": {"data": {"source": HOSTILE}}}
     write_sweep(store, sweep.model_copy(update={"spec": spec, "command": ["/home/me/bin/dsabench", "sweep", HOSTILE]}))
@@ -303,8 +304,8 @@ def test_a_checkpoint_that_cannot_be_shown_is_a_note(store: Path, tmp_path: Path
     run = next((tmp_path / "runs").glob("dsa-L64-*"))
     (run / "checkpoint").mkdir()
     (run / "checkpoint/state.json").write_text("{}")
-    record = (run / "run.json").read_text()
-    (run / "run.json").write_text(record.replace('"source": "sotu"', '"source": "path:/nowhere/at/all"'))
+    record = (run / "run.json").read_text().replace('"source": "sotu"', '"source": "path:/nowhere/at/all"')
+    write(run / "run.json", json.loads(record))
     page, found = written_about(tmp_path / "runs", tmp_path / "out", run=run.name[:-3])
     assert f"What {run.name} selects cannot be shown" in page.text("selection")
     assert "/nowhere/at/all" in page.text("selection")

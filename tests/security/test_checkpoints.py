@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from hostile import Bomb, rewrite, tiny
+from resealed import unseal
 from safetensors.torch import load_file, save_file
 from shell import Shell
 
@@ -29,6 +30,7 @@ def trained(shell: Shell, corpus: Path) -> Path:
     record = train(load_spec("quick", tiny(corpus, **{"attention.kind": "dsa", "attention.top_k": 4})), "runs")
     folder = find_checkpoint("runs", record.run_id)
     assert folder is not None
+    unseal(folder.parent)  # whoever means harm makes no seal
     return folder
 
 

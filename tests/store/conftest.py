@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from resealed import unseal
 
 from dsabench.store import RunWriter
 
@@ -41,6 +42,12 @@ class Runs:
                 writer.metrics({"kind": "train", "step": step, "loss": 3.0 - step})
             writer.finish(status, self.SUMMARY if summary is None else summary)
         return writer.path
+
+    def older(self, *arguments: Any, **changes: Any) -> Path:
+        """`add` of a version that sealed nothing: files edited afterwards are read as they stand."""
+        folder = self.add(*arguments, **changes)
+        unseal(folder)
+        return folder
 
 
 @pytest.fixture

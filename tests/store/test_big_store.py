@@ -17,6 +17,7 @@ from pathlib import Path
 import big_store
 import pandas as pd
 import pytest
+from resealed import edit
 
 from dsabench.store import index, load_runs, reader
 
@@ -113,8 +114,7 @@ def test_what_another_did_meanwhile_is_seen_by_readers(store: Path, calls: Count
     gone, changed, *_ = reader.run_names(store)
     for path in (store / gone / "run.json", store / gone / ".lock"):
         path.unlink()
-    record = json.loads((store / changed / "run.json").read_bytes())
-    (store / changed / "run.json").write_text(json.dumps({**record, "status": "failed", "error": "why"}))
+    edit(store / changed / "run.json", status="failed", error="why")
     big_store.end_one_more(store, N)  # leaves the file as it is
     assert len(pd.read_parquet(store / "index.parquet")) == N
     runs = load_runs(store).set_index("run_id")

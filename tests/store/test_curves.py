@@ -101,7 +101,7 @@ def act(store: Path, action: str, run: str, new=()) -> None:
 @given(steps=st.lists(actions, min_size=1, max_size=8))
 def test_the_cache_equals_a_fresh_parse_whatever_happened(runs, steps):
     shutil.rmtree(runs.path, ignore_errors=True)
-    runs.add("first")
+    runs.older("first")
     for action, *arguments in steps:
         act(runs.path, action, *arguments)
     for kind in KINDS:
@@ -123,7 +123,7 @@ def test_the_cache_equals_a_fresh_parse_whatever_happened(runs, steps):
 
 
 def test_a_torn_line_is_left_out_and_an_unfinished_append_is_caught_up(runs):
-    file = runs.add() / "metrics.jsonl"
+    file = runs.older() / "metrics.jsonl"
     file.write_bytes(line(step=0, val_loss=3.0) + line(step=1, val_loss=2.0)[:-9])
     assert load_curves(runs.path).frame.val_loss.tolist() == [3.0]
     file.write_bytes(line(step=0, val_loss=3.0) + line(step=1, val_loss=2.0))
@@ -132,7 +132,7 @@ def test_a_torn_line_is_left_out_and_an_unfinished_append_is_caught_up(runs):
 
 def test_a_damaged_file_is_reported_and_the_other_runs_are_there(runs):
     for name in "ab":
-        (runs.add(name) / "metrics.jsonl").write_bytes(line(val_loss=3.0))
+        (runs.older(name) / "metrics.jsonl").write_bytes(line(val_loss=3.0))
     (runs.path / "a/metrics.jsonl").write_bytes(line(val_loss=3.0) + b"rubbish\n" + line(val_loss=2.0))
     for _ in range(2):  # parsed, then from the cache
         found = load_curves(runs.path)
@@ -146,14 +146,14 @@ def test_a_damaged_file_is_reported_and_the_other_runs_are_there(runs):
 
 
 def test_a_step_beyond_64_bits_is_damage_and_no_crash(runs):
-    (runs.add() / "metrics.jsonl").write_bytes(line(step=10**30, val_loss=3.0))
+    (runs.older() / "metrics.jsonl").write_bytes(line(step=10**30, val_loss=3.0))
     found = load_curves(runs.path)
     assert found.frame.empty
     assert "step = 1000000" in found.damaged["a"]
 
 
 def test_nan_and_infinities_stay_and_what_is_no_number_is_missing(runs):
-    file = runs.add() / "metrics.jsonl"
+    file = runs.older() / "metrics.jsonl"
     kinds = [math.nan, math.inf, -math.inf, 3, 2**60 + 1, True, "3", None, [3.0], {"a": 3}, 10**400]
     file.write_bytes(b"".join(line(step=i, loss=value, note="x") for i, value in enumerate(kinds)))
     frame = load_curves(runs.path).frame
@@ -163,7 +163,7 @@ def test_nan_and_infinities_stay_and_what_is_no_number_is_missing(runs):
 
 
 def test_a_metric_that_is_true_or_false_is_no_number(runs):
-    (runs.add() / "metrics.jsonl").write_bytes(line(step=0, ok=True, half=True) + line(step=1, ok=False, half=0.5))
+    (runs.older() / "metrics.jsonl").write_bytes(line(step=0, ok=True, half=True) + line(step=1, ok=False, half=0.5))
     frame = load_curves(runs.path).frame
     assert list(frame) == ["run_id", "step", "stage", "half"]
     assert [str(v) for v in frame.half] == ["nan", "0.5"]
@@ -172,7 +172,7 @@ def test_a_metric_that_is_true_or_false_is_no_number(runs):
 @pytest.mark.parametrize("text", ["x: [1", 'x": [1', 'x\\": [1', ', "x": [1', "[", "]", "x: [1]"])
 def test_a_text_with_brackets_hides_no_number_beside_it(runs, text):
     first = line(step=0, kl=1.0, note=text, val_loss=3.0, deep=[3], after=4.0)
-    (runs.add() / "metrics.jsonl").write_bytes(first + line(step=1, val_loss=2.0))
+    (runs.older() / "metrics.jsonl").write_bytes(first + line(step=1, val_loss=2.0))
     found = load_curves(runs.path)
     assert found.damaged == {}
     assert found.frame.loc[0, ["kl", "val_loss", "after"]].tolist() == [1.0, 3.0, 4.0]
@@ -180,7 +180,7 @@ def test_a_text_with_brackets_hides_no_number_beside_it(runs, text):
 
 def test_text_that_looks_like_a_list_and_lists_in_lists_do_not_break_a_line(runs):
     first = line(step=0, note="x: [1]", deep=[[1, 2], [3]], inner={"a": [1]}, words=["a: [", "b"], val_loss=3.0)
-    (runs.add() / "metrics.jsonl").write_bytes(first + line(step=1, val_loss=2.0))
+    (runs.older() / "metrics.jsonl").write_bytes(first + line(step=1, val_loss=2.0))
     found = load_curves(runs.path)
     assert found.damaged == {}
     assert found.frame.val_loss.tolist() == [3.0, 2.0]
@@ -188,7 +188,7 @@ def test_text_that_looks_like_a_list_and_lists_in_lists_do_not_break_a_line(runs
 
 def test_the_position_curve_is_kept_of_the_last_record(runs):
     rows = [line(step=i, val_loss=3.0, loss_by_position=[1, 2.5, math.nan]) for i in range(3)]
-    (runs.add() / "metrics.jsonl").write_bytes(b"".join(rows))
+    (runs.older() / "metrics.jsonl").write_bytes(b"".join(rows))
     column = load_curves(runs.path, columns=["loss_by_position"]).frame.loss_by_position
     assert column[:2].isna().all()
     assert [str(v) for v in column[2]] == ["1.0", "2.5", "nan"]
@@ -210,7 +210,7 @@ def test_the_numbers_are_those_of_load_metrics(runs):
 
 
 def test_columns_choose_and_a_missing_one_comes_back_without_values(runs):
-    (runs.add() / "metrics.jsonl").write_bytes(line(val_loss=3.0, kl=1.0))
+    (runs.older() / "metrics.jsonl").write_bytes(line(val_loss=3.0, kl=1.0))
     frame = load_curves(runs.path, columns=["kl", "step", "nowhere", "kl"]).frame
     assert list(frame) == ["run_id", "step", "stage", "kl", "nowhere"]
     assert frame.nowhere.isna().all() and frame.nowhere.dtype == "float64"
@@ -220,11 +220,11 @@ def test_columns_choose_and_a_missing_one_comes_back_without_values(runs):
 
 def test_only_changed_files_are_read(runs, monkeypatch):
     for name in "abc":
-        runs.add(name)
+        runs.older(name)
     load_curves(runs.path)
     read = []
-    real = curves.parse_metrics
-    monkeypatch.setattr(curves, "parse_metrics", lambda p, **k: read.append(p.parent.name) or real(p, **k))
+    real = curves.sealed_metrics
+    monkeypatch.setattr(curves, "sealed_metrics", lambda p, **k: read.append(p.name) or real(p, **k))
     load_curves(runs.path)
     assert read == []
     with (runs.path / "b/metrics.jsonl").open("ab") as file:
@@ -236,7 +236,7 @@ def test_only_changed_files_are_read(runs, monkeypatch):
 
 
 def test_ids_that_are_no_run_have_no_rows_and_do_not_spoil_the_cache(runs, monkeypatch):
-    (runs.add() / "metrics.jsonl").write_bytes(line(val_loss=3.0))
+    (runs.older() / "metrics.jsonl").write_bytes(line(val_loss=3.0))
     outside = runs.path.parent / "outside"
     outside.mkdir()
     (outside / "metrics.jsonl").write_bytes(line(val_loss=9.0))
@@ -251,7 +251,7 @@ def test_ids_that_are_no_run_have_no_rows_and_do_not_spoil_the_cache(runs, monke
 
 
 def test_a_folder_whose_name_is_no_text_is_no_run(runs):
-    (runs.add() / "metrics.jsonl").write_bytes(line(val_loss=3.0))
+    (runs.older() / "metrics.jsonl").write_bytes(line(val_loss=3.0))
     bad = os.fsencode(runs.path) + b"/bad\xff"
     try:
         os.mkdir(bad)  # noqa: PTH102 (bytes)
@@ -265,7 +265,7 @@ def test_a_folder_whose_name_is_no_text_is_no_run(runs):
 
 def test_the_rows_of_a_removed_run_leave_the_cache(runs):
     for name in "ab":
-        (runs.add(name) / "metrics.jsonl").write_bytes(line(val_loss=3.0))
+        (runs.older(name) / "metrics.jsonl").write_bytes(line(val_loss=3.0))
     load_curves(runs.path)
     shutil.rmtree(runs.path / "a")
     with (runs.path / "b/metrics.jsonl").open("ab") as file:
@@ -276,7 +276,7 @@ def test_the_rows_of_a_removed_run_leave_the_cache(runs):
 
 def test_readers_at_the_same_time_as_a_writer_see_a_beginning_of_each_curve(runs):
     for name in "ab":
-        runs.add(name)
+        runs.older(name)
         (runs.path / name / "metrics.jsonl").write_bytes(b"")
     stop, wrong = threading.Event(), []
 

@@ -58,7 +58,7 @@ DAMAGES = {
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_cache_is_made_anew(runs, damage):
     for name in "ab":
-        (runs.add(name) / "metrics.jsonl").write_bytes(line(stage="sparse", val_loss=3.14159265, kl=1.0))
+        (runs.older(name) / "metrics.jsonl").write_bytes(line(stage="sparse", val_loss=3.14159265, kl=1.0))
     before = load_curves(runs.path)
     DAMAGES[damage](runs.path / "curves.parquet")
     assert_same(load_curves(runs.path), before)
@@ -68,7 +68,7 @@ def test_a_damaged_cache_is_made_anew(runs, damage):
 
 
 def test_a_store_that_cannot_be_written_is_read_all_the_same(runs, monkeypatch):
-    (runs.add() / "metrics.jsonl").write_bytes(line(val_loss=3.0))
+    (runs.older() / "metrics.jsonl").write_bytes(line(val_loss=3.0))
     with monkeypatch.context() as patch:
         patch.setattr(os, "access", lambda path, mode: False)  # for root too
         assert load_curves(runs.path).frame.val_loss.tolist() == [3.0]
@@ -76,7 +76,7 @@ def test_a_store_that_cannot_be_written_is_read_all_the_same(runs, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(curves, "acquire", lambda path, timeout_s: None)  # another process is at it
         assert load_curves(runs.path).frame.val_loss.tolist() == [3.0]
-    monkeypatch.setattr(curves, "write_atomic", lambda *a: (_ for _ in ()).throw(StoreError("the disk is full")))
+    monkeypatch.setattr(curves, "write_sealed", lambda *a: (_ for _ in ()).throw(StoreError("the disk is full")))
     assert load_curves(runs.path).frame.val_loss.tolist() == [3.0]
     assert not (runs.path / "curves.parquet").exists()
 

@@ -19,7 +19,7 @@ quick = settings(deadline=None, max_examples=25, suppress_health_check=[HealthCh
     "line", [b"\xff\xfe\x00", b"{", b"[1]", b"1", b"null", b"{}", b'{"step": 1}', b"", b"[" * 9999]
 )
 def test_a_damaged_line_is_named(runs, line):
-    folder = runs.add(status="interrupted")
+    folder = runs.older(status="interrupted")
     path = folder / "metrics.jsonl"
     first, rest = path.read_bytes().split(b"\n", 1)
     path.write_bytes(first + b"\n" + line + b"\n" + rest)
@@ -30,7 +30,7 @@ def test_a_damaged_line_is_named(runs, line):
 
 
 def test_garbage_without_an_end_is_not_taken_for_a_torn_line(runs):
-    path = runs.add(status="interrupted") / "metrics.jsonl"
+    path = runs.older(status="interrupted") / "metrics.jsonl"
     before = path.read_bytes() + b"\x89PNG\r"
     path.write_bytes(before)
     for call in (lambda: load_metrics(runs.path), runs.open):
@@ -43,14 +43,14 @@ def test_garbage_without_an_end_is_not_taken_for_a_torn_line(runs):
 @given(data=st.binary(max_size=200))
 def test_any_bytes_as_metrics_are_read_or_refused(runs, data):
     if not runs.path.exists():
-        runs.add(status="interrupted")
+        runs.older(status="interrupted")
     (runs.path / "a" / "metrics.jsonl").write_bytes(data)
     with suppress(StoreError):  # and nothing else
         load_metrics(runs.path)
 
 
 def test_lists_in_lists_without_end_are_refused(runs):
-    path = runs.add() / "metrics.jsonl"
+    path = runs.older() / "metrics.jsonl"
     for depth in (*range(300, 1100, 9), 5000, 200_000):
         path.write_text(f'{{"kind": "train", "step": 1, "x": {"[" * depth}{"]" * depth}}}\n')
         with suppress(StoreError):  # and no RecursionError
@@ -58,7 +58,7 @@ def test_lists_in_lists_without_end_are_refused(runs):
 
 
 def test_mappings_in_mappings_without_end_are_listed(runs):
-    path = runs.add() / "run.json"
+    path = runs.older() / "run.json"
     start = path.read_text().split('"spec": {')[0]
     for depth in (*range(300, 1100, 9), 5000, 200_000):
         path.write_text(start + '"spec": {"x": ' + '{"y": ' * depth + "1" + "}" * depth + "}}")
@@ -68,7 +68,7 @@ def test_mappings_in_mappings_without_end_are_listed(runs):
 
 
 def test_a_cut_run_json_is_told_wherever_it_was_cut(runs):
-    path = runs.add() / "run.json"
+    path = runs.older() / "run.json"
     whole = path.read_bytes()
     for end in range(len(whole) - 1):  # the last byte is a newline
         path.write_bytes(whole[:end])
@@ -102,8 +102,8 @@ FIELDS = (
 @given(changes=st.dictionaries(st.sampled_from(FIELDS), json_values, min_size=1, max_size=3), inner=st.booleans())
 def test_any_json_as_run_json_is_a_row_and_the_index_holds_it(runs, changes, inner):
     if not runs.path.exists():
-        runs.add("a")
-        runs.add("good")
+        runs.older("a")
+        runs.older("good")
     path = runs.path / "a" / "run.json"
     record = json.loads((runs.path / "good" / "run.json").read_bytes()) | {"run_id": "a"}
     if inner:  # deeper: among the fields of the spec and of the summary

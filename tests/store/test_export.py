@@ -11,8 +11,8 @@ from dsabench.store import check_table_path, load_metrics, load_runs, metrics_in
 
 @pytest.fixture
 def frame(runs):
-    runs.add("a", summary={**runs.SUMMARY, "val_loss": 1 / 3})
-    runs.add("b", status="failed", spec={"note": 'a "quoted", line\nand \u00e9'}, summary={"val_loss": math.inf})
+    runs.older("a", summary={**runs.SUMMARY, "val_loss": 1 / 3})
+    runs.older("b", status="failed", spec={"note": 'a "quoted", line\nand \u00e9'}, summary={"val_loss": math.inf})
     return load_runs(runs.path)
 
 
@@ -60,7 +60,7 @@ def test_a_write_that_fails_leaves_the_file_before(frame, tmp_path, monkeypatch)
     ],
 )
 def test_a_file_that_is_not_to_be_written_is_refused(runs, tmp_path, name, message):
-    runs.add("a")
+    runs.older("a")
     (tmp_path / "folder.csv").mkdir()
     (tmp_path / "link").symlink_to(runs.path)
     with pytest.raises(StoreError, match=message):
@@ -93,7 +93,7 @@ def test_metrics_in_parts_make_the_file_of_the_whole_table(runs, tmp_path, monke
 def test_a_run_that_writes_something_new_meanwhile_is_no_wrong_table(runs, tmp_path, monkeypatch):
     monkeypatch.setattr(table, "_PART", 1)
     for name in "ab":
-        runs.add(name)
+        runs.older(name)
     parts = metrics_in_parts(runs.path, ["a", "b"])
     next(parts)
     with (runs.path / "b/metrics.jsonl").open("a") as file:

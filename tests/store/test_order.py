@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from resealed import edit
 
 from dsabench.analysis.scope import look_at
 from dsabench.analysis.variants import label_variants
@@ -77,7 +78,8 @@ def without_order(store: Path) -> None:
     """The store as an older version would have written it."""
     for path in (*store.glob("*/run.json"), *store.glob("sweeps/*.json")):
         record = json.loads(path.read_text())
-        record.pop("order", None)
+        for name in ("order", "seal", "version"):
+            record.pop(name, None)
         path.write_text(json.dumps(record))
     (store / ".order").unlink(missing_ok=True)
 
@@ -149,7 +151,7 @@ def test_numbers_are_taken_once(tmp_path: Path) -> None:
 def test_the_largest_number_ends_nothing(tmp_path: Path) -> None:
     sweep(tmp_path, "s")
     path = tmp_path / "sweeps/s.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "order": records.LAST}))
+    edit(path, order=records.LAST)
     (tmp_path / ".order").unlink()
     sweep(tmp_path, "t")
     assert read_sweep(tmp_path, "t").place == records.LAST

@@ -24,6 +24,19 @@ def write(path: Path, document: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 
 
+def revise(folder: Path, **summary: Any) -> None:
+    """Give a finished run other values in its summary, and in its last evaluation where that has them."""
+    path, metrics = folder / "run.json", folder / "metrics.jsonl"
+    document = json.loads(path.read_bytes())
+    *lines, last = metrics.read_text(encoding="ascii").splitlines()
+    evaluation = json.loads(last)
+    evaluation |= {name: value for name, value in summary.items() if name in evaluation}
+    metrics.write_text("".join(f"{line}\n" for line in (*lines, json.dumps(evaluation))), encoding="ascii")
+    write(path, {**document, "summary": document["summary"] | summary})
+    if document["seal"]["files"] is not None:
+        reseal(folder)
+
+
 def reseal(folder: Path) -> None:
     """Seal a run whose files were edited, as its writer would have."""
     path = folder / "run.json"
