@@ -29,6 +29,7 @@ from dsabench.sweeps.in_process import Here
 from dsabench.sweeps.launcher import Busy, Crowded, Died, Ended, Job, Launcher, Refused, TooManyWindows
 from dsabench.sweeps.micro_batch import MicroBatches
 from dsabench.sweeps.plan import PlannedRun, choose_concurrency, rungs, status
+from dsabench.user_folders import remove_abandoned
 
 BUSY_SECONDS = 0.5
 """Time between looks at a run that another process trains."""
@@ -58,6 +59,7 @@ def run_sweep(
     what was done with more is trained, and yielded, again. `started(run)` is called before each run and gives the
     observer of its updates; `counted` is told how much of the audit is done.
     """
+    remove_abandoned()
     _refuse_leaks([run.spec for run in planned if run.status != "done"], execution, notify, counted)
     identity = _record_sweep(sweep, planned, Path(store), execution, command, notify)
     if launcher is None:

@@ -119,7 +119,7 @@ def train_on_node(
         names.update({ours: theirs for theirs, ours in here.items()})
         spec = validate({**order.spec, "plugins": [here[path] for path in order.spec["plugins"]]})
         with temporary_folder() as folder:
-            _train_here(order, Job(spec, "", halve=order.halve, run_id=order.run_id), Path(folder), checkpoint, say)
+            _train_here(order, Job(spec, "", halve=order.halve, run_id=order.run_id), folder, checkpoint, say)
 
     try:
         for report in _said(work):
