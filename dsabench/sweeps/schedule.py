@@ -19,6 +19,7 @@ from dsabench.engine import failures
 from dsabench.engine.device import Execution, environment
 from dsabench.engine.sink import Update
 from dsabench.errors import DeviceError, StoreError
+from dsabench.plain import count, is_or_are
 from dsabench.progress.time_left import AUDIT
 from dsabench.spec.data_settings import DataSpec
 from dsabench.spec.run import RunSpec
@@ -60,7 +61,9 @@ def run_sweep(
     observer of its updates; `counted` is told how much of the audit is done.
     """
     remove_abandoned()
-    _refuse_leaks([run.spec for run in planned if run.status != "done"], execution, notify, counted)
+    kept = {"done"} if retry_failed else {"done", "failed"}
+    left = [run.spec for run in planned if run.status not in kept]
+    _refuse_leaks(left, len(left) == len(planned), execution, notify, counted)
     identity = _record_sweep(sweep, planned, Path(store), execution, command, notify)
     if launcher is None:
         at_a_time = choose_concurrency(planned, execution) if concurrency is None else concurrency
@@ -218,17 +221,23 @@ def _record_sweep(
 
 def _refuse_leaks(
     specs: Sequence[RunSpec],
+    are_all: bool,
     execution: Execution,
     notify: Callable[[str], None],
     counted: Callable[[str, float], None],
 ) -> None:
-    """Audit every model before the first run is trained, so that a leak is not found hours later. Raises LeakError."""
+    """Audit every model before the first run is trained, so that a leak is not found hours later. Raises LeakError.
+
+    Those of runs that were interrupted again: what computes them may have changed. are_all: whether these are all runs
+    of the sweep.
+    """
     vocab_sizes: dict[DataSpec, int] = {}
     wanted = {spec.model_dump_json(include={"attention", "length", "model"}): _audit_weight(spec) for spec in specs}
     total, done = sum(wanted.values()), 0.0
     for i, spec in enumerate(specs):
         if i == 0:
-            notify("auditing the models for look-ahead")
+            whose = "" if are_all else f" of the {count(len(specs), 'run')} that {is_or_are(len(specs))} left"
+            notify(f"auditing the models{whose} for look-ahead")
             counted(AUDIT, 0.0)
         if spec.data not in vocab_sizes:
             vocab_sizes[spec.data] = data_package.prepare(spec.data).vocab_size

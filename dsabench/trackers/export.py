@@ -36,6 +36,8 @@ class Outcome:
 
 def check_tracker(name: str) -> None:
     """Raises TrackerError when there is no such tracker."""
+    if not name:
+        raise TrackerError(f"--to is missing; give one of: {', '.join(TRACKERS)}")
     if name not in TRACKERS:
         raise TrackerError(f"--to {name}: no such tracker; there are: {', '.join(TRACKERS)}")
 

@@ -12,6 +12,7 @@ import typer
 from dsabench.cli import completion
 from dsabench.cli.command_help import ANSWERS, OUTPUT, STORED, HelpfulCommand, epilog
 from dsabench.cli.options import AllFlag, JsonFlag, StoreOption, SweepOption, WhereOption
+from dsabench.plain import count
 from dsabench.trackers.names import TRACKERS
 
 TrackerOption = Annotated[
@@ -60,7 +61,7 @@ def add_to(app: typer.Typer) -> None:
 
 
 def export(
-    to: TrackerOption,
+    to: TrackerOption = "",
     runs: RunsArgument = None,
     sweep: SweepOption = None,
     everything: AllFlag = False,
@@ -112,5 +113,5 @@ def _chosen(
     elif scope.notes:
         for note in scope.notes:
             print(printable(f"note: {note}"), file=sys.stderr)
-    print(printable(f"{scope.title}: {len(names)} runs"), file=sys.stderr)
+    print(printable(f"{scope.title}: {count(len(names), 'run')}"), file=sys.stderr)
     return names

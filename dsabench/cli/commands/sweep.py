@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from dsabench.cli import long_training
 from dsabench.cli.command_help import TRAINING, epilog
 from dsabench.cli.list_options import ListCommand
 from dsabench.cli.options import (
@@ -102,6 +104,7 @@ def sweep(
 
     from dsabench.cli.views.sweep_plan import print_dry_run
     from dsabench.engine.busy_cores import Others
+    from dsabench.sweeps.plan import check_small_data
 
     one = workers[0] if workers else device  # planned and audited for one device, the same for all
     where = (store, launcher, workers, concurrency)
@@ -109,13 +112,14 @@ def sweep(
     others = Others()  # looks at the machine while torch is loaded and the sweep is planned
     plan = planned(config)
     if dry_run:
+        check_small_data(plan.runs)
         print_dry_run(plan, json)
         return
     check_out(out)
     agreed = _agreed(plan, planned, config, None if quiet else others, yes or launcher is not None)
-    again = "the same command" if agreed.sweep.name == plan.sweep.name else "dsabench sweep --config quick ..."
+    command = sys.argv if agreed.sweep.name == plan.sweep.name else long_training.with_quick(sys.argv)
     plan = agreed
-    failed, took = _train(plan, store, launcher, address, retry_failed, on_oom, quiet, again)
+    failed, took = _train(plan, store, launcher, address, retry_failed, on_oom, quiet, command)
     _report(plan, store, out, json)
     if not quiet:
         next_steps.after_sweep(plan, store, out, took)
@@ -179,7 +183,6 @@ def _agreed(
 
     others: watched since the command began; None to announce nothing.
     """
-    from dsabench.cli import long_training
     from dsabench.cli.console import stderr_console
     from dsabench.cli.views.sweep_plan import print_plan
 
@@ -219,11 +222,11 @@ def _train(
     retry_failed: bool,
     on_oom: OnOutOfMemory,
     quiet: bool,
-    again: str,
+    command: list[str],
 ) -> tuple[list[RunRecord], float]:
     """Train what is not done and show how it goes. Returns the runs that failed, and the seconds that it took.
 
-    again: the command that goes on after an interruption.
+    command: the one that was typed, with the config that was chosen.
     """
     from dsabench.cli.console import stderr_console
     from dsabench.cli.places import launcher_of
@@ -242,7 +245,7 @@ def _train(
                 plan.runs,
                 store,
                 plan.execution,
-                command=sys.argv,
+                command=command,
                 retry_failed=retry_failed,
                 concurrency=plan.at_a_time,
                 on_oom=on_oom.value,
@@ -254,6 +257,7 @@ def _train(
                 records[record.run_id] = record
                 display.finish(record.run_id, describe(record))
         except KeyboardInterrupt:
+            again = "the same command" if command == sys.argv else shlex.join(["dsabench", *command[1:]])
             display.note(
                 f"interrupted after {len(records)} of {count(len(plan.runs), 'run')}; {again} goes on from there"
             )
