@@ -34,6 +34,7 @@ def test_a_dry_run_refuses_a_text_that_is_too_small_as_the_training_does(
 ) -> None:
     name, flag = command
     small = [word for word in SMALL if word not in ("--length", "--seed", "16", "1")]
+    small += ["--set", "train.tokens_per_step=20000"]
     words = [name, *small, "--set", f"data.source=path:{uneven}", flag, "20000"]
     planned, trained = shell(*words, "--dry-run"), shell(*words)
     assert planned[:2] == trained[:2] == (2, "")

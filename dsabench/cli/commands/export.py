@@ -16,7 +16,7 @@ from dsabench.plain import count
 from dsabench.trackers.names import TRACKERS
 
 TrackerOption = Annotated[
-    str,
+    str | None,
     typer.Option(
         "--to",
         help=f"Tracker: {', '.join(TRACKERS)}.",
@@ -61,7 +61,7 @@ def add_to(app: typer.Typer) -> None:
 
 
 def export(
-    to: TrackerOption = "",
+    to: TrackerOption = None,
     runs: RunsArgument = None,
     sweep: SweepOption = None,
     everything: AllFlag = False,
@@ -80,10 +80,10 @@ def export(
         raise typer.BadParameter("name the runs (RUN ...), or choose them by --sweep, --all or --where")
 
     from dsabench.cli.views.export_text import say_what_was_written, tell_of
-    from dsabench.trackers.export import check_tracker, open_tracker
     from dsabench.trackers.export import export as write
+    from dsabench.trackers.export import known_tracker, open_tracker
 
-    check_tracker(to)  # before a store is looked for
+    to = known_tracker(to)  # before a store is looked for
     out = Path("results", to) if out is None else out
     names = _chosen(store, runs, sweep, everything, where, follow)
     tracker = open_tracker(to, out, store)

@@ -104,25 +104,22 @@ def sweep(
 
     from dsabench.cli.views.sweep_plan import print_dry_run
     from dsabench.engine.busy_cores import Others
-    from dsabench.sweeps.plan import check_small_data
 
     one = workers[0] if workers else device  # planned and audited for one device, the same for all
     where = (store, launcher, workers, concurrency)
-    planned = partial(_planned, axes=axes, sets=sets, device=one, margin=margin, where=where)
+    planned = partial(_planned, axes=axes, sets=sets, device=one, margin=margin, where=where, check=dry_run)
     others = Others()  # looks at the machine while torch is loaded and the sweep is planned
     plan = planned(config)
     if dry_run:
-        check_small_data(plan.runs)
         print_dry_run(plan, json)
         return
     check_out(out)
     agreed = _agreed(plan, planned, config, None if quiet else others, yes or launcher is not None)
     command = sys.argv if agreed.sweep.name == plan.sweep.name else long_training.with_quick(sys.argv)
-    plan = agreed
-    failed, took = _train(plan, store, launcher, address, retry_failed, on_oom, quiet, command)
-    _report(plan, store, out, json)
+    failed, took = _train(agreed, store, launcher, address, retry_failed, on_oom, quiet, command)
+    _report(agreed, store, out, json)
     if not quiet:
-        next_steps.after_sweep(plan, store, out, took)
+        next_steps.after_sweep(agreed, store, out, took)
     raise typer.Exit(1 if failed else 0)
 
 
@@ -142,10 +139,12 @@ def _planned(
     device: str | None,
     margin: float | None,
     where: tuple[Path, LauncherName | None, Sequence[str], int | None],
+    check: bool,
 ) -> SweepPlan:
     """The runs, what the store has of them, and what they will take. SpecError for a concurrency they cannot have.
 
-    where: store, launcher, devices with a worker each, and concurrency.
+    where: store, launcher, devices with a worker each, and concurrency. check: whether small texts are refused now if
+    they are too small to train on, which is done before training otherwise.
     """
     store, launcher, workers, concurrency = where
     experiment = overridden(config, sets, {"--device": ("engine.device", device)}, axes)
@@ -161,6 +160,8 @@ def _planned(
     check_writable(store)
     execution = resolve(specs[0].engine)
     planned = plan.plan(specs, store)
+    if check:
+        plan.check_small_data(planned)
     alone = None if launcher else plan.why_alone(specs, execution)
     if alone and (concurrency or 1) > 1:
         raise SpecError(f"--concurrency {concurrency}: {alone}; leave it out or give 1")
