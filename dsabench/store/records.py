@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -17,13 +16,14 @@ from pydantic import (
     Field,
     ValidationError,
     field_validator,
+    model_validator,
 )
 
 from dsabench._version import __version__
 from dsabench.errors import StoreError
-from dsabench.metrics import columns
 from dsabench.spec.former_values import with_former_values
 from dsabench.store.files import explain
+from dsabench.store.record_values import check_run_ids, check_rungs, check_spec, check_summary, check_time
 
 SCHEMA_VERSION = 1
 """Version of the store's files; a store or record with a larger one was written by a newer dsabench."""
@@ -91,7 +91,7 @@ def microseconds(time: datetime) -> int:
 
 def _utc(value: datetime) -> datetime:
     try:
-        return value.astimezone(UTC)
+        return check_time(value.astimezone(UTC))
     except OverflowError:
         raise ValueError("out of the range of dates") from None
 
@@ -177,6 +177,7 @@ class RunRecord(Record):
         for name in ("length", "seed"):
             if name in spec and not _whole(spec[name]):
                 raise ValueError(f"{name} = {spec[name]!r} is not a whole number")
+        check_spec(spec)
         return with_former_values(spec)
 
     @field_validator("summary")
@@ -184,16 +185,7 @@ class RunRecord(Record):
     def _fits_the_columns(cls, summary: dict[str, Scalar]) -> dict[str, Scalar]:
         if taken := RESERVED & summary.keys():
             raise ValueError(f"{', '.join(sorted(taken))}: the name is taken by a column that is not a metric")
-        for name, dtype in columns().items():
-            value = summary.get(name)
-            if value is None:
-                continue
-            if dtype == "Int64" and not _whole(value):
-                raise ValueError(f"{name} = {value!r} is not a whole number")
-            if dtype == "float64" and type(value) not in (int, float):
-                raise ValueError(f"{name} = {value!r} is not a number")
-            if dtype == "float64" and isinstance(value, int) and abs(value) > sys.float_info.max:
-                raise ValueError(f"{name} is a number of {value.bit_length()} bits, beyond every float")
+        check_summary(summary)
         if not isinstance(summary.get("leak"), bool | None):
             raise ValueError(f"leak = {summary['leak']!r} is neither true nor false")
         return summary
@@ -219,6 +211,16 @@ class SweepRecord(Record):
 
     environment: dict[str, Any] = {}
     """Where it was started."""
+
+    @field_validator("run_ids")
+    @classmethod
+    def _are_ids(cls, run_ids: list[str]) -> list[str]:
+        return check_run_ids([check_id(name) for name in run_ids])
+
+    @model_validator(mode="after")
+    def _rungs_are_of_its_runs(self) -> Self:
+        check_rungs(self.rungs, self.run_ids)
+        return self
 
 
 def read_document(path: Path) -> dict[str, Any]:
