@@ -25,12 +25,13 @@ from dsabench.plain import encodable
 from dsabench.store.files import Signature, acquire, explained, read_regular, signature, write_atomic
 from dsabench.store.layout import METRICS, check_schema, existing_store
 from dsabench.store.reader import parse_metrics, run_names
+from dsabench.store.record_values import odd_value
 from dsabench.store.records import SCHEMA_VERSION, is_id
 
 CURVES = "curves.parquet"
 _LOCK = ".curves.lock"
 _KEY = b"dsabench"
-_FORMAT = f"2 of schema {SCHEMA_VERSION}"
+_FORMAT = f"3 of schema {SCHEMA_VERSION}"
 
 BY_POSITION = "loss_by_position"
 """The one column that holds lists; only in a run's last record, the evaluation at its end."""
@@ -176,10 +177,10 @@ def _parse(store: Path, run_ids: list[str]) -> tuple[pa.Table, dict[str, str]]:
         except StoreError as error:
             damaged[run_id] = str(error)
             continue
-        if beyond := [record["step"] for record in found if not -(2**63) <= record["step"] < 2**63]:
-            damaged[run_id] = f"{path}: damaged, step = {str(beyond[0])[:30]} is not a number of steps"
-            continue
         found = [record for record in found if record["kind"] in ("eval", "train")]
+        if odd := odd_value(found):
+            damaged[run_id] = f"{path}: damaged, {odd}"
+            continue
         before = len(values["run_id"])
         for name in {name for keys in set(map(tuple, found)) for name in keys} - {"run_id"}:
             column = values.setdefault(name, [])
