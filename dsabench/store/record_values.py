@@ -41,10 +41,24 @@ def is_step(value: Any) -> bool:
     return is_whole(value) and 0 <= value <= EXACT
 
 
-def check_time(time: datetime) -> datetime:
+def check_order(order: Any) -> Any:
+    """`order`, which is no bool; ValueError."""
+    if isinstance(order, bool):
+        raise ValueError(f"{order} is not accepted; accepted: a whole number")
+    return order
+
+
+def check_time(time: Any) -> Any:
+    """`time` as text or a datetime, which JSON numbers are not; ValueError."""
+    if not isinstance(time, str | datetime):
+        raise ValueError(f"{shown(time)} is not accepted; accepted: a date and time as text")
+    return time
+
+
+def check_year(time: datetime) -> datetime:
     """`time`, which is none before 1970; ValueError."""
     if time.year < 1970:
-        raise ValueError(f"{time.isoformat()} is before 1970")
+        raise ValueError(f"{time.isoformat()} is not accepted; accepted: a time from 1970 on")
     return time
 
 
@@ -122,14 +136,15 @@ def check_run_ids(run_ids: list[str]) -> list[str]:
     return run_ids
 
 
-def check_rungs(rungs: Mapping[str, list[str]], run_ids: Iterable[str]) -> None:
-    """Every rung of a sweep has runs, and they are the sweep's; ValueError."""
-    known = set(run_ids)
+def check_rungs(rungs: dict[str, list[str]], run_ids: Iterable[str] | None) -> dict[str, list[str]]:
+    """`rungs` of a sweep, each of which has runs, and they are the sweep's (None: they are not known); ValueError."""
+    known = None if run_ids is None else set(run_ids)
     for name, runs in rungs.items():
         if not runs:
             raise ValueError(f"rung {shown(name)} has no runs; accepted: the ids of one or more runs")
-        if others := [run for run in runs if run not in known]:
+        if known is not None and (others := [run for run in runs if run not in known]):
             raise ValueError(f"rung {shown(name)} has {shown(others[0])}, which is none of the sweep's run_ids")
+    return rungs
 
 
 def shown(value: Any) -> str:

@@ -6,24 +6,33 @@ import json
 import re
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
     AfterValidator,
     AwareDatetime,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     ValidationError,
+    ValidationInfo,
     field_validator,
-    model_validator,
 )
 
 from dsabench._version import __version__
 from dsabench.errors import StoreError
 from dsabench.spec.former_values import with_former_values
 from dsabench.store.files import explain
-from dsabench.store.record_values import check_run_ids, check_rungs, check_spec, check_summary, check_time
+from dsabench.store.record_values import (
+    check_order,
+    check_run_ids,
+    check_rungs,
+    check_spec,
+    check_summary,
+    check_time,
+    check_year,
+)
 
 SCHEMA_VERSION = 1
 """Version of the store's files; a store or record with a larger one was written by a newer dsabench."""
@@ -91,12 +100,12 @@ def microseconds(time: datetime) -> int:
 
 def _utc(value: datetime) -> datetime:
     try:
-        return check_time(value.astimezone(UTC))
+        return check_year(value.astimezone(UTC))
     except OverflowError:
         raise ValueError("out of the range of dates") from None
 
 
-Time = Annotated[AwareDatetime, AfterValidator(_utc)]
+Time = Annotated[AwareDatetime, BeforeValidator(check_time), AfterValidator(_utc)]
 
 
 def _whole(value: Any) -> bool:
@@ -117,7 +126,7 @@ class Record(BaseModel):
     updated: Time = Field(default_factory=now)
     """When it was last written (UTC)."""
 
-    order: Annotated[int, Field(ge=0, le=LAST)] | None = None
+    order: Annotated[Annotated[int, Field(ge=0, le=LAST)] | None, BeforeValidator(check_order)] = None
     """Its place among all that was written to the store: what was written later has the larger number, whatever the
     clock said. None in records of versions that had none."""
 
@@ -217,10 +226,10 @@ class SweepRecord(Record):
     def _are_ids(cls, run_ids: list[str]) -> list[str]:
         return check_run_ids([check_id(name) for name in run_ids])
 
-    @model_validator(mode="after")
-    def _rungs_are_of_its_runs(self) -> Self:
-        check_rungs(self.rungs, self.run_ids)
-        return self
+    @field_validator("rungs")
+    @classmethod
+    def _are_of_its_runs(cls, rungs: dict[str, list[str]], info: ValidationInfo) -> dict[str, list[str]]:
+        return check_rungs(rungs, info.data.get("run_ids"))
 
 
 def read_document(path: Path) -> dict[str, Any]:
