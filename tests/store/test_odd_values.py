@@ -22,6 +22,7 @@ from dsabench.cli import app
 from dsabench.errors import DsabenchError
 from dsabench.metrics import METRICS
 from dsabench.store import load_curves, load_lists, load_metrics, load_runs, read_run, readable_sweeps
+from dsabench.store.seals import record_digest
 
 SWEEP = "synthetic-00000000"
 RECORDED = Path(__file__).parents[1] / "recorded_store" / "store"
@@ -134,6 +135,8 @@ class Store:
                 inner = inner[name] if isinstance(inner.get(name), dict) else inner.setdefault(name, {})
                 assert isinstance(inner, dict)
             inner[names[-1]] = value
+            if first != "metrics":  # sealed as it is: the seal alone does not tell
+                document["seal"] = {**document["seal"], "digest": record_digest(document)}
             path.write_text("".join(json.dumps(line) + "\n" for line in lines or [document]))
 
     def without(self) -> Path:
