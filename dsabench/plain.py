@@ -7,6 +7,9 @@ import re
 import unicodedata
 from typing import Any
 
+EXACT = 2**53
+"""The largest whole number up to which all are exact in every JSON reader, and as floats."""
+
 
 def encodable(text: str) -> str:
     """`text` with what UTF-8 cannot hold (half a surrogate pair, of a file name or of damaged JSON) as an escape."""

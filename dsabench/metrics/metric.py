@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Literal
+
+ROUNDING = 0.01
+"""How far rounding may take a value that a model computes beyond its range: bf16 has 8 bits."""
+
+LARGEST = 3.5e38
+"""Just above the largest fp32 number: what is larger and finite was not measured, and its square is infinite soon."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +52,13 @@ class Metric:
     """evaluation: every evaluation records it, and the last one's is the run's. run: known at the run's end. steps: of
     the records of training alone. analysis: made of other metrics, stored nowhere."""
 
+    least: float = 0.0
+    most: float = math.inf
+    """The smallest and largest value that it can have, rounding aside (`has`)."""
+
+    finite: bool = False
+    """Whether it is finite in every run that records it. Else training that diverges makes it NaN or infinite."""
+
     runs: Literal["all", "text", "task"] = "all"
     """The runs that have it."""
 
@@ -69,6 +83,21 @@ class Metric:
 
     figure: str = ""
     """The figure over training (learning, indexer or task) that has a row of it."""
+
+    def has(self, value: float) -> bool:
+        """Whether a run can record this value."""
+        if not math.isfinite(value):
+            return not self.finite and (math.isnan(value) or value == self.most)
+        rounding = 0.0 if self.finite else ROUNDING
+        return self.least - rounding <= value <= min(self.most + rounding, LARGEST)
+
+    @property
+    def range(self) -> str:
+        """Its range in words: `a number from 0 to 1`."""
+        kind = "a whole number" if self.dtype == "Int64" else "a finite number" if self.finite else "a number"
+        if self.most < math.inf:
+            return f"{kind} from {self.least:g} to {self.most:g}"
+        return f"{kind} at least {self.least:g}"
 
     @property
     def lower_is_better(self) -> bool:

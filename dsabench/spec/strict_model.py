@@ -7,6 +7,8 @@ from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from dsabench.plain import EXACT
+
 Share = Annotated[float, Field(gt=0, lt=1)]
 Positive = Annotated[int, Field(ge=1)]
 
@@ -37,6 +39,14 @@ class Spec(BaseModel):
             cleared = {one: None for one, other in cls.alternatives if values.get(other) is not None}
             return {**cleared, **values}
         return values
+
+    @model_validator(mode="after")
+    def _whole_numbers_are_exact(self) -> Self:
+        for name in type(self).model_fields:
+            value = getattr(self, name)
+            if isinstance(value, int) and abs(value) > EXACT:
+                raise ValueError(f"{name} = {str(value)[:30]} is too large; at most 2^53 = {EXACT} is accepted")
+        return self
 
     @model_validator(mode="after")
     def _one_of_each_pair(self) -> Self:

@@ -25,6 +25,7 @@ from dsabench.plain import encodable
 from dsabench.store.files import Signature, acquire, signature
 from dsabench.store.layout import METRICS, RECORD, check_schema, existing_store
 from dsabench.store.reader import run_names, sealed_metrics
+from dsabench.store.record_values import odd_value
 from dsabench.store.records import SCHEMA_VERSION, is_id
 from dsabench.store.sealed_cache import read_sealed, write_sealed
 
@@ -183,10 +184,10 @@ def _parse(store: Path, run_ids: list[str]) -> tuple[pa.Table, dict[str, str]]:
         except StoreError as error:
             damaged[run_id] = str(error)
             continue
-        if beyond := [record["step"] for record in found if not -(2**63) <= record["step"] < 2**63]:
-            damaged[run_id] = f"{path}: damaged, step = {str(beyond[0])[:30]} is not a number of steps"
-            continue
         found = [record for record in found if record["kind"] in ("eval", "train")]
+        if odd := odd_value(found):
+            damaged[run_id] = f"{path}: damaged, {odd}"
+            continue
         before = len(values["run_id"])
         for name in {name for keys in set(map(tuple, found)) for name in keys} - {"run_id"}:
             column = values.setdefault(name, [])

@@ -14,6 +14,7 @@ from dsabench.errors import StoreError
 from dsabench.store import atomic_folder
 from dsabench.store.files import explain, explained, is_held
 from dsabench.store.layout import LOCK, METRICS, RECORD, SWEEPS, existing_store, run_folder
+from dsabench.store.record_values import is_step, is_whole, shown
 from dsabench.store.records import DamagedError, RunRecord, check_id, check_seal, read_document, read_record
 from dsabench.store.seals import FileSeal, Seal, digest_of
 
@@ -152,14 +153,17 @@ def parse_metrics(path: Path, lists: bool = True, seal: FileSeal | None = None) 
 
 
 def _record(path: Path, number: int, line: bytes) -> dict[str, Any]:
+    what = f"not a metrics record: {line[:60]!r}"
     try:
         record = json.loads(line)
         if _is_record(record):
             return record  # type: ignore[no-any-return]
+        if isinstance(record, dict) and is_whole(record.get("step")):
+            what = f"step = {shown(record['step'])} is not a number of steps"
     except (ValueError, RecursionError):
         pass
     raise StoreError(
-        f"{path}, line {number}: damaged, not a metrics record: {line[:60]!r}; "
+        f"{path}, line {number}: damaged, {what}; "
         "remove the line to go without it, or remove the run's folder and run it again"
     )
 
@@ -190,7 +194,7 @@ def _without_lists(line: bytes) -> bytes:
 
 
 def _is_record(record: Any) -> bool:
-    return isinstance(record, dict) and isinstance(record.get("kind"), str) and type(record.get("step")) is int
+    return isinstance(record, dict) and isinstance(record.get("kind"), str) and is_step(record.get("step"))
 
 
 def read_metrics(store: str | Path, run_id: str) -> list[dict[str, Any]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -14,17 +13,27 @@ from pydantic import (
     AfterValidator,
     AwareDatetime,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     ValidationError,
+    ValidationInfo,
     field_validator,
 )
 
 from dsabench._version import __version__
 from dsabench.errors import StoreError
-from dsabench.metrics import columns
 from dsabench.spec.former_values import with_former_values
 from dsabench.store.files import explain
+from dsabench.store.record_values import (
+    check_order,
+    check_run_ids,
+    check_rungs,
+    check_spec,
+    check_summary,
+    check_time,
+    check_year,
+)
 from dsabench.store.seals import Seal, record_digest, seal_is_missing
 
 SCHEMA_VERSION = 1
@@ -104,12 +113,12 @@ def microseconds(time: datetime) -> int:
 
 def _utc(value: datetime) -> datetime:
     try:
-        return value.astimezone(UTC)
+        return check_year(value.astimezone(UTC))
     except OverflowError:
         raise ValueError("out of the range of dates") from None
 
 
-Time = Annotated[AwareDatetime, AfterValidator(_utc)]
+Time = Annotated[AwareDatetime, BeforeValidator(check_time), AfterValidator(_utc)]
 
 
 def _whole(value: Any) -> bool:
@@ -130,7 +139,7 @@ class Record(BaseModel):
     updated: Time = Field(default_factory=now)
     """When it was last written (UTC)."""
 
-    order: Annotated[int, Field(ge=0, le=LAST)] | None = None
+    order: Annotated[Annotated[int, Field(ge=0, le=LAST)] | None, BeforeValidator(check_order)] = None
     """Its place among all that was written to the store: what was written later has the larger number, whatever the
     clock said. None in records of versions that had none."""
 
@@ -205,6 +214,7 @@ class RunRecord(Record):
         for name in ("length", "seed"):
             if name in spec and not _whole(spec[name]):
                 raise ValueError(f"{name} = {spec[name]!r} is not a whole number")
+        check_spec(spec)
         return with_former_values(spec)
 
     @field_validator("summary")
@@ -212,16 +222,7 @@ class RunRecord(Record):
     def _fits_the_columns(cls, summary: dict[str, Scalar]) -> dict[str, Scalar]:
         if taken := RESERVED & summary.keys():
             raise ValueError(f"{', '.join(sorted(taken))}: the name is taken by a column that is not a metric")
-        for name, dtype in columns().items():
-            value = summary.get(name)
-            if value is None:
-                continue
-            if dtype == "Int64" and not _whole(value):
-                raise ValueError(f"{name} = {value!r} is not a whole number")
-            if dtype == "float64" and type(value) not in (int, float):
-                raise ValueError(f"{name} = {value!r} is not a number")
-            if dtype == "float64" and isinstance(value, int) and abs(value) > sys.float_info.max:
-                raise ValueError(f"{name} is a number of {value.bit_length()} bits, beyond every float")
+        check_summary(summary)
         if not isinstance(summary.get("leak"), bool | None):
             raise ValueError(f"leak = {summary['leak']!r} is neither true nor false")
         return summary
@@ -247,6 +248,16 @@ class SweepRecord(Record):
 
     environment: dict[str, Any] = {}
     """Where it was started."""
+
+    @field_validator("run_ids")
+    @classmethod
+    def _are_ids(cls, run_ids: list[str]) -> list[str]:
+        return check_run_ids([check_id(name) for name in run_ids])
+
+    @field_validator("rungs")
+    @classmethod
+    def _are_of_its_runs(cls, rungs: dict[str, list[str]], info: ValidationInfo) -> dict[str, list[str]]:
+        return check_rungs(rungs, info.data.get("run_ids"))
 
 
 def read_document(path: Path) -> dict[str, Any]:

@@ -48,7 +48,7 @@ def test_an_id_that_could_name_something_outside_the_store_is_refused(tmp_path: 
         lambda: load_metrics(store, [name]),
         lambda: find_checkpoint(store, name),
         lambda: read_sweep(store, name),
-        lambda: write_sweep(store, SweepRecord(id=name, spec={}, run_ids=[])),
+        lambda: write_sweep(store, SweepRecord(id=name, spec={}, run_ids=["a"])),
         lambda: RunWriter.open(store, name, spec={}, fingerprint={}, environment={}),
     ):
         with pytest.raises(StoreError):

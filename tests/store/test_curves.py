@@ -155,11 +155,11 @@ def test_a_step_beyond_64_bits_is_damage_and_no_crash(runs):
 def test_nan_and_infinities_stay_and_what_is_no_number_is_missing(runs):
     file = runs.older() / "metrics.jsonl"
     kinds = [math.nan, math.inf, -math.inf, 3, 2**60 + 1, True, "3", None, [3.0], {"a": 3}, 10**400]
-    file.write_bytes(b"".join(line(step=i, loss=value, note="x") for i, value in enumerate(kinds)))
+    file.write_bytes(b"".join(line(step=i, other=value, note="x") for i, value in enumerate(kinds)))
     frame = load_curves(runs.path).frame
-    assert frame.loss.dtype == "float64"
-    assert [str(v) for v in frame.loss] == ["nan", "inf", "-inf", "3.0", str(float(2**60 + 1)), *["nan"] * 6]
-    assert list(frame) == ["run_id", "step", "stage", "loss"], "a metric without a number is no column"
+    assert frame.other.dtype == "float64"
+    assert [str(v) for v in frame.other] == ["nan", "inf", "-inf", "3.0", str(float(2**60 + 1)), *["nan"] * 6]
+    assert list(frame) == ["run_id", "step", "stage", "other"], "a metric without a number is no column"
 
 
 def test_a_metric_that_is_true_or_false_is_no_number(runs):

@@ -47,7 +47,7 @@ def test_a_place_that_cannot_be_written(runs):
     with pytest.raises(StoreError, match=r"/proc/runs: "):
         check_writable(Path("/proc/runs"))
     with pytest.raises(StoreError, match=r"/proc/runs: "):
-        write_sweep("/proc/runs", SweepRecord(id="s", spec={}, run_ids=[]))
+        write_sweep("/proc/runs", SweepRecord(id="s", spec={}, run_ids=["a"]))
 
 
 def test_a_store_without_write_permission():

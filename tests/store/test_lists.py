@@ -14,7 +14,7 @@ import dsabench
 from dsabench.errors import StoreError
 from dsabench.store import load_lists, load_metrics
 
-NUMBERS = st.none() | st.integers(-(2**62), 2**62) | st.floats(allow_nan=False)
+NUMBERS = st.none() | st.integers(-(2**53), 2**53) | st.floats(allow_nan=False)
 VALUES = NUMBERS | st.text(max_size=3) | st.booleans() | st.lists(NUMBERS, max_size=4)
 NAMES = st.sampled_from(["val_loss", "loss_by_position", "target_recall_by_layer", "note", "z\u00e9"])
 RECORDS = st.lists(

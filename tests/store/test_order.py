@@ -65,7 +65,7 @@ def a_store() -> Iterator[Path]:
 
 
 def sweep(store: Path, name: str, *run_ids: str) -> None:
-    write_sweep(store, SweepRecord(id=name, spec={}, run_ids=list(run_ids)))
+    write_sweep(store, SweepRecord(id=name, spec={}, run_ids=list(run_ids) or ["none"]))
 
 
 def run(store: Path, name: str, seed: int = 1, loss: float = 4.0) -> None:

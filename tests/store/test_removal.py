@@ -267,7 +267,7 @@ def test_a_writer_can_begin_the_removed_run_anew_at_once(runs):
 def test_sweeps_that_name_removed_runs_are_known(runs):
     for name in "ab":
         runs.add(name)
-    for sweep, ids in {"one": ["a", "b"], "two": ["b"], "none": []}.items():
+    for sweep, ids in {"one": ["a", "b"], "two": ["b"], "none": ["c"]}.items():
         write_sweep(runs.path, SweepRecord(id=sweep, spec={}, run_ids=ids))
     remove_runs(runs.path, ["a", "b"])
     assert sweeps_naming(runs.path, ["a", "b"]) == {"one": 2, "two": 1}
