@@ -56,7 +56,7 @@ class CheckedTokens(NDArrayOperatorsMixin):
 
     def _map(self, mapped: NDArray[Any]) -> None:
         self._mapped = np.asarray(mapped)  # without np.memmap's own work at each access
-        self._bytes = memoryview(self._mapped.view(np.uint8))
+        self._bytes, self._crcs = memoryview(self._mapped.view(np.uint8)), memoryview(self.crc_K)
         self._checked_K = np.zeros(len(self.crc_K), bool)
         self._left = len(self.crc_K)
 
@@ -94,18 +94,20 @@ class CheckedTokens(NDArrayOperatorsMixin):
             if places_N.dtype.kind not in "iu" or (places_N.size and places_N.min() < 0):
                 places_N = np.arange(len(self))[where]  # a mask, or counted from the end
             blocks = (places_N >> self._shift).ravel()
+        # Places come in runs, so neighbours tell nearly all repetitions; sorting would take longer than the CRCs.
         fresh = blocks[~self._checked_K[blocks]]
-        if not len(fresh):
-            return
-        for block in np.unique(fresh).tolist():
-            while not self._agrees(block):
+        for block in [*fresh[np.flatnonzero(fresh[1:] != fresh[:-1])].tolist(), *fresh[-1:].tolist()]:
+            if self._checked_K[block]:
+                continue
+            if not self._agrees(block):
                 self._mended(block)
+                return self._check(where)  # of the new file nothing was looked at so far
             self._checked_K[block] = True
-        self._left = len(self._checked_K) - np.count_nonzero(self._checked_K)
+            self._left -= 1
 
     def _agrees(self, block: int) -> bool:
         first = block * BLOCK_BYTES
-        return zlib.crc32(self._bytes[first : first + BLOCK_BYTES]) == self.crc_K[block]
+        return zlib.crc32(self._bytes[first : first + BLOCK_BYTES]) == self._crcs[block]
 
     def _mended(self, block: int) -> None:
         """Go on with a file that was made anew."""

@@ -103,7 +103,7 @@ def _check(path: Path, data: DataSpec, rest: str, tell: Callable[[str], None]) -
             _download(path, data, rest, lambda: tell(f"{data.source}: the copy in {path} is damaged: downloading anew"))
         except DataError as error:
             raise DataError(
-                f"{path}: this copy of the text does not agree with its digest, and downloading it anew fails: {error}; "
+                f"{path}: this copy of the text is not what its digest says, and downloading it anew fails: {error}; "
                 f"to take it as it is, delete {path.name}.blake2b beside it"
             ) from None
         if checked_file.kept_digest(path) not in before:
