@@ -18,7 +18,7 @@ Legend: K blocks.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -49,7 +49,8 @@ class CheckedTokens(NDArrayOperatorsMixin):
     ) -> None:
         """mend: makes the file anew, or finds that another process has done so; called when a block is damaged, and
         nothing of it is used."""
-        self.crc_K, self._mend, self._name = crc_K, mend, name
+        self.crc_K = np.ascontiguousarray(crc_K, np.uint32)
+        self._mend, self._name = mend, name
         self.dtype = mapped.dtype
         self._shift = (BLOCK_BYTES // mapped.dtype.itemsize).bit_length() - 1
         self._map(mapped)
@@ -67,6 +68,9 @@ class CheckedTokens(NDArrayOperatorsMixin):
     def shape(self) -> tuple[int]:
         """(ids,)."""
         return self._mapped.shape
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self[:])
 
     def __getitem__(self, where: Any) -> Any:
         if self._left:
