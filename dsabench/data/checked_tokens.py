@@ -33,7 +33,7 @@ BLOCK_BYTES = 2**12
 
 def crc_of_blocks(tokens: NDArray[Any]) -> NDArray[np.uint32]:
     """(K,) CRC-32 of each block of an array."""
-    data = memoryview(tokens.view(np.uint8))  # a view of the mapping: nothing is copied
+    data = tokens.view(np.uint8).data  # a view of the mapping: nothing is copied
     crcs = (zlib.crc32(data[first : first + BLOCK_BYTES]) for first in range(0, len(data), BLOCK_BYTES))
     return np.fromiter(crcs, np.uint32, -(-len(data) // BLOCK_BYTES))
 
@@ -57,7 +57,7 @@ class CheckedTokens(NDArrayOperatorsMixin):
 
     def _map(self, mapped: NDArray[Any]) -> None:
         self._mapped = np.asarray(mapped)  # without np.memmap's own work at each access
-        self._bytes, self._crcs = memoryview(self._mapped.view(np.uint8)), memoryview(self.crc_K)
+        self._bytes, self._crcs = self._mapped.view(np.uint8).data, self.crc_K.data
         self._checked_K = np.zeros(len(self.crc_K), bool)
         self._left = len(self.crc_K)
 

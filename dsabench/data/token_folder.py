@@ -64,7 +64,7 @@ def finish(
 ) -> None:
     """Write all but the tokens. `kept_train`: which of the sorted training documents are used."""
     files = {f"{side}.bin": _described(folder / f"{side}.bin") for side in _SIDES}
-    crcs = {
+    crcs: dict[str, Any] = {
         f"{side}_crc_K": crc_of_blocks(_mapped(folder / f"{side}.bin", dtype))
         for side in _SIDES
         if not files[f"{side}.bin"]["blake2b"]
@@ -108,9 +108,8 @@ def load(
         tokens: dict[str, NDArray[Any] | CheckedTokens] = {}
         for side in _SIDES:
             path = folder / f"{side}.bin"
-            tokens[side] = _mapped(path, dtype)
-            if side in crcs:
-                tokens[side] = CheckedTokens(tokens[side], crcs[side], partial(mend, side), str(path))
+            mapped, crc_K = _mapped(path, dtype), crcs.get(side)
+            tokens[side] = mapped if crc_K is None else CheckedTokens(mapped, crc_K, partial(mend, side), str(path))
         return Entry(tokens, offsets, documents, counts_V, list(meta["notes"]))
     except UnusableError:
         raise

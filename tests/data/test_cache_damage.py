@@ -111,9 +111,10 @@ def test_every_flip_in_stored_tokens_is_noticed(
     folder: Folder, texts: Texts, cache: Path, name: str, large: bool, most: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(token_folder, "VERIFY_BYTES", 0 if large else 2**26)
-    prepare(folder(texts(20, words=300), val_share=0.3))
+    prepare(folder(texts(20, words=300), val_share=0.3, max_tokens=10_000))
     load = opener(cache, 14, 6)
     before = load()
+    assert len(before.notes) == 1
     kept = dataclasses.replace(before, tokens={side: np.array(ids) for side, ids in before.tokens.items()})
     silent, n = [], 0
     for place in flips(the(cache, f"tokens/*/{name}"), most):
