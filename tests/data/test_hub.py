@@ -129,7 +129,7 @@ def test_a_damaged_copy_is_downloaded_anew_and_said_once(hub: Hub, cache: Path, 
 
 def test_a_damaged_copy_without_a_network_says_what_to_do(hub: Hub, cache: Path) -> None:
     prepare(spec())
-    damaged(cache, "hub/*.jsonl")
+    damaged(cache, "hub/*.blake2b")
     hub.error = RuntimeError("the stream broke")
     with pytest.raises(
         DataError, match=r"jsonl: this copy .* its digest .* the stream broke; .* delete .*jsonl.blake2b"
