@@ -18,7 +18,7 @@ Legend: K blocks.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -57,7 +57,7 @@ class CheckedTokens(NDArrayOperatorsMixin):
 
     def _map(self, mapped: NDArray[Any]) -> None:
         self._mapped = np.asarray(mapped)  # without np.memmap's own work at each access
-        self._bytes, self._crcs = self._mapped.view(np.uint8).data, self.crc_K.data
+        self._bytes = self._mapped.view(np.uint8).data
         self._checked_K = np.zeros(len(self.crc_K), bool)
         self._left = len(self.crc_K)
 
@@ -85,7 +85,7 @@ class CheckedTokens(NDArrayOperatorsMixin):
 
     def is_whole(self) -> bool:
         """Whether every block agrees with its CRC."""
-        return all(map(self._agrees, range(len(self.crc_K))))
+        return self._crcs(range(len(self.crc_K))) == self.crc_K.tolist()
 
     def _check(self, where: Any) -> None:
         """Compare the blocks of these places that were not used before."""
@@ -100,18 +100,19 @@ class CheckedTokens(NDArrayOperatorsMixin):
             blocks = (places_N >> self._shift).ravel()
         # Places come in runs, so neighbours tell nearly all repetitions; sorting would take longer than the CRCs.
         fresh = blocks[~self._checked_K[blocks]]
-        for block in [*fresh[np.flatnonzero(fresh[1:] != fresh[:-1])].tolist(), *fresh[-1:].tolist()]:
-            if self._checked_K[block]:
-                continue
-            if not self._agrees(block):
+        if not len(fresh):
+            return
+        some = list(dict.fromkeys([*fresh[np.flatnonzero(fresh[1:] != fresh[:-1])].tolist(), int(fresh[-1])]))
+        for block, crc, right in zip(some, self._crcs(some), self.crc_K[some].tolist(), strict=True):
+            if crc != right:
                 self._mended(block)
                 return self._check(where)  # of the new file nothing was looked at so far
-            self._checked_K[block] = True
-            self._left -= 1
+        self._checked_K[some] = True
+        self._left -= len(some)
 
-    def _agrees(self, block: int) -> bool:
-        first = block * BLOCK_BYTES
-        return zlib.crc32(self._bytes[first : first + BLOCK_BYTES]) == self._crcs[block]
+    def _crcs(self, blocks: Iterable[int]) -> list[int]:
+        data, size = self._bytes, BLOCK_BYTES
+        return [zlib.crc32(data[block * size : (block + 1) * size]) for block in blocks]
 
     def _mended(self, block: int) -> None:
         """Go on with a file that was made anew."""
@@ -124,7 +125,7 @@ class CheckedTokens(NDArrayOperatorsMixin):
                 "'dsabench runs rm RUN'"
             )
         self._map(other._mapped)
-        if not self._agrees(block):
+        if self._crcs([block]) != [int(self.crc_K[block])]:
             raise DataError(
                 f"{self._name} was damaged, was made anew, and is damaged again in block {block}: disk or memory of "
                 "this machine fails; name another folder in DSABENCH_CACHE, and run the same command again"
