@@ -85,7 +85,7 @@ class CheckedTokens(NDArrayOperatorsMixin):
 
     def is_whole(self) -> bool:
         """Whether every block agrees with its CRC."""
-        return self._crcs(range(len(self.crc_K))) == self.crc_K.tolist()
+        return bool(self._crcs(range(len(self.crc_K))) == self.crc_K.tolist())
 
     def _check(self, where: Any) -> None:
         """Compare the blocks of these places that were not used before."""
