@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dsabench.data.batch import Baseline, Batch
+from dsabench.data.checked_tokens import CheckedTokens
 from dsabench.data.stream import Overlapping
 from dsabench.data.tokenizer import Tokenizer
 from dsabench.spec.task_settings import TaskSettings
@@ -43,9 +44,9 @@ class Names(Sequence[str]):
 class TokenSplit:
     """The documents of one side of the split, in the source's order."""
 
-    tokens: NDArray[np.uint16] | NDArray[np.uint32]
+    tokens: NDArray[np.uint16] | NDArray[np.uint32] | CheckedTokens
     """Memory-mapped ids of all documents, each followed by one end-of-document id (a document that data.max_tokens
-    cut short has none)."""
+    cut short has none). Those of a large corpus are compared with their digests as they are used."""
 
     offsets: NDArray[np.int64]
     """Where each document starts, and the end: document i is tokens[offsets[i]:offsets[i + 1]]."""
