@@ -6,8 +6,8 @@ but for about 100 bytes a document.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +52,9 @@ class Survey:
     amounts: Amounts | None
     """Documents and bytes to train on and held out; None for a task."""
 
+    versions: Mapping[str, str] = field(default_factory=dict)
+    """Versions of the distributions that the text is of, where the source is such (`packages`)."""
+
 
 def survey(data: DataSpec) -> Survey:
     """Read the corpus (once: digests are cached by path, size and times), split it, tokenize nothing. Raises
@@ -59,7 +62,7 @@ def survey(data: DataSpec) -> Survey:
     if data.task:
         return Survey(tasks.fingerprint(data.task), None)
     split = draw(data, _silent)
-    return Survey(_fingerprint(data, split), split.amounts)
+    return Survey(_fingerprint(data, split), split.amounts, split.source.versions)
 
 
 def fingerprint(data: DataSpec) -> dict[str, str]:
@@ -107,6 +110,7 @@ def prepare_text(
         tokenizer=tokenizer,
         notes=notes,
         packed=data.packing == "documents",
+        versions=split.source.versions,
         overlapping=overlapping,
     )
 
