@@ -27,6 +27,9 @@ from dsabench.spec.data_settings import DataSpec
 BPE_BYTES = 2**28
 """Text that a tokenizer is trained on; of a larger corpus, training documents drawn until it is reached."""
 
+ROUGH_BYTES = 4
+"""Bytes a token, before a text is encoded. A `bpe` of 8192 ids has 4.8 of speeches and 3.4 of Python code."""
+
 _TRAINING, _ENCODING = "training the tokenizer", "encoding"
 
 Counted = Callable[[str, float], None]
@@ -55,6 +58,12 @@ class Survey:
     versions: Mapping[str, str] = field(default_factory=dict)
     """Versions of the distributions that the text is of, where the source is such (`packages`)."""
 
+    train_tokens: int | None = None
+    """Tokens to train on; None for a task."""
+
+    is_rough: bool = False
+    """Whether train_tokens is an estimate, because the text was not encoded yet."""
+
 
 def survey(data: DataSpec) -> Survey:
     """Read the corpus (once: digests are cached by path, size and times), split it, tokenize nothing. Raises
@@ -62,7 +71,14 @@ def survey(data: DataSpec) -> Survey:
     if data.task:
         return Survey(tasks.fingerprint(data.task), None)
     split = draw(data, _silent)
-    return Survey(_fingerprint(data, split), split.amounts, split.source.versions)
+    known = token_folder.load(*_place(data, split))
+    tokens = _rough_tokens(data, split) if known is None else len(known.tokens["train"])
+    return Survey(_fingerprint(data, split), split.amounts, split.source.versions, tokens, known is None)
+
+
+def _rough_tokens(data: DataSpec, split: Split) -> int:
+    tokens = split.amounts.train_bytes // (1 if data.tokenizer == "bytes" else ROUGH_BYTES)
+    return tokens if data.max_tokens is None else min(tokens, data.max_tokens)
 
 
 def fingerprint(data: DataSpec) -> dict[str, str]:
@@ -235,19 +251,8 @@ class _CountedTokenizer:
 def _entry(
     data: DataSpec, split: Split, tokenizer: Tokenizer, tell: Callable[[str], None], counted: Counted
 ) -> token_folder.Entry:
-    """The stored tokens, made if need be; named by all that decides them: which documents, in which order, and how."""
-    train, val = np.sort(split.train), np.sort(split.val)
-    drawn = split.digests(split.train) if data.max_tokens is not None else b""
-    key = digest(
-        "tokens",
-        FORMAT,
-        tokenizer_digest(data, split.digests(_bpe_documents(split))),
-        data.max_tokens,
-        split.digests(train),
-        split.digests(val),
-        drawn,
-    )
-    path = cache_folder("tokens") / key[:32]
+    """The stored tokens, made if need be."""
+    path, key, train, val = _place(data, split)
     entry = token_folder.load(path, key, train, val)
     if entry is None:
         with locked(path, tell):
@@ -260,6 +265,23 @@ def _entry(
                 entry = token_folder.load(path, key, train, val)
                 assert entry is not None, "what was just written can be read"
     return entry
+
+
+def _place(data: DataSpec, split: Split) -> tuple[Path, str, NDArray[np.int64], NDArray[np.int64]]:
+    """Folder and key of the stored tokens, named by all that decides them: which documents, in which order, and how;
+    and the documents of both sides, sorted by their places."""
+    train, val = np.sort(split.train), np.sort(split.val)
+    drawn = split.digests(split.train) if data.max_tokens is not None else b""
+    key = digest(
+        "tokens",
+        FORMAT,
+        tokenizer_digest(data, split.digests(_bpe_documents(split))),
+        data.max_tokens,
+        split.digests(train),
+        split.digests(val),
+        drawn,
+    )
+    return cache_folder("tokens") / key[:32], key, train, val
 
 
 def _unigram_nats(counts_V: NDArray[np.int64]) -> NDArray[np.float64]:
