@@ -1,15 +1,13 @@
 """The source `packages`: which files of which distributions it reads, and that it is the same corpus everywhere."""
 
-import base64
-import hashlib
 import json
 import random
 import sys
 import zipfile
-from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
+from fake_site import Site, hashed
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -22,46 +20,6 @@ from dsabench.spec.data_settings import DataSpec
 PACKAGES = DataSpec(source="packages", tokenizer="bytes")
 CODE = "def {0}(value):\n    return value + {0}_offset\n"
 FILES = {f"alpha/{name}.py": CODE.format(name) for name in ("first", "second", "third")}
-
-Install = Callable[..., Path]
-
-
-def hashed(content: bytes) -> str:
-    return "sha256=" + base64.urlsafe_b64encode(hashlib.sha256(content).digest()).rstrip(b"=").decode()
-
-
-class Site:
-    """A folder of installed distributions, which are found before those of this Python."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-
-    def install(
-        self,
-        name: str,
-        files: dict[str, str | bytes] | None = None,
-        *,
-        version: str = "1.0",
-        requires: Iterable[str] = (),
-        extra_record: Iterable[str] = (),
-        shuffle: random.Random | None = None,
-    ) -> Path:
-        """Write the files and a dist-info with their RECORD, in the order given or shuffled. Returns the dist-info."""
-        lines = list(extra_record)
-        for label, content in (files or {}).items():
-            data = content.encode() if isinstance(content, str) else content
-            path = self.root / label
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(data)
-            lines.append(f"{label},{hashed(data)},{len(data)}")
-        if shuffle:
-            shuffle.shuffle(lines)
-        info = self.root / f"{name.replace('-', '_')}-{version}.dist-info"
-        info.mkdir(parents=True)
-        needs = "".join(f"Requires-Dist: {line}\n" for line in requires)
-        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n{needs}")
-        (info / "RECORD").write_text("".join(f"{line}\n" for line in lines))
-        return info
 
 
 @pytest.fixture

@@ -90,7 +90,7 @@ def _notes(rows: list[dict[str, Any]]) -> Iterator[str]:
         yield f"{known.words.capitalize()}: {_span(unigram, '.3f')} {known.unit}."
     if seen := [row["epochs"] for row in rows if math.isfinite(row["epochs"])]:
         known = METRICS["epochs"]
-        yield f"{known.words.capitalize()}: {_span(seen, '.2f')} ({known.meaning})."
+        yield f"{known.words.capitalize()}: {_span(seen, f'.{known.digits}f')} ({known.meaning})."
     tasks = [row for row in rows if math.isfinite(row["task_accuracy"])]
     if tasks:
         guess = METRICS["unigram_loss"].per("answer")
