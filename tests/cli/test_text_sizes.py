@@ -66,8 +66,11 @@ def test_plan_and_record_say_how_much_text_is_on_either_side(shell: Shell, uneve
     assert "readme.md" in err
 
 
-def test_plan_and_record_say_how_often_the_text_is_seen(shell: Shell, uneven: Path) -> None:
+def test_plan_and_record_say_how_often_the_text_is_seen(
+    shell: Shell, uneven: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """64 tokens of 2 steps, or 64,000 of 2000, of a text of some 28,000; exactly so when it was encoded once."""
+    monkeypatch.setenv("DSABENCH_CACHE", str(shell.folder / "cache"))
     source = ["--set", f"data.source=path:{uneven}"]
     (planned,) = json.loads(shell("train", *SMALL, *source, "--dry-run", "--json")[1])["runs"]
     assert planned["epochs_are_rough"] and planned["epochs"] == pytest.approx(64 / 28_000, rel=0.1)
