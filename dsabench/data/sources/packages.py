@@ -166,7 +166,12 @@ def _left_out(files: dict[str, _File], tell: Callable[[str], None]) -> dict[str,
         rules = ((label, _rule(label, _content(file))) for label, file in looked_at.items())
         by_content = {label: rule for label, rule in rules if rule}
         text = json.dumps(by_content, indent=0, sort_keys=True)
-        replace_file(path, lambda temporary: temporary.write_text(f"{digest(text)}\n{text}", encoding="utf-8"))
+        content = f"{digest(text)}\n{text}".encode()
+
+        def write(temporary: Path) -> None:
+            temporary.write_bytes(content)
+
+        replace_file(path, write)
     return by_name | by_content
 
 
