@@ -12,6 +12,7 @@ from dsabench.analysis.compared_rows import Judging, rows_of
 from dsabench.analysis.comparison import Comparison, LeftOut, Table
 from dsabench.analysis.comparison_row import Row
 from dsabench.analysis.matched_cost import Cost, Curve, curves_by_run
+from dsabench.analysis.overfitting import rises
 from dsabench.analysis.pairing import DIFFERENT_MACHINES, find_pairs
 from dsabench.analysis.peak_memory import memory_spread
 from dsabench.analysis.provenance import warnings
@@ -68,7 +69,17 @@ def compare(
     left_out += [(run_id, reason) for run_id in dict.fromkeys(lost) if run_id not in used]
     pairs = pairs[usable]
     bound, unit, source = _margin(scope, about, METRICS["val_loss"].per(scored).unit, margin)
-    by = Judging(metric, about, bound, _costs(curves, pairs), memory_spread(done), step_times(done))
+    most_rise = margin if margin is not None and about.margin_in_nats else scope.verdict.margin
+    by = Judging(
+        metric,
+        about,
+        bound,
+        _costs(curves, pairs),
+        memory_spread(done),
+        step_times(done),
+        rises(curves.frame),
+        most_rise,
+    )
     notes += [f"evaluations of {run_id} cannot be read: {why}" for run_id, why in curves.damaged.items()]
     tables = []
     for setting, of_setting in sorted(pairs.groupby("setting"), key=lambda item: variant_order(f" {item[0]!s}")):

@@ -34,7 +34,7 @@ _LEARNT = " On a task it may be that the variant has learnt it and the baseline 
 _SAME_MACHINE, _COMPLETE = "Same machine", "No run missing"
 WIN = "No win too large to believe"
 
-LOOKED_AT = ("val_loss", BY_POSITION)
+LOOKED_AT = ("val_loss", "train_loss", "task_accuracy", BY_POSITION)
 """The columns of evaluations that the checks look at."""
 
 _PARTS = 8
@@ -45,7 +45,7 @@ def audit(runs: pd.DataFrame, pairs: pd.DataFrame, curves: pd.DataFrame, audited
     """The checks, in the order in which a reader should doubt: the same for `sweep`, `compare` and `report`.
 
     runs: of `label_variants`. pairs: the frame of `find_pairs`. curves: evaluations of the finished runs, as
-    `load_curves` gives them, with val_loss and loss_by_position. audited: how many of the finished runs' records say
+    `load_curves` gives them, with the columns LOOKED_AT. audited: how many of the finished runs' records say
     whether the run leaks.
     """
     done = runs[runs["finished"]]

@@ -6,8 +6,8 @@ but for about 100 bytes a document.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,10 +16,13 @@ from dsabench.data import tasks
 from dsabench.data.held_out_share import Amounts
 from dsabench.data.split import Split, draw
 from dsabench.data.stored_tokenizer import recipe_of, tokenizer_of
-from dsabench.data.stored_tokens import Counted, StoredTokens, uncounted
+from dsabench.data.stored_tokens import Counted, StoredTokens, encoded_train_tokens, uncounted
 from dsabench.data.stream import OVERLAP_NOTE, Overlapping
 from dsabench.data.tokens import Names, TaskData, TokenData, TokenSplit
 from dsabench.spec.data_settings import DataSpec
+
+ROUGH_BYTES = 4
+"""Bytes a token, before a text is encoded. A `bpe` of 8192 ids has 4.8 of speeches and 3.4 of Python code."""
 
 
 def _silent(message: str) -> None:
@@ -37,6 +40,15 @@ class Survey:
     amounts: Amounts | None
     """Documents and bytes to train on and held out; None for a task."""
 
+    versions: Mapping[str, str] = field(default_factory=dict)
+    """Versions of the distributions that the text is of, where the source is such (`packages`)."""
+
+    train_tokens: int | None = None
+    """Tokens to train on; None for a task."""
+
+    is_rough: bool = False
+    """Whether train_tokens is an estimate, because the text was not encoded yet."""
+
 
 def survey(data: DataSpec) -> Survey:
     """Read the corpus (once: digests are cached by path, size and times), split it, tokenize nothing. Raises
@@ -44,7 +56,14 @@ def survey(data: DataSpec) -> Survey:
     if data.task:
         return Survey(tasks.fingerprint(data.task), None)
     split = draw(data, _silent)
-    return Survey(_fingerprint(data, split), split.amounts)
+    known = encoded_train_tokens(data, split, recipe_of(data, split))
+    tokens = _rough_tokens(data, split) if known is None else known
+    return Survey(_fingerprint(data, split), split.amounts, split.source.versions, tokens, known is None)
+
+
+def _rough_tokens(data: DataSpec, split: Split) -> int:
+    tokens = split.amounts.train_bytes // (1 if data.tokenizer == "bytes" else ROUGH_BYTES)
+    return tokens if data.max_tokens is None else min(tokens, data.max_tokens)
 
 
 def fingerprint(data: DataSpec) -> dict[str, str]:
@@ -93,6 +112,7 @@ def prepare_text(
         tokenizer=tokenizer,
         notes=notes,
         packed=data.packing == "documents",
+        versions=split.source.versions,
         overlapping=overlapping,
     )
 

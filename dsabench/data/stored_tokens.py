@@ -51,6 +51,22 @@ class _CountedTokenizer:
         return encoded
 
 
+def encoded_train_tokens(data: DataSpec, split: Split, recipe: str) -> int | None:
+    """Training tokens of the cache entry, if there is one; `recipe` as in StoredTokens. Encodes nothing."""
+    key = _key(data, split, recipe, np.sort(split.train), np.sort(split.val))
+    return token_folder.train_tokens(_path(key), key)
+
+
+def _key(data: DataSpec, split: Split, recipe: str, train: NDArray[np.int64], val: NDArray[np.int64]) -> str:
+    """All that decides the tokens: which documents (`train`, `val`: sorted), in which order, and how."""
+    drawn = split.digests(split.train) if data.max_tokens is not None else b""
+    return digest("tokens", FORMAT, recipe, data.max_tokens, split.digests(train), split.digests(val), drawn)
+
+
+def _path(key: str) -> Path:
+    return cache_folder("tokens") / key[:32]
+
+
 @dataclass(frozen=True, eq=False)
 class StoredTokens:
     """The cache entry of a corpus, a split and a tokenizer."""
@@ -70,14 +86,11 @@ class StoredTokens:
 
     @cached_property
     def _key(self) -> str:
-        """All that decides the tokens: which documents, in which order, and how."""
-        train, val = map(self.split.digests, self._sides)
-        drawn = self.split.digests(self.split.train) if self.data.max_tokens is not None else b""
-        return digest("tokens", FORMAT, self.recipe, self.data.max_tokens, train, val, drawn)
+        return _key(self.data, self.split, self.recipe, *self._sides)
 
     @cached_property
     def _path(self) -> Path:
-        return cache_folder("tokens") / self._key[:32]
+        return _path(self._key)
 
     def entry(self, counted: Counted) -> token_folder.Entry:
         """The tokens, made if need be. Raises DataError."""

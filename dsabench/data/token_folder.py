@@ -76,6 +76,25 @@ def finish(
     (folder / "meta.json").write_text(json.dumps({**meta, "seal": digest(meta)}, indent=1), encoding="ascii")
 
 
+def train_tokens(folder: Path, key: str) -> int | None:
+    """How many training tokens the entry has, by its meta.json; None where there is none that can be believed."""
+    try:
+        meta = _meta(folder, key)
+        return int(meta["files"]["train.bin"]["size"]) // np.dtype(meta["dtype"]).itemsize
+    except Exception:  # missing, of an older version or damaged: it is made anew when it is used
+        return None
+
+
+def _meta(folder: Path, key: str) -> dict[str, Any]:
+    """The content of meta.json, compared with its seal. Raises UnusableError, and whatever a damaged file leads to."""
+    meta: dict[str, Any] = json.loads((folder / "meta.json").read_text(encoding="ascii"))
+    if "seal" not in meta:
+        raise UnusableError(UNCHECKED)
+    if meta.pop("seal") != digest(meta) or meta["key"] != key:
+        raise UnusableError(DAMAGED)
+    return meta
+
+
 def load(
     folder: Path,
     key: str,
@@ -90,11 +109,7 @@ def load(
     mend: makes the entry anew and gives the tokens of a side, when a block of it is found damaged later.
     """
     try:
-        meta = json.loads((folder / "meta.json").read_text(encoding="ascii"))
-        if "seal" not in meta:
-            raise UnusableError(UNCHECKED)
-        if meta.pop("seal") != digest(meta) or meta["key"] != key:
-            raise UnusableError(DAMAGED)
+        meta = _meta(folder, key)
         if meta["tokenizer"] != tokenizer:
             raise UnusableError("those of another tokenizer")
         for name, told in meta["files"].items():

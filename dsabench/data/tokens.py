@@ -5,7 +5,7 @@ Legend: V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import overload
 
@@ -93,6 +93,9 @@ class TokenData:
     """With split = overlapping: the draw of windows for training and validation. `train` and `val` are then the same
     stream, as a single document."""
 
+    versions: Mapping[str, str] = field(default_factory=dict)
+    """Versions of the distributions that the text is of, where the source is such (`packages`)."""
+
     def baseline(self, batch: Batch) -> Baseline:
         """Unigram loss of the windows' scored targets, and the bytes that they stand for."""
         targets = batch.scored_targets
@@ -118,6 +121,9 @@ class TaskData:
     """Digests of `corpus` (task and settings) and `tokenizer` (its ids): part of a run's identity."""
 
     notes: list[str] = field(default_factory=list)
+
+    versions: Mapping[str, str] = field(default_factory=dict)
+    """None: a task is of no distribution."""
 
     @property
     def vocab_size(self) -> int:

@@ -9,6 +9,8 @@ from typing import Any, Literal
 
 from dsabench import data as data_package
 from dsabench._version import __version__
+from dsabench.analysis.provenance import TEXT_VERSIONS
+from dsabench.data import Survey
 from dsabench.engine.checkpoint import steps_done
 from dsabench.engine.device import Execution, default_device, environment, resolve
 from dsabench.engine.loop import to_the_end
@@ -24,6 +26,7 @@ from dsabench.reproduction.compare_records import (
 )
 from dsabench.reproduction.environments import (
     Change,
+    changes,
     environment_changes,
     may_vary,
     reasons,
@@ -117,7 +120,7 @@ def reproduce(
         check_weights_file(saved)
     spec = _spec(original, device, plugins)
     execution = _execution(original, spec, device)
-    _same_files(original, plan.fingerprint(spec, data_package.fingerprint(spec.data)), spec)
+    _same_files(original, data_package.survey(spec.data), spec)
     if into is None:
         with temporary_folder("keep the second run elsewhere (--into DIR)") as folder:
             found = _trained_again(spec, execution, original, folder / "runs", observe, notify)
@@ -189,15 +192,25 @@ def _found(original: RunRecord, stored: Sequence[str], given: Sequence[str]) -> 
     return found
 
 
-def _same_files(original: RunRecord, now: Mapping[str, str], spec: RunSpec) -> None:
+def _same_files(original: RunRecord, survey: Survey, spec: RunSpec) -> None:
     """Raises DataError when corpus, tokenizer or plugin are not those of the run."""
+    now = plan.fingerprint(spec, survey.fingerprint)
     where = {"corpus": spec.data.source, "tokenizer": spec.data.tokenizer, "plugin": ", ".join(spec.plugins)}
     for name, digest in original.fingerprint.items():
         if name in now and now[name] != digest:
             raise DataError(
                 f"the {name} is not what run {original.run_id} was trained with: {where.get(name) or name} has the "
                 f"digest {now[name][:12]} now, and had {digest[:12]} then. With the old content it can be reproduced"
+                + _other_versions(original.environment.get(TEXT_VERSIONS), survey.versions)
             )
+
+
+def _other_versions(then: Any, now: Mapping[str, str]) -> str:
+    """`: scipy 1.17.1, not 1.18.0`: of the distributions that a text is of, those that were others."""
+    if not isinstance(then, Mapping):
+        return ""
+    found = [f"{c.field} {c.a or 'none'}, not {c.b or 'none'}" for c in changes(dict(then), dict(now))]
+    return f": {'; '.join(found)}" if found else ""
 
 
 def _trained_again(
@@ -209,9 +222,9 @@ def _trained_again(
     notify: Callable[[str], None],
 ) -> RunRecord:
     here = original.model_copy(update={"environment": environment(execution), "version": __version__, "summary": {}})
-    changes = reasons(original, here)
-    if others := ", ".join(f"{c.field} {text(c.a)} -> {text(c.b)}" for c in changes):
-        notify("; ".join([f"the environment is not the run's: {others}", *remedies(changes)]))
+    found = reasons(original, here)
+    if others := ", ".join(f"{c.field} {text(c.a)} -> {text(c.b)}" for c in found):
+        notify("; ".join([f"the environment is not the run's: {others}", *remedies(found)]))
     job, place = RunJob(spec, retry_failed=True), Place(store, execution, Slots(), notify)
     return to_the_end(train_by_turns(job, place, observe(spec)))
 

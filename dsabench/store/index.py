@@ -39,7 +39,7 @@ INDEX = "index.parquet"
 _ROWS = ".index.json.gz"
 _SEAL = ".index.seal"
 _KEY = b"dsabench"
-_FORMAT = f"7 of schema {SCHEMA_VERSION}"
+_FORMAT = f"8 of schema {SCHEMA_VERSION}"
 
 _SHARE = 64
 """When a run ends, the index is written if it lacks 1/_SHARE of its rows, or has fewer than _SHARE rows."""

@@ -14,6 +14,7 @@ import pandas as pd
 
 from dsabench.errors import StoreError
 from dsabench.metrics import columns as metric_columns
+from dsabench.metrics import epochs
 from dsabench.plain import encodable
 from dsabench.store.files import is_held, signature
 from dsabench.store.layout import LOCK, RECORD, existing_store
@@ -90,6 +91,7 @@ def _flat_record(record: RunRecord) -> Row:
         row
         | with_floors(record.summary, record.spec)
         | {
+            "epochs": epochs(record.summary.get("tokens"), record.summary.get("text_tokens")),
             "run_id": record.run_id,
             "status": record.status,
             "attention": record.spec.get("attention", {}).get("kind"),

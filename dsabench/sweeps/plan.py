@@ -18,6 +18,7 @@ from dsabench.engine.device import Execution, matmul_rate
 from dsabench.engine.memory_plan import MemoryPlan
 from dsabench.engine.slot import shape_of
 from dsabench.errors import StoreError
+from dsabench.metrics import epochs
 from dsabench.model.transformer import flops_per_window, outline
 from dsabench.progress.time_left import Kind, RunParts, Timetable
 from dsabench.spec.data_settings import DataSpec
@@ -51,6 +52,12 @@ class PlannedRun:
     at: int = 0
     """Steps that its checkpoint has behind it, where it was interrupted."""
 
+    epochs: float | None = None
+    """Times that it sees its training text; None for a task."""
+
+    is_rough: bool = False
+    """Whether epochs is an estimate, because the text was not encoded yet."""
+
 
 def plan(specs: Sequence[RunSpec], store: str | Path) -> list[PlannedRun]:
     """The runs in order, with their identities and the store's status. Reads the corpus, trains nothing."""
@@ -62,16 +69,17 @@ def plan(specs: Sequence[RunSpec], store: str | Path) -> list[PlannedRun]:
         found = surveys[spec.data]
         identity = run_id(spec, fingerprint(spec, found.fingerprint))
         if identity not in planned:
-            planned[identity] = _planned_run(spec, identity, store, found.amounts)
+            planned[identity] = _planned_run(spec, identity, store, found)
     return list(planned.values())
 
 
-def _planned_run(spec: RunSpec, identity: str, store: str | Path, amounts: Amounts | None) -> PlannedRun:
+def _planned_run(spec: RunSpec, identity: str, store: str | Path, found: Survey) -> PlannedRun:
     known, at = status(store, identity), 0
     if known == "interrupted" and (saved := find_checkpoint(store, identity)) is not None:
         with suppress(StoreError):  # whether it is whole is seen when it is taken up
             at = steps_done(saved)
-    return PlannedRun(spec, identity, known, amounts, at)
+    seen = epochs(spec.tokens_per_step * spec.train.steps, found.train_tokens)
+    return PlannedRun(spec, identity, known, found.amounts, at, seen, found.is_rough)
 
 
 def rungs(sweep: Sweep) -> dict[str, list[str]]:

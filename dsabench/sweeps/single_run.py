@@ -121,6 +121,7 @@ def train_by_turns(job: RunJob, place: Place, observe: Callable[[Update], None])
         notify(note)
     died = "" if job.retry_failed else failures.death(store / identity)
     about = {"concurrency": slots.count, "data_notes": notes, "audit": audit.record()}
+    about |= {"text_versions": dict(data.versions)} if data.versions else {}
     mark = {"leak": audit.leak if audit.crash is None else None}
     try:
         writer = RunWriter.open(

@@ -16,6 +16,7 @@ from dsabench.cli.safe_text import first_line, printable
 from dsabench.cli.views.run_outcome import measure_lines
 from dsabench.cli.views.text_table import say
 from dsabench.errors import StoreError
+from dsabench.metrics import epochs
 from dsabench.spec.identity import flatten
 from dsabench.spec.rerun_command import command_words, non_default
 from dsabench.store import RunRecord, read_metrics, run_files
@@ -25,12 +26,14 @@ _ERROR_LINES = 8
 
 
 def document(record: RunRecord, store: Path) -> dict[str, Any]:
-    """The record as it is stored, and beside it what `print_run` shows: files, last records, and the command."""
+    """The record as it is stored, and beside it what `print_run` shows: files, epochs, last records, and the
+    command."""
     return {
         **json.loads(record.to_json()),  # pydantic's own JSON cannot say half a surrogate pair
         "non_default": non_default(record.spec),
         "folder": str(store / record.run_id),
         "files": run_files(store, record.run_id),
+        "epochs": epochs(record.summary.get("tokens"), record.summary.get("text_tokens")),
         "last_metrics": _last_metrics(record, store)[0],
         "command": _command(record, store),
     }

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from dsabench.cli.console import stdout_console
 from dsabench.cli.views.json_document import print_json
+from dsabench.metrics import METRICS
 from dsabench.plain import count
 from dsabench.progress.durations import duration
 
@@ -66,6 +67,8 @@ def plan_document(plan: SweepPlan) -> dict[str, Any]:
             {
                 "run_id": run.run_id,
                 "status": run.status,
+                "epochs": run.epochs,
+                "epochs_are_rough": run.is_rough,
                 "selects_everything": run.spec.attention.selects_everything(run.spec.length),
                 "spec": run.spec.model_dump(mode="json"),
             }
@@ -91,6 +94,8 @@ def print_plan(plan: SweepPlan, console: Console, *, config: str = "", full: boo
     texts = _texts(plan.runs)
     for source, amounts in texts:
         console.print(f"  {'text' if len(texts) == 1 else source}: {amounts}")
+    for line in epochs_lines(plan.runs):
+        console.print(f"  {line}")
     _print_windows(plan.runs, console)
     for line in selecting_everything(plan.runs):
         console.print(line)
@@ -169,6 +174,21 @@ def _print_windows(runs: Sequence[PlannedRun], console: Console) -> None:
         kept = [f"{k} (everything)" if k >= length else str(k) for k in sorted(filter(None, selected))]
         keeps = f", selecting variants keep {', '.join(kept)} keys" if kept else ""
         console.print(f"  length {length}: {batch} windows a step = {tokens:,} tokens{keeps}")
+
+
+def epochs_lines(runs: Sequence[PlannedRun]) -> Iterator[str]:
+    """How many times the runs see their training text, and what that means where it is often; none of tasks."""
+    from dsabench.analysis.learning_checks import MOST_EPOCHS, REPEATED
+
+    known = [run for run in runs if run.epochs is not None]
+    if not known:
+        return
+    values = [run.epochs for run in known if run.epochs is not None]
+    low, high = (METRICS["epochs"].text(value) for value in (min(values), max(values)))
+    rough = "about " if any(run.is_rough for run in known) else ""
+    yield f"epochs: {rough}{low if low == high else f'{low} to {high}'} ({METRICS['epochs'].meaning})"
+    if max(values) > MOST_EPOCHS:
+        yield f"note: that is more than {MOST_EPOCHS:g} times: {REPEATED}"
 
 
 def selecting_everything(runs: Sequence[PlannedRun]) -> Iterator[str]:

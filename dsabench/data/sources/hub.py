@@ -168,7 +168,7 @@ def _reach_the_hub(title: str) -> None:
         reason = getattr(error, "reason", error)
         raise DataError(
             f"{title}: {address} cannot be reached ({reason}); check the network, or use a source that needs none: "
-            "sotu, stdlib or path:X"
+            "sotu, stdlib, packages or path:X"
         ) from None
 
 
