@@ -1,4 +1,4 @@
-"""`dsabench runs`: the runs of a store listed, shown, compared, removed, and exported as a table."""
+"""`dsabench runs`: the runs of a store listed, shown, compared, removed, verified, sealed, and exported as a table."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from dsabench.cli import completion
+from dsabench.cli.commands import runs_seals
 from dsabench.cli.command_help import ANSWERS, OUTPUT, STORED, HelpfulCommand, HelpfulGroup, epilog
 from dsabench.cli.list_options import ListCommand, texts
 from dsabench.cli.options import AllFlag, JsonFlag, RunArgument, StoreOption, WhereOption
@@ -66,10 +67,6 @@ OtherStoreOption = Annotated[
         "--other-store", help="The store that B lies in, if not that of A.", metavar="DIR", rich_help_panel=STORED
     ),
 ]
-RunsArgument = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="RUN", help="A run's id, or the start of it.", autocompletion=completion.runs),
-]
 ShowAllFlag = Annotated[
     bool,
     typer.Option("--all", help="Everything that the store knows of the run.", rich_help_panel=OUTPUT),
@@ -109,6 +106,7 @@ _EXAMPLES = {
         ("One row a run, for a spreadsheet", "dsabench runs export runs.csv"),
         ("What was recorded at each step", "dsabench runs export curves.parquet --metrics"),
     ),
+    **runs_seals.EXAMPLES,
 }
 
 
@@ -125,13 +123,15 @@ def add_to(app: typer.Typer) -> None:
     """Register the group of commands."""
     group = typer.Typer(
         cls=_ListByDefault,
-        help="List, show, compare, remove or export stored runs. Without a command: list, and its options.",
+        help="List, show, compare, remove, verify or export stored runs. Without a command: list, and its options.",
         epilog=epilog("store", *_EXAMPLES["list"][:2], _EXAMPLES["show"][0]),
     )
     _add(group, list_, ListCommand, None)
     _add(group, show, HelpfulCommand, "Show one run, and the command that trains it again.")
     _add(group, diff, HelpfulCommand, "How two runs differ: spec, environment, outcome.")
     _add(group, rm, HelpfulCommand, "Remove runs, after a question.")
+    _add(group, runs_seals.verify, HelpfulCommand, "Compare runs with what was written, every byte.")
+    _add(group, runs_seals.seal, HelpfulCommand, "Seal runs that were stored before 0.3.")
     _add(group, export, HelpfulCommand, "Write the table of runs, or their metrics, to a file.")
     app.add_typer(group, name="runs", rich_help_panel=ANSWERS)
 
@@ -226,7 +226,7 @@ def diff(
 
 
 def rm(
-    runs: RunsArgument = None,
+    runs: runs_seals.RunsArgument = None,
     where: WhereOption = None,
     sweep: OfSweepOption = None,
     yes: YesFlag = False,
