@@ -137,10 +137,11 @@ def _run_health(folder: Path, remedy: remedies.Remedies) -> tuple[RunHealth, int
     record, is_whole = _record(folder)
     problems = []
     if row["status"] in ("damaged", "unreadable"):
-        problems = [str(row["error"]).removeprefix(f"run {name}: ").replace(f"{folder}/", "")]
+        problems = [str(row["error"]).removeprefix(f"run {name}: ")]
     checkpoint = [] if record is None else _checkpoint_problems(folder, record)
     if problems or checkpoint:
-        advice, commands = remedy.of(name, record, is_whole, results_stand=not problems)
+        advice, commands = remedy.of(name, record, is_whole, str(row["status"]), "".join(problems))
+        problems = [problem.replace(f"{folder}/", "") for problem in problems]
         health = RunHealth(
             run_id=name, state="damaged", problems=problems, checkpoint=checkpoint, advice=advice, commands=commands
         )

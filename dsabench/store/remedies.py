@@ -25,13 +25,16 @@ class Remedies:
         self._sweeps = sweeps
 
     def of(
-        self, run_id: str, record: RunRecord | None, is_whole: bool, results_stand: bool = False
+        self, run_id: str, record: RunRecord | None, is_whole: bool, status: str, error: str
     ) -> tuple[str, list[str]]:
         """What to do about a damaged run, and the commands that do it.
 
-        record: the run's, if it can be read. is_whole: whether it is what was written. results_stand: only a checkpoint
-        is damaged.
+        record: the run's, if it can be read. is_whole: whether it is what was written. error: what is wrong with its
+        results; empty where only a checkpoint is damaged.
         """
+        results_stand = not error
+        if error and not can_be_removed(status, error):
+            return "it may be whole: see what is said of it", []
         if results_stand and record is not None and record.status != "done":
             return "train it again: it resumes from the checkpoint before, or begins anew", self._again(record, run_id)
         again = self._again(record, run_id) if record and (is_whole or has_its_id(record)) else self._by_sweep(run_id)
@@ -53,12 +56,21 @@ class Remedies:
         """The command of a sweep that names the run, which trains nothing else that is done."""
         for sweep in self._sweeps:
             if run_id in sweep.run_ids and sweep.command and "sweep" in sweep.command:
-                return [shlex.join(["dsabench", *sweep.command[sweep.command.index("sweep") :]])]
+                words = iter(sweep.command[sweep.command.index("sweep") :])
+                kept = [word for word in words if not (word == "--store" and next(words, None))]  # it may have moved
+                return [shlex.join(["dsabench", *kept, *self._store])]
         return []
 
 
-def way_out(store: str | Path, run_id: str, error: str) -> str:
+def can_be_removed(status: str, error: str) -> bool:
+    """Whether a run that cannot be believed is lost: not one of a newer version, or that may not be read."""
+    return status == "damaged" or ": damaged, " in error
+
+
+def way_out(store: str | Path, run_id: str, status: str, error: str) -> str:
     """What is said where a damaged run stands in the way of training it."""
+    if not can_be_removed(status, error):
+        return f"run {run_id} cannot be read, and is not trained: {error}"
     wrong = error.removeprefix(f"run {run_id}: ").replace(f"{Path(store) / run_id}/", "")
     removal = Remedies(Path(store)).removal(run_id)
     return (

@@ -63,7 +63,8 @@ def row_of(folder: Path) -> tuple[Row, bool]:
             record, may_change = read_folder(folder)
             wrong = [] if may_change else damage(folder, record)
         except DamagedError as error:
-            record, may_change, wrong = error.record, False, [str(error)]
+            record, may_change = error.record, False
+            wrong = [str(error).removeprefix(f"run {folder.name}: ").replace(f"{folder}/", "")]
             if record is not None and record.run_id == folder.name:
                 wrong += damage(folder, record)
         except StoreError as error:

@@ -24,6 +24,7 @@ from dsabench.spec.data_settings import DataSpec
 from dsabench.spec.run import RunSpec
 from dsabench.spec.sweep import Sweep
 from dsabench.store import RunBusyError, RunRecord, SweepRecord, index, read_sweep, write_sweep
+from dsabench.store.remedies import OF_A_SWEEP
 from dsabench.sweeps.dead_run import record_death
 from dsabench.sweeps.in_process import Here
 from dsabench.sweeps.launcher import Busy, Crowded, Died, Ended, Job, Launcher, Refused, TooManyWindows
@@ -50,7 +51,7 @@ def run_sweep(
     counted: Callable[[str, float], None] = lambda part, share: None,
 ) -> Iterator[RunRecord]:
     """Train the planned runs in order, yielding each one's record when it ends; a run that fails does not stop the
-    others, and one that another process trains is waited for.
+    others, one that another process trains is waited for, and a damaged one is left as it is.
 
     execution: of the sweep's `engine`, in this process, which audits the models. launcher: where runs are trained; None
     is in this process, `concurrency` runs at a time (None chooses: `choose_concurrency`). It is closed at the end.
@@ -58,7 +59,7 @@ def run_sweep(
     what was done with more is trained, and yielded, again. `started(run)` is called before each run and gives the
     observer of its updates; `counted` is told how much of the audit is done.
     """
-    _refuse_leaks([run.spec for run in planned if run.status != "done"], execution, notify, counted)
+    _refuse_leaks([run.spec for run in planned if run.is_left], execution, notify, counted)
     identity = _record_sweep(sweep, planned, Path(store), execution, command, notify)
     if launcher is None:
         at_a_time = choose_concurrency(planned, execution) if concurrency is None else concurrency
@@ -119,7 +120,7 @@ class _Schedule:
         notify: Callable[[str], None],
     ) -> None:
         self.store, self.micro_batches, self.notify = store, micro_batches, notify
-        self.waiting = deque(planned)
+        self.waiting = deque(run for run in planned if not run.problem)
         self.active: dict[str, PlannedRun] = {}
         self.crowded: list[PlannedRun] = []
         """To be trained one at a time when all others have ended."""
@@ -192,7 +193,10 @@ def _record_sweep(
     identity = sweep_id(sweep, planned)
     spec, created = sweep.plain(), {}
     if (store / "sweeps" / f"{identity}.json").exists():
-        before = read_sweep(store, identity)
+        try:
+            before = read_sweep(store, identity)
+        except StoreError as error:
+            raise type(error)(f"{error}; {OF_A_SWEEP}") from error
         created = {"created": before.created}
         first = before.spec.get("verdict", spec["verdict"])
         if first != spec["verdict"]:  # a margin moved after runs were seen proves nothing

@@ -193,9 +193,8 @@ def show(
     from dsabench.cli.console import stdout_console
     from dsabench.cli.views import runs_show
     from dsabench.cli.views.json_document import print_json
-    from dsabench.store import find_run
 
-    record = find_run(store, run)
+    record = runs_show.found(store, run)
     if json:
         print_json(runs_show.document(record, store))
     else:
@@ -219,8 +218,11 @@ def diff(
     from dsabench.reproduction.difference import diff_runs
 
     found = diff_runs(store, run, other, other_store=other_store)
+    damage = runs_diff.damage_lines(found)
+    for line in damage:
+        _tell(f"WARNING: {line}")
     if json:
-        print_json(found.document())
+        print_json({**found.document(), "warnings": damage})
     else:
         runs_diff.print_difference(found, stdout_console())
 
@@ -257,6 +259,7 @@ def export(
 
     All runs, unless --sweep or --where choose (--all is the default here).
     """
+    from dsabench.analysis.damaged_runs import damage_sentence, damaged_ids
     from dsabench.analysis.scope import choose
     from dsabench.cli.safe_text import printable
     from dsabench.store import check_table_path, metrics_in_parts, write_table
@@ -265,10 +268,16 @@ def export(
     chosen = choose(store, sweep=sweep, everything=everything, where=where)
     if chosen.runs.empty:
         raise ScopeError(f"nothing to export: of {chosen.total} runs ({chosen.title}) none is chosen")
-    n = write_table(metrics_in_parts(store, list(chosen.runs["run_id"])) if metrics else [chosen.runs], file)
+    names = [str(name) for name in chosen.runs["run_id"]]
+    if metrics:
+        damaged = damaged_ids(chosen.runs)
+        names = [name for name in names if name not in damaged]
+        if damaged:
+            _tell(f"WARNING: {damage_sentence(chosen.runs)}")
+    n = write_table(metrics_in_parts(store, names) if metrics else [chosen.runs], file)
     for note in chosen.notes:
         _tell(f"note: {note}")
-    print(printable(f"Written: {file} ({n} {'records' if metrics else 'rows'} of {len(chosen.runs)} runs)"))
+    print(printable(f"Written: {file} ({n} {'records' if metrics else 'rows'} of {len(names)} runs)"))
 
 
 def _tell(message: str) -> None:

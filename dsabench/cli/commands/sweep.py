@@ -119,7 +119,7 @@ def sweep(
     _report(plan, store, out, json)
     if not quiet:
         next_steps.after_sweep(plan, store, out, took)
-    raise typer.Exit(1 if failed else 0)
+    raise typer.Exit(1 if failed or any(run.problem for run in plan.runs) else 0)
 
 
 def _report(plan: SweepPlan, store: Path, out: Path, as_json: bool) -> None:

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 def after_sweep(plan: SweepPlan, store: Path, out: Path, seconds: float) -> None:
     """Print the end of a sweep that took so many seconds."""
-    trained = sum(run.status != "done" for run in plan.runs)
-    took = f"{trained} run{'s' * (trained != 1)} in {duration(seconds)}" if trained else "All runs were done before"
+    trained = sum(run.is_left for run in plan.runs)
+    took = f"{trained} run{'s' * (trained != 1)} in {duration(seconds)}" if trained else "No run was left to train"
     there = _flag("--store", store, os.environ.get("DSABENCH_STORE", "runs"))
     where = f"{there}{_flag('--out', out, 'results')}"
     commands = [

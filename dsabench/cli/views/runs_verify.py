@@ -15,7 +15,7 @@ from dsabench.cli.views.json_document import print_json
 from dsabench.cli.views.text_table import say
 from dsabench.errors import StoreError
 from dsabench.plain import count
-from dsabench.store import RunBusyError, StoreHealth, check_store, index, load_runs, seal_run
+from dsabench.store import RunBusyError, StoreHealth, check_store, index, seal_run
 from dsabench.store.health import RunHealth
 from dsabench.store.layout import existing_store
 from dsabench.store.reader import run_names
@@ -26,7 +26,7 @@ _EVERY_S = 10.0
 _MEANING = {
     "sealed": "what was written",
     "unsealed": "stored before 0.3; nothing in them contradicts itself",
-    "damaged": "never judged",
+    "damaged": "named above",
     "running": "not looked at while they train",
 }
 
@@ -92,15 +92,6 @@ def seal_and_print(store: Path, names: Sequence[str] | None) -> bool:
     parts += [f"{len(refused):,} refused (`dsabench runs verify` says what to do)"] if refused else []
     print("; ".join(parts))
     return not refused
-
-
-def unsealed_note(store: Path) -> str:
-    """What is said of runs without a seal, once and below everything else; empty when there are none."""
-    n = int((load_runs(store)["seal"] == "unsealed").sum())
-    if not n:
-        return ""
-    where = "" if store == Path("runs") else f" --store {store}"
-    return f"{count(n, 'run')} without a seal (stored before 0.3): `dsabench runs seal --all{where}` checks and seals"
 
 
 def _lines(run: RunHealth) -> Iterator[str]:
