@@ -105,7 +105,9 @@ def compare(
         warnings=[*_unfinished(scope), *said_first(checks), *warnings(scope.runs)],
         notes=notes,
     )
-    return found.model_copy(update={"answer": answer(found, nothing, scope.unfinished, damage_sentence(scope.runs, named=False))})
+    return found.model_copy(
+        update={"answer": answer(found, nothing, scope.unfinished, damage_sentence(scope.runs, named=False))}
+    )
 
 
 def _judged(pairs: pd.DataFrame, rows: list[Row]) -> pd.DataFrame:

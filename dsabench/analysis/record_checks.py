@@ -272,4 +272,6 @@ def _as_written(runs: pd.DataFrame) -> Check:
             "dsabench 0.3, which began to seal them, and nothing in them contradicts itself."
         )
         return Check(name=name, outcome="not recorded", text=text)
-    return Check(name=name, outcome="ok", text=f"Record and metrics of all {count(sealed, 'run')} are what was written.")
+    return Check(
+        name=name, outcome="ok", text=f"Record and metrics of all {count(sealed, 'run')} are what was written."
+    )

@@ -10,8 +10,8 @@ from typing import Annotated, Any
 import typer
 
 from dsabench.cli import completion
-from dsabench.cli.commands import runs_seals
 from dsabench.cli.command_help import ANSWERS, OUTPUT, STORED, HelpfulCommand, HelpfulGroup, epilog
+from dsabench.cli.commands import runs_seals
 from dsabench.cli.list_options import ListCommand, texts
 from dsabench.cli.options import AllFlag, JsonFlag, RunArgument, StoreOption, WhereOption
 from dsabench.errors import ScopeError

@@ -17,9 +17,7 @@ from dsabench.store.table import row_of
 
 def damage_lines(found: RunDifference) -> list[str]:
     """A line for each of the runs that is damaged, with what is wrong."""
-    rows = [
-        row_of(store / run.run_id)[0] for run, store in zip((found.a, found.b), found.stores, strict=True)
-    ]
+    rows = [row_of(store / run.run_id)[0] for run, store in zip((found.a, found.b), found.stores, strict=True)]
     return [f"run {row['run_id']} is damaged: {row['error']}" for row in rows if row["status"] in STATUSES]
 
 
