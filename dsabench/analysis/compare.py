@@ -48,7 +48,13 @@ def compare(
             raise ScopeError(f"--metric {metric}: no finished run of {scope.title} has it")
         labelled[metric] = np.nan
     labelled["k"] = keys(labelled)
-    paired = find_pairs(labelled, baseline)
+    damaged = damage_sentence(scope.runs)
+    try:
+        paired = find_pairs(labelled, baseline)
+    except ScopeError as error:
+        if not damaged:
+            raise
+        raise ScopeError(f"{error}. {damaged}") from error
     pairs, left_out = paired.frame, list(paired.left_out)
     done = labelled[labelled["finished"]]
     curves = load_curves(scope.store, list(done["run_id"]), columns=["flops", "seconds", *LOOKED_AT])

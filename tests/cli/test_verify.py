@@ -212,3 +212,13 @@ def test_the_schema_describes_the_document(store: Path, shell: Shell) -> None:
     document = json.loads(shell("runs", "verify", "--store", store, "--json")[1])
     assert document.keys() == schema["properties"].keys()
     assert document["runs"][0].keys() == schema["$defs"]["RunHealth"]["properties"].keys()
+
+
+@pytest.mark.parametrize("kinds", ["dense", "d*"])
+def test_where_no_baseline_is_whole_the_reason_is_said(store: Path, shell: Shell, tmp_path: Path, kinds: str) -> None:
+    for folder in store.glob(f"{kinds}-L*"):
+        hurt.metrics_digit(folder)
+    code, _, err = shell("compare", "--store", store)
+    assert code == 2 and "runs are damaged and were left out" in err
+    code, _, err = shell("report", "--store", store, "--out", tmp_path / "r")
+    assert code == 0 and "runs are damaged" in (tmp_path / "r" / "report.html").read_text(encoding="utf-8")

@@ -74,7 +74,7 @@ def test_the_other_runs_of_a_sweep_are_trained(store: Path, config: Path, shell:
     assert code == 0 and f"WARNING: run {folder.name}: damaged (metrics.jsonl" in out
     code, out, err = shell(*words)
     assert code == 1
-    assert err.index(f"WARNING: run {folder.name}: damaged") < err.index("[1/1]")
+    assert err.index(f"WARNING: run {folder.name}: damaged") < err.index("dsa-L16-s1"), err
     assert "1 run is damaged and was left out" in json.loads((tmp_path / "out" / "summary.json").read_text())["answer"]
     assert files(folder) == before
     assert dict(load_runs(store).groupby("status").size()) == {"damaged": 1, "done": 1}

@@ -123,7 +123,7 @@ def add_to(app: typer.Typer) -> None:
     """Register the group of commands."""
     group = typer.Typer(
         cls=_ListByDefault,
-        help="List, show, compare, remove, verify or export stored runs. Without a command: list, and its options.",
+        help="List, show, compare, verify, remove, export runs. Without a command: list, and its options.",
         epilog=epilog("store", *_EXAMPLES["list"][:2], _EXAMPLES["show"][0]),
     )
     _add(group, list_, ListCommand, None)

@@ -21,7 +21,7 @@ EXAMPLES = {
     "verify": (
         ("Everything in the store: records, metrics, weights, sweeps, caches", "dsabench runs verify"),
         ("One run", "dsabench runs verify dsa-L64-s42"),
-        ("For a program, after a copy", "dsabench runs verify --store copy --json"),
+        ("The same for a program", "dsabench runs verify --json"),
     ),
     "seal": (
         ("Runs of versions before 0.3, after the same checks", "dsabench runs seal --all"),

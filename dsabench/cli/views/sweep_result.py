@@ -19,6 +19,7 @@ def report_sweep(sweep_id: str, planned: Sequence[PlannedRun], store: Path, out:
     from dsabench.analysis.record_checks import check_alone, said_first
     from dsabench.analysis.results_table import experiment_table, not_averaged, write_results
     from dsabench.analysis.scope import look_at
+    from dsabench.analysis.variants import label_variants
     from dsabench.cli.views.compare_tables import answer_lines, comparison_lines, warning_lines
     from dsabench.cli.views.results_table_text import experiment_lines
     from dsabench.figures.catalogue import file_name
@@ -29,7 +30,7 @@ def report_sweep(sweep_id: str, planned: Sequence[PlannedRun], store: Path, out:
     runs = scope.runs
     damaged = damaged_ids(runs)
     metrics = load_metrics(store, run_ids=[run.run_id for run in planned if run.run_id not in damaged])
-    found = compare(scope) if (runs["attention"] == "dense").any() else None
+    found = compare(scope) if (label_variants(runs)["attention"] == "dense").any() else None
     warnings = found.warnings if found else said_first(check_alone(scope))
     answer = found.answer if found else "No answer: no dense run among these, with which others are compared."
     if damaged and not found:
