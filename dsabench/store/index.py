@@ -65,8 +65,8 @@ def load_runs(store: str | Path = "runs") -> pd.DataFrame:
     Columns: those of `table.fixed_columns`, always; every spec field by its path (`train.learning_rate`);
     `fingerprint.*` and `environment.*`; and any further metric. dtypes: string, Int64, boolean, float64
     (NaN is missing or recorded as NaN), datetime64[us, UTC]; see `table.typed`. `status` is running, done,
-    failed, interrupted (a crashed run too), or unreadable, and then `error` says what is wrong with the
-    run's record.
+    failed, interrupted (a crashed run too), damaged (not what was written) or unreadable, and then `error` says
+    what is wrong with the run. `seal` is sealed, unsealed (stored before 0.3) or damaged.
 
     Reads `index.parquet` when it is up to date, else brings it up to date when the store can be written.
 

@@ -222,3 +222,15 @@ def test_where_no_baseline_is_whole_the_reason_is_said(store: Path, shell: Shell
     assert code == 2 and "runs are damaged and were left out" in err
     code, _, err = shell("report", "--store", store, "--out", tmp_path / "r")
     assert code == 0 and "runs are damaged" in (tmp_path / "r" / "report.html").read_text(encoding="utf-8")
+
+
+def test_sealing_adds_a_seal_and_nothing_else(store: Path, shell: Shell) -> None:
+    """So that an earlier version, which keeps fields that it does not know, reads what it read."""
+    before = {}
+    for folder in store.glob("d*-L*"):
+        unseal(folder)
+        before[folder.name] = json.loads((folder / "run.json").read_text())
+    assert "8 runs sealed" in shell("runs", "seal", "--all", "--store", store)[1]
+    for name, document in before.items():
+        after = json.loads((store / name / "run.json").read_text())
+        assert after.pop("seal")["files"] and after == document
