@@ -174,10 +174,10 @@ def test_a_run_that_trains_is_not_looked_at_and_not_sealed(store: Path, shell: S
 
 
 def test_what_is_unsealed_is_said_once(store: Path, shell: Shell) -> None:
-    assert "seal" not in shell("runs", "--store", store)[1]
+    assert "seal" not in shell("runs", "--store", store)[2]
     for folder in store.glob("d*-L*"):
         unseal(folder)
-    assert shell("runs", "--store", store)[1].count("without a seal") == 1
+    assert shell("runs", "--store", store)[2].count("without a seal") == 1
     code, out, _ = shell("runs", "verify", "--store", store)
     assert code == 0 and "8 unsealed" in out and out.count("runs seal --all") == 1
     assert "stored before 0.3" in shell("runs", "show", dsa(store).name, "--store", store)[1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -98,14 +99,10 @@ def print_counts(runs: pd.DataFrame, hidden: int, limit: int | None) -> None:
     left_out = f"; {hidden} of them are not shown (--limit {limit})" if hidden else ""
     print(printable(f"{len(runs)} run{'s' * (len(runs) != 1)}: {several}{left_out}"))
     if counts.keys() & set(STATUSES):
-        print("Damaged runs are never judged: `dsabench runs verify` says what differs, and what to do")
+        print("note: damaged runs are never judged; `dsabench runs verify` says what to do", file=sys.stderr)
     if n := int((runs["seal"] == "unsealed").sum()):
-        print(f"{unsealed(n)}: `dsabench runs seal --all` checks and seals them")
-
-
-def unsealed(n: int) -> str:
-    """The note on runs without a seal."""
-    return f"{count(n, 'run')} without a seal, stored before 0.3"
+        note = f"note: {count(n, 'run')} without a seal, stored before 0.3; `dsabench runs seal --all` checks and seals"
+        print(note, file=sys.stderr)
 
 
 def _known(runs: pd.DataFrame, wanted: str, option: str) -> str:
