@@ -20,7 +20,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from dsabench.errors import StoreError
-from dsabench.store.files import explain, read_regular
+from dsabench.store.files import explain, read_regular, write_atomic
 
 CHECKPOINT_SEAL = "seal.json"
 """Name of a checkpoint folder's own seal."""
@@ -134,13 +134,16 @@ def differing(folder: Path, files: Mapping[str, FileSeal]) -> list[str]:
     return found
 
 
-def seal_checkpoint(folder: Path, metrics: Path) -> None:
-    """Write the seal of a checkpoint folder whose files are all there. Raises OSError."""
+def seal_checkpoint(folder: Path, metrics: Path, size: int | None = None) -> None:
+    """Write the seal of a checkpoint folder whose files are all there, atomically. Raises OSError.
+
+    size: bytes of `metrics` that the checkpoint has behind it; all of it without.
+    """
     files = {path.name: file_seal(path).model_dump() for path in sorted(folder.iterdir())}
-    past = file_seal(metrics) if metrics.exists() else FileSeal(size=0, digest=digest_of(b""))
+    past = file_seal(metrics, size) if metrics.exists() else FileSeal(size=0, digest=digest_of(b""))
     document = {"files": files, "metrics": past.model_dump()}
     text = json.dumps({"digest": record_digest(document), **document}, indent=1)
-    (folder / CHECKPOINT_SEAL).write_text(text + "\n", encoding="ascii")
+    write_atomic(folder / CHECKPOINT_SEAL, (text + "\n").encode("ascii"))
 
 
 def checkpoint_seal(folder: Path) -> CheckpointSeal | None:

@@ -58,13 +58,15 @@ def row_of(folder: Path) -> tuple[Row, bool]:
     A run that is not what was written, or whose parts contradict each other, has status `damaged`, and one that cannot
     be read `unreadable`; `error` says what is wrong.
     """
+    record: RunRecord | None
     while True:
         seen = signature(folder / RECORD)
         try:
             record, may_change = read_folder(folder)
             wrong = [] if may_change else damage(folder, record)
         except DamagedError as error:
-            record, may_change, wrong = error.record, False, [str(error)]
+            record, may_change = error.record, False
+            wrong = [str(error).removeprefix(f"run {folder.name}: ").replace(f"{folder}/", "")]
             if record is not None and record.run_id == folder.name:
                 wrong += damage(folder, record)
         except StoreError as error:

@@ -25,7 +25,12 @@ from dsabench.spec.data_settings import DataSpec
 from dsabench.spec.identity import run_id
 from dsabench.spec.run import RunSpec
 from dsabench.spec.sweep import Sweep
-from dsabench.store import find_checkpoint, read_run
+from dsabench.store import DamagedError, find_checkpoint, read_run
+from dsabench.store.remedies import way_out
+from dsabench.store.table import row_of
+
+DAMAGED = ("damaged", "unreadable")
+"""Statuses of a row of the store's table whose run cannot be believed."""
 
 MOST_AT_A_TIME = 5
 """Runs that share a GPU unless the user says another number: the default number of seeds."""
@@ -45,7 +50,7 @@ class PlannedRun:
     spec: RunSpec
     run_id: str
     status: str
-    """`new`, or the status that the store's record has."""
+    """`new`, or the status that the store's record has; `damaged` also of one that cannot be read."""
     amounts: Amounts | None = None
     """Text to train on and held out; None for a task."""
 
@@ -57,6 +62,14 @@ class PlannedRun:
 
     is_rough: bool = False
     """Whether epochs is an estimate, because the text was not encoded yet."""
+
+    problem: str = ""
+    """Why it is damaged, and the way out; such a run is neither taken for done nor trained over."""
+
+    @property
+    def is_left(self) -> bool:
+        """Whether it is to be trained."""
+        return self.status not in ("done", *DAMAGED)
 
 
 def plan(specs: Sequence[RunSpec], store: str | Path) -> list[PlannedRun]:
@@ -74,7 +87,10 @@ def plan(specs: Sequence[RunSpec], store: str | Path) -> list[PlannedRun]:
 
 
 def _planned_run(spec: RunSpec, identity: str, store: str | Path, found: Survey) -> PlannedRun:
-    known, at = status(store, identity), 0
+    try:
+        known, at = status(store, identity), 0
+    except DamagedError as error:
+        return PlannedRun(spec, identity, "damaged", found.amounts, problem=str(error))
     if known == "interrupted" and (saved := find_checkpoint(store, identity)) is not None:
         with suppress(StoreError):  # whether it is whole is seen when it is taken up
             at = steps_done(saved)
@@ -95,10 +111,22 @@ def rungs(sweep: Sweep) -> dict[str, list[str]]:
 
 
 def status(store: str | Path, identity: str) -> str:
-    """The status of a run's record in the store, or `new`."""
-    if not (Path(store) / identity / "run.json").exists():
+    """The status of a run's record in the store, or `new`.
+
+    Raises:
+        DamagedError: it cannot be read or is not what was written, or it is done and its metrics are not; the message
+            names the way out. What an unfinished run left is compared when it is taken up.
+    """
+    folder = Path(store) / identity
+    if not (folder / "run.json").exists():
         return "new"
-    return read_run(store, identity).status
+    with suppress(StoreError):
+        if (known := read_run(store, identity).status) != "done":
+            return known
+    row, _ = row_of(folder)
+    if row["status"] in DAMAGED:
+        raise DamagedError(way_out(store, identity, str(row["status"]), str(row["error"])))
+    return str(row["status"])
 
 
 def fingerprint(spec: RunSpec, corpus: dict[str, str]) -> dict[str, str]:
@@ -117,7 +145,7 @@ def timetable(
     to be slower than that on two CPU cores: evaluations, and twice so those that look at a selection. Runs that share
     a device, or processes that share a CPU's cores, take as many times longer.
     """
-    todo = [run for run in planned if run.status != "done"]
+    todo = [run for run in planned if run.is_left]
     if not todo:
         return Timetable({})
     is_cpu = execution.device.type == "cpu"
@@ -171,7 +199,7 @@ def check_data(
     """
     lengths: dict[DataSpec, dict[int, None]] = {}
     for run in planned:
-        if run.status != "done":
+        if run.is_left:
             lengths.setdefault(run.spec.data, {})[run.spec.length] = None
     for spec, wanted in lengths.items():
         data = data_package.prepare(spec, progress=notify, counted=counted)
@@ -194,7 +222,7 @@ def fit(planned: Sequence[PlannedRun], execution: Execution) -> list[tuple[RunSp
 
     With the vocabulary that the spec asks for: reads no data. Raises SpecError and DeviceError, as memory_plan does.
     """
-    shapes = {shape_of(run.spec).model_dump_json(): run.spec for run in planned if run.status != "done"}
+    shapes = {shape_of(run.spec).model_dump_json(): run.spec for run in planned if run.is_left}
     return [(spec, memory_plan.plan(spec, spec.data.expected_vocab_size, execution)) for spec in shapes.values()]
 
 
@@ -207,7 +235,7 @@ def flops_per_step(spec: RunSpec, stage: Stage = "sparse") -> dict[str, float]:
 
 def choose_concurrency(planned: Sequence[PlannedRun], execution: Execution, n_devices: int = 1) -> int:
     """How many runs share a device: several when their steps are too small to fill a GPU, as many as fit; else 1."""
-    todo = [run.spec for run in planned if run.status != "done"]
+    todo = [run.spec for run in planned if run.is_left]
     if why_alone(todo, execution) or len(todo) < 2:
         return 1
     rate = matmul_rate(execution.device, execution.precision)

@@ -25,6 +25,7 @@ from dsabench.spec.data_settings import DataSpec
 from dsabench.spec.run import RunSpec
 from dsabench.spec.sweep import Sweep
 from dsabench.store import RunBusyError, RunRecord, SweepRecord, index, read_sweep, write_sweep
+from dsabench.store.remedies import OF_A_SWEEP
 from dsabench.sweeps.dead_run import record_death
 from dsabench.sweeps.in_process import Here
 from dsabench.sweeps.launcher import Busy, Crowded, Died, Ended, Job, Launcher, Refused, TooManyWindows
@@ -52,7 +53,7 @@ def run_sweep(
     counted: Callable[[str, float], None] = lambda part, share: None,
 ) -> Iterator[RunRecord]:
     """Train the planned runs in order, yielding each one's record when it ends; a run that fails does not stop the
-    others, and one that another process trains is waited for.
+    others, one that another process trains is waited for, and a damaged one is left as it is.
 
     execution: of the sweep's `engine`, in this process, which audits the models. launcher: where runs are trained; None
     is in this process, `concurrency` runs at a time (None chooses: `choose_concurrency`). It is closed at the end.
@@ -61,8 +62,8 @@ def run_sweep(
     observer of its updates; `counted` is told how much of the audit is done.
     """
     remove_abandoned()
-    kept = {"done"} if retry_failed else {"done", "failed"}
-    left = [run.spec for run in planned if run.status not in kept]
+    # A failed run that is not tried again is not trained.
+    left = [run.spec for run in planned if run.is_left and (retry_failed or run.status != "failed")]
     _refuse_leaks(left, len(left) == len(planned), execution, notify, counted)
     identity = _record_sweep(sweep, planned, Path(store), execution, command, notify)
     if launcher is None:
@@ -124,7 +125,7 @@ class _Schedule:
         notify: Callable[[str], None],
     ) -> None:
         self.store, self.micro_batches, self.notify = store, micro_batches, notify
-        self.waiting = deque(planned)
+        self.waiting = deque(run for run in planned if not run.problem)
         self.active: dict[str, PlannedRun] = {}
         self.crowded: list[PlannedRun] = []
         """To be trained one at a time when all others have ended."""
@@ -197,7 +198,10 @@ def _record_sweep(
     identity = sweep_id(sweep, planned)
     spec, created = sweep.plain(), {}
     if (store / "sweeps" / f"{identity}.json").exists():
-        before = read_sweep(store, identity)
+        try:
+            before = read_sweep(store, identity)
+        except StoreError as error:
+            raise type(error)(f"{error}; {OF_A_SWEEP}") from error
         created = {"created": before.created}
         first = before.spec.get("verdict", spec["verdict"])
         if first != spec["verdict"]:  # a margin moved after runs were seen proves nothing

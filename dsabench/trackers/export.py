@@ -13,7 +13,8 @@ from importlib import import_module
 from pathlib import Path
 
 from dsabench.errors import StoreError
-from dsabench.store import read_metrics, read_run
+from dsabench.store import DamagedError, read_metrics, read_run
+from dsabench.store.verification import damage
 from dsabench.trackers.content import points_of, run_of
 from dsabench.trackers.names import TRACKERS
 from dsabench.trackers.tracker import Run, Session, Tracker, TrackerError
@@ -126,6 +127,8 @@ class _Following:
         # The record first: nothing is recorded after it says `done`.
         record = read_run(self.store, self.run_id)
         records = read_metrics(self.store, self.run_id)
+        if record.status != "running" and (wrong := damage(self.store / self.run_id, record)):
+            raise DamagedError(f"damaged: {'; '.join(wrong)}", record)
         run = run_of(record)
         lines = [json.dumps(one) for one in records]
         if self.session is not None and not self._goes_on(run, lines):

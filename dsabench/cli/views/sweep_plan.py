@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from rich.console import Console
 
 from dsabench.cli.console import stdout_console
+from dsabench.cli.safe_text import printable
 from dsabench.cli.views.json_document import print_json
 from dsabench.metrics import METRICS
 from dsabench.plain import count
@@ -69,6 +70,7 @@ def plan_document(plan: SweepPlan) -> dict[str, Any]:
                 "status": run.status,
                 "epochs": run.epochs,
                 "epochs_are_rough": run.is_rough,
+                "problem": run.problem or None,
                 "selects_everything": run.spec.attention.selects_everything(run.spec.length),
                 "spec": run.spec.model_dump(mode="json"),
             }
@@ -113,16 +115,23 @@ def print_plan(plan: SweepPlan, console: Console, *, config: str = "", full: boo
             console.print("  (documents are checked to be long enough for a window when training starts)")
     if plan.fits and (full or execution.device.type == "cuda"):
         _print_memory(plan, console)
+    for line in damaged_lines(plan.runs):
+        console.print(line, style="bold yellow", soft_wrap=not console.is_terminal)
     done = sum(run.status == "done" for run in plan.runs)
     todo = f"{done:,} of {count(len(plan.runs), 'run')} done already; " if done else ""
     left = (
         f"estimated time: about {duration(plan.seconds)} (rough)"
-        if done < len(plan.runs)
+        if any(run.is_left for run in plan.runs)
         else "nothing is left to train"
     )
     console.print(f"{todo}{left}")
     if execution.device.type == "cpu" and plan.seconds > 600 and config != "quick":
         console.print("This is long for a CPU; `dsabench sweep --config quick` is a smaller experiment for it.")
+
+
+def damaged_lines(runs: Sequence[PlannedRun]) -> list[str]:
+    """A line for each damaged run with the way out; the others are trained."""
+    return [printable(f"WARNING: {run.problem}.") for run in runs if run.problem]
 
 
 def warmup_note(spec: RunSpec) -> str | None:
