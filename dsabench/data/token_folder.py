@@ -80,7 +80,8 @@ def train_tokens(folder: Path, key: str) -> int | None:
     """How many training tokens the entry has, by its meta.json; None where there is none that can be believed."""
     try:
         meta = _meta(folder, key)
-        return int(meta["files"]["train.bin"]["size"]) // np.dtype(meta["dtype"]).itemsize
+        n_bytes, id_bytes = int(meta["files"]["train.bin"]["size"]), int(np.dtype(meta["dtype"]).itemsize)
+        return n_bytes // id_bytes
     except Exception:  # missing, of an older version or damaged: it is made anew when it is used
         return None
 
