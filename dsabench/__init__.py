@@ -13,6 +13,7 @@ What the commands do, a notebook can do:
     times = dsabench.bench_layer(lengths=[4096, 16384])             # times.cells, times.crossovers
     seen = dsabench.inspect_selection("runs", record.run_id)        # seen.layers, seen.numbers
     found = dsabench.diff_runs("runs", "dsa-L64-s1", "dense-L64-s1")  # found.spec, found.environment, found.outcome
+    folder = dsabench.export_model("runs", dense.run_id, "model")   # for transformers.AutoModelForCausalLM
     again = dsabench.reproduce("runs", record.run_id)               # again.verdict, again.records, again.weights
 """
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from dsabench.bench.api import bench_layer as bench_layer
     from dsabench.errors import DsabenchError as DsabenchError
     from dsabench.models import build_model as build_model
+    from dsabench.models import export_model as export_model
     from dsabench.models import load_model as load_model
     from dsabench.models import load_spec as load_spec
     from dsabench.notebook import compare as compare
@@ -46,6 +48,7 @@ _HOME = {
     "build_model": "models",
     "compare": "notebook",
     "diff_runs": "reproduction.difference",
+    "export_model": "models",
     "inspect_selection": "selection.stored_run",
     "load_lists": "store",
     "load_metrics": "store",

@@ -140,7 +140,9 @@ class Projections(nn.Module):
             # One product of three times the width, in place of three that are too small to fill a GPU. Joining the
             # matrices costs one short copy.
             biases = [layer.bias for layer in layers if layer.bias is not None]
-            y_BTC = F.linear(x_BTD, torch.cat([layer.weight for layer in layers]), torch.cat(biases) if biases else None)
+            y_BTC = F.linear(
+                x_BTD, torch.cat([layer.weight for layer in layers]), torch.cat(biases) if biases else None
+            )
             n_heads, n_groups = (len(layer.weight) // self.head_dim for layer in layers[:2])
             if self.query_norm is None:
                 return split_heads(y_BTC, n_heads, n_groups, cos_TD, sin_TD, head_major)

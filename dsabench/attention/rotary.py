@@ -20,9 +20,7 @@ if TYPE_CHECKING:
     from dsabench.spec.model_settings import RopeScaling
 
 
-def rotation(
-    positions_T: Tensor, width: int, base: float, scaling: RopeScaling | None = None
-) -> tuple[Tensor, Tensor]:
+def rotation(positions_T: Tensor, width: int, base: float, scaling: RopeScaling | None = None) -> tuple[Tensor, Tensor]:
     """cos and sin of positions[t] * f[i], f[i] = base^(-2i/width) for i < width/2, stretched where there is a scaling;
     both (T, width/2), fp32."""
     exponent = torch.arange(0, width, 2, device=positions_T.device, dtype=torch.float32) / width

@@ -60,7 +60,7 @@ _WITHOUT_EFFECT = {
     *("pretraining_tp", "max_window_layers", "layer_types", "id2label", "label2id", "return_dict", "torchscript"),
     *("tokenizer_class", "is_decoder", "chunk_size_feed_forward", "problem_type", "task_specific_params"),
     *("unsloth_version", "unsloth_fixed", "is_llama_config", "attn_implementation", "_attn_implementation"),
-    *("_attn_implementation_autoset", "transformers.js_config"),
+    *("_attn_implementation_autoset", "transformers.js_config", "dsabench"),
 }
 """Fields that change nothing in what the model computes from tokens; of layer_types what matters is looked at."""
 
@@ -187,7 +187,9 @@ def _architecture(path: Path, values: Mapping[str, Any]) -> str:
         named = [name for name, known in ARCHITECTURES.items() if known.model_type == kind]
     if not isinstance(named, list) or len(named) != 1 or named[0] not in ARCHITECTURES:
         shown = json.dumps(values.get("architectures")), json.dumps(kind)
-        raise CheckpointError(f"{path}: architectures = {shown[0]} (model_type = {shown[1]}) cannot be read; {accepted}")
+        raise CheckpointError(
+            f"{path}: architectures = {shown[0]} (model_type = {shown[1]}) cannot be read; {accepted}"
+        )
     if kind is not None and kind != ARCHITECTURES[named[0]].model_type:
         raise CheckpointError(f"{path}: architectures = {named[0]} and model_type = {json.dumps(kind)} contradict")
     return str(named[0])
