@@ -104,7 +104,7 @@ def _tokenizer(spec: RunSpec, record: RunRecord) -> Tokenizer | None:
     data = prepare_text(spec.data)
     if data.fingerprint["tokenizer"] != record.fingerprint.get("tokenizer"):
         raise CheckpointError(
-            f"run {record.run_id}: its tokenizer ({spec.data.tokenizer}, of {spec.data.source}) is another one now, because "
-            "its text or its file has changed; put back what it was trained on"
+            f"run {record.run_id}: its tokenizer ({spec.data.tokenizer}, of {spec.data.source}) is another one now, "
+            "because its text or its file has changed; put back what it was trained on"
         )
     return data.tokenizer

@@ -8,7 +8,7 @@ from typing import Any
 from dsabench.data.tokenizer import END_OF_DOCUMENT, Bytes, Tokenizer
 
 _OTHER_END = "<|end_of_document|>"
-"""Text of an end of document that the tokenizer's own file has not, where END_OF_DOCUMENT is a token that text makes."""
+"""Text of an end of document that the tokenizer's own file has not, where text can make the token END_OF_DOCUMENT."""
 
 
 def write_tokenizer_json(tokenizer: Tokenizer, path: Path) -> str:

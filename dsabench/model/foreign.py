@@ -66,11 +66,10 @@ class ForeignModel:
         own = set(model.attention_own_parameters())
         parameters = dict(model.named_parameters())
         for name, parameter in parameters.items():
-            if name not in own and self.shapes.get(name) != tuple(parameter.shape):
-                there = self.shapes.get(name)
+            if name not in own and (there := self.shapes.get(name)) != tuple(parameter.shape):
+                has = f"no {name}" if there is None else f"{name} of shape {there}"
                 raise CheckpointError(
-                    f"{self.config.folder} has {f'{name} of shape {there}' if there else f'no {name}'}; the model to be "
-                    f"trained needs shape {tuple(parameter.shape)}"
+                    f"{self.config.folder} has {has}; the model to be trained needs shape {tuple(parameter.shape)}"
                 )
         if left := [name for name in self.shapes if name not in parameters]:
             raise CheckpointError(f"{self.config.folder} has {left[0]}, which the model to be trained has not")
@@ -89,8 +88,8 @@ class ForeignModel:
 
 
 def read_checkpoint(folder: Path) -> ForeignModel:
-    """The model in a folder with a config.json. Nothing is built and no weights are read, but headers: shapes and dtypes
-    are compared with what config.json promises.
+    """The model in a folder with a config.json. Nothing is built and no weights are read, only headers: shapes and
+    dtypes are compared with what config.json promises.
 
     Raises CheckpointError: an architecture or a field that is not supported, pickled weights, a missing, unexpected,
     misshapen or quantised tensor, a file that cannot be read.

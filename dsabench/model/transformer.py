@@ -248,8 +248,8 @@ class _Uninitialised(TorchFunctionMode):
 def _initial_std(name: str, parameter: Tensor, spec: RunSpec) -> float:
     """fan_in^-1/2, so that variance stays 1; smaller where an output is added to the residual stream."""
     if name == "embedding.weight":
-        # The embedding may be tied. The final norm makes |x| = sqrt(D). At the start x points along the embedding of its
-        # own token, so that the logit of that token is D std. At the default, std = 1/D, it is 1, and the first loss is
+        # Where it is tied: the final norm makes |x| = sqrt(D). At the start x points along the embedding of its own
+        # token, so that the logit of that token is D std. At the default, std = 1/D, it is 1, and the first loss is
         # ln V for every V and D. At the usual 0.02 the token would be exp(0.02 D) times as probable as others. Embedded
         # input tokens are multiplied by 1 / std.
         return 1.0 / spec.model.embedding_scale

@@ -32,9 +32,7 @@ def architecture_of(spec: RunSpec) -> str:
     if kind != "dense":
         why = f"attention {kind} has no class in transformers"
         if kind == "dsa":
-            why += (
-                ": its DeepSeek-V3.2 selects inside multi-head latent attention, not among the KV heads that are here"
-            )
+            why += ": its DeepSeek-V3.2 selects inside multi-head latent attention, which is not what is here"
         raise CheckpointError(f"{why}; a run of dense attention can be written")
     if model.d_model % model.n_heads:
         raise CheckpointError(
@@ -80,6 +78,7 @@ def write_folder(
             {**settings, "eos_token": end, "pad_token": end, "model_max_length": model.spec.length},
         )
     save_file(_tensors(model), folder / "model.safetensors", {"format": "pt"})
+    (folder / "model.safetensors").chmod((folder / "config.json").stat().st_mode)  # the library makes it private
     return architecture
 
 

@@ -223,10 +223,12 @@ def _rope(path: Path, values: Mapping[str, Any]) -> dict[str, Any]:
     new, old = values.get("rope_parameters") or {}, values.get("rope_scaling") or {}
     if not isinstance(new, dict) or not isinstance(old, dict):
         raise CheckpointError(f"{path}: rope_parameters and rope_scaling are mappings or null")
-    if new and old and _rope_type(new) != _rope_type(old):
-        raise CheckpointError(
-            f"{path}: rope_parameters of type {_rope_type(new)!r} and rope_scaling of type {_rope_type(old)!r} contradict"
-        )
+    for name in {"rope_type", *new} & {"rope_type", *old} if new and old else ():
+        one, other = ((_rope_type(given) if name == "rope_type" else given[name]) for given in (new, old))
+        if one != other:
+            raise CheckpointError(
+                f"{path}: {name} = {_brief(one)} of rope_parameters and {_brief(other)} of rope_scaling contradict"
+            )
     parameters = {**old, **new}
     theta = [given["rope_theta"] for given in (new, values) if given.get("rope_theta") is not None]
     if len(theta) == 2 and theta[0] != theta[1]:

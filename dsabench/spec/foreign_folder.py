@@ -64,8 +64,8 @@ def _downloaded(name: str, patterns: list[str], tell: Callable[[str], None]) -> 
     except Exception as error:  # whatever huggingface_hub and its HTTP library raise: there is no common class
         first = (str(error).splitlines() or [""])[0]
         raise CheckpointError(
-            f"{name} cannot be downloaded: {type(error).__name__}: {first}; check the name and the network, or download "
-            "it elsewhere and give the folder"
+            f"{name} cannot be downloaded: {type(error).__name__}: {first}; check the name and the network, or "
+            "download it elsewhere and give the folder"
         ) from error
     return Path(folder)
 

@@ -146,7 +146,7 @@ class ModelSpec(Spec):
         """Rows of the embedding for a tokenizer of so many ids. Raises SpecError where vocab_size is less."""
         if self.vocab_size is not None and self.vocab_size < ids:
             raise SpecError(
-                f"model.vocab_size = {self.vocab_size} is less than the {ids} ids of the tokenizer (data.tokenizer, the "
-                "end of a document included); take the tokenizer of that model, or let model.vocab_size be null"
+                f"model.vocab_size = {self.vocab_size} is less than the {ids} ids of the tokenizer (data.tokenizer), "
+                "the end of a document included; take that model's tokenizer, or let model.vocab_size be null"
             )
         return ids if self.vocab_size is None else self.vocab_size
