@@ -18,8 +18,8 @@ class RopeScaling(Spec):
     s = (original_length / w - low_freq_factor) / (high_freq_factor - low_freq_factor).
     """
 
-    factor: Annotated[float, Field(ge=1)]
-    """By how much long wavelengths are stretched."""
+    factor: Annotated[float, Field(ge=1)] = 8.0
+    """By how much long wavelengths are stretched; the defaults are those of Llama 3.1."""
 
     low_freq_factor: Annotated[float, Field(gt=0)] = 1.0
     """Wavelengths above original_length over this are stretched wholly."""
@@ -84,9 +84,10 @@ class ModelSpec(Spec):
     """Dropout on the embedding and on every residual branch, in training only."""
 
     embedding_std: Annotated[float, Field(gt=0)] | None = None
-    """Standard deviation of the initial embedding, which is also the output layer; null is 1 / d_model, which starts
-    the loss near ln V. The way in divides by it, so that the residual stream starts at variance 1 whatever it is. 1.0
-    is PyTorch's own, with which a model starts far worse than uniform guessing."""
+    """Standard deviation of the initial embedding, which is also the output layer (unless tied_head is false); null is
+    1 / d_model, which starts the loss near ln V. The way in divides by it, so that the residual stream starts at
+    variance 1 whatever it is. 1.0 is PyTorch's own, with which a model starts far worse than uniform guessing; it is
+    also that of models which do not multiply their embedding, as Llama and Qwen do not."""
 
     tied_head: bool = True
     """The output layer is the embedding itself; false gives it a matrix of its own, which starts with standard

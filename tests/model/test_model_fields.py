@@ -237,7 +237,6 @@ def test_what_cannot_be_is_one_message() -> None:
         ({"head_width": 7}, "multiple of 2"),
         ({"n_heads": 5}, "does not divide d_model = 256; near it, 1, 2, 4, 8 would; or set head_width"),
         ({"rope_scaling": {"factor": 0.5}}, "rope_scaling.factor"),
-        ({"rope_scaling": {}}, "rope_scaling.factor"),
         ({"rope_scaling": {"factor": 2.0, "low_freq_factor": 4.0}}, "low_freq_factor = 4.0 is not below high_freq"),
         ({"norm_eps": 0.0}, "norm_eps"),
     ):

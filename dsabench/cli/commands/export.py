@@ -54,7 +54,7 @@ def add_to(app: typer.Typer) -> None:
     app.command(
         "export",
         cls=HelpfulCommand,
-        short_help="Write runs for TensorBoard, W&B or MLflow, models for transformers.",
+        short_help="Write runs for a tracker, or models for transformers.",
         epilog=epilog("store", *_EXAMPLES),
         rich_help_panel=ANSWERS,
     )(export)
