@@ -19,7 +19,7 @@ from dsabench.model.transformers_folder import FILES, architecture_of, write_fol
 from dsabench.spec.config import DEFAULT_CONFIG, load_sweep
 from dsabench.spec.run import RunSpec
 from dsabench.spec.stored_spec import stored_spec
-from dsabench.store import find_checkpoint, read_run
+from dsabench.store import find_checkpoint, find_run, read_run
 from dsabench.store.files import refuse_links
 from dsabench.store.records import RunRecord
 
@@ -66,7 +66,8 @@ def load_model(store: str | Path, run_id: str) -> Transformer:
 
 @kept_random_state()
 def export_model(store: str | Path, run_id: str, folder: str | Path) -> Path:
-    """Write the model of a stored dense run as a folder that `transformers.AutoModelForCausalLM` loads.
+    """Write the model of a stored dense run, named by its id or the start of it, as a folder that
+    `transformers.AutoModelForCausalLM` loads.
 
     config.json, model.safetensors in fp32, generation_config.json, and tokenizer.json with its settings (of a task,
     whose tokens are no text, none). An earlier export in `folder` is replaced. Raises CheckpointError for a model that
@@ -74,7 +75,7 @@ def export_model(store: str | Path, run_id: str, folder: str | Path) -> Path:
     StoreError as load_model.
     """
     folder = Path(folder)
-    record = read_run(store, run_id)
+    record = find_run(store, run_id)
     spec = stored_spec(record.spec, record.run_id)
     try:
         architecture_of(spec)
