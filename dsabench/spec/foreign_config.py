@@ -185,7 +185,7 @@ def _architecture(path: Path, values: Mapping[str, Any]) -> str:
     named, kind = values.get("architectures"), values.get("model_type")
     if named is None and kind is not None:
         named = [name for name, known in ARCHITECTURES.items() if known.model_type == kind]
-    if not isinstance(named, list) or len(named) != 1 or named[0] not in ARCHITECTURES:
+    if not isinstance(named, list) or len(named) != 1 or named[0] not in list(ARCHITECTURES):
         shown = json.dumps(values.get("architectures")), json.dumps(kind)
         raise CheckpointError(
             f"{path}: architectures = {shown[0]} (model_type = {shown[1]}) cannot be read; {accepted}"
@@ -211,6 +211,8 @@ def _refuse_what_is_unknown(path: Path, values: Mapping[str, Any], architecture:
     if (act := values.get("hidden_act", "silu")) not in ("silu", "swish"):
         raise CheckpointError(f"{path}: hidden_act = {_brief(act)} cannot be read; accepted: silu (SwiGLU)")
     kinds = values.get("layer_types") or []
+    if not isinstance(kinds, list):
+        raise CheckpointError(f"{path}: layer_types = {_brief(kinds)} is no list")
     if other := [kind for kind in kinds if kind != "full_attention"]:
         raise CheckpointError(
             f"{path}: layer_types names {_brief(other[0])}; accepted: full_attention in every layer, because here all "

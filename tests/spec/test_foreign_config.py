@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from dsabench.errors import CheckpointError, SpecError
@@ -163,23 +163,31 @@ def test_no_file_is_refused(tmp_path: Path) -> None:
         read_config(tmp_path)
 
 
-@given(
-    name=st.sampled_from(sorted(LLAMA)),
-    value=st.one_of(
-        st.none(),
-        st.booleans(),
-        st.integers(-5, 2**70),
-        st.floats(),
-        st.text(max_size=5),
-        st.lists(st.integers(), max_size=2),
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-5, 2**70) | st.floats() | st.sampled_from(["default", "llama3", "x", ""]),
+    lambda inner: (
+        st.lists(inner, max_size=2)
+        | st.dictionaries(st.sampled_from(["rope_type", "rope_theta", "type", *SCALING]), inner, max_size=5)
     ),
+    max_leaves=6,
 )
+FIELDS = sorted({*LLAMA, *QWEN, "rope_parameters", "rope_scaling", "layer_types", "partial_rotary_factor", "auto_map"})
+
+
+@settings(max_examples=300, deadline=None)
+@given(values=st.dictionaries(st.sampled_from(FIELDS), JSON, min_size=1, max_size=3))
+@example(values={"layer_types": 5})
+@example(values={"architectures": [["LlamaForCausalLM"]]})
+@example(values={"rope_parameters": {"rope_type": "llama3", **dict.fromkeys(list(SCALING)[1:], "x")}})
 def test_any_value_of_a_field_is_read_or_refused(
-    name: str, value: Any, tmp_path_factory: pytest.TempPathFactory
+    values: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    folder = tmp_path_factory.mktemp("any")
+    folder = tmp_path_factory.getbasetemp() / "any"
+    folder.mkdir(exist_ok=True)
     try:
-        assert config(folder, {**LLAMA, name: value}).model.n_experts == 1
+        found = config(folder, {**LLAMA, **values})
+        assert found.model.n_experts == 1
+        assert found.agreed(found.fields) == found.fields
     except CheckpointError as error:
         assert "config.json" in str(error)
 
