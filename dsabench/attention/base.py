@@ -139,7 +139,7 @@ class Projections(nn.Module):
         if fused(x_BTD, self.query.weight):
             # One product of three times the width, in place of three that are too small to fill a GPU. Joining the
             # matrices costs one short copy.
-            biases = [layer.bias for layer in layers if layer.bias is not None]
+            biases: list[Tensor] = [layer.bias for layer in layers if layer.bias is not None]
             y_BTC = F.linear(
                 x_BTD, torch.cat([layer.weight for layer in layers]), torch.cat(biases) if biases else None
             )

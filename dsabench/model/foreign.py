@@ -83,7 +83,7 @@ class ForeignModel:
         content = hashlib.sha256()
         for name, tensor in self.parameters():  # in the order of the model's own parameters
             content.update(f"{name}{tuple(tensor.shape)}".encode())
-            content.update(memoryview(tensor.contiguous().numpy()).cast("B"))
+            content.update(tensor.contiguous().numpy().data)
         return content.hexdigest()
 
 

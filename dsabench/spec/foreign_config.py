@@ -15,7 +15,9 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 
 from dsabench.errors import CheckpointError, SpecError
+from dsabench.spec.foreign_rope import brief, rope_fields
 from dsabench.spec.model_settings import ModelSpec
+from dsabench.user_folders import expanded
 
 
 class Architecture(NamedTuple):
@@ -74,13 +76,6 @@ _REFUSED = {
 }
 """Fields that are refused where they are on, with what they mean."""
 
-_SCALING = {
-    "factor": "factor",
-    "low_freq_factor": "low_freq_factor",
-    "high_freq_factor": "high_freq_factor",
-    "original_max_position_embeddings": "original_length",
-}
-
 
 @dataclass(frozen=True)
 class ForeignConfig:
@@ -124,6 +119,18 @@ class ForeignConfig:
             raise SpecError("\n".join(problems))
         return {**{name: value for name, value in given.items() if name not in decided}, **self.fields}
 
+    def tokenizer_agreed(self, given: str | None) -> str:
+        """data.tokenizer of a run of this model: its own file, unless a file of the same content is given. Raises
+        SpecError where another one is given, CheckpointError where there is none."""
+        own = self.tokenizer
+        if own is None and given in (None, "bpe", "bytes"):
+            raise CheckpointError(f"{self.folder} holds no tokenizer.json; give one of its tokenizer in data.tokenizer")
+        if own is None or given is None:
+            return str(given or own)
+        if given in ("bpe", "bytes") or _content(Path(given)) != _content(own):
+            raise SpecError(f"data.tokenizer = {given!r} contradicts {own}; leave data.tokenizer out")
+        return given
+
     def origin(self, name: str) -> str:
         """Where a model field is read from, in words."""
         return SOURCES.get(name, f"the architecture {self.architecture}")
@@ -145,7 +152,7 @@ def read_config(folder: Path) -> ForeignConfig:
     if missing := [SOURCES[field] for field in _NEEDED if field not in read]:
         raise CheckpointError(f"{path} does not say {', '.join(missing)}")
     read.setdefault("tied_head", False)
-    read |= _rope(path, values) | _OF_ALL | {"qkv_bias": architecture.qkv_bias, "qk_norm": architecture.qk_norm}
+    read |= rope_fields(path, values) | _OF_ALL | {"qkv_bias": architecture.qkv_bias, "qk_norm": architecture.qk_norm}
     for field, key, silent in (
         ("n_kv_heads", "num_key_value_heads", architecture.kv_heads),
         ("head_width", "head_dim", architecture.head_dim),
@@ -166,6 +173,13 @@ def read_config(folder: Path) -> ForeignConfig:
         fields["rope_scaling"] = model.rope_scaling.model_dump()
     longest = values.get("max_position_embeddings")
     return ForeignConfig(folder, name, fields, longest if isinstance(longest, int) else None)
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return expanded(path, SpecError).read_bytes()
+    except OSError as error:
+        raise SpecError(f"data.tokenizer = {str(path)!r} cannot be read: {error.strerror or error}") from None
 
 
 def _mapping(path: Path) -> dict[str, Any]:
@@ -202,59 +216,22 @@ def _refuse_what_is_unknown(path: Path, values: Mapping[str, Any], architecture:
     for name, value in values.items():
         on = value is not None and value is not False and value not in (0, "", [], {})
         if name in _REFUSED and on:
-            raise CheckpointError(f"{path}: {name} = {_brief(value)} cannot be read: it means {_REFUSED[name]}")
+            raise CheckpointError(f"{path}: {name} = {brief(value)} cannot be read: it means {_REFUSED[name]}")
         if name not in known and name not in _REFUSED and on:
             raise CheckpointError(
-                f"{path}: {name} = {_brief(value)} is not known, so what it changes is not known either; if it changes "
+                f"{path}: {name} = {brief(value)} is not known, so what it changes is not known either; if it changes "
                 "nothing, take it out of a copy of config.json"
             )
     if (act := values.get("hidden_act", "silu")) not in ("silu", "swish"):
-        raise CheckpointError(f"{path}: hidden_act = {_brief(act)} cannot be read; accepted: silu (SwiGLU)")
+        raise CheckpointError(f"{path}: hidden_act = {brief(act)} cannot be read; accepted: silu (SwiGLU)")
     kinds = values.get("layer_types") or []
     if not isinstance(kinds, list):
-        raise CheckpointError(f"{path}: layer_types = {_brief(kinds)} is no list")
+        raise CheckpointError(f"{path}: layer_types = {brief(kinds)} is no list")
     if other := [kind for kind in kinds if kind != "full_attention"]:
         raise CheckpointError(
-            f"{path}: layer_types names {_brief(other[0])}; accepted: full_attention in every layer, because here all "
+            f"{path}: layer_types names {brief(other[0])}; accepted: full_attention in every layer, because here all "
             "layers have one attention"
         )
-
-
-def _rope(path: Path, values: Mapping[str, Any]) -> dict[str, Any]:
-    """rope_base and rope_scaling, from `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling`."""
-    new, old = values.get("rope_parameters") or {}, values.get("rope_scaling") or {}
-    if not isinstance(new, dict) or not isinstance(old, dict):
-        raise CheckpointError(f"{path}: rope_parameters and rope_scaling are mappings or null")
-    for name in {"rope_type", *new} & {"rope_type", *old} if new and old else ():
-        one, other = ((_rope_type(given) if name == "rope_type" else given[name]) for given in (new, old))
-        if one != other:
-            raise CheckpointError(
-                f"{path}: {name} = {_brief(one)} of rope_parameters and {_brief(other)} of rope_scaling contradict"
-            )
-    parameters = {**old, **new}
-    theta = [given["rope_theta"] for given in (new, values) if given.get("rope_theta") is not None]
-    if len(theta) == 2 and theta[0] != theta[1]:
-        raise CheckpointError(f"{path}: rope_parameters.rope_theta = {theta[0]} and rope_theta = {theta[1]} contradict")
-    kind = _rope_type(parameters)
-    if kind not in ("default", "llama3"):
-        raise CheckpointError(f"{path}: rope_type = {_brief(kind)} cannot be read; accepted: default, llama3")
-    known = {"rope_type", "type", "rope_theta", *_SCALING}
-    share = [given.get("partial_rotary_factor") for given in (parameters, values)]
-    for name, value in parameters.items():
-        if name not in known and value is not None and not (name == "partial_rotary_factor" and value == 1):
-            raise CheckpointError(f"{path}: {name} = {_brief(value)} of the rotary embedding cannot be read")
-    if any(value not in (None, 1) for value in share):
-        raise CheckpointError(f"{path}: partial_rotary_factor is not 1; here whole heads are rotated")
-    found: dict[str, Any] = {"rope_base": theta[0] if theta else 10_000.0, "rope_scaling": None}
-    if kind == "llama3":
-        if absent := [name for name in _SCALING if parameters.get(name) is None]:
-            raise CheckpointError(f"{path}: the llama3 scaling of the rotary embedding lacks {', '.join(absent)}")
-        found["rope_scaling"] = {ours: parameters[theirs] for theirs, ours in _SCALING.items()}
-    return found
-
-
-def _rope_type(parameters: Mapping[str, Any]) -> Any:
-    return parameters.get("rope_type", parameters.get("type", "default"))
 
 
 def _validated(path: Path, fields: Mapping[str, Any]) -> ModelSpec:
@@ -263,7 +240,7 @@ def _validated(path: Path, fields: Mapping[str, Any]) -> ModelSpec:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         name = str(first["loc"][0]) if first["loc"] else ""
-        where = f"{SOURCES.get(name, name)} = {_brief(first['input'])}: " if name else ""
+        where = f"{SOURCES.get(name, name)} = {brief(first['input'])}: " if name else ""
         raise CheckpointError(f"{path}: {where}{first['msg'].removeprefix('Value error, ')}") from None
 
 
@@ -279,8 +256,3 @@ def _same(ours: ModelSpec, name: str, value: Any) -> bool:
 def _shown(model: ModelSpec, name: str) -> Any:
     resolved = {"n_kv_heads": model.kv_heads, "head_width": model.head_dim}
     return resolved.get(name, model.model_dump()[name])
-
-
-def _brief(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 60 else f"{text[:56]} ..."

@@ -129,6 +129,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {**LLAMA, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}},
         r"rope_parameters.rope_theta = 10000.0 and rope_theta = 500000.0 contradict",
     ),
+    "a third theta": (
+        {**LLAMA, "rope_scaling": {**SCALING, "rope_theta": 1e4}},
+        r"rope_parameters.rope_theta = 10000.0 and rope_theta = 500000.0 contradict",
+    ),
     "two scalings": (
         {**LLAMA, "rope_scaling": SCALING, "rope_parameters": {**SCALING, "factor": 8.0}},
         r"factor = 8.0 of rope_parameters and 32.0 of rope_scaling contradict",
@@ -238,3 +242,22 @@ def test_the_tokenizer_is_the_folders(tmp_path: Path) -> None:
     assert config(tmp_path, LLAMA).tokenizer is None
     (tmp_path / "tokenizer.json").write_text("{}")
     assert config(tmp_path, LLAMA).tokenizer == tmp_path / "tokenizer.json"
+
+
+def test_a_tokenizer_that_is_given_must_be_the_models_own(tmp_path: Path) -> None:
+    other, same = tmp_path / "other.json", tmp_path / "same.json"
+    other.write_text("{}")
+    found = config(tmp_path, LLAMA)
+    for none in (None, "bpe", "bytes"):
+        with pytest.raises(CheckpointError, match="holds no tokenizer"):
+            found.tokenizer_agreed(none)
+    assert found.tokenizer_agreed(str(other)) == str(other)
+    for path in (tmp_path / "tokenizer.json", same):
+        path.write_text('{"model": 1}')
+    assert found.tokenizer_agreed(None) == str(tmp_path / "tokenizer.json")
+    assert found.tokenizer_agreed(str(same)) == str(same)
+    for wrong in ("bpe", "bytes", str(other)):
+        with pytest.raises(SpecError, match=r"data.tokenizer = '.*' contradicts .*tokenizer.json; leave"):
+            found.tokenizer_agreed(wrong)
+    with pytest.raises(SpecError, match=r"data.tokenizer = '/no/such' cannot be read: No such file"):
+        found.tokenizer_agreed("/no/such")
