@@ -31,7 +31,8 @@ def rope_fields(path: Path, values: Mapping[str, Any]) -> dict[str, Any]:
     parameters = {**old, **new}
     theta = [given["rope_theta"] for given in (parameters, values) if given.get("rope_theta") is not None]
     if len(theta) == 2 and theta[0] != theta[1]:
-        raise CheckpointError(f"{path}: rope_parameters.rope_theta = {theta[0]} and rope_theta = {theta[1]} contradict")
+        inner = "rope_parameters" if "rope_theta" in new else "rope_scaling"
+        raise CheckpointError(f"{path}: {inner}.rope_theta = {theta[0]} and rope_theta = {theta[1]} contradict")
     kind = _rope_type(parameters)
     if kind not in ("default", "llama3"):
         raise CheckpointError(f"{path}: rope_type = {brief(kind)} cannot be read; accepted: default, llama3")

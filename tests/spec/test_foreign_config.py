@@ -131,7 +131,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "a third theta": (
         {**LLAMA, "rope_scaling": {**SCALING, "rope_theta": 1e4}},
-        r"rope_parameters.rope_theta = 10000.0 and rope_theta = 500000.0 contradict",
+        r"rope_scaling.rope_theta = 10000.0 and rope_theta = 500000.0 contradict",
     ),
     "two scalings": (
         {**LLAMA, "rope_scaling": SCALING, "rope_parameters": {**SCALING, "factor": 8.0}},
