@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from dsabench.bench.api import bench_layer as bench_layer
     from dsabench.errors import DsabenchError as DsabenchError
     from dsabench.models import build_model as build_model
-    from dsabench.models import export_model as export_model
     from dsabench.models import load_model as load_model
     from dsabench.models import load_spec as load_spec
     from dsabench.notebook import compare as compare
@@ -41,6 +40,7 @@ if TYPE_CHECKING:
     from dsabench.store import load_metrics as load_metrics
     from dsabench.store import load_runs as load_runs
     from dsabench.sweeps.single_run import train as train
+    from dsabench.trackers.model_folders import export_model as export_model
 
 _HOME = {
     "DsabenchError": "errors",
@@ -48,7 +48,7 @@ _HOME = {
     "build_model": "models",
     "compare": "notebook",
     "diff_runs": "reproduction.difference",
-    "export_model": "models",
+    "export_model": "trackers.model_folders",
     "inspect_selection": "selection.stored_run",
     "load_lists": "store",
     "load_metrics": "store",
