@@ -39,6 +39,11 @@ def count(n: int, noun: str) -> str:
     return f"{n:,} {noun}{'s' * (n != 1)}"
 
 
+def is_or_are(n: int) -> str:
+    """The verb after `1 of 3 runs` or `2 runs`."""
+    return "is" if n == 1 else "are"
+
+
 def json_values(value: Any) -> Any:
     """`value` of dicts, lists, arrays and scalars as JSON values; NaN, infinities and what is missing are null.
 

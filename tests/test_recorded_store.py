@@ -83,7 +83,7 @@ def test_compare_says_the_same(store: Path, shell: Shell) -> None:
     failed = {check["name"]: check["outcome"] for check in told["checks"] if check["outcome"] in ("warn", "fail")}
     assert failed == {"The indexer learnt": "warn", "Step times": "warn"}
     assert [line.split(":")[0] for line in now.pop("warnings")] == [
-        "1 of 6 runs select no better than at random. Mass recall, over all lengths and seeds (tables",
+        "1 of 6 runs is no better than a random selection. Mass recall, over all lengths and seeds (tables",
         "Step times of one shape differ up to 1.32-fold between seeds",
     ]
     assert recorded.pop("warnings") == []

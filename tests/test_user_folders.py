@@ -11,11 +11,18 @@ from pathlib import Path
 import platformdirs
 import pytest
 
+from dsabench import locks
 from dsabench.data.cache import cache_folder
 from dsabench.errors import DataError, DsabenchError, SpecError
 from dsabench.spec.config import load_sweep
 from dsabench.spec.run import validate
-from dsabench.user_folders import expanded, temporary_folder
+from dsabench.user_folders import (
+    expanded,
+    remove_abandoned,
+    temporary_file,
+    temporary_folder,
+    temporary_parent,
+)
 
 HOMELESS = """
 import os, pwd, sys
@@ -121,7 +128,9 @@ def test_no_place_for_temporary_files_is_said(monkeypatch: pytest.MonkeyPatch, t
     monkeypatch.setattr(tempfile, "tempdir", None)
     monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: [str(tmp_path / "gone")])
     with pytest.raises(DsabenchError, match=r"no place for temporary files: TMPDIR = .*gone cannot .*; set .* TMPDIR"):
-        temporary_folder()
+        temporary_folder().__enter__()
+    with pytest.raises(DsabenchError, match="no place for temporary files"):
+        temporary_file()
 
 
 def test_a_cache_that_cannot_be_written_names_the_variable(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -129,3 +138,91 @@ def test_a_cache_that_cannot_be_written_names_the_variable(monkeypatch: pytest.M
     monkeypatch.setenv("DSABENCH_CACHE", str(tmp_path / "file"))
     with pytest.raises(DataError, match=r"cannot write the data cache at .*file.* DSABENCH_CACHE$"):
         cache_folder("tokens")
+
+
+@pytest.fixture
+def place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Where temporary folders are made."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    return tmp_path
+
+
+ABANDONS = """
+import os, sys, tempfile
+from dsabench import user_folders
+tempfile.tempdir = sys.argv[1]
+if sys.argv[2] == "before it is locked":
+    user_folders.locks.acquire = lambda path, patience: os._exit(9)
+with user_folders.temporary_folder() as folder:
+    (folder / "runs").mkdir()
+    (folder / "runs" / "file").write_text("x")
+    os._exit(9)
+"""
+
+
+@pytest.mark.parametrize("moment", ["in use", "before it is locked"])
+def test_a_killed_process_leaves_a_folder_that_the_next_one_removes(place: Path, moment: str) -> None:
+    subprocess.run([sys.executable, "-c", ABANDONS, str(place), moment], check=False, timeout=60)
+    (left,) = place.iterdir()
+    if moment == "before it is locked":
+        remove_abandoned()
+        assert left.exists(), "it may be locked the next moment"
+        os.utime(left, (0, 0))
+    with temporary_folder() as folder:
+        assert list(place.iterdir()) == [folder]
+    assert list(place.iterdir()) == []
+
+
+def test_what_is_in_use_or_not_ours_is_left(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (place / "dsabench-scratch").mkdir()
+    (place / "dsabench-tmp-notes").write_text("mine")
+    (place / "elsewhere").mkdir()
+    (place / "dsabench-tmp-link").symlink_to(place / "elsewhere")
+    another = place / "dsabench-tmp-another"  # machine, with the same folder and locks of its own
+    another.mkdir()
+    (another / "in-use-on-another").touch()
+    for path in place.iterdir():
+        os.utime(path, (0, 0), follow_symlinks=False)
+    before = sorted(place.rglob("*"))
+    with temporary_folder() as folder:
+        (folder / "file").touch()
+        subprocess.run(
+            [sys.executable, "-c", "from dsabench.user_folders import *; remove_abandoned()"],
+            check=True, env={**os.environ, "TMPDIR": str(place)},
+        )  # fmt: skip
+        assert (folder / "file").exists()
+    assert sorted(place.rglob("*")) == before
+    if hasattr(os, "getuid"):
+        subprocess.run([sys.executable, "-c", ABANDONS, str(place), "in use"], check=False, timeout=60)
+        after = sorted(place.rglob("*"))
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "getuid", lambda: 1234567)
+            remove_abandoned()
+        assert sorted(place.rglob("*")) == after, "somebody else's"
+
+
+def test_folders_made_at_once_by_many_stay_until_each_is_done(place: Path) -> None:
+    """Each looks for abandoned ones while the others are being made."""
+    many = (
+        "import tempfile, sys; from dsabench.user_folders import *; tempfile.tempdir = sys.argv[1]\n"
+        "for i in range(200):\n"
+        "    with temporary_folder() as folder: (folder / 'file').touch(); assert (folder / 'file').exists()"
+    )
+    processes = [subprocess.Popen([sys.executable, "-c", many, str(place)]) for _ in range(4)]
+    assert [process.wait(60) for process in processes] == [0] * 4
+    assert list(place.iterdir()) == []
+
+
+def test_a_file_system_without_locks_has_temporary_folders_that_nobody_removes(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path, patience_s: float) -> None:
+        path.touch()
+        raise locks.NoLocksError(38, "no locks")
+
+    monkeypatch.setattr(locks, "acquire", refuse)
+    with temporary_folder() as folder:
+        remove_abandoned()
+        assert folder.is_dir()
+        assert temporary_parent(folder / "runs" / "a") == (folder, "")
+    assert list(place.iterdir()) == [] and temporary_parent(folder / "runs") is None

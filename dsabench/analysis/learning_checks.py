@@ -9,6 +9,7 @@ from dsabench.analysis.check_wording import count, missing, of, span
 from dsabench.analysis.comparison import Check
 from dsabench.analysis.selection_width import selects_everything
 from dsabench.analysis.variants import display_name, variant_order
+from dsabench.plain import is_or_are
 
 START_TOLERANCE = 0.5
 """Nats by which the loss before training may lie off ln(vocabulary): logits that start near zero give no more."""
@@ -39,9 +40,8 @@ def starts_at_chance(done: pd.DataFrame, curves: pd.DataFrame) -> Check:
     text = f"Before the first step the loss is {span(known['val_loss'], '.3f')} nats; {rule}."
     wrong = tuple(known.loc[off.abs() > START_TOLERANCE, "run_id"])
     if wrong:
-        return Check(
-            name=name, outcome="warn", text=f"{of(len(wrong), len(known), 'run')} start far off. {text}", run_ids=wrong
-        )
+        far = f"{of(len(wrong), len(known), 'run')} {is_or_are(len(wrong))} far off at the start."
+        return Check(name=name, outcome="warn", text=f"{far} {text}", run_ids=wrong)
     return Check(name=name, outcome="ok", text=text + missing(len(done) - len(known)))
 
 
@@ -70,7 +70,7 @@ def better_than_guessing(done: pd.DataFrame) -> Check:
             above = "a solver that does not see what the task is about, in loss or accuracy"
         worst = f" (the worst by {-ahead.min():.3f} nats)" if ahead.min() < 0 else ""
         text = (
-            f"{of(len(idle), len(known), 'run')} {'is' if len(idle) == 1 else 'are'} no better than {above}{worst}. "
+            f"{of(len(idle), len(known), 'run')} {is_or_are(len(idle))} no better than {above}{worst}. "
             "Such a model has learnt nothing, and comparing it says nothing."
         )
         return Check(name=name, outcome="fail", text=text, run_ids=idle, withholds=True)
@@ -99,7 +99,8 @@ def indexer_learnt(done: pd.DataFrame) -> Check:
     over = "over seeds" if known["length"].nunique() == 1 else "over all lengths and seeds (tables: at each length)"
     untrained = tuple(known.loc[above <= RECALL_OVER_CHANCE, "run_id"])
     if untrained:
-        text = f"{of(len(untrained), len(known), 'run')} select no better than at random. Mass recall, {over}: {said}."
+        idle = f"{of(len(untrained), len(known), 'run')} {is_or_are(len(untrained))} no better than a random selection"
+        text = f"{idle}. Mass recall, {over}: {said}."
         return Check(name=name, outcome="warn", text=text, run_ids=untrained)
     text = f"Mass recall of each of {count(len(known), 'run')} is above its chance. Mean, {over}: {said}."
     return Check(name=name, outcome="ok", text=text)

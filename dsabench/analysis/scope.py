@@ -15,7 +15,7 @@ from dsabench.analysis.rungs import on_rungs
 from dsabench.analysis.where import matching
 from dsabench.errors import ScopeError as ScopeError
 from dsabench.errors import StoreError
-from dsabench.plain import count
+from dsabench.plain import count, is_or_are
 from dsabench.spec.verdict import VerdictSpec
 from dsabench.store import SweepRecord, load_runs, readable_sweeps
 
@@ -161,7 +161,7 @@ def _of_sweep(runs: pd.DataFrame, record: SweepRecord) -> tuple[pd.DataFrame, li
     """The runs of a sweep, and a note about those that are gone."""
     names = set(record.run_ids)
     gone = sorted(names - set(runs["run_id"]))
-    are = "is" if len(gone) == 1 else "are"
+    are = is_or_are(len(gone))
     notes = [f"{len(gone):,} of its {count(len(names), 'run')} {are} not in the store: {_some(gone)}"] if gone else []
     return runs[runs["run_id"].isin(names)], notes
 

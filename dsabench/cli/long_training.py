@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import Literal
 
 from dsabench.cli.console import stderr_console
@@ -18,6 +19,18 @@ def is_to_be_asked(device: str, seconds: float) -> bool:
     """Whether training on the device is so long that it takes a yes, and somebody is there to say it."""
     there = sys.stdin is not None and sys.stdin.isatty() and stderr_console().is_terminal
     return device == "cpu" and seconds > LONG_SECONDS and there
+
+
+def with_quick(command: Sequence[str]) -> list[str]:
+    """A sweep's command with the quick config in place of its own."""
+    words = list(command)
+    for i, word in enumerate(words):
+        if word == "--config" and i + 1 < len(words):
+            return [*words[: i + 1], "quick", *words[i + 2 :]]
+        if word.startswith("--config="):
+            return [*words[:i], "--config=quick", *words[i + 1 :]]
+    at = words.index("sweep") + 1 if "sweep" in words else len(words)
+    return [*words[:at], "--config", "quick", *words[at:]]
 
 
 def ask(seconds: float, *, offers_quick: bool) -> Answer:

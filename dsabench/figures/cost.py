@@ -18,6 +18,7 @@ from dsabench.figures.drawing import against_length, panel_title, plain_log_tick
 from dsabench.figures.sheet import Page, empty_page, outer_labels, pages, panel_width, too_many
 from dsabench.figures.style import GREY
 from dsabench.metrics import METRICS
+from dsabench.plain import count, is_or_are
 
 MEASURES = ("step_ms", "peak_memory_mb")
 
@@ -42,7 +43,7 @@ def cost_by_length(data: FigureData) -> Drawn | str:
     notes = []
     if alone := sorted(runs.loc[lengths < 2, "machine"].unique()):
         n = int((lengths < 2).sum())
-        notes.append(f"{n} runs are not shown: {'; '.join(alone)} has runs of one length only")
+        notes.append(f"{count(n, 'run')} {is_or_are(n)} not shown: {'; '.join(alone)} has runs of one length only")
     if runs["machine"].nunique() > 1:
         notes.append(f"times of {runs['machine'].nunique()} kinds of machine are in panels of their own")
     runs = runs[lengths > 1]

@@ -18,6 +18,7 @@ from dsabench.analysis.scope import Scope, ScopeError
 from dsabench.analysis.variants import RATIO, TOP_K, keys, label_variants, variant_order
 from dsabench.figures.style import COLOURS, Look, looks
 from dsabench.metrics import columns, compared, drawn
+from dsabench.plain import count, is_or_are
 from dsabench.store import Curves, load_curves
 from dsabench.store.curves import BY_POSITION
 
@@ -147,4 +148,5 @@ def _not_shown(runs: pd.DataFrame) -> list[str]:
         return []
     reasons = Counter("superseded" if reason.startswith("superseded") else reason for reason in left_out)
     why = ", ".join(f"{n} {reason}" for reason, n in reasons.most_common())
-    return [f"{len(left_out)} of {len(runs)} runs are not shown: {why}"]
+    n = len(left_out)
+    return [f"{n:,} of {count(len(runs), 'run')} {is_or_are(n)} not shown: {why}"]

@@ -13,6 +13,7 @@ from dsabench.figures.drawing import REFERENCE, panel_title, spread_of
 from dsabench.figures.over_training import draw_metric, limit, row_labels, rows_with_values
 from dsabench.figures.sheet import Page, empty_page, few_ticks, outer_labels, pages, too_many
 from dsabench.metrics import METRICS, Metric
+from dsabench.plain import count, is_or_are
 
 _ACCURACY = "task_accuracy"
 
@@ -25,7 +26,7 @@ def task_in_training(data: FigureData) -> Drawn | str:
         return "no finished run is of a task; data.source: task:recall trains on one"
     kept, notes = too_many(pages(runs, data.pages))
     if missing := len(data.done) - len(runs):
-        notes.append(f"{missing} of {len(data.done)} runs are of a text: not shown")
+        notes.append(f"{missing:,} of {count(len(data.done), 'run')} {is_or_are(missing)} of a text: not shown")
     return Drawn([_page(page, records) for page in kept], notes)
 
 

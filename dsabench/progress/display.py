@@ -47,7 +47,7 @@ class Display:
         self.console, self.clock = console, clock
         self.live = console.is_terminal and not quiet
         self.quiet = quiet or not (self.live or lines)
-        self.done, self.ended = done, 0
+        self.done = self.ended = done
         self.began = self.line_at = clock()
         self.numbers: dict[str, int] = {}
         self.labels: dict[str, str] = {}
@@ -131,7 +131,8 @@ class Display:
         with self.lock:
             self.updates.pop(name, None)
             self.time_left.end(name)
-            self.ended = min(self.total, self.ended + 1)
+            if name in self.time_left.parts:  # one that is done already passes by, and is counted
+                self.ended = min(self.total, self.ended + 1)
             self.left_at = -1.0
         number = self.numbers.get(name)
         place = f"[{min(number, self.total)}/{self.total}] " if number and self.total > 1 else ""

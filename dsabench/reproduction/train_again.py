@@ -119,9 +119,9 @@ def reproduce(
     execution = _execution(original, spec, device)
     _same_files(original, plan.fingerprint(spec, data_package.fingerprint(spec.data)), spec)
     if into is None:
-        with temporary_folder() as folder:
-            found = _trained_again(spec, execution, original, Path(folder) / "runs", observe, notify)
-            return _compare(Path(store), original, metrics, Path(folder) / "runs", found, tolerance, kept=None)
+        with temporary_folder("keep the second run elsewhere (--into DIR)") as folder:
+            found = _trained_again(spec, execution, original, folder / "runs", observe, notify)
+            return _compare(Path(store), original, metrics, folder / "runs", found, tolerance, kept=None)
     target = Path(into)
     if target.resolve() == Path(store).resolve():
         raise ScopeError(f"{target} is the store of the run itself, which is never written to; name another")

@@ -16,6 +16,7 @@ from filelock import FileLock
 
 from dsabench import locks
 from dsabench.errors import ResultsError, StoreError
+from dsabench.user_folders import temporary_parent
 
 Signature = list[int] | None
 """What changes when a file does: times of modification and change, size, inode; None: no regular file."""
@@ -25,16 +26,19 @@ _GONE = {errno.ENOENT, errno.ENOTDIR, errno.ESTALE}
 _DENIED = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
-def explain(path: Path, error: OSError) -> StoreError:
-    """The StoreError that tells a user what `error` means for `path`."""
+def explain(path: Path, error: OSError, option: str = "--store") -> StoreError:
+    """The StoreError that tells a user what `error` means for `path`, in a store that `option` names or in a temporary
+    folder."""
+    if (temporary := temporary_parent(path)) is not None:
+        return _of_temporary(path, *temporary, error)
     if error.errno in _FULL:
         return StoreError(
-            f"{path}: the disk is full ({error.strerror}); free some space and run it again "
-            "(finished runs are intact, this one resumes from its last checkpoint)"
+            f"{path}: the disk is full ({error.strerror}); free some space and run the command again "
+            "(what is in the store is whole, and a run that was interrupted goes on from its last checkpoint)"
         )
     if error.errno in _DENIED:
         return StoreError(
-            f"{path}: {error.strerror}; give a store that you may read and write, for example --store DIR"
+            f"{path}: {error.strerror}; give a store that you may read and write, for example {option} DIR"
         )
     if error.errno in _GONE:
         return StoreError(
@@ -43,13 +47,26 @@ def explain(path: Path, error: OSError) -> StoreError:
     return StoreError(f"{path}: {error.strerror or error}")
 
 
+def _of_temporary(path: Path, folder: Path, otherwise: str, error: OSError) -> StoreError:
+    others = ["set the environment variable TMPDIR to a folder on another disk", *([otherwise] if otherwise else [])]
+    if error.errno in _FULL:
+        return StoreError(
+            f"{folder}: the disk of this temporary folder is full ({error.strerror}), and nothing of it is kept; "
+            f"{', '.join(['free some space there', *others[:-1]])}, or {others[-1]}"
+        )
+    return StoreError(
+        f"{path}: {error.strerror or error}, in the temporary folder {folder}, of which nothing is kept; "
+        f"{' or '.join(others)}"
+    )
+
+
 @contextmanager
-def explained(path: Path) -> Iterator[None]:
-    """Turn an OSError of the body into a StoreError that names `path`."""
+def explained(path: Path, option: str = "--store") -> Iterator[None]:
+    """Turn an OSError of the body into a StoreError that names `path`, as `explain`."""
     try:
         yield
     except OSError as error:
-        raise explain(path, error) from error
+        raise explain(path, error, option) from error
 
 
 def sync_folder(folder: Path) -> None:
@@ -107,20 +124,35 @@ def replacing(path: Path, temporary: Path | None = None) -> Iterator[BinaryIO]:
         sync_folder(path.parent)
 
 
+@contextmanager
+def results_file(path: Path, instead: str) -> Iterator[BinaryIO]:
+    """A file of results, outside the store, that becomes `path` as a whole when the body ends.
+
+    instead: what a user can do where it cannot be written.
+
+    Raises:
+        ResultsError: it cannot be written; what was there stays.
+    """
+    try:
+        with _replacing(path) as file:
+            yield file
+    except OSError as error:
+        raise ResultsError(f"cannot write {path}: {error.strerror or error}; {instead}") from error
+
+
 def write_file(path: Path, content: bytes) -> Path:
     """Replace a file of results, outside the store, as a whole, and make its folders; a reader never sees half of it.
 
     Raises:
         ResultsError: it cannot be written; what was there stays.
     """
+    instead = "choose another folder with --out"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _replacing(path) as file:
-            file.write(content)
     except OSError as error:
-        raise ResultsError(
-            f"cannot write {path}: {error.strerror or error}; choose another folder with --out"
-        ) from error
+        raise ResultsError(f"cannot write {path}: {error.strerror or error}; {instead}") from error
+    with results_file(path, instead) as file:
+        file.write(content)
     return path
 
 

@@ -90,21 +90,23 @@ def make_store(store: Path) -> None:
             write_atomic(store / _MARK, json.dumps({"schema_version": SCHEMA_VERSION}).encode())
 
 
-def check_writable(store: Path) -> None:
+def check_writable(store: Path, option: str = "--store") -> None:
     """Refuse, before any work is done, a place where runs cannot be kept; leaves everything as it was.
+
+    option: the one by which a user names the place.
 
     Raises:
         StoreError: a file is in the way, the folder cannot be made or written, or a newer dsabench wrote the
             store.
     """
     for path in (store, *store.absolute().parents):
-        with explained(path):
+        with explained(path, option):
             if path.exists() and not path.is_dir():
-                raise StoreError(f"{path}: a file is in the way; the store needs a folder (--store DIR)")
+                raise StoreError(f"{path}: a file is in the way; the store needs a folder ({option} DIR)")
     check_schema(store)
     for attempt in range(3):
         try:
-            with explained(store):
+            with explained(store, option):
                 _try_writing(store.absolute())
             return
         except StoreError as error:

@@ -13,9 +13,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dsabench.errors import StoreError
-from dsabench.store.files import replacing
+from dsabench.store.files import results_file
 
 SUFFIXES = (".parquet", ".csv")
+
+INSTEAD = "free some space, or name a file in another folder"
 
 _FORMULA = re.compile(r"[=+\-@\t\r](?![\d.]+([eE][+-]?\d+)?$)")
 """The start of text that a spreadsheet takes for a formula; a number is none."""
@@ -47,9 +49,9 @@ def write_table(parts: Iterable[pd.DataFrame], path: Path) -> int:
     that begins like a formula.
 
     Raises:
-        StoreError: it cannot be written.
+        ResultsError: it cannot be written; what was there stays.
     """
-    with replacing(path) as file:
+    with results_file(path, INSTEAD) as file:
         return (_write_csv if path.suffix.lower() == ".csv" else _write_parquet)(parts, file)
 
 

@@ -33,6 +33,10 @@ SMALL_STEP_SECONDS = 5e-3
 """A step that takes less than this at the measured matrix-product rate leaves a GPU room for others."""
 
 
+SOON_BYTES = 4_000_000
+"""Text that is split, tokenized and looked at within seconds."""
+
+
 @dataclass(frozen=True)
 class PlannedRun:
     """A run of a sweep, its identity, and its status in the store."""
@@ -165,6 +169,16 @@ def check_data(
         data = data_package.prepare(spec, progress=notify, counted=counted)
         for length in wanted:
             cut(data, length)
+
+
+def check_small_data(planned: Sequence[PlannedRun]) -> None:
+    """`check_data` of what is soon checked, for a plan that trains nothing."""
+    check_data([run for run in planned if is_soon_checked(run)])
+
+
+def is_soon_checked(run: PlannedRun) -> bool:
+    """Whether `check_data` takes no more than seconds, because the text is small; of a task there is nothing to do."""
+    return run.amounts is None or run.amounts.n_bytes <= SOON_BYTES
 
 
 def fit(planned: Sequence[PlannedRun], execution: Execution) -> list[tuple[RunSpec, MemoryPlan]]:

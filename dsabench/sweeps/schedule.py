@@ -19,6 +19,7 @@ from dsabench.engine import failures
 from dsabench.engine.device import Execution, environment
 from dsabench.engine.sink import Update
 from dsabench.errors import DeviceError, StoreError
+from dsabench.plain import count, is_or_are
 from dsabench.progress.time_left import AUDIT
 from dsabench.spec.data_settings import DataSpec
 from dsabench.spec.run import RunSpec
@@ -29,6 +30,7 @@ from dsabench.sweeps.in_process import Here
 from dsabench.sweeps.launcher import Busy, Crowded, Died, Ended, Job, Launcher, Refused, TooManyWindows
 from dsabench.sweeps.micro_batch import MicroBatches
 from dsabench.sweeps.plan import PlannedRun, choose_concurrency, rungs, status
+from dsabench.user_folders import remove_abandoned
 
 BUSY_SECONDS = 0.5
 """Time between looks at a run that another process trains."""
@@ -58,7 +60,10 @@ def run_sweep(
     what was done with more is trained, and yielded, again. `started(run)` is called before each run and gives the
     observer of its updates; `counted` is told how much of the audit is done.
     """
-    _refuse_leaks([run.spec for run in planned if run.status != "done"], execution, notify, counted)
+    remove_abandoned()
+    kept = {"done"} if retry_failed else {"done", "failed"}
+    left = [run.spec for run in planned if run.status not in kept]
+    _refuse_leaks(left, len(left) == len(planned), execution, notify, counted)
     identity = _record_sweep(sweep, planned, Path(store), execution, command, notify)
     if launcher is None:
         at_a_time = choose_concurrency(planned, execution) if concurrency is None else concurrency
@@ -216,17 +221,23 @@ def _record_sweep(
 
 def _refuse_leaks(
     specs: Sequence[RunSpec],
+    are_all: bool,
     execution: Execution,
     notify: Callable[[str], None],
     counted: Callable[[str, float], None],
 ) -> None:
-    """Audit every model before the first run is trained, so that a leak is not found hours later. Raises LeakError."""
+    """Audit every model before the first run is trained, so that a leak is not found hours later. Raises LeakError.
+
+    Those of runs that were interrupted again: what computes them may have changed. are_all: whether these are all runs
+    of the sweep.
+    """
     vocab_sizes: dict[DataSpec, int] = {}
     wanted = {spec.model_dump_json(include={"attention", "length", "model"}): _audit_weight(spec) for spec in specs}
     total, done = sum(wanted.values()), 0.0
     for i, spec in enumerate(specs):
         if i == 0:
-            notify("auditing the models for look-ahead")
+            whose = "" if are_all else f" of the {count(len(specs), 'run')} that {is_or_are(len(specs))} left"
+            notify(f"auditing the models{whose} for look-ahead")
             counted(AUDIT, 0.0)
         if spec.data not in vocab_sizes:
             vocab_sizes[spec.data] = data_package.prepare(spec.data).vocab_size

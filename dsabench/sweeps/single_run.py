@@ -26,6 +26,7 @@ from dsabench.spec.run import RunSpec
 from dsabench.store import RunDoneError, RunRecord, RunWriter, read_run
 from dsabench.sweeps.launcher import RunJob
 from dsabench.sweeps.plan import fingerprint, plan, status, timetable
+from dsabench.user_folders import remove_abandoned
 
 
 @kept_random_state()
@@ -54,6 +55,7 @@ def train(
     progress: whether a terminal on stderr shows a bar. `observe` is given updates of the run, `notify` lines for the
     user, and `counted` the share that is done of what comes before the first step.
     """
+    remove_abandoned()
     job = RunJob(spec, sweep, retry_failed, data_parallel=data_parallel)
     place = Place(Path(store), resolve(spec.engine), Slots(), notify, counted)
     if not (progress and sys.stderr.isatty()):

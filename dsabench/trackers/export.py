@@ -34,10 +34,13 @@ class Outcome:
     """run_id -> the reason why it was not written, or not wholly."""
 
 
-def check_target(name: str) -> None:
-    """Raises TrackerError when there is no such target."""
+def known_target(name: str | None) -> str:
+    """The name of a target. Raises TrackerError when none was given, or there is no such target."""
+    if name is None:
+        raise TrackerError(f"--to is missing; give one of: {', '.join(TARGETS)}")
     if name not in TARGETS:
         raise TrackerError(f"--to {name}: no such target; there are: {', '.join(TARGETS)}")
+    return name
 
 
 def open_tracker(name: str, out: Path, store: Path) -> Tracker:
@@ -46,7 +49,8 @@ def open_tracker(name: str, out: Path, store: Path) -> Tracker:
     Raises:
         TrackerError: no such tracker, it is not installed, or `out` cannot be its folder.
     """
-    check_target(name)
+    if known_target(name) not in TRACKERS:
+        raise TrackerError(f"--to {name}: no tracker; there are: {', '.join(TRACKERS)}")
     if missing := [package for package in TRACKERS[name].packages if importlib.util.find_spec(package) is None]:
         raise TrackerError(
             f"--to {name}: the package {missing[0]} is not installed; install it with\npip install 'dsabench[trackers]'"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import io
+import json
 import os
 import pty
 import struct
@@ -14,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from rich.console import Console
 from shell import Shell
 
@@ -102,7 +105,26 @@ def test_the_answer_is_what_is_done(
     trained = [path.name for path in Path("runs").glob("dense-*")] if Path("runs").exists() else []
     assert len(trained) == (steps is not None)
     names = [path.name for path in Path("runs/sweeps").glob("*")] if trained else []
-    assert all(name.startswith("quick" if "quick" in answers else "seed") for name in names)
+    chosen = "quick" if "quick" in answers else "seed"
+    assert all(name.startswith(chosen) for name in names)
+    for name in names:
+        command = json.loads(Path("runs/sweeps", name).read_text())["command"]
+        assert command == ["dsabench", *small(corpus, chosen)], "the one that trains these runs"
+
+
+@given(
+    before=st.lists(st.sampled_from(["--yes", "--lengths", "64", "--set", "a=b"])),
+    named=st.sampled_from([[], ["--config", "seed"], ["--config=mine.yaml"]]),
+    after=st.lists(st.sampled_from(["--yes", "--seeds", "1", "2"])),
+)
+def test_the_command_of_the_quick_config_has_the_same_flags(
+    before: list[str], named: list[str], after: list[str]
+) -> None:
+    made = long_training.with_quick(["dsabench", "sweep", *before, *named, *after])
+    words = [word for one in made for word in ([one] if one != "--config=quick" else ["--config", "quick"])]
+    at = words.index("--config")
+    assert words[at + 1] == "quick" and words.count("quick") == 1
+    assert words[:at] + words[at + 2 :] == ["dsabench", "sweep", *before, *after]
 
 
 def test_yes_asks_nothing(shell: Shell, corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,6 +28,22 @@ def uneven(shell: Shell) -> Path:
     return folder
 
 
+@pytest.mark.parametrize("command", [["sweep", "--lengths"], ["train", "--length"]])
+def test_a_dry_run_refuses_a_text_that_is_too_small_as_the_training_does(
+    shell: Shell, uneven: Path, command: list[str]
+) -> None:
+    name, flag = command
+    small = [word for word in SMALL if word not in ("--length", "--seed", "16", "1")]
+    small += ["--set", "train.tokens_per_step=20000"]
+    words = [name, *small, "--set", f"data.source=path:{uneven}", flag, "20000"]
+    planned, trained = shell(*words, "--dry-run"), shell(*words)
+    assert planned[:2] == trained[:2] == (2, "")
+    assert "error: length 20000 needs a document of 20001 tokens" in planned[2]
+    assert planned[2].splitlines()[-1] == trained[2].splitlines()[-1]
+    code, out, err = shell(name, *small, "--set", f"data.source=path:{uneven}", flag, "16", "--dry-run")
+    assert code == 0 and "when training starts" not in out, err
+
+
 def test_plan_and_record_say_how_much_text_is_on_either_side(shell: Shell, uneven: Path) -> None:
     source = ["--set", f"data.source=path:{uneven}"]
     code, out, err = shell("train", *SMALL, *source, "--dry-run")

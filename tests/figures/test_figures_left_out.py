@@ -90,7 +90,7 @@ def test_failed_damaged_and_diverged_runs_are_named_and_not_drawn(tmp_path: Path
     nan.write_text(re.sub(r'"val_loss": [0-9.]+', '"val_loss": NaN', nan.read_text(), count=2))
     data = at(tmp_path)
     notes = "\n".join(data.notes)
-    assert "1 of 7 runs are not shown: 1 failed" in notes
+    assert "1 of 7 runs is not shown: 1 failed" in notes
     assert f"evaluations of {ids[0]} cannot be read" in notes
     assert "2 of 30 evaluations have no finite validation loss" in notes
     drawn = draw("flops", data)

@@ -41,6 +41,22 @@ def display_of(names: list[str], width: int = 80, terminal: bool = True, **more:
     return Display(table, console=console, clock=clock, **more), clock
 
 
+@pytest.mark.parametrize(("done", "left"), [(0, 3), (1, 2), (8, 4), (11, 1)])
+def test_runs_that_are_done_already_are_counted_once_and_from_the_beginning(done: int, left: int) -> None:
+    names = [f"dsa-L64-s{i}-00000000" for i in range(left)]
+    display, _ = display_of(names, done=done)
+    display.counted("auditing", 0.0)
+    assert f"{done}/{done + left} runs" in shown(display, 80)[0]
+    for name in [f"dense-L64-s{i}-00000000" for i in range(done)]:  # they pass by
+        display.start(name)
+        display.finish(name, "done")
+    assert f"{done}/{done + left} runs" in shown(display, 80)[0]
+    for i, name in enumerate(names, 1):
+        display.start(name)
+        display.finish(name, "done")
+        assert f"{done + i}/{done + left} runs" in shown(display, 80)[0]
+
+
 def said(display: Display) -> str:
     return display.console.file.getvalue()  # type: ignore[attr-defined, no-any-return]
 

@@ -66,7 +66,7 @@ def test_a_run_that_a_process_takes_up_in_between_is_refused_and_the_rest_told(r
     for name in "abc":
         runs.add(name, status="failed")
     monkeypatch.setattr(removal, "is_held", lambda path: False)
-    with runs.open("b"), pytest.raises(RunBusyError, match=r"run b: .* \(removed before that: a\)"):
+    with runs.open("b"), pytest.raises(RunBusyError, match=r"run b: .* \(removed: a; not removed: b, c\)"):
         remove_runs(runs.path, ["a", "b", "c"])
     assert names(runs.path) == ["b", "c"]
     assert list(pd.read_parquet(runs.path / "index.parquet").run_id) == ["b", "c"]
@@ -103,6 +103,85 @@ def test_links_inside_a_run_are_not_followed(runs, tmp_path):
     assert run_files(runs.path, "a").keys() == {".lock", "file", "metrics.jsonl", "run.json"}
     remove_runs(runs.path, ["a"])
     assert (kept / "file").read_text() == "x"
+
+
+def linked(folder, patch):
+    (folder / ".lock").unlink()
+    (folder / ".lock").symlink_to(folder / "made")
+    return "lock is a link, .*; remove the link first"
+
+
+def denied(*refused):
+    """As for a user who may not change these; root, who runs some tests, may change all."""
+    honest = os.access
+
+    def access(path, mode, **more):
+        return honest(path, mode, **more) and not (mode & os.W_OK and os.fspath(path) in map(os.fspath, refused))
+
+    return access
+
+
+def shut(folder, patch):
+    patch.setattr(os, "access", denied(folder))
+    return f"you may not change the folder {folder}"
+
+
+def shut_inside(folder, patch):
+    (folder / "checkpoint").mkdir()
+    patch.setattr(os, "access", denied(folder / "checkpoint"))
+    return f"you may not change the folder {folder / 'checkpoint'}"
+
+
+def shut_lock(folder, patch):
+    patch.setattr(os, "access", denied(folder / ".lock"))
+    return f"you may not open {folder / '.lock'}"
+
+
+def of_another(folder, patch):
+    folder.parent.chmod(0o1777)
+    patch.setattr(os, "geteuid", lambda: 1234567)
+    return r"it belongs to another user \(id \d+\)"
+
+
+@pytest.mark.parametrize("place", [0, 1, 2], ids=["the first", "one between", "the last"])
+@pytest.mark.parametrize("obstacle", [linked, shut, shut_inside, shut_lock, of_another])
+def test_one_that_cannot_be_removed_is_named_and_nothing_is(runs, monkeypatch, obstacle, place):
+    folders = [runs.add(name) for name in "abc"]
+    why = obstacle(folders[place], monkeypatch)
+    before = sorted(runs.path.rglob("*"))
+    name = r"a \(and 2 more\)" if obstacle is of_another else "abc"[place]
+    with pytest.raises(StoreError, match=rf"^run {name}: .*{why}.*; nothing was removed$"):
+        remove_runs(runs.path, ["a", "b", "c"])
+    assert sorted(runs.path.rglob("*")) == before
+
+
+def test_a_store_that_may_not_be_changed_is_named_and_nothing_is_removed(runs, monkeypatch):
+    runs.add("a")
+    monkeypatch.setattr(os, "access", denied(runs.path))
+    with pytest.raises(StoreError, match=rf"^{runs.path}: you may not change this folder; nothing was removed"):
+        remove_runs(runs.path, ["a"])
+    assert names(runs.path) == ["a"]
+
+
+@pytest.mark.parametrize("fails_at", range(4))
+def test_a_removal_that_fails_amid_says_what_is_gone_and_what_is_not(runs, monkeypatch, fails_at):
+    ids = list("abcd")
+    for name in ids:
+        runs.add(name)
+    honest = os.rename
+
+    def rename(old, new):
+        if os.fspath(old).endswith(ids[fails_at]):
+            raise OSError(5, "Input/output error")
+        honest(old, new)
+
+    monkeypatch.setattr(os, "rename", rename)
+    gone, left = ids[:fails_at], ids[fails_at:]
+    said = "; ".join([f"removed: {', '.join(gone)}"] * bool(gone) + [f"not removed: {', '.join(left)}"])
+    with pytest.raises(StoreError) as caught:
+        remove_runs(runs.path, ids)
+    assert str(caught.value) == f"{runs.path / ids[fails_at]}: Input/output error ({said})"
+    assert names(runs.path) == left and list(load_runs(runs.path).run_id) == left
 
 
 def test_a_lock_that_is_a_link_is_not_followed(runs, tmp_path):
@@ -154,7 +233,7 @@ def test_a_folder_that_cannot_be_renamed_stays(runs, monkeypatch):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(os, "rename", refuse)
-    with pytest.raises(StoreError, match="Permission denied"):
+    with pytest.raises(StoreError, match=r"Permission denied.*\(not removed: a\)"):
         remove_runs(runs.path, ["a"])
     assert read_run(runs.path, "a").status == "done"
 
@@ -163,7 +242,7 @@ def test_files_that_cannot_be_deleted_are_said(runs, monkeypatch):
     runs.add("a")
     monkeypatch.setattr(shutil, "rmtree", lambda *a, **k: None)
     with pytest.raises(
-        StoreError, match=r"run a is removed, but not all of its files could be deleted: .*\.removed\.a"
+        StoreError, match=r"run a is removed, but not all of its files could be deleted: .*\.removed\.a.*\(removed: a\)"
     ):
         remove_runs(runs.path, ["a"])
     assert load_runs(runs.path).empty
@@ -172,7 +251,7 @@ def test_files_that_cannot_be_deleted_are_said(runs, monkeypatch):
 def test_an_index_that_cannot_be_written_is_said_after_the_removal(runs, monkeypatch):
     runs.add("a")
     monkeypatch.setattr(layout, "acquire", lambda path, timeout_s: None)
-    with pytest.raises(StoreError, match=r"\.index\.lock.*removed before that: a"):
+    with pytest.raises(StoreError, match=r"\.index\.lock.*\(removed: a\)$"):
         remove_runs(runs.path, ["a"])
     assert names(runs.path) == []
 

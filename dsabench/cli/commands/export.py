@@ -12,10 +12,11 @@ import typer
 from dsabench.cli import completion
 from dsabench.cli.command_help import ANSWERS, OUTPUT, STORED, HelpfulCommand, epilog
 from dsabench.cli.options import AllFlag, JsonFlag, StoreOption, SweepOption, WhereOption
+from dsabench.plain import count
 from dsabench.trackers.names import MODELS, TRACKERS
 
 TrackerOption = Annotated[
-    str,
+    str | None,
     typer.Option(
         "--to",
         help=f"Tracker: {', '.join(TRACKERS)}; or {MODELS}: the models of dense runs.",
@@ -61,7 +62,7 @@ def add_to(app: typer.Typer) -> None:
 
 
 def export(
-    to: TrackerOption,
+    to: TrackerOption = None,
     runs: RunsArgument = None,
     sweep: SweepOption = None,
     everything: AllFlag = False,
@@ -83,10 +84,10 @@ def export(
         raise typer.BadParameter("name the runs (RUN ...), or choose them by --sweep, --all or --where")
 
     from dsabench.cli.views.export_text import say_what_was_written, tell_of
-    from dsabench.trackers.export import check_target, open_tracker
     from dsabench.trackers.export import export as write
+    from dsabench.trackers.export import known_target, open_tracker
 
-    check_target(to)  # before a store is looked for
+    to = known_target(to)  # before a store is looked for
     if follow and to == MODELS:
         raise typer.BadParameter(f"--follow is for trackers; {MODELS} takes a model when it is trained")
     out = Path("results", to) if out is None else out
@@ -122,5 +123,5 @@ def _chosen(
     elif scope.notes:
         for note in scope.notes:
             print(printable(f"note: {note}"), file=sys.stderr)
-    print(printable(f"{scope.title}: {len(names)} runs"), file=sys.stderr)
+    print(printable(f"{scope.title}: {count(len(names), 'run')}"), file=sys.stderr)
     return names

@@ -86,7 +86,7 @@ def reproduce(
 
     original = find_run(store, run)
     if into is not None:
-        check_writable(into)
+        check_writable(into, "--into")
     from dsabench.cli.console import stdout_console
     from dsabench.cli.views import reproduction_text
     from dsabench.reproduction import train_again as reproducing

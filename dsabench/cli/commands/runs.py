@@ -14,6 +14,7 @@ from dsabench.cli.command_help import ANSWERS, OUTPUT, STORED, HelpfulCommand, H
 from dsabench.cli.list_options import ListCommand, texts
 from dsabench.cli.options import AllFlag, JsonFlag, RunArgument, StoreOption, WhereOption
 from dsabench.errors import ScopeError
+from dsabench.plain import count, is_or_are
 
 OfSweepOption = Annotated[
     str | None,
@@ -177,7 +178,7 @@ def list_(
         runs_table.print_runs(shown, wanted, stdout_console())
         runs_table.print_counts(chosen.runs, hidden, limit)
     if json and hidden:
-        _tell(f"note: {hidden} more runs are not in the document (--limit {limit})")
+        _tell(f"note: {count(hidden, 'more run')} {is_or_are(hidden)} not in the document (--limit {limit})")
 
 
 def show(
@@ -264,11 +265,12 @@ def export(
     check_table_path(file, store)
     chosen = choose(store, sweep=sweep, everything=everything, where=where)
     if chosen.runs.empty:
-        raise ScopeError(f"nothing to export: of {chosen.total} runs ({chosen.title}) none is chosen")
+        raise ScopeError(f"nothing to export: of {count(chosen.total, 'run')} ({chosen.title}) none is chosen")
     n = write_table(metrics_in_parts(store, list(chosen.runs["run_id"])) if metrics else [chosen.runs], file)
     for note in chosen.notes:
         _tell(f"note: {note}")
-    print(printable(f"Written: {file} ({n} {'records' if metrics else 'rows'} of {len(chosen.runs)} runs)"))
+    written = count(n, "record" if metrics else "row")
+    print(printable(f"Written: {file} ({written} of {count(len(chosen.runs), 'run')})"))
 
 
 def _tell(message: str) -> None:

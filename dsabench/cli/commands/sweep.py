@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from dsabench.cli import long_training
 from dsabench.cli.command_help import TRAINING, epilog
 from dsabench.cli.list_options import ListCommand
 from dsabench.cli.options import (
@@ -105,7 +107,7 @@ def sweep(
 
     one = workers[0] if workers else device  # planned and audited for one device, the same for all
     where = (store, launcher, workers, concurrency)
-    planned = partial(_planned, axes=axes, sets=sets, device=one, margin=margin, where=where)
+    planned = partial(_planned, axes=axes, sets=sets, device=one, margin=margin, where=where, check=dry_run)
     others = Others()  # looks at the machine while torch is loaded and the sweep is planned
     plan = planned(config)
     if dry_run:
@@ -113,12 +115,11 @@ def sweep(
         return
     check_out(out)
     agreed = _agreed(plan, planned, config, None if quiet else others, yes or launcher is not None)
-    again = "the same command" if agreed.sweep.name == plan.sweep.name else "dsabench sweep --config quick ..."
-    plan = agreed
-    failed, took = _train(plan, store, launcher, address, retry_failed, on_oom, quiet, again)
-    _report(plan, store, out, json)
+    command = sys.argv if agreed.sweep.name == plan.sweep.name else long_training.with_quick(sys.argv)
+    failed, took = _train(agreed, store, launcher, address, retry_failed, on_oom, quiet, command)
+    _report(agreed, store, out, json)
     if not quiet:
-        next_steps.after_sweep(plan, store, out, took)
+        next_steps.after_sweep(agreed, store, out, took)
     raise typer.Exit(1 if failed else 0)
 
 
@@ -138,10 +139,12 @@ def _planned(
     device: str | None,
     margin: float | None,
     where: tuple[Path, LauncherName | None, Sequence[str], int | None],
+    check: bool,
 ) -> SweepPlan:
     """The runs, what the store has of them, and what they will take. SpecError for a concurrency they cannot have.
 
-    where: store, launcher, devices with a worker each, and concurrency.
+    where: store, launcher, devices with a worker each, and concurrency. check: whether small texts are refused now if
+    they are too small to train on, which is done before training otherwise.
     """
     store, launcher, workers, concurrency = where
     experiment = overridden(config, sets, {"--device": ("engine.device", device)}, axes)
@@ -157,6 +160,8 @@ def _planned(
     check_writable(store)
     execution = resolve(specs[0].engine)
     planned = plan.plan(specs, store)
+    if check:
+        plan.check_small_data(planned)
     alone = None if launcher else plan.why_alone(specs, execution)
     if alone and (concurrency or 1) > 1:
         raise SpecError(f"--concurrency {concurrency}: {alone}; leave it out or give 1")
@@ -179,7 +184,6 @@ def _agreed(
 
     others: watched since the command began; None to announce nothing.
     """
-    from dsabench.cli import long_training
     from dsabench.cli.console import stderr_console
     from dsabench.cli.views.sweep_plan import print_plan
 
@@ -219,11 +223,11 @@ def _train(
     retry_failed: bool,
     on_oom: OnOutOfMemory,
     quiet: bool,
-    again: str,
+    command: list[str],
 ) -> tuple[list[RunRecord], float]:
     """Train what is not done and show how it goes. Returns the runs that failed, and the seconds that it took.
 
-    again: the command that goes on after an interruption.
+    command: the one that was typed, with the config that was chosen.
     """
     from dsabench.cli.console import stderr_console
     from dsabench.cli.places import launcher_of
@@ -242,7 +246,7 @@ def _train(
                 plan.runs,
                 store,
                 plan.execution,
-                command=sys.argv,
+                command=command,
                 retry_failed=retry_failed,
                 concurrency=plan.at_a_time,
                 on_oom=on_oom.value,
@@ -254,6 +258,7 @@ def _train(
                 records[record.run_id] = record
                 display.finish(record.run_id, describe(record))
         except KeyboardInterrupt:
+            again = "the same command" if command == sys.argv else shlex.join(["dsabench", *command[1:]])
             display.note(
                 f"interrupted after {len(records)} of {count(len(plan.runs), 'run')}; {again} goes on from there"
             )

@@ -141,6 +141,7 @@ def _plan(spec: RunSpec, experiment: Sweep, store: Path, data_parallel: int, jso
 
     execution = spread(spec, resolve(spec.engine), data_parallel)
     planned = plan.plan([spec], store)
+    plan.check_small_data(planned)
     fits = plan.fit(planned, execution)
     times = plan.timetable(planned, execution)
     flops = plan.flops_per_step(spec)

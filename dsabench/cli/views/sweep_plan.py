@@ -99,10 +99,13 @@ def print_plan(plan: SweepPlan, console: Console, *, config: str = "", full: boo
     for note in no_verdict_notes(plan):
         console.print(f"  {note}")
     if full:
+        from dsabench.sweeps.plan import is_soon_checked
+
         for run in plan.runs:
             mark = "  selects everything" if run.spec.attention.selects_everything(run.spec.length) else ""
             console.print(f"  {run.status:12} {run.run_id}{mark}")
-        console.print("  (documents are checked to be long enough for a window when the sweep starts)")
+        if not all(is_soon_checked(run) for run in plan.runs):
+            console.print("  (documents are checked to be long enough for a window when training starts)")
     if plan.fits and (full or execution.device.type == "cuda"):
         _print_memory(plan, console)
     done = sum(run.status == "done" for run in plan.runs)

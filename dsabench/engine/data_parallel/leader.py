@@ -89,7 +89,7 @@ def train_with_ranks(run: PreparedRun, run_id: str) -> dict[str, Any]:
     task = Task(run.spec.model_dump(mode="json"), run_id, run.data.fingerprint, device.type, threads)
     with temporary_folder() as folder:
         others = Others()
-        ranks = _Ranks(run, task, Path(folder))
+        ranks = _Ranks(run, task, folder)
         try:
             summary = ranks.to_the_end()
         finally:
@@ -127,7 +127,8 @@ class _Agent(threading.Thread):
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
         try:
             with _hushed():
-                elastic_launch(self.config, sys.executable)("-P", "-c", ENTRY, str(self.folder).replace("$", "$$"))
+                arguments = str(self.folder).replace("$", "$$"), str(os.getpid())
+                elastic_launch(self.config, sys.executable)("-P", "-c", ENTRY, *arguments)
         except ChildFailedError as error:
             self.exit_codes = {rank: failure.exitcode for rank, failure in error.failures.items()}
         except Exception as error:

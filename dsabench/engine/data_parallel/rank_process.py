@@ -18,18 +18,26 @@ import os, sys
 from multiprocessing.connection import Client
 os.dup2(os.open(os.path.join(sys.argv[1], "rank" + os.environ["RANK"] + ".log"), os.O_WRONLY | os.O_CREAT, 0o600), 1)
 os.dup2(1, 2)
-line = Client(os.path.join(sys.argv[1], "line"))
-sys.path[:] = line.recv()
+try:
+    line = Client(os.path.join(sys.argv[1], "line"))
+    sys.path[:] = line.recv()
+except (EOFError, OSError):
+    import shutil, time
+    time.sleep(0.1)
+    if os.getppid() != int(sys.argv[2]):
+        shutil.rmtree(sys.argv[1], ignore_errors=True)
+    os._exit(1)
 from dsabench.engine.data_parallel.rank_process import main
-main(line)
+main(line, sys.argv[1])
 """
-"""The code that Python is started with; its argument is a folder. The rank's output goes to a file there. Modules are
-found where the leader finds them, and nowhere else."""
+"""The code that Python is started with; its arguments are the leader's temporary folder, to which the rank's output
+goes, and the leader's process id: a rank that finds it dead removes the folder. Modules are found where the leader
+finds them, and nowhere else."""
 
 
-def main(connection: Connection) -> None:
-    """The program of a rank."""
-    line = Line(connection)
+def main(connection: Connection, folder: str) -> None:
+    """The program of a rank. folder: the leader's temporary one."""
+    line = Line(connection, Path(folder))
     rank = int(os.environ["RANK"])
     line.say("hello", rank)
     task: Task = line.answer()

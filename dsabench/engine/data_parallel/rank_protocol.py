@@ -3,7 +3,8 @@
     process -> rank   folders of modules, then Task, then `stop` to rank 0; the end of the line is the end of the rank
     rank -> process   Said, whose answer rank 0 waits for where it is a call of the sink
 
-When the leader dies, the line ends, and with it the rank, whatever it is doing: no process is left over.
+When the leader dies, the line ends, and with it the rank, whatever it is doing: no process is left over, and the
+leader's temporary folder is removed.
 """
 
 from __future__ import annotations
@@ -19,7 +20,12 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Literal
 
+from dsabench.user_folders import remove_if_abandoned
+
 STOP = "stop"
+
+DYING_S = 0.05
+"""How long after its end of the line a process that dies may hold its locks."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +75,8 @@ class Said:
 class Line:
     """The rank's end of the line. A thread listens to it all the time."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, folder: Path) -> None:
+        self._folder = folder
         self._connection, self._answers = connection, queue.SimpleQueue[Any]()
         self._ended_well = False
         threading.Thread(target=self._listen, daemon=True).start()
@@ -83,6 +90,7 @@ class Line:
                 else:
                     self._answers.put(message)
         except (EOFError, OSError):
+            remove_if_abandoned(self._folder, DYING_S)
             # At once: what Python and its libraries do at exit might wait for a rank that is gone.
             os._exit(0 if self._ended_well else 1)
 

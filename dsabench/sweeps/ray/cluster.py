@@ -28,6 +28,7 @@ from dsabench.sweeps.plan import fingerprint
 from dsabench.sweeps.ray import node, ray_session
 from dsabench.sweeps.ray.payload import Order, absolute, contents, pieces
 from dsabench.sweeps.ray.receive import Arrival
+from dsabench.user_folders import remove_abandoned
 
 TURN_SECONDS = 0.5
 """Longest wait of a turn."""
@@ -291,6 +292,7 @@ class Cluster:
         self.threads.shutdown()
         self.runs.clear()
         self.ray.shutdown()
+        remove_abandoned()  # of tasks of this machine, which were killed; another node's go with its next task
 
 
 def _give_up(arrival: Arrival) -> None:

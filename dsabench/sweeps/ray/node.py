@@ -26,7 +26,7 @@ from dsabench.engine.sink import Update
 from dsabench.errors import DataError, DsabenchError, StoreError
 from dsabench.spec.run import validate
 from dsabench.store import RunRecord, find_checkpoint
-from dsabench.store.files import signature
+from dsabench.store.files import explained, signature
 from dsabench.store.layout import LOG, METRICS, run_folder
 from dsabench.sweeps.in_process import Here
 from dsabench.sweeps.launcher import Crowded, Ended, Job, Note, Outcome, Refused
@@ -119,7 +119,7 @@ def train_on_node(
         names.update({ours: theirs for theirs, ours in here.items()})
         spec = validate({**order.spec, "plugins": [here[path] for path in order.spec["plugins"]]})
         with temporary_folder() as folder:
-            _train_here(order, Job(spec, "", halve=order.halve, run_id=order.run_id), Path(folder), checkpoint, say)
+            _train_here(order, Job(spec, "", halve=order.halve, run_id=order.run_id), folder, checkpoint, say)
 
     try:
         for report in _said(work):
@@ -161,11 +161,12 @@ def _train_here(
         )
     folder = run_folder(store, job.run_id)
     if checkpoint:
-        (folder / "checkpoint").mkdir(parents=True)
-        for name, parts in checkpoint.items():
-            with (folder / "checkpoint" / name).open("wb") as file:
-                file.writelines(parts)
-        (folder / METRICS).write_bytes(order.metrics)
+        with explained(folder):
+            (folder / "checkpoint").mkdir(parents=True)
+            for name, parts in checkpoint.items():
+                with (folder / "checkpoint" / name).open("wb") as file:
+                    file.writelines(parts)
+            (folder / METRICS).write_bytes(order.metrics)
     here = Here(store, resolve(job.spec.engine), order.concurrency, lambda line: say(Note(line)))
     sent = _Sent(folder, len(order.metrics))
     told_at = -UPDATE_SECONDS

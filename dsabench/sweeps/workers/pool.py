@@ -6,6 +6,7 @@ failed. If it trained several, it is not known which one killed it, and each is 
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -24,9 +25,10 @@ from dsabench.errors import DeviceError, SpecError
 from dsabench.shutdown import PATIENCE_S
 from dsabench.spec.run import EngineSpec
 from dsabench.sweeps.launcher import Crowded, Died, Job, Note, Outcome
+from dsabench.sweeps.workers.parent import STOP
 from dsabench.sweeps.workers.protocol import Assignment, OneAtATime, Progress, Ready, Report, Result, Start
-from dsabench.sweeps.workers.worker import ENTRY, LOST, STOP
-from dsabench.user_folders import temporary_folder
+from dsabench.sweeps.workers.worker import ENTRY, LOST
+from dsabench.user_folders import temporary_file
 
 TURN_SECONDS = 0.5
 """Longest wait of a turn."""
@@ -53,15 +55,14 @@ class Workers:
         self.notify, self.concurrency = notify, concurrency
         on_cpu = devices.count("cpu")
         threads = max(1, torch.get_num_threads() // on_cpu) if on_cpu > 1 else None
-        self.logs = temporary_folder()
         starts = [
             Start(str(store), {**engine.model_dump(mode="json"), "device": device}, concurrency, threads)
             for device in devices
         ]
         self.workers: list[_Worker] = []
         try:
-            for i, start in enumerate(starts):
-                self.workers.append(_Worker(start, Path(self.logs.name) / f"{i}.log"))
+            for start in starts:
+                self.workers.append(_Worker(start))
         except BaseException:
             self.close()
             raise
@@ -99,14 +100,13 @@ class Workers:
         until = time.monotonic() + PATIENCE_S - 0.5  # this process has to end in time, too
         for worker in self.workers:
             worker.end(until)
-        self.logs.cleanup()
 
 
 class _Worker:
     """One worker process, the one that takes its place when it dies, and their jobs."""
 
-    def __init__(self, start: Start, log: Path) -> None:
-        self.given, self.log = start, log
+    def __init__(self, start: Start) -> None:
+        self.given = start
         self.jobs: dict[str, tuple[Job, Callable[[Update], None]]] = {}
         self.ended: list[tuple[Job, Outcome]] = []
         """Jobs that have ended and are yet to be returned by a turn."""
@@ -116,13 +116,14 @@ class _Worker:
 
     def _start(self) -> None:
         self.pipe, theirs = Pipe()
-        with theirs, self.log.open("wb") as log:
+        self.log = temporary_file()
+        with theirs:
             self.process = subprocess.Popen(
                 [sys.executable, "-P", "-c", ENTRY, str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
+                stdout=self.log,
+                stderr=self.log,
             )
         self.is_ready = False
         self._send(sys.path)
@@ -173,7 +174,7 @@ class _Worker:
         self.pipe.close()
         code = self.process.wait()
         how, device = _how(code), self.given.engine["device"]
-        said = self.log.read_bytes()[-LOG_BYTES:].decode(errors="replace").strip()
+        said = self._said()
         if code:
             notify(f"the worker of {device} ended {how}; another one takes its place")
         if not self.is_ready:
@@ -187,6 +188,12 @@ class _Worker:
             self.ended += [(job, outcome) for job, _ in self.jobs.values()]
             self.jobs.clear()
         self._start()
+
+    def _said(self) -> str:
+        """The end of what the process wrote."""
+        with self.log as log:
+            log.seek(max(0, log.seek(0, os.SEEK_END) - LOG_BYTES))
+            return log.read().decode(errors="replace").strip()
 
     def _send(self, order: object) -> None:
         with suppress(OSError):  # a worker that has gone is found by `listen`
@@ -204,6 +211,7 @@ class _Worker:
             self.process.kill()
             self.process.wait()
         self.pipe.close()
+        self.log.close()
 
 
 def _how(code: int) -> str:

@@ -13,7 +13,6 @@ import os
 import signal
 import sys
 import warnings
-from multiprocessing.connection import Connection
 
 import torch
 
@@ -24,10 +23,8 @@ from dsabench.spec.run import EngineSpec
 from dsabench.sweeps.in_process import Here
 from dsabench.sweeps.launcher import Ended, Note, Refused
 from dsabench.sweeps.single_run import DeviceLostError
-from dsabench.sweeps.workers.protocol import Assignment, OneAtATime, Order, Progress, Ready, Report, Result, Start
-
-STOP = signal.SIGUSR1
-"""Asks to stop. SIGINT and SIGTERM often reach all processes of a group, and the parent is the one to decide."""
+from dsabench.sweeps.workers.parent import STOP, Parent
+from dsabench.sweeps.workers.protocol import Assignment, OneAtATime, Order, Progress, Ready, Result, Start
 
 ENTRY = f"""
 import os, signal, sys
@@ -35,42 +32,21 @@ signal.signal(signal.{STOP.name}, lambda *_: os._exit(0))
 from multiprocessing.connection import Connection
 pipe = Connection(int(sys.argv[1]))
 sys.path[:] = pipe.recv()
+from dsabench.sweeps.workers.parent import Parent
+parent = Parent(pipe)
 from dsabench.sweeps.workers.worker import main
-main(pipe)
+main(parent)
 """
 """The code that Python is started with. Modules are found where the parent finds them, and nowhere else. A worker that
-gets STOP before it has loaded them ends at once."""
+gets STOP, or whose parent dies, before it has loaded them ends at once."""
 
 LOST = 3
 """Exit code of a worker whose device takes no more work."""
 
 
-class _Parent:
-    """The other end of the pipe."""
-
-    def __init__(self, pipe: Connection) -> None:
-        self.pipe = pipe
-
-    def tell(self, report: Report) -> None:
-        """Send a report. When the parent is gone, stop as if asked to, so that no run fails of it."""
-        try:
-            self.pipe.send(report)
-        except OSError:
-            raise KeyboardInterrupt from None
-
-    def hear(self) -> Order:
-        """The next order."""
-        try:
-            order: Order = self.pipe.recv()
-        except (EOFError, OSError):
-            raise KeyboardInterrupt from None
-        return order
-
-
-def work(pipe: Connection) -> int:
-    """Until the parent closes the pipe, which is a KeyboardInterrupt, or the device is lost; the exit code."""
-    start: Start = pipe.recv()
-    parent = _Parent(pipe)
+def work(parent: Parent) -> int:
+    """Until STOP, which is a KeyboardInterrupt, or the device is lost; the exit code."""
+    start: Start = parent.hear()
     if start.threads is not None:
         torch.set_num_threads(start.threads)
     warnings.showwarning = lambda message, *rest, **more: parent.tell(Note(str(message)))
@@ -83,7 +59,7 @@ def work(pipe: Connection) -> int:
     parent.tell(Ready())
     try:
         while True:
-            while not here.active or pipe.poll():
+            while not here.active or parent.has_more():
                 _take(parent.hear(), here, parent)
             ended = here.turn()
             if ended is None:
@@ -100,7 +76,7 @@ def work(pipe: Connection) -> int:
         here.close()
 
 
-def _take(order: Order, here: Here, parent: _Parent) -> None:
+def _take(order: Order, here: Here, parent: Parent) -> None:
     match order:
         case Assignment(run_id=run_id):
             try:
@@ -115,13 +91,13 @@ def _take(order: Order, here: Here, parent: _Parent) -> None:
             raise AssertionError(order)
 
 
-def main(pipe: Connection) -> None:
+def main(parent: Parent) -> None:
     """As the module says; does not return."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     with on_signals([STOP]):
         try:
-            code = work(pipe)
+            code = work(parent)
         except KeyboardInterrupt:
             code = 0
     sys.stdout.flush()
