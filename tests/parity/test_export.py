@@ -18,7 +18,6 @@ from dsabench.model.foreign import read_checkpoint
 from dsabench.model.transformer import Transformer, build
 from dsabench.model.transformers_folder import architecture_of, write_folder
 from dsabench.spec.run import validate
-from dsabench.store import find_checkpoint
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing is downloaded
 
@@ -150,7 +149,6 @@ def test_a_trained_run_is_loaded_with_its_tokenizer(changed: dict[str, Any], cor
     tokens_BT = torch.tensor([ids])
     with torch.no_grad():
         torch.testing.assert_close(theirs(tokens_BT).logits, ours(tokens_BT).logits_BTV, rtol=0, atol=1e-4)
-    assert find_checkpoint(tmp_path / "runs", record.run_id) is not None, "the store is as it was"
 
 
 def test_exporting_again_replaces_and_other_files_stay(corpus: Path, tmp_path: Path) -> None:
