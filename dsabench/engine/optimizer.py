@@ -36,6 +36,9 @@ def recorded_stage(spec: RunSpec, stage: Stage) -> Stage:
     return "dense" if isinstance(spec.attention, DenseSpec) else stage
 
 
+_UNDECAYED = ("embedding.weight", "head.weight")
+
+
 @dataclass
 class Group:
     """Parameters with one learning rate and one weight decay."""
@@ -51,7 +54,7 @@ class Optimizer:
     """AdamW (beta1 0.9) over the backbone and the attention's own parameters, clipped apart.
 
     A common clip would couple the language-model loss and the indexer's loss again, which the detached input keeps
-    apart. Matrices decay; gains, biases and the tied embedding do not.
+    apart. Matrices decay; gains, biases, embedding and output layer do not.
 
     It calls the function that torch.optim.AdamW calls: the class imports PyTorch's compiler, which takes seconds.
     """
@@ -66,7 +69,7 @@ class Optimizer:
         self.groups: list[Group] = []
         for parameters, rate in ((self.backbone, spec.train.learning_rate), (self.own, own_rate)):
             for decays in (True, False):
-                chosen = [p for p in parameters if (p.ndim > 1 and self.names[p] != "embedding.weight") == decays]
+                chosen = [p for p in parameters if (p.ndim > 1 and self.names[p] not in _UNDECAYED) == decays]
                 if chosen:
                     self.groups.append(Group(chosen, rate, spec.train.weight_decay if decays else 0.0))
         self.beta2 = spec.train.beta2
