@@ -100,8 +100,10 @@ class RunWriter:
                 atomic_folder.recover(path)
                 for leftover in (*path.glob(".*.tmp"), path / LOG):  # the log of a failure before
                     leftover.unlink(missing_ok=True)
-            _cut_torn_line(path / METRICS)
+            whole = parse_metrics(path / METRICS)[1]  # or raises, while the record is still what it was
             write_atomic(path / RECORD, record.to_json())
+            # Only now: the record before may have sealed the torn line as well.
+            _cut(path / METRICS, whole)
         except BaseException:
             if is_new:
                 shutil.rmtree(path, ignore_errors=True)
