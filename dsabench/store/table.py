@@ -61,7 +61,7 @@ def row_of(folder: Path) -> tuple[Row, bool]:
         seen = signature(folder / RECORD)
         try:
             record, may_change = read_folder(folder)
-            wrong = [] if may_change else damage(folder, record)
+            wrong = [] if record.status == "running" else damage(folder, record)
         except DamagedError as error:
             record, may_change, wrong = error.record, False, [str(error)]
             if record is not None and record.run_id == folder.name:

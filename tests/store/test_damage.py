@@ -103,7 +103,7 @@ FIELDS = (
 def test_any_json_as_run_json_is_a_row_and_the_index_holds_it(runs, changes, inner):
     if not runs.path.exists():
         runs.older("a")
-        runs.older("good")
+        runs.older("good", summary={"params": 1})  # which contradicts no evaluation
     path = runs.path / "a" / "run.json"
     record = json.loads((runs.path / "good" / "run.json").read_bytes()) | {"run_id": "a"}
     if inner:  # deeper: among the fields of the spec and of the summary
