@@ -157,11 +157,11 @@ FILES = {
     **{f"{state} metrics": lambda store, state=state: folder_of(store, state) / "metrics.jsonl" for state in STATES},
     **{name: lambda store, name=name: store / name for name in (*CACHES, "store.json", "sweeps/s.json")},
 }
-RARE = 199
-"""Of so many bytes one is tried in every run of the suite; all in the slow version."""
+TRIED = 10
+"""Bytes of a file that every run of the suite flips; all of them in the slow version."""
 
 
-def read_with_flips(store: Path, file: str, every: int, cached: bool) -> None:
+def read_with_flips(store: Path, file: str, most: int, cached: bool) -> None:
     path = FILES[file](store)
     if file == "killed metrics":  # up to the last checkpoint: what follows nobody vouches for, and resuming drops it
         saved = json.loads((path.parent / "checkpoint/seal.json").read_bytes())
@@ -169,8 +169,7 @@ def read_with_flips(store: Path, file: str, every: int, cached: bool) -> None:
     if file.endswith("metrics"):
         assert path.stat().st_size > 500
     clean = (lambda: None) if cached else forget_caches(store)
-    if file in ("store.json", "sweeps/s.json", ".index.seal", ".curves.seal"):
-        every = max(1, every // 7)
+    every = max(1, path.stat().st_size // most)
     assert flips(path, store, every, seed=len(file), clean=clean) == []
 
 
@@ -178,13 +177,13 @@ def read_with_flips(store: Path, file: str, every: int, cached: bool) -> None:
 @pytest.mark.parametrize("file", FILES)
 def test_a_flipped_bit_is_noticed_or_changes_nothing(store: Path, file: str, cached: bool) -> None:
     if cached or file not in CACHES:
-        read_with_flips(store, file, RARE, cached)
+        read_with_flips(store, file, TRIED, cached)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("file", FILES)
 def test_a_flipped_bit_of_any_byte_is_noticed_or_changes_nothing(store: Path, file: str) -> None:
-    read_with_flips(store, file, 1, cached=True)
+    read_with_flips(store, file, 10**9, cached=True)
 
 
 @pytest.mark.parametrize("state", ["done", "interrupted", "killed"])
