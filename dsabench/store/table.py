@@ -57,6 +57,7 @@ def row_of(folder: Path) -> tuple[Row, bool]:
     A run that is not what was written, or whose parts contradict each other, has status `damaged`, and one that cannot
     be read `unreadable`; `error` says what is wrong.
     """
+    record: RunRecord | None
     while True:
         seen = signature(folder / RECORD)
         try:
