@@ -23,6 +23,7 @@ from dsabench.reproduction.compare_records import (
     check_weights_file,
     compare_records,
     compare_weights,
+    summary_record,
 )
 from dsabench.reproduction.environments import (
     Change,
@@ -37,6 +38,9 @@ from dsabench.reproduction.environments import (
 from dsabench.spec.run import RunSpec, validate
 from dsabench.spec.stored_spec import needed_plugins
 from dsabench.store import RunRecord, find_checkpoint, find_run, read_metrics
+from dsabench.store.layout import run_folder
+from dsabench.store.records import DamagedError
+from dsabench.store.verification import checkpoint_damage
 from dsabench.sweeps import plan
 from dsabench.sweeps.launcher import RunJob
 from dsabench.sweeps.single_run import Place, train_by_turns
@@ -102,7 +106,8 @@ def reproduce(
     observe: Callable[[RunSpec], Callable[[Any], None]] = lambda spec: lambda update: None,
     notify: Callable[[str], None] = lambda message: None,
 ) -> Reproduction:
-    """Train the stored run `run` (the start of its id) again and compare: records step by step, and final weights.
+    """Train the stored run `run` (the start of its id) again and compare: records step by step, what training computed
+    of the summary, and final weights.
 
     into: the store that keeps the second run, never that of the first; None: a temporary one. device: None takes the
     kind of device that the run was trained on. tolerance: nats by which losses may be off. plugins: files that lie
@@ -118,6 +123,8 @@ def reproduce(
     if (saved := find_checkpoint(store, original.run_id)) is not None:  # not only when all is trained
         steps_done(saved)
         check_weights_file(saved)
+        if wrong := checkpoint_damage(run_folder(Path(store), original.run_id), original):
+            raise DamagedError(f"run {original.run_id}: its checkpoint is damaged ({wrong[0]})", original)
     spec = _spec(original, device, plugins)
     execution = _execution(original, spec, device)
     _same_files(original, data_package.survey(spec.data), spec)
@@ -240,9 +247,13 @@ def _compare(
     kept: Path | None,
 ) -> Reproduction:
     whole = original.status != "interrupted"
-    records = compare_records(metrics, read_metrics(target, again.run_id), whole=whole)
-    ours, theirs = find_checkpoint(store, original.run_id), find_checkpoint(target, again.run_id)
+    ours, theirs = list(metrics), read_metrics(target, again.run_id)
+    if original.status == "done":  # else it has no summary
+        ours.append(summary_record(original.summary))
+        theirs += [summary_record(again.summary)] if again.status == "done" else []
+    records = compare_records(ours, theirs, whole=whole)
+    first, second = find_checkpoint(store, original.run_id), find_checkpoint(target, again.run_id)
     weights = None
-    if ours is not None and theirs is not None and steps_done(ours) == steps_done(theirs):
-        weights = compare_weights(ours, theirs)
+    if first is not None and second is not None and steps_done(first) == steps_done(second):
+        weights = compare_weights(first, second)
     return Reproduction(original, again, records, weights, tolerance, kept)

@@ -78,4 +78,5 @@ def _seal_checkpoint(saved: Path, metrics: Path) -> None:
         if record["step"] > step:
             break
         past += len(line)
-    seals.seal_checkpoint(saved, metrics, past)
+    before = seals.file_seal(metrics, past) if metrics.exists() else seals.FileSeal(size=0, digest=seals.digest_of(b""))
+    seals.seal_checkpoint(saved, before)

@@ -63,7 +63,7 @@ def row_of(folder: Path) -> tuple[Row, bool]:
         seen = signature(folder / RECORD)
         try:
             record, may_change = read_folder(folder)
-            wrong = [] if may_change else damage(folder, record)
+            wrong = [] if record.status == "running" else damage(folder, record)
         except DamagedError as error:
             record, may_change = error.record, False
             wrong = [str(error).removeprefix(f"run {folder.name}: ").replace(f"{folder}/", "")]

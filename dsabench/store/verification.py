@@ -86,6 +86,12 @@ def _of_metrics(folder: Path, record: RunRecord) -> list[str]:
             return differs
         if told is None and (folder / METRICS).exists():
             return [f"{METRICS} was not there when the run ended"]
+    elif record.seal is not None and (saved := atomic_folder.whole(folder)) is not None:  # it was killed
+        try:
+            problem = seals.past_problem(saved, folder / METRICS)
+        except OSError as error:
+            problem = f"{METRICS} cannot be read: {error.strerror or error}"
+        return [problem] if problem else []
     return _disagreements(folder, record, sealed is not None)
 
 
@@ -121,8 +127,11 @@ def _disagreements(folder: Path, record: RunRecord, is_sealed: bool) -> list[str
 
 def _agree(a: Any, b: Any) -> bool:
     if isinstance(a, int | float) and isinstance(b, int | float):
-        both_nan = math.isnan(a) and math.isnan(b)
-        return both_nan or math.isclose(a, b, rel_tol=TOLERANCE, abs_tol=1e-9)
+        try:
+            both_nan = math.isnan(a) and math.isnan(b)
+            return both_nan or math.isclose(a, b, rel_tol=TOLERANCE, abs_tol=1e-9)
+        except OverflowError:  # JSON knows whole numbers beyond every float
+            return a == b
     return bool(a == b)
 
 

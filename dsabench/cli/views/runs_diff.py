@@ -68,7 +68,8 @@ def print_changes(console: Console, title: str, changes: Sequence[Change], numbe
 
 def record_lines(records: Records) -> Iterator[str]:
     """How many records agree, the first that does not, and how far the losses are apart."""
-    kinds = " and ".join(f"{count} {kind}" for kind, count in records.counts.items())
+    *most, last = [f"{count} {kind}" for kind, count in records.counts.items()]
+    kinds = f"{', '.join(most)} and {last}"
     yield f"{records.same} of {records.total} the same bit for bit ({kinds}, to step {records.last_step})"
     if records.first is not None:
         yield f"first difference    {_deviation(records.first)}"
