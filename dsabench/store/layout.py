@@ -11,7 +11,8 @@ from pathlib import Path
 
 from dsabench.errors import StoreError
 from dsabench.store.files import acquire, explained, write_atomic
-from dsabench.store.records import SCHEMA_VERSION, check_id, read_document
+from dsabench.store.record_files import read_document
+from dsabench.store.records import SCHEMA_VERSION, check_id
 
 RECORD = "run.json"
 METRICS = "metrics.jsonl"

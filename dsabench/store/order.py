@@ -9,7 +9,8 @@ from pathlib import Path
 from dsabench.errors import StoreError
 from dsabench.store.files import acquire, read_regular, refuse_links, signature, write_all
 from dsabench.store.layout import RECORD, SWEEPS
-from dsabench.store.records import LAST, Record, microseconds, now, read_record
+from dsabench.store.record_files import read_record
+from dsabench.store.records import LAST, Record, microseconds, now
 
 _LAST = ".order"
 _LOCK = ".order.lock"

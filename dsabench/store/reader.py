@@ -14,8 +14,9 @@ from dsabench.errors import StoreError
 from dsabench.store import atomic_folder, seals
 from dsabench.store.files import explain, explained, is_held
 from dsabench.store.layout import LOCK, METRICS, RECORD, SWEEPS, existing_store, run_folder
+from dsabench.store.record_files import check_seal, read_document, read_record
 from dsabench.store.record_values import is_step, is_whole, shown
-from dsabench.store.records import DamagedError, RunRecord, check_id, check_seal, read_document, read_record
+from dsabench.store.records import DamagedError, RunRecord, check_id
 from dsabench.store.seals import FileSeal, Seal, digest_of
 
 

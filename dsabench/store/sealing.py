@@ -11,7 +11,8 @@ from dsabench.store import atomic_folder, seals
 from dsabench.store.files import acquire, explained, read_regular, write_atomic
 from dsabench.store.layout import LOCK, METRICS, RECORD, existing_store, run_folder
 from dsabench.store.reader import parse_metrics, read_raw
-from dsabench.store.records import DamagedError, RunBusyError, read_document
+from dsabench.store.record_files import read_document
+from dsabench.store.records import DamagedError, RunBusyError
 from dsabench.store.verification import damage
 
 _PATIENCE_S = 1.0

@@ -8,7 +8,8 @@ from dsabench.errors import StoreError
 from dsabench.store.files import explained, refuse_links, write_atomic
 from dsabench.store.layout import SWEEPS, existing_store, locked, make_store
 from dsabench.store.order import next_order
-from dsabench.store.records import SweepRecord, check_id, read_record
+from dsabench.store.record_files import read_record
+from dsabench.store.records import SweepRecord, check_id
 
 
 def write_sweep(store: str | Path, record: SweepRecord) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -16,12 +15,13 @@ from filelock import FileLock
 from dsabench.errors import DsabenchError, StoreError
 from dsabench.plain import encodable
 from dsabench.store import atomic_folder, index, seals
-from dsabench.store.files import acquire, explain, explained, refuse_links, write_all, write_atomic
+from dsabench.store.files import acquire, explained, refuse_links, write_atomic
 from dsabench.store.layout import LOCK, LOG, METRICS, RECORD, make_store, run_folder
+from dsabench.store.metrics_file import MetricsFile, cut
 from dsabench.store.order import next_order
 from dsabench.store.reader import parse_metrics, read_raw
 from dsabench.store.records import RunBusyError, RunDoneError, RunRecord, Scalar, now
-from dsabench.store.seals import FileSeal, Growing
+from dsabench.store.seals import FileSeal
 
 _PATIENCE_S = 1.0
 """How long to wait for a run's lock: a reader that looks at it holds it for some microseconds."""
@@ -49,9 +49,7 @@ class RunWriter:
         """The run's record as it is stored."""
         self._lock = lock
         self._tell = tell
-        self._metrics_fd: int | None = None
-        self._so_far: Growing | None = None
-        """The seal of what was written to metrics.jsonl; None while this writer has not looked at it."""
+        self._metrics = MetricsFile(path / METRICS)
         self._before = {name: its for name, its in (before or {}).items() if name.startswith("checkpoint/")}
         """Seals of the checkpoint's files in the record of the run's end before."""
         self._past: int | None = None
@@ -115,7 +113,7 @@ class RunWriter:
             whole = parse_metrics(path / METRICS)[1]  # or raises, while the record is still what it was
             write_atomic(path / RECORD, record.to_json())
             # Only now: the record before may have sealed the torn line as well.
-            _cut(path / METRICS, whole)
+            cut(path / METRICS, whole)
         except BaseException:
             if is_new:
                 shutil.rmtree(path, ignore_errors=True)
@@ -133,21 +131,8 @@ class RunWriter:
             raise TypeError(f"a metrics record needs a `kind` (str) and a `step` (int), not {dict(record)!r}")
         if "run_id" in record:
             raise TypeError("a metrics record cannot have a `run_id`; `load_metrics` adds it")
-        line = (json.dumps(dict(record)) + "\n").encode("ascii")
-        with explained(self.path / METRICS):
-            if self._metrics_fd is None:
-                self._check_open()
-                flags = os.O_RDWR | os.O_CREAT | os.O_APPEND
-                self._metrics_fd = os.open(self.path / METRICS, flags, 0o666)
-            so_far = self._written()
-            size = os.fstat(self._metrics_fd).st_size
-            try:
-                write_all(self._metrics_fd, line)
-            except OSError:
-                with suppress(OSError):
-                    os.ftruncate(self._metrics_fd, size)
-                raise
-            so_far.add(line)
+        self._check_open()
+        self._metrics.append((json.dumps(dict(record)) + "\n").encode("ascii"))
 
     def rewind(self, step: int) -> None:
         """Drop the metrics records after `step` (the checkpoint's; -1 drops all), and a torn last line.
@@ -158,18 +143,7 @@ class RunWriter:
             StoreError: a line is damaged, or the file cannot be written.
         """
         self._check_open()
-        path = self.path / METRICS
-        if self._past is not None:
-            self._close_metrics()
-            _cut(path, self._past)
-        records, whole = parse_metrics(path)
-        kept = [record for record in records if record["step"] <= step]
-        self._close_metrics()
-        self._so_far = None
-        if len(kept) < len(records):
-            write_atomic(path, "".join(json.dumps(record) + "\n" for record in kept).encode("ascii"))
-        else:
-            _cut(path, whole)
+        self._metrics.rewind(step, self._past)
 
     def replace_checkpoint(self, write: Callable[[Path], None]) -> None:
         """Call `write(empty_folder)` and make what it wrote, sealed, the run's checkpoint, atomically.
@@ -182,7 +156,7 @@ class RunWriter:
         """
         self._check_open()
         # A checkpoint whose past was lost in a power failure would leave a hole in the curve.
-        self._sync_metrics()
+        self._metrics.sync()
         self._past = None
 
         def sealed(folder: Path) -> None:
@@ -191,7 +165,7 @@ class RunWriter:
             if problems := seals.checkpoint_problems(folder):
                 raise StoreError(f"run {self.record.run_id}: a checkpoint arrived damaged ({problems[0]})")
             (folder / seals.CHECKPOINT_SEAL).unlink(missing_ok=True)
-            seals.seal_checkpoint(folder, self._written().seal())
+            seals.seal_checkpoint(folder, self._metrics.seal())
 
         atomic_folder.replace(self.path, sealed)
 
@@ -248,7 +222,7 @@ class RunWriter:
             StoreError: the record, or after it the index, cannot be written.
         """
         self._check_open()
-        self._sync_metrics()
+        self._metrics.sync()
         if status == "done":
             atomic_folder.forget_previous(self.path)
         with explained(self.path):
@@ -271,18 +245,15 @@ class RunWriter:
                 write_atomic(self.path / LOG, encodable(log).encode())
         write_atomic(self.path / RECORD, record.to_json())
         self.record = record
-        self._close_metrics()
+        self._metrics.close()
         if indexed:
             index.update(self.path.parent)
         return record
 
     def _sealed_files(self) -> dict[str, Any]:
         """The seals of the run's files: metrics.jsonl, and what its checkpoint holds. Raises OSError."""
-        files = {}
-        if (self.path / METRICS).exists():
-            # What was written counts, not what lies there now; but for half a line, of a full disk.
-            files[METRICS] = self._written().seal()
-            _cut(self.path / METRICS, files[METRICS].size)
+        recorded = self._metrics.sealed_end()
+        files = {} if recorded is None else {METRICS: recorded}
         folder = atomic_folder.whole(self.path)
         if folder is not None:
             told = {path.name: seals.file_seal(path) for path in sorted(folder.iterdir())}
@@ -301,7 +272,7 @@ class RunWriter:
             if self.record.status == "running":
                 self._record_end(error)
         finally:
-            self._close_metrics()
+            self._metrics.close()
             self._lock.release()
 
     def _record_end(self, error: BaseException | None) -> None:
@@ -319,32 +290,3 @@ class RunWriter:
     def _check_open(self) -> None:
         if self.record.status != "running" or not self._lock.is_locked:
             raise RuntimeError(f"run {self.record.run_id} is {self.record.status} and its writer is closed")
-
-    def _written(self) -> Growing:
-        """The seal of metrics.jsonl as it was written. Raises OSError."""
-        if self._so_far is None:
-            self._so_far = Growing(self.path / METRICS)
-        return self._so_far
-
-    def _sync_metrics(self) -> None:
-        if self._metrics_fd is not None:
-            with explained(self.path / METRICS):
-                os.fsync(self._metrics_fd)
-
-    def _close_metrics(self) -> None:
-        if self._metrics_fd is not None:
-            os.close(self._metrics_fd)
-            self._metrics_fd = None
-
-
-def _cut(path: Path, end: int) -> None:
-    """Cut off what follows, such as a line that a kill left unfinished: the next record would be appended to it."""
-    try:
-        if path.stat().st_size > end:
-            with path.open("r+b") as file:
-                file.truncate(end)
-                os.fsync(file.fileno())
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        raise explain(path, error) from error

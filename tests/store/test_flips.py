@@ -21,7 +21,7 @@ from dsabench.errors import StoreError
 from dsabench.spec.run import validate
 from dsabench.store import SweepRecord, load_lists, load_metrics, load_runs, read_run, write_sweep
 from dsabench.store.curves import load_curves
-from dsabench.store.records import read_record
+from dsabench.store.record_files import read_record
 from dsabench.store.verification import checkpoint_damage
 from dsabench.sweeps import single_run
 
