@@ -80,4 +80,4 @@ def _seal_checkpoint(saved: Path, metrics: Path) -> None:
             break
         past += len(line)
     before = seals.file_seal(metrics, past) if metrics.exists() else seals.FileSeal(size=0, digest=seals.digest_of(b""))
-    seals.seal_checkpoint(saved, before)
+    write_atomic(saved / seals.CHECKPOINT_SEAL, seals.seal_for_checkpoint(saved, before))

@@ -20,7 +20,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from dsabench.errors import StoreError
-from dsabench.store.files import explain, read_regular, write_atomic
+from dsabench.store.files import explain, read_regular
 
 CHECKPOINT_SEAL = "seal.json"
 """Name of a checkpoint folder's own seal."""
@@ -156,15 +156,13 @@ def differing(folder: Path, files: Mapping[str, FileSeal]) -> list[str]:
     return found
 
 
-def seal_checkpoint(folder: Path, past: FileSeal) -> None:
-    """Write the seal of a checkpoint folder whose files are all there, and of the metrics before it, atomically.
-
-    Raises OSError.
-    """
+def seal_for_checkpoint(folder: Path, past: FileSeal) -> bytes:
+    """The content of CHECKPOINT_SEAL for a folder whose files are all there, and the metrics before it. Raises
+    OSError."""
     files = {path.name: file_seal(path).model_dump() for path in sorted(folder.iterdir())}
     document = {"files": files, "metrics": past.model_dump()}
     text = json.dumps({"digest": record_digest(document), **document}, indent=1)
-    write_atomic(folder / CHECKPOINT_SEAL, (text + "\n").encode("ascii"))
+    return (text + "\n").encode("ascii")
 
 
 def checkpoint_seal(folder: Path) -> CheckpointSeal | None:

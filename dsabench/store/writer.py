@@ -165,7 +165,7 @@ class RunWriter:
             if problems := seals.checkpoint_problems(folder):
                 raise StoreError(f"run {self.record.run_id}: a checkpoint arrived damaged ({problems[0]})")
             (folder / seals.CHECKPOINT_SEAL).unlink(missing_ok=True)
-            seals.seal_checkpoint(folder, self._metrics.seal())
+            (folder / seals.CHECKPOINT_SEAL).write_bytes(seals.seal_for_checkpoint(folder, self._metrics.seal()))
 
         atomic_folder.replace(self.path, sealed)
 
