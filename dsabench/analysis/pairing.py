@@ -78,7 +78,11 @@ def find_pairs(labelled: pd.DataFrame, baseline: str) -> Pairs:
     base = is_baseline(labelled, baseline)
     finished = labelled["finished"]
     keys = ["length", "setting", "seed"]
-    columns = [*keys, "variant", *sorted(name for name in labelled if name not in {*keys, "variant"} and _is_kept(name))]
+    columns = [
+        *keys,
+        "variant",
+        *sorted(name for name in labelled if name not in {*keys, "variant"} and _is_kept(name)),
+    ]
     ours, theirs = labelled.loc[finished & ~base, columns], labelled.loc[finished & base, columns]
     frame = ours.add_prefix("a.").merge(
         theirs.add_prefix("b."), left_on=[f"a.{k}" for k in keys], right_on=[f"b.{k}" for k in keys]
