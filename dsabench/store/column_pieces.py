@@ -1,4 +1,4 @@
-"""Pieces of a column: values of a few runs, held in arrays until the kinds of all values, and so the dtype, are known."""
+"""Pieces of a column: values of a few runs, in arrays until the kinds of all values, and so the dtype, are known."""
 
 from __future__ import annotations
 
