@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from dsabench.analysis.scope import ScopeError
-from dsabench.analysis.variants import within
+from dsabench.analysis.variants import RATIO, TOP_K, within
 from dsabench.spec.messages import near_miss
 
 MACHINE = (
@@ -36,7 +36,7 @@ class Pairs:
 
     frame: pd.DataFrame
     """One row a pair: setting, length, seed, variant, the columns of the variant's run as `a.COLUMN` and those of the
-    baseline's as `b.COLUMN` without the fields of spec and environment (MACHINE apart), and `timed`: whether both
+    baseline's as `b.COLUMN` without the fields of spec and environment (but for k and MACHINE), and `timed`: whether both
     were timed on the same kind of machine."""
 
     left_out: list[tuple[str, str]]
@@ -117,7 +117,7 @@ def machines(runs: pd.DataFrame) -> pd.Series[str]:
 def _is_kept(column: str) -> bool:
     """Whether pairs have a column of the runs: the fields of spec and environment are most of a table, and every
     selection of rows would copy them."""
-    return "." not in column or column.startswith("fingerprint.") or column in MACHINE
+    return "." not in column or column.startswith("fingerprint.") or column in (*MACHINE, TOP_K, RATIO)
 
 
 def _lonely(run: dict[Any, Any], kind: str) -> str:
