@@ -1,7 +1,7 @@
 """`curves.parquet`: the records of all runs' training as one table, kept up to date by reading changed files alone.
 
 A cache like `index.parquet`: it can be removed at any time. Its metadata name the version of each run's metrics.jsonl
-that it was made from. `load_metrics` reads the files themselves, with everything that is in them.
+that it was made from and compared with its seal. `load_metrics` reads the files themselves, with everything in them.
 """
 
 from __future__ import annotations
@@ -22,15 +22,17 @@ import pyarrow.parquet as pq
 
 from dsabench.errors import StoreError
 from dsabench.plain import encodable
-from dsabench.store.files import Signature, acquire, explained, read_regular, signature, write_atomic
-from dsabench.store.layout import METRICS, check_schema, existing_store
-from dsabench.store.reader import parse_metrics, run_names
+from dsabench.store.files import Signature, acquire, signature
+from dsabench.store.layout import METRICS, RECORD, check_schema, existing_store
+from dsabench.store.reader import run_names, sealed_metrics
 from dsabench.store.records import SCHEMA_VERSION, is_id
+from dsabench.store.sealed_cache import read_sealed, write_sealed
 
 CURVES = "curves.parquet"
 _LOCK = ".curves.lock"
+_SEAL = ".curves.seal"
 _KEY = b"dsabench"
-_FORMAT = f"2 of schema {SCHEMA_VERSION}"
+_FORMAT = f"3 of schema {SCHEMA_VERSION}"
 
 BY_POSITION = "loss_by_position"
 """The one column that holds lists; only in a run's last record, the evaluation at its end."""
@@ -66,7 +68,7 @@ def load_curves(
     path = existing_store(store)
     there = {name for name in run_names(path) if is_id(name)}
     wanted = sorted(there if run_ids is None else there.intersection(run_ids))
-    signatures = {name: signature(path / name / METRICS) for name in wanted}
+    signatures = {name: _signature(path / name) for name in wanted}
     table, state = _read(path)
     stale = [name for name in wanted if name not in state.signatures or state.signatures[name] != signatures[name]]
     if stale:
@@ -98,12 +100,18 @@ def load_curves(
     return Curves(frame[names], {name: why for name, why in state.damaged.items() if name in set(wanted)})
 
 
+def _signature(folder: Path) -> Signature:
+    """That of a run's metrics, and of its record, whose seal decides whether they can be believed."""
+    metrics = signature(folder / METRICS)
+    return None if metrics is None else metrics + (signature(folder / RECORD) or [])
+
+
 class _State(NamedTuple):
     """The metadata of the cache."""
 
     format: str
     columns: list[str]
-    """Names of its columns: parquet keeps a checksum of the values alone."""
+    """Names of its columns."""
 
     signatures: dict[str, Signature]
     damaged: dict[str, str]
@@ -122,11 +130,10 @@ def _ordered(table: pa.Table) -> pa.Table:
 def _read(store: Path) -> tuple[pa.Table, _State]:
     nothing = _empty(), _State(_FORMAT, [], {}, {})
     try:
-        with explained(store / CURVES):
-            table = pq.read_table(io.BytesIO(read_regular(store / CURVES)), page_checksum_verification=True)
+        table = pq.read_table(io.BytesIO(read_sealed(store, _SEAL, CURVES)))
         state = _State(**json.loads((table.schema.metadata or {})[_KEY]))
         whole = state.format == _FORMAT and state.columns == table.column_names
-        # Metadata have no checksum either; and only a table of these types can be joined with what is read anew.
+        # Only a table of these types can be joined with what is read anew.
         types = {field.name: field.type for field in table.schema}
         whole = whole and all(
             kind == _FIXED.get(name, pa.list_(pa.float64()) if name == BY_POSITION else pa.float64())
@@ -134,7 +141,7 @@ def _read(store: Path) -> tuple[pa.Table, _State]:
         )
         whole = whole and types.keys() >= _FIXED.keys() and isinstance(state.signatures, dict)
         whole = whole and all(isinstance(why, str) for why in state.damaged.values())
-    except (StoreError, pa.ArrowException, KeyError, ValueError, TypeError, AttributeError):
+    except (OSError, pa.ArrowException, KeyError, ValueError, TypeError, AttributeError):
         return nothing
     return (table.replace_schema_metadata(None), state) if whole else nothing
 
@@ -159,7 +166,7 @@ def _keep(store: Path, table: pa.Table, state: _State) -> None:
             buffer = io.BytesIO()
             metadata = {_KEY: json.dumps(state._asdict()).encode()}
             pq.write_table(table.replace_schema_metadata(metadata), buffer, write_page_checksum=True)
-            write_atomic(store / CURVES, buffer.getvalue())
+            write_sealed(store, _SEAL, {CURVES: buffer.getvalue()})
         finally:
             lock.release()
     except StoreError:
@@ -172,7 +179,7 @@ def _parse(store: Path, run_ids: list[str]) -> tuple[pa.Table, dict[str, str]]:
     for run_id in run_ids:
         path = store / run_id / METRICS
         try:
-            found, _ = parse_metrics(path, lists=False)
+            found = sealed_metrics(store / run_id, lists=False)
         except StoreError as error:
             damaged[run_id] = str(error)
             continue

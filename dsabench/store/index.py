@@ -1,9 +1,10 @@
 """`index.parquet`: the whole store as one table, kept up to date by reading only what changed.
 
-There are two files. `index.parquet` is for everyone; its metadata name the version of each run.json that it was made
-from. `.index.json.gz` holds the rows as JSON, one a line, so that an update has their exact values (a column's dtype
-depends on all of them) without reading every run.json again. Its first line is a token that the parquet's metadata
-hold too: a kill between the two writes leaves different tokens, and both files are rebuilt.
+`index.parquet` is for everyone; its metadata name the versions of each run.json and metrics.jsonl that it was made from
+and compared with their seals. `.index.json.gz` holds the rows as JSON, one a line, so that an update has their exact
+values (a column's dtype depends on all of them) without reading every run.json again. Its first line is a token that
+the parquet's metadata hold too: a kill between the two writes leaves different tokens, and both files are rebuilt. So
+they are when one of them is not what `.index.seal` has digests of.
 
 Both are always written as a whole, which takes longer the larger the store is. The end of a run does so only when that
 costs little beside what happened since the last time (`update`). `load_runs` does so whenever something changed: it
@@ -28,16 +29,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dsabench.errors import StoreError
-from dsabench.store.files import Signature, explained, read_regular, signature, write_atomic
-from dsabench.store.layout import RECORD, SWEEPS, check_schema, existing_store, locked
-from dsabench.store.reader import run_names
+from dsabench.store.files import Signature, explained, read_regular, signature
+from dsabench.store.layout import LOCK, METRICS, RECORD, SWEEPS, check_schema, existing_store, locked
 from dsabench.store.records import SCHEMA_VERSION
+from dsabench.store.sealed_cache import read_sealed, write_sealed
 from dsabench.store.table import Row, fixed_columns, row_of, table
 
 INDEX = "index.parquet"
 _ROWS = ".index.json.gz"
+_SEAL = ".index.seal"
 _KEY = b"dsabench"
-_FORMAT = f"6 of schema {SCHEMA_VERSION}"
+_FORMAT = f"7 of schema {SCHEMA_VERSION}"
 
 _SHARE = 64
 """When a run ends, the index is written if it lacks 1/_SHARE of its rows, or has fewer than _SHARE rows."""
@@ -125,9 +127,19 @@ def _update_locked(store: Path, timeout_s: float) -> pd.DataFrame:
 
 
 def _scan(store: Path) -> dict[str, Signature]:
-    """The signature of every run's run.json, by stat calls alone."""
+    """The signatures of every run's run.json and metrics.jsonl, one after the other, by stat calls alone; None: there
+    is no run.json."""
+    with explained(store), os.scandir(store) as entries:
+        names = sorted(e.name for e in entries if e.name != SWEEPS and not e.name.startswith(".") and e.is_dir())
     root = str(store)  # text: a Path for each takes longer than its stat call
-    return {name: signature(f"{root}/{name}/{RECORD}") for name in run_names(store)}
+    found: dict[str, Signature] = {}
+    for name in names:
+        record = signature(f"{root}/{name}/{RECORD}")
+        if record is not None:
+            found[name] = record + (signature(f"{root}/{name}/{METRICS}") or [])
+        elif any(os.path.lexists(f"{root}/{name}/{file}") for file in (RECORD, LOCK)):
+            found[name] = None
+    return found
 
 
 class _Rows(NamedTuple):
@@ -186,8 +198,7 @@ def _write_index(store: Path, frame: pd.DataFrame, now: _Rows) -> None:
     metadata = {**(content.schema.metadata or {}), _KEY: json.dumps(state._asdict()).encode()}
     buffer = io.BytesIO()
     pq.write_table(content.replace_schema_metadata(metadata), buffer, write_page_checksum=True)
-    write_atomic(store / _ROWS, gzip.compress(lines, compresslevel=1))
-    write_atomic(store / INDEX, buffer.getvalue())
+    write_sealed(store, _SEAL, {_ROWS: gzip.compress(lines, compresslevel=1), INDEX: buffer.getvalue()})
 
 
 def _state_of(metadata: dict[bytes, bytes] | None) -> _State | None:
@@ -203,7 +214,7 @@ def _read_index(store: Path) -> tuple[pd.DataFrame, _State] | None:
     """The index and its metadata; None when it is missing, damaged or of another format."""
     try:
         with explained(store / INDEX):
-            content = pq.read_table(io.BytesIO(read_regular(store / INDEX)), page_checksum_verification=True)
+            content = pq.read_table(io.BytesIO(read_sealed(store, _SEAL, INDEX)))
         state = _state_of(content.schema.metadata)
         frame = content.to_pandas()
     except (StoreError, pa.ArrowException, ValueError, TypeError, KeyError, AttributeError):
@@ -216,10 +227,10 @@ def _read_index(store: Path) -> tuple[pd.DataFrame, _State] | None:
 def _read_rows(store: Path) -> _Rows | None:
     """The rows that the index was made from; None when they are missing, damaged or of another index."""
     try:
-        state = _state_of(pq.read_schema(io.BytesIO(read_regular(store / INDEX))).metadata)
-        first, *lines = gzip.decompress(read_regular(store / _ROWS)).decode().split("\n")
+        state = _state_of(pq.read_schema(io.BytesIO(read_sealed(store, _SEAL, INDEX))).metadata)
+        first, *lines = gzip.decompress(read_sealed(store, _SEAL, _ROWS)).decode().split("\n")
         token, *rows = json.loads(f"[{','.join([first, *lines])}]")
-    except (OSError, EOFError, ValueError, RecursionError, zlib.error, pa.ArrowException):
+    except (OSError, EOFError, ValueError, AttributeError, RecursionError, zlib.error, pa.ArrowException):
         return None
     names = [row.get("run_id") if isinstance(row, dict) else None for row in rows]
     if state is None or token != state.token or len(rows) != len(lines) or names != list(state.signatures):

@@ -8,11 +8,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from dsabench.errors import StoreError
 from dsabench.store import atomic_folder
 from dsabench.store.files import explain, explained, is_held
 from dsabench.store.layout import LOCK, METRICS, RECORD, SWEEPS, existing_store, run_folder
-from dsabench.store.records import RunRecord, check_id, read_record
+from dsabench.store.records import DamagedError, RunRecord, check_id, check_seal, read_document, read_record
+from dsabench.store.seals import FileSeal, Seal, digest_of
 
 _DECODER = json.JSONDecoder()
 
@@ -20,8 +23,11 @@ _DECODER = json.JSONDecoder()
 def read_run(store: str | Path, run_id: str) -> RunRecord:
     """The record of run `run_id`; `interrupted` where the file says `running` and nobody holds its lock.
 
+    It is compared with its seal. The run's other files are not looked at: `verification.damage` does.
+
     Raises:
-        StoreError: there is no such run, its record is damaged, or a newer dsabench wrote it.
+        DamagedError: the record is not what was written.
+        StoreError: there is no such run, its record cannot be read, or a newer dsabench wrote it.
     """
     return read_folder(run_folder(Path(store), run_id))[0]
 
@@ -52,6 +58,8 @@ def read_raw(folder: Path) -> RunRecord | None:
         record = read_record(folder / RECORD, RunRecord)
     except FileNotFoundError:
         return None
+    except DamagedError as error:
+        raise DamagedError(f"run {folder.name}: {error}", error.record) from error
     if record.run_id != folder.name:
         raise StoreError(
             f"{folder / RECORD}: the record of run {record.run_id!r} in a folder of another name; "
@@ -112,17 +120,21 @@ def run_files(store: str | Path, run_id: str) -> dict[str, int]:
     return dict(sorted(found.items()))
 
 
-def parse_metrics(path: Path, lists: bool = True) -> tuple[list[dict[str, Any]], int]:
+def parse_metrics(path: Path, lists: bool = True, seal: FileSeal | None = None) -> tuple[list[dict[str, Any]], int]:
     """The records of a metrics file, and their size in bytes; a torn line may follow them. ([], 0) without a file.
 
-    lists = False allows all records but the last to come without their lists, which are most of a file.
+    lists = False allows all records but the last to come without their lists, which are most of a file. seal: what the
+    file must be.
 
     Raises:
+        DamagedError: it is not what was sealed.
         StoreError: a line is no metrics record; names the file and the line.
     """
     try:
         data = path.read_bytes() if path.is_file() or not path.exists() else None
     except FileNotFoundError:
+        if seal is not None:
+            raise DamagedError(f"{path}: it was removed since the run ended") from None
         return [], 0
     except OSError as error:
         raise explain(path, error) from error
@@ -136,6 +148,8 @@ def parse_metrics(path: Path, lists: bool = True) -> tuple[list[dict[str, Any]],
     torn = tail.rstrip(b"\0")
     if torn and not (torn.startswith(b"{") and torn.isascii()):
         raise StoreError(f"{path}: damaged, ends in what is no metrics record: {torn[:60]!r}; remove that")
+    if seal is not None and seal != FileSeal(size=len(data), digest=digest_of(data)):
+        raise DamagedError(f"{path}: damaged, not what was written (its digest differs)")
     return records, len(data) - len(tail)
 
 
@@ -207,9 +221,41 @@ def read_metrics(store: str | Path, run_id: str) -> list[dict[str, Any]]:
     A torn last line (its writer was killed) is left out.
 
     Raises:
+        DamagedError: the file is not what was there when the run ended.
         StoreError: there is no such run, or a line is damaged.
     """
     folder = run_folder(existing_store(store), run_id)
     if not folder.is_dir():
         raise StoreError(f"{folder}: there is no such run")
-    return parse_metrics(folder / METRICS)[0]
+    return sealed_metrics(folder)
+
+
+def sealed_metrics(folder: Path, lists: bool = True) -> list[dict[str, Any]]:
+    """The records of the metrics file in a run's folder, compared with its seal; lists as in `parse_metrics`.
+
+    Raises:
+        DamagedError, StoreError: as `read_metrics`; or the run's record, which holds the seal, cannot be read.
+    """
+    path = folder / METRICS
+    while True:
+        sealed = _sealed(folder)
+        try:
+            return parse_metrics(path, lists, sealed)[0]
+        except DamagedError:
+            # A run that is taken up again loses its seal before its metrics change.
+            if _sealed(folder) == sealed:
+                raise
+
+
+def _sealed(folder: Path) -> FileSeal | None:
+    """The seal of metrics.jsonl in the record of `folder`, which is what was written itself; None without one."""
+    try:
+        document = read_document(folder / RECORD)
+    except FileNotFoundError:
+        return None
+    try:
+        check_seal(folder / RECORD, document)
+        files = Seal.model_validate(document["seal"]).files if "seal" in document else None
+    except ValidationError as error:
+        raise StoreError(f"{folder / RECORD}: damaged, its seal is none") from error
+    return None if files is None else files.get(METRICS)

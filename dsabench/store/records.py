@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -24,6 +25,7 @@ from dsabench.errors import StoreError
 from dsabench.metrics import columns
 from dsabench.spec.former_values import with_former_values
 from dsabench.store.files import explain
+from dsabench.store.seals import Seal, record_digest, seal_is_missing
 
 SCHEMA_VERSION = 1
 """Version of the store's files; a store or record with a larger one was written by a newer dsabench."""
@@ -38,7 +40,10 @@ Status = Literal["running", "done", "failed", "interrupted"]
 Scalar = bool | int | float | str | None
 
 RESERVED = frozenset(
-    ("run_id", "status", "attention", "length", "seed", "sweep", "error", "created", "updated", "order", "version")
+    (
+        *("run_id", "status", "attention", "length", "seed", "sweep", "error"),
+        *("created", "updated", "order", "version", "seal"),
+    )
 )
 """Columns of the store's table that are no summary entry."""
 
@@ -48,6 +53,14 @@ _OWN_NAMES = {"sweeps", "index.parquet", "store.json"}
 
 class RunBusyError(StoreError):
     """Another process is writing this run."""
+
+
+class DamagedError(StoreError):
+    """What is stored is not what was written; `record` is what stands there, if it can be read at all."""
+
+    def __init__(self, message: str, record: RunRecord | None = None) -> None:
+        super().__init__(message)
+        self.record = record
 
 
 class RunDoneError(StoreError):
@@ -121,20 +134,35 @@ class Record(BaseModel):
     """Its place among all that was written to the store: what was written later has the larger number, whatever the
     clock said. None in records of versions that had none."""
 
+    seal: Seal | None = None
+    """Digests of the record and of the run's files, by which a reader sees damage; None in records of versions that
+    had none."""
+
     @property
     def place(self) -> int:
         """`order`, or when it was last written in microseconds since 1970, which it is compared with."""
         return microseconds(self.updated) if self.order is None else self.order
 
+    def sealed(self) -> Self:
+        """The record with the digest of itself in its seal."""
+        files = None if self.seal is None else self.seal.files
+        bare = self.model_copy(update={"seal": Seal(digest="", files=files)})
+        # Through JSON: the digest is of what a reader gets, keys as text, for example.
+        digest = record_digest(json.loads(_dumped(bare)))
+        return bare.model_copy(update={"seal": Seal(digest=digest, files=files)})
+
     def to_json(self) -> bytes:
-        """The record as a JSON document; NaN and Infinity are the tokens that `json.loads` reads."""
+        """The record as a JSON document, sealed; NaN and Infinity are the tokens that `json.loads` reads."""
+        return (_dumped(self.sealed()) + "\n").encode()
 
-        def encode(value: Any) -> str:
-            if isinstance(value, datetime):
-                return value.isoformat()
-            raise TypeError(f"a record cannot hold {value!r}; JSON values are accepted")
 
-        return (json.dumps(self.model_dump(), indent=1, default=encode) + "\n").encode()
+def _dumped(record: Record) -> str:
+    def encode(value: Any) -> str:
+        if isinstance(value, datetime):
+            return value.isoformat()
+        raise TypeError(f"a record cannot hold {value!r}; JSON values are accepted")
+
+    return json.dumps(record.model_dump(), indent=1, default=encode)
 
 
 class RunRecord(Record):
@@ -268,10 +296,28 @@ R = TypeVar("R", bound=Record)
 
 
 def read_record(path: Path, kind: type[R]) -> R:
-    """The record of class `kind` in `path`; errors as `read_document`, and for a field that does not fit."""
+    """The record of class `kind` in `path`, compared with its seal; one of an earlier version has none.
+
+    Raises:
+        DamagedError: it is not what was sealed.
+        FileNotFoundError, StoreError: as `read_document`, and for a field that does not fit.
+    """
+    document = read_document(path)
     try:
-        return kind.model_validate(read_document(path))
+        record = kind.model_validate(document)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         field = ".".join(map(str, first["loc"]))
         raise StoreError(f"{path}: damaged, {field}: {first['msg']}") from error
+    check_seal(path, document, record if isinstance(record, RunRecord) else None)
+    return record
+
+
+def check_seal(path: Path, document: Mapping[str, Any], record: RunRecord | None = None) -> None:
+    """Raise DamagedError, with `record`, when the JSON document of a record in `path` is not what was sealed."""
+    if seal_is_missing(document):
+        raise DamagedError(f"{path}: damaged, its seal is missing", record)
+    seal = document.get("seal")
+    told = seal.get("digest") if isinstance(seal, Mapping) else None
+    if seal is not None and record_digest(document) != told:
+        raise DamagedError(f"{path}: damaged, not what was written (its digest differs)", record)

@@ -16,11 +16,12 @@ from dsabench.errors import StoreError
 from dsabench.metrics import columns as metric_columns
 from dsabench.plain import encodable
 from dsabench.store.column_pieces import Piece, joined, nothing, piece
-from dsabench.store.files import is_held
+from dsabench.store.files import is_held, signature
 from dsabench.store.layout import LOCK, RECORD, existing_store
 from dsabench.store.reader import read_folder, read_metrics, run_names
 from dsabench.store.recorded_floors import with_floors
-from dsabench.store.records import RunRecord
+from dsabench.store.records import DamagedError, RunRecord
+from dsabench.store.verification import damage
 
 TIME = "datetime64[us, UTC]"
 
@@ -47,23 +48,38 @@ def fixed_columns() -> dict[str, str]:
         **dict.fromkeys(("created", "updated"), TIME),
         "version": "string",
         "order": "Int64",
+        "seal": "string",
     }
 
 
 def row_of(folder: Path) -> tuple[Row, bool]:
     """The row of the run in `folder`, JSON values only, and whether it can change while run.json does not.
 
-    A run that cannot be read gives a row of status `unreadable` whose `error` says why.
+    A run that is not what was written, or whose parts contradict each other, has status `damaged`, and one that cannot
+    be read `unreadable`; `error` says what is wrong.
     """
-    try:
-        record, may_change = read_folder(folder)
-        return _flat_record(record), may_change
-    except StoreError as error:
-        if not (folder / RECORD).exists() and is_held(folder / LOCK):
-            return {"run_id": folder.name, "status": "running"}, True  # its writer is just beginning
-        return {"run_id": folder.name, "status": "unreadable", "error": str(error)}, False
-    except (OSError, RecursionError) as error:
-        return {"run_id": folder.name, "status": "unreadable", "error": f"{folder}: {error}"}, False
+    while True:
+        seen = signature(folder / RECORD)
+        try:
+            record, may_change = read_folder(folder)
+            wrong = [] if may_change else damage(folder, record)
+        except DamagedError as error:
+            record, may_change, wrong = error.record, False, [str(error)]
+            if record is not None and record.run_id == folder.name:
+                wrong += damage(folder, record)
+        except StoreError as error:
+            if not (folder / RECORD).exists() and is_held(folder / LOCK):
+                return {"run_id": folder.name, "status": "running"}, True  # its writer is just beginning
+            return {"run_id": folder.name, "status": "unreadable", "error": str(error)}, False
+        except (OSError, RecursionError) as error:
+            return {"run_id": folder.name, "status": "unreadable", "error": f"{folder}: {error}"}, False
+        if not wrong or signature(folder / RECORD) == seen:  # else it was taken up again meanwhile
+            break
+    row = {} if record is None else _flat_record(record)
+    row["seal"] = "unsealed" if record is not None and record.seal is None else "sealed"
+    if wrong:
+        row |= {"run_id": folder.name, "status": "damaged", "error": "; ".join(wrong), "seal": "damaged"}
+    return row, may_change
 
 
 def _flat_record(record: RunRecord) -> Row:

@@ -15,7 +15,7 @@ from filelock import FileLock
 
 from dsabench.errors import DsabenchError, StoreError
 from dsabench.plain import encodable
-from dsabench.store import atomic_folder, index
+from dsabench.store import atomic_folder, index, seals
 from dsabench.store.files import acquire, explain, explained, refuse_links, write_all, write_atomic
 from dsabench.store.layout import LOCK, LOG, METRICS, RECORD, make_store, run_folder
 from dsabench.store.order import next_order
@@ -34,13 +34,16 @@ class RunWriter:
     or without an exception. A kill leaves `running`, which readers show as `interrupted`.
     """
 
-    def __init__(self, path: Path, record: RunRecord, lock: FileLock) -> None:
+    def __init__(self, path: Path, record: RunRecord, lock: FileLock, tell: Callable[[str], None]) -> None:
         self.path = path
         """The run's folder."""
         self.record = record
         """The run's record as it is stored."""
         self._lock = lock
+        self._tell = tell
         self._metrics_fd: int | None = None
+        self._past: int | None = None
+        """Bytes of metrics.jsonl that the checkpoint which `checkpoint` gave has behind it, by its seal."""
 
     @classmethod
     def open(
@@ -52,11 +55,13 @@ class RunWriter:
         fingerprint: Mapping[str, str],
         environment: Mapping[str, Any],
         sweep: str | None = None,
+        tell: Callable[[str], None] = lambda message: None,
     ) -> Self:
         """Begin run `run_id`, or take it up again where a failed or killed process left it; status `running`.
 
         `created` (and `sweep`, when None is given) stay as they were. Metrics and checkpoint that are there stay, too:
         call `rewind` with the checkpoint's step, or with -1 when `checkpoint()` is None. Makes the store when needed.
+        `tell` is given a line for the user where a damaged checkpoint is passed over.
 
         Raises:
             RunBusyError: another process, or another writer in this one, has the run open.
@@ -90,7 +95,7 @@ class RunWriter:
                 sweep=sweep or (before.sweep if before else None),
                 order=next_order(path.parent),
                 **({"created": before.created} if before else {}),
-            )
+            ).sealed()
             with explained(path):
                 atomic_folder.recover(path)
                 for leftover in (*path.glob(".*.tmp"), path / LOG):  # the log of a failure before
@@ -102,7 +107,7 @@ class RunWriter:
                 shutil.rmtree(path, ignore_errors=True)
             lock.release()
             raise
-        return cls(path, record, lock)
+        return cls(path, record, lock, tell)
 
     def metrics(self, record: Mapping[str, Any]) -> None:
         """Append one record, {"kind": str, "step": int, ...}, in one write; NaN and infinities stay.
@@ -131,11 +136,16 @@ class RunWriter:
     def rewind(self, step: int) -> None:
         """Drop the metrics records after `step` (the checkpoint's; -1 drops all), and a torn last line.
 
+        Dropped is also what was recorded after the checkpoint that `checkpoint` gave, whatever step it names.
+
         Raises:
             StoreError: a line is damaged, or the file cannot be written.
         """
         self._check_open()
         path = self.path / METRICS
+        if self._past is not None:
+            self._close_metrics()
+            _cut(path, self._past)
         records, _ = parse_metrics(path)
         kept = [record for record in records if record["step"] <= step]
         self._close_metrics()
@@ -145,9 +155,9 @@ class RunWriter:
             _cut_torn_line(path)
 
     def replace_checkpoint(self, write: Callable[[Path], None]) -> None:
-        """Call `write(empty_folder)` and make what it wrote the run's checkpoint, atomically.
+        """Call `write(empty_folder)` and make what it wrote, sealed, the run's checkpoint, atomically.
 
-        The metrics so far are made durable first.
+        The metrics so far are made durable first. The checkpoint before is kept until the next one, or the run's end.
 
         Raises:
             StoreError: it cannot be written (the disk is full); the checkpoint before is still there. Other exceptions
@@ -156,11 +166,50 @@ class RunWriter:
         self._check_open()
         # A checkpoint whose past was lost in a power failure would leave a hole in the curve.
         self._sync_metrics()
-        atomic_folder.replace(self.path, write)
+        self._past = None
+
+        def sealed(folder: Path) -> None:
+            write(folder)
+            (folder / seals.CHECKPOINT_SEAL).unlink(missing_ok=True)  # that of another store
+            seals.seal_checkpoint(folder, self.path / METRICS)
+
+        atomic_folder.replace(self.path, sealed)
 
     def checkpoint(self) -> Path | None:
-        """The folder of the last whole checkpoint, or None."""
-        return atomic_folder.whole(self.path)
+        """The folder of the last checkpoint that is what was written, or None. Reads every byte of it.
+
+        A damaged one is passed over for the one before; the user is told, and it is removed once there is another.
+        """
+        wrong = []
+        for path in atomic_folder.candidates(self.path):
+            sealed = self._sealed_past(path)
+            if isinstance(sealed, str):
+                wrong.append(sealed)
+                continue
+            self._past = sealed
+            if not wrong:
+                return path
+            self._check_open()
+            self._tell(f"run {self.record.run_id}: {wrong[0]}; it resumes from the checkpoint before")
+            return atomic_folder.go_back(self.path)
+        if wrong:
+            self._tell(f"run {self.record.run_id}: {wrong[0]}; it begins anew")
+        return None
+
+    def _sealed_past(self, folder: Path) -> int | str | None:
+        """Bytes of metrics before a checkpoint, None without a seal; or what is wrong with it."""
+        if problems := seals.checkpoint_problems(folder):
+            return f"its checkpoint is damaged ({problems[0]})"
+        seal = seals.checkpoint_seal(folder)
+        if seal is None:  # of an earlier version: only the last one can be told to be whole
+            return None if folder.name == "checkpoint" else f"its checkpoint {folder.name} has no seal"
+        past = seal.metrics
+        path = self.path / METRICS
+        with explained(path):
+            there = seals.file_seal(path, past.size) if path.exists() else None
+        if past.size and there != past:
+            return f"{METRICS} is not what was written before its checkpoint"
+        return past.size
 
     def finish(
         self,
@@ -182,9 +231,14 @@ class RunWriter:
         """
         self._check_open()
         self._sync_metrics()
+        if status == "done":
+            atomic_folder.forget_previous(self.path)
+        with explained(self.path):
+            files = self._sealed_files()
         record = RunRecord.model_validate(
             {
                 **self.record.model_dump(),
+                "seal": {"digest": "", "files": files},
                 "status": status,
                 "summary": dict(summary or {}),
                 # File names may hold bytes that are no text, and so may messages about them.
@@ -193,7 +247,7 @@ class RunWriter:
                 "order": next_order(self.path.parent),
                 **({} if environment is None else {"environment": dict(environment)}),
             }
-        )
+        ).sealed()
         if log is not None:
             with suppress(StoreError):  # the record counts
                 write_atomic(self.path / LOG, encodable(log).encode())
@@ -203,6 +257,20 @@ class RunWriter:
         if indexed:
             index.update(self.path.parent)
         return record
+
+    def _sealed_files(self) -> dict[str, Any]:
+        """The seals of the run's files: metrics.jsonl, and what its checkpoint holds. Raises OSError."""
+        files = {}
+        if (self.path / METRICS).exists():
+            files[METRICS] = seals.file_seal(self.path / METRICS)
+        folder = atomic_folder.whole(self.path)
+        if folder is not None:
+            told = {path.name: seals.file_seal(path) for path in sorted(folder.iterdir())}
+            with suppress(StoreError):  # its seal is damaged: named when it is read
+                # What was written counts, not what lies there now.
+                told |= seal.files if (seal := seals.checkpoint_seal(folder)) else {}
+            files |= {f"checkpoint/{name}": its for name, its in told.items()}
+        return {name: its.model_dump() for name, its in files.items()}
 
     def __enter__(self) -> Self:
         return self
@@ -246,7 +314,10 @@ class RunWriter:
 
 def _cut_torn_line(path: Path) -> None:
     """Cut off a line that a kill left unfinished: the next record would be appended to it."""
-    _, end = parse_metrics(path)
+    _cut(path, parse_metrics(path)[1])
+
+
+def _cut(path: Path, end: int) -> None:
     try:
         if path.stat().st_size > end:
             with path.open("r+b") as file:

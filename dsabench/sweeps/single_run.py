@@ -128,6 +128,7 @@ def train_by_turns(job: RunJob, place: Place, observe: Callable[[Update], None])
             fingerprint=digests,
             environment={**environment(execution), **about},
             sweep=job.sweep,
+            tell=notify,
         )
     except RunDoneError as done:
         return done.record

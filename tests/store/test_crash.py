@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from resealed import unseal
 
 from dsabench.errors import StoreError
 from dsabench.store import find_checkpoint, load_runs, read_metrics, read_run
@@ -82,7 +83,8 @@ def test_a_kill_at_any_moment_leaves_whole_files(runs, monkeypatch, action):
         writer = runs.open(run_id)
         for step in range(4):
             writer.metrics({"kind": "train", "step": step})
-        writer.replace_checkpoint(write_checkpoint("old"))
+            if step == 1 or action != "rewind":  # which goes back to the checkpoint
+                writer.replace_checkpoint(write_checkpoint("old"))
         with monkeypatch.context() as patch:
             die_at(patch, moment)
             try:
@@ -214,7 +216,7 @@ def test_bytes_are_durable_before_they_get_their_name(runs, monkeypatch):
         first, *middle, swap, last = calls
         assert first == ("fsync", "metrics.jsonl")
         assert sorted(middle) == [
-            *[("fsync", "checkpoint.new"), ("fsync", "model"), ("fsync", "optimizer")],
+            *[("fsync", "checkpoint.new"), ("fsync", "model"), ("fsync", "optimizer"), ("fsync", "seal.json")],
             ("rename", "checkpoint"),
         ]
         assert middle[-1] == ("rename", "checkpoint")
@@ -222,12 +224,12 @@ def test_bytes_are_durable_before_they_get_their_name(runs, monkeypatch):
         calls.clear()
         writer.finish("done")
         assert calls[0] == ("fsync", "metrics.jsonl")
-        for at in range(1, len(calls), 3):  # run.json, then the two files of the index
+        for at in range(1, len(calls), 3):  # run.json, then the two files of the index and their seal
             write, rename, folder = calls[at : at + 3]
             assert write == ("fsync", rename[1])
             assert rename[0] == "replace"
             assert folder == ("fsync", "a" if at == 1 else "runs")
-        assert len(calls) == 10
+        assert len(calls) == 13
 
 
 KILL_ME = """
@@ -278,6 +280,7 @@ def test_sigkill_loses_nothing_that_was_checkpointed(runs):
 
 def test_a_torn_last_line_is_dropped_wherever_it_was_cut(runs):
     folder = runs.add(status="interrupted")
+    unseal(folder)  # a kill writes no seal
     path = folder / "metrics.jsonl"
     whole, records = path.read_bytes(), read_metrics(runs.path, "a")
     for end in range(len(whole) + 1):

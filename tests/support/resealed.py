@@ -1,0 +1,45 @@
+"""Records edited by hand as tests need them: sealed again, as if written so, or without a seal, as before 0.3."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dsabench.store.atomic_folder import whole
+from dsabench.store.seals import CHECKPOINT_SEAL, file_seal, record_digest
+
+
+def edit(path: Path, **changes: Any) -> None:
+    """Change top-level fields of the JSON record in `path`, and seal it again."""
+    write(path, {**json.loads(path.read_bytes()), **changes})
+
+
+def write(path: Path, document: Mapping[str, Any]) -> None:
+    """Write `document` as the record in `path`; one with a seal gets its own digest."""
+    document = dict(document)
+    if document.get("seal"):
+        document["seal"] = {**document["seal"], "digest": record_digest(document)}
+    path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+
+
+def reseal(folder: Path) -> None:
+    """Seal a run whose files were edited, as its writer would have."""
+    path = folder / "run.json"
+    document = json.loads(path.read_bytes())
+    files = {"metrics.jsonl": folder / "metrics.jsonl"}
+    if (saved := whole(folder)) is not None:
+        files |= {f"checkpoint/{file.name}": file for file in saved.iterdir()}
+    seals = {name: file_seal(file).model_dump() for name, file in files.items() if file.exists()}
+    write(path, {**document, "seal": {"digest": "", "files": seals}})
+
+
+def unseal(folder: Path) -> None:
+    """Make a run one of dsabench 0.2, which sealed nothing."""
+    path = folder / "run.json"
+    document = json.loads(path.read_bytes())
+    document.pop("seal", None)
+    path.write_text(json.dumps({**document, "version": "0.2.0"}, indent=1) + "\n", encoding="utf-8")
+    for seal in folder.glob(f"checkpoint*/{CHECKPOINT_SEAL}"):
+        seal.unlink()
