@@ -66,7 +66,7 @@ def compare(
     used = {*pairs.loc[usable, "a.run_id"], *pairs.loc[usable, "b.run_id"]}
     lost = [*pairs.loc[~usable, "a.run_id"], *pairs.loc[~usable, "b.run_id"]]
     left_out += [(run_id, reason) for run_id in dict.fromkeys(lost) if run_id not in used]
-    pairs = pairs.loc[usable, [name for name in pairs if name.count(".") < 2]]  # digests and machines: done with
+    pairs = pairs.loc[usable, [name for name in pairs if str(name).count(".") < 2]]  # digests and machines: done with
     bound, unit, source = _margin(scope, about, METRICS["val_loss"].per(scored).unit, margin)
     by = Judging(metric, about, bound, _costs(curves, pairs), memory_spread(done), step_times(done))
     notes += [f"evaluations of {run_id} cannot be read: {why}" for run_id, why in curves.damaged.items()]

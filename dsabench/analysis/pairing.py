@@ -81,7 +81,7 @@ def find_pairs(labelled: pd.DataFrame, baseline: str) -> Pairs:
     columns = [
         *keys,
         "variant",
-        *sorted(name for name in labelled if name not in {*keys, "variant"} and _is_kept(name)),
+        *sorted(name for name in map(str, labelled) if name not in {*keys, "variant"} and _is_kept(name)),
     ]
     ours, theirs = labelled.loc[finished & ~base, columns], labelled.loc[finished & base, columns]
     frame = ours.add_prefix("a.").merge(

@@ -67,7 +67,7 @@ class FigureData:
     @cached_property
     def done(self) -> pd.DataFrame:
         """The runs that count, in a fixed order, without the fields of spec and environment."""
-        few = [name for name in self.runs if "." not in name]
+        few = [name for name in self.runs if "." not in str(name)]
         done: pd.DataFrame = self.runs.loc[self.runs["finished"], few].astype({"length": int, "seed": int})
         return done.sort_values(["length", "variant", "seed"], kind="stable")
 

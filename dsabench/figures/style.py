@@ -111,11 +111,12 @@ def settle(figure: Figure) -> Figure:
 
     Text of records may hold anything: what no font has and no SVG may hold is spelt out first.
     """
-    if isinstance(figure.get_layout_engine(), ConstrainedLayoutEngine):
+    engine = figure.get_layout_engine()
+    if isinstance(engine, ConstrainedLayoutEngine):
         for text in figure.findobj(mpl.text.Text):
             assert isinstance(text, mpl.text.Text)
             text.set_text("\n".join(visible(line) for line in signs(text.get_text()).split("\n")))
-        figure.get_layout_engine().execute(figure)  # drawing would do it too, and then draw for nothing
+        engine.execute(figure)  # drawing would do it too, and then draw for nothing
         figure.set_layout_engine("none")
     return figure
 
@@ -127,7 +128,7 @@ def render(figure: Figure, form: str) -> bytes:
         settle(figure)
         if form == "png":
             # Not by savefig, which draws everything once more for a layout that `settle` has made.
-            FigureCanvasAgg(figure).print_png(buffer, metadata={"Software": None})
+            FigureCanvasAgg(figure).print_png(buffer, metadata={"Software": None})  # type: ignore[no-untyped-call]
         elif form == "pdf":
             nothing = dict.fromkeys(("Creator", "Producer", "CreationDate"))
             figure.savefig(buffer, format="pdf", metadata=nothing)
