@@ -122,6 +122,8 @@ LINES = st.sampled_from(
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(lines=st.lists(st.just(RECORD) | LINES, max_size=5), tail=st.sampled_from([b"", b"{", b"\0\0", b"x"]))
+@example(lines=[RECORD, b'{"kind": "eval", "step": 1, "x": [1,', b"2]}"], tail=b"")
+@example(lines=[RECORD + RECORD], tail=b"")
 def test_lines_read_in_turn_are_those_read_one_by_one(tmp_path: Path, lines: list[bytes], tail: bytes) -> None:
     """The same records, and the same words for damage."""
     path = tmp_path / "metrics.jsonl"
