@@ -29,7 +29,8 @@ def best_rates(runs: pd.DataFrame, baseline: str, metric: str) -> Iterator[BestR
     done = labelled[labelled["finished"] & ~labelled["leak"] & labelled[RATE].notna()]
     if done.empty or done[RATE].nunique() < 2:
         return
-    done = done[np.isfinite(done[metric].astype(float))]
+    columns = dict.fromkeys(["setting", "variant", "length", "seed", RATE, "val_loss", metric])
+    done = done.loc[np.isfinite(done[metric].astype(float)), list(columns)]
     base = is_baseline(labelled, baseline)
     for key, group in done.groupby(["setting", "length"]):
         setting, length = str(key[0]), int(group["length"].iloc[0])

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from dsabench.analysis.scope import ScopeError
-from dsabench.analysis.variants import within
+from dsabench.analysis.variants import RATIO, TOP_K, within
 from dsabench.spec.messages import near_miss
 
 MACHINE = (
@@ -36,7 +36,8 @@ class Pairs:
 
     frame: pd.DataFrame
     """One row a pair: setting, length, seed, variant, the columns of the variant's run as `a.COLUMN` and those of the
-    baseline's as `b.COLUMN`, and `timed`: whether both were timed on the same kind of machine."""
+    baseline's as `b.COLUMN`, without the fields of spec and environment but for k and MACHINE, and `timed`: whether
+    both were timed on the same kind of machine."""
 
     left_out: list[tuple[str, str]]
     """(run id, why it is in no pair), in the runs' order."""
@@ -77,7 +78,11 @@ def find_pairs(labelled: pd.DataFrame, baseline: str) -> Pairs:
     base = is_baseline(labelled, baseline)
     finished = labelled["finished"]
     keys = ["length", "setting", "seed"]
-    columns = [*keys, "variant", *sorted(set(labelled.columns) - {*keys, "variant"})]
+    columns = [
+        *keys,
+        "variant",
+        *sorted(name for name in map(str, labelled) if name not in {*keys, "variant"} and _is_kept(name)),
+    ]
     ours, theirs = labelled.loc[finished & ~base, columns], labelled.loc[finished & base, columns]
     frame = ours.add_prefix("a.").merge(
         theirs.add_prefix("b."), left_on=[f"a.{k}" for k in keys], right_on=[f"b.{k}" for k in keys]
@@ -107,6 +112,12 @@ def machines(runs: pd.DataFrame) -> pd.Series[str]:
         elif texts.nunique() > 1:
             names = names + f", {column.rpartition('.')[2]} " + texts
     return names
+
+
+def _is_kept(column: str) -> bool:
+    """Whether pairs have a column of the runs: the fields of spec and environment are most of a table, and every
+    selection of rows would copy them."""
+    return "." not in column or column.startswith("fingerprint.") or column in (*MACHINE, TOP_K, RATIO)
 
 
 def _lonely(run: dict[Any, Any], kind: str) -> str:

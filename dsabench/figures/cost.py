@@ -47,10 +47,11 @@ def cost_by_length(data: FigureData) -> Drawn | str:
     if runs["machine"].nunique() > 1:
         notes.append(f"times of {runs['machine'].nunique()} kinds of machine are in panels of their own")
     runs = runs[lengths > 1]
-    spread = float(memory_spread(runs).max())
+    whole = data.runs.loc[runs.index].astype({"length": int})  # with the fields of the environment
+    spread = float(memory_spread(whole).max())
     if spread > MOST_SPREAD:
         notes.append(f"peak memory of one variant and length differs up to {spread:.2f}-fold between seeds: {DOUBT}")
-    times = step_times(runs)
+    times = step_times(whole)
     shapes = [(int(length), str(variant)) for length, variant in set(zip(runs["length"], runs["variant"], strict=True))]
     if doubt := times.doubt(shapes):
         notes.append(f"{doubt}: what a step costs is not known")

@@ -26,6 +26,9 @@ from dsabench.store.curves import BY_POSITION
 PER_PAGE = len(COLOURS)
 """Variants on one page: more could not be told apart."""
 
+_OF_PAIRS = ["setting", "length", "seed", "variant", "a.run_id", "b.run_id"]
+"""Columns that say which runs are pairs."""
+
 
 @dataclass(frozen=True)
 class Drawn:
@@ -38,7 +41,11 @@ class Drawn:
 
 @dataclass(frozen=True)
 class FigureData:
-    """The runs that figures show; made by `figure_data`."""
+    """The runs that figures show; made by `figure_data`.
+
+    `done` and `pairs` have few columns: fields of spec and environment are most of a table, and every selection of
+    rows would copy them.
+    """
 
     scope: Scope
     runs: pd.DataFrame
@@ -61,8 +68,9 @@ class FigureData:
 
     @cached_property
     def done(self) -> pd.DataFrame:
-        """The runs that count, in a fixed order."""
-        done: pd.DataFrame = self.runs[self.runs["finished"]].astype({"length": int, "seed": int})
+        """The runs that count, in a fixed order, without the fields of spec and environment."""
+        few = [name for name in self.runs if "." not in str(name)]
+        done: pd.DataFrame = self.runs.loc[self.runs["finished"], few].astype({"length": int, "seed": int})
         return done.sort_values(["length", "variant", "seed"], kind="stable")
 
     @cached_property
@@ -104,11 +112,11 @@ def figure_data(scope: Scope, baseline: str = "dense") -> FigureData:
     notes += [damaged] if (damaged := damage_sentence(scope.runs)) else []
     there: str | None = baseline
     try:
-        pairs = find_pairs(runs, baseline).frame
+        pairs = find_pairs(runs, baseline).frame[[*_OF_PAIRS, "a.val_loss", "b.val_loss"]]
     except ScopeError:
         if baseline != "dense" or (runs["attention"] == "dense").any():
             raise
-        there, pairs = None, pd.DataFrame(columns=["setting", "length", "seed", "variant", "a.run_id", "b.run_id"])
+        there, pairs = None, pd.DataFrame(columns=_OF_PAIRS)
         notes.append("no dense run among these: no differences are shown (--baseline names another attention)")
     curves = load_curves(
         scope.store, list(runs.loc[runs["finished"], "run_id"]), columns=["seconds", "flops", *drawn(), BY_POSITION]

@@ -125,15 +125,18 @@ def draw_curves(axes: Axes, x: pd.DataFrame | None, y: pd.DataFrame, look: Look,
 
     x and y have one row a step and one column a run; without x the steps are. A mean stands at the seeds' mean x.
     """
+    values = y.to_numpy(dtype=float)
     if x is None:
-        x = pd.DataFrame(dict.fromkeys(y.columns, y.index), index=y.index, dtype=float)
-    x = x.reindex(index=y.index, columns=y.columns)
-    every = y.notna().all(axis=1) & x.notna().all(axis=1)  # where a seed is missing the mean would jump
-    at, mean = x[every].mean(axis=1), y[every].mean(axis=1)
+        costs = np.broadcast_to(y.index.to_numpy(dtype=float)[:, None], values.shape)
+    else:
+        costs = x.reindex(index=y.index, columns=y.columns).to_numpy(dtype=float)
+    every = ~(np.isnan(values) | np.isnan(costs)).any(axis=1)  # where a seed is missing the mean would jump
+    at, whole = costs[every].mean(axis=1), values[every]
+    mean = whole.mean(axis=1)
     if y.shape[1] > MANY:
-        axes.fill_between(at, y[every].min(axis=1), y[every].max(axis=1), color=look.colour, alpha=0.18, lw=0, zorder=2)
+        axes.fill_between(at, whole.min(axis=1), whole.max(axis=1), color=look.colour, alpha=0.18, lw=0, zorder=2)
     elif y.shape[1] > 1:
-        axes.plot(x.to_numpy(), y.to_numpy(), color=look.colour, ls="-", lw=0.8, alpha=SEED_ALPHA, zorder=3)
+        axes.plot(costs, values, color=look.colour, ls="-", lw=0.8, alpha=SEED_ALPHA, zorder=3)
     often = max(1, len(mean) // 8)
     axes.plot(at, mean, **line(look), markevery=(phase % often, often), zorder=4)
 
@@ -153,7 +156,7 @@ def against_length(
     With `ranges` bars are from the lowest to the highest: on a logarithmic axis the other could go below zero. Variants
     stand beside each other, at most `widest` octaves apart, on an axis of `width` inches.
     """
-    done = done[done[column].notna()]
+    done = done.loc[done[column].notna(), ["length", "variant", column]]
     if done.empty:
         say(axes, "no finished runs")
         return

@@ -66,17 +66,19 @@ def _by_rung(frame: pd.DataFrame) -> pd.DataFrame:
 def grouped(values: np.ndarray, length: int, first: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """(position of each group, its mean loss) of the losses of equal bins of positions 1..length, from bin `first` on.
 
-    The position is the geometric mean of a group's first and last. Bins are those of numpy.array_split: the first
-    length % n hold a position more. A bin in which nothing is scored is NaN, and so is a group of such bins.
+    The last axis of `values` is the bins; one of runs may stand before it. The position is the geometric mean of a
+    group's first and last. Bins are those of numpy.array_split: the first length % n hold a position more. A bin in
+    which nothing is scored is NaN, and so is a group of such bins.
     """
-    n = len(values)
+    n = values.shape[-1]
     sizes = np.full(n, length // n) + (np.arange(n) < length % n)
     ends = np.cumsum(sizes)
     starts = np.arange(first, n)
     if n - first > GROUPS:
         starts = first + np.unique(np.floor(np.geomspace(1, n - first + 1, GROUPS + 1) + 1e-9).astype(int) - 1)[:-1]
     known = np.where(np.isnan(values), 0, sizes)
-    total, weight = np.add.reduceat(np.nan_to_num(values) * known, starts), np.add.reduceat(known, starts)
+    total = np.add.reduceat(np.nan_to_num(values) * known, starts, axis=-1)
+    weight = np.add.reduceat(known, starts, axis=-1)
     mean = np.where(weight > 0, total / np.maximum(weight, 1), np.nan)
     last = ends[np.append(starts[1:], n) - 1]
     return np.sqrt((ends[starts] - sizes[starts] + 1.0) * last), mean
@@ -184,10 +186,9 @@ def _sides(pairs: pd.DataFrame, losses: dict[str, np.ndarray]) -> tuple[np.ndarr
 def _stacked(several: list[np.ndarray], length: int) -> tuple[np.ndarray, np.ndarray]:
     """Positions, and a row of losses for each run of one length; of the groups in which all of them are scored."""
     first = min(_first_bin(values) for values in several)
-    groups = [grouped(values, length, first) for values in several]
-    rows = np.array([mean for _, mean in groups])
+    at, rows = grouped(np.array(several), length, first)
     everywhere = np.isfinite(rows).all(axis=0)
-    return groups[0][0][everywhere], rows[:, everywhere]
+    return at[everywhere], rows[:, everywhere]
 
 
 def _first_bin(values: np.ndarray) -> int:

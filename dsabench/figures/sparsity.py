@@ -23,7 +23,7 @@ _MARGIN: dict[str, Any] = {"color": GREY, "linestyle": (0, (5, 2)), "linewidth":
 def quality_by_sparsity(data: FigureData) -> Drawn | str:
     """Difference to the baseline (or loss) and mass recall beside its chance, against k / L."""
     runs = data.runs.assign(variant=families(data.runs), share=data.runs["k"] / data.runs["length"])
-    runs = runs.loc[data.done.index].astype({"length": int, "seed": int})
+    runs = runs.loc[data.done.index, [*data.done, "share"]].astype({"length": int, "seed": int})
     differences = pd.Series(
         (data.pairs["a.val_loss"] - data.pairs["b.val_loss"]).to_numpy() if len(data.pairs) else [],
         index=data.pairs["a.run_id"],

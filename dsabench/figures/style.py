@@ -111,11 +111,12 @@ def settle(figure: Figure) -> Figure:
 
     Text of records may hold anything: what no font has and no SVG may hold is spelt out first.
     """
-    if isinstance(figure.get_layout_engine(), ConstrainedLayoutEngine):
+    engine = figure.get_layout_engine()
+    if isinstance(engine, ConstrainedLayoutEngine):
         for text in figure.findobj(mpl.text.Text):
             assert isinstance(text, mpl.text.Text)
             text.set_text("\n".join(visible(line) for line in signs(text.get_text()).split("\n")))
-        figure.draw_without_rendering()
+        engine.execute(figure)  # drawing would do it too, and then draw for nothing
         figure.set_layout_engine("none")
     return figure
 
@@ -126,7 +127,8 @@ def render(figure: Figure, form: str) -> bytes:
     with styled():
         settle(figure)
         if form == "png":
-            figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
+            # Not by savefig, which draws everything once more for a layout that `settle` has made.
+            FigureCanvasAgg(figure).print_png(buffer, metadata={"Software": None})  # type: ignore[no-untyped-call]
         elif form == "pdf":
             nothing = dict.fromkeys(("Creator", "Producer", "CreationDate"))
             figure.savefig(buffer, format="pdf", metadata=nothing)

@@ -19,6 +19,8 @@ from dsabench.store.record_values import is_step, is_whole, shown
 from dsabench.store.records import DamagedError, RunRecord, check_id
 from dsabench.store.seals import FileSeal, Seal, digest_of
 
+_DECODER = json.JSONDecoder()
+
 
 def read_run(store: str | Path, run_id: str) -> RunRecord:
     """The record of run `run_id`; `interrupted` where the file says `running` and nobody holds its lock.
@@ -141,7 +143,7 @@ def parse_metrics(path: Path, lists: bool = True, seal: FileSeal | None = None) 
     if data is None:
         raise StoreError(f"{path}: not a file; a JSON-lines file is expected")
     *lines, tail = data.split(b"\n")
-    records = None if lists else _at_once(lines)
+    records = _in_turn(data[: len(data) - len(tail)], len(lines)) if lists else _at_once(lines)
     if records is None:
         records = [_record(path, number, line) for number, line in enumerate(lines, 1)]
     # A kill cuts our ASCII line short, and a power failure may leave zeros; anything else is damage.
@@ -167,6 +169,26 @@ def _record(path: Path, number: int, line: bytes) -> dict[str, Any]:
         f"{path}, line {number}: damaged, {what}; "
         "remove the line to go without it, or remove the run's folder and run it again"
     )
+
+
+def _in_turn(text: bytes, n: int) -> list[dict[str, Any]] | None:
+    """The records of n whole lines, each read where the one before it ends, which spares most of what json.loads costs.
+
+    None where a line is perhaps no record by itself: the lines must then be read one by one.
+    """
+    if not text.isascii() or b"\0" in text:  # perhaps another encoding
+        return None
+    characters, at, records = text.decode("ascii"), 0, []
+    try:
+        while at < len(characters):
+            record, end = _DECODER.raw_decode(characters, at)
+            if characters[end] != "\n" or not _is_record(record):
+                return None
+            records.append(record)
+            at = end + 1
+    except (ValueError, RecursionError):
+        return None
+    return records if len(records) == n else None  # else a record goes on over an end of line
 
 
 def _at_once(lines: list[bytes]) -> list[dict[str, Any]] | None:

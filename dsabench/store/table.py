@@ -16,6 +16,7 @@ from dsabench.errors import StoreError
 from dsabench.metrics import columns as metric_columns
 from dsabench.metrics import epochs
 from dsabench.plain import encodable
+from dsabench.store.column_pieces import Piece, joined, nothing, piece
 from dsabench.store.files import is_held, signature
 from dsabench.store.layout import LOCK, RECORD, existing_store
 from dsabench.store.reader import read_folder, read_metrics, run_names
@@ -194,8 +195,24 @@ def load_metrics(store: str | Path = "runs", run_ids: Iterable[str] | None = Non
         StoreError: there is no such store or run, or a metrics file is damaged; names the file and line.
     """
     path = existing_store(store)
-    records = _records(path, run_names(path) if run_ids is None else run_ids)
-    return _metrics(records, {name: _dtype(kinds) for name, kinds in _kinds_of(records).items()})
+    names = list(run_names(path) if run_ids is None else run_ids)
+    pieces: dict[str, list[Piece]] = {}
+    found: dict[str, set[str]] = {}
+    n = 0
+    for i in range(0, len(names), _PART):  # the records of all runs would take several times the memory of the table
+        records = _records(path, names[i : i + _PART])
+        values = _values_of(records)
+        for name in values:
+            pieces.setdefault(name, [nothing(n)])
+        for name, parts in pieces.items():
+            if name in values:
+                kinds = _kinds(values[name])
+                parts.append(piece(values[name], kinds))
+                found.setdefault(name, set()).update(kinds)
+            else:
+                parts.append(nothing(len(records)))
+        n += len(records)
+    return _frame({name: _whole(parts, _dtype(found[name])) for name, parts in pieces.items()}, n)
 
 
 def load_lists(store: str | Path = "runs", run_ids: Iterable[str] | None = None) -> pd.DataFrame:
@@ -235,14 +252,16 @@ def metrics_in_parts(store: str | Path, run_ids: Sequence[str]) -> Iterator[pd.D
     parts = [run_ids[i : i + _PART] for i in range(0, len(run_ids), _PART)]
     found: dict[str, set[str]] = {}
     for part in parts:
-        for name, kinds in _kinds_of(_records(path, part)).items():
-            found.setdefault(name, set()).update(kinds)
+        for name, values in _values_of(_records(path, part)).items():
+            found.setdefault(name, set()).update(_kinds(values))
     dtypes = {name: _dtype(kinds) for name, kinds in found.items()}
     for part in parts:
         records = _records(path, part)
-        if any(not kinds <= found.get(name, set()) for name, kinds in _kinds_of(records).items()):
+        there = _values_of(records)
+        if any(not _kinds(values) <= found.get(name, set()) for name, values in there.items()):
             raise StoreError(f"{path}: a run wrote other metrics while they were read; try again")
-        yield _metrics(records, dtypes)
+        none = [None] * len(records)
+        yield _frame({name: _column(there.get(name, none), dtype) for name, dtype in dtypes.items()}, len(records))
 
 
 def _records(store: Path, run_ids: Iterable[str]) -> list[Row]:
@@ -250,21 +269,29 @@ def _records(store: Path, run_ids: Iterable[str]) -> list[Row]:
     rows = []
     for run_id in run_ids:
         for record in read_metrics(store, run_id):
-            row = {name: value for name, value in record.items() if not isinstance(value, list)} | {"run_id": run_id}
-            if "stage" in row and run_id.startswith(_DENSE):
-                row["stage"] = "dense"
-            rows.append(row)
+            if list in map(type, record.values()):
+                record = {name: value for name, value in record.items() if not isinstance(value, list)}
+            record["run_id"] = run_id
+            if "stage" in record and run_id.startswith(_DENSE):
+                record["stage"] = "dense"
+            rows.append(record)
     return rows
 
 
-def _kinds_of(records: list[Row]) -> dict[str, set[str]]:
-    """{metric: kinds of its values}, in the order in which metrics first occur."""
+def _values_of(records: list[Row]) -> dict[str, list[Any]]:
+    """{metric: its values, None where a record has none}, in the order in which metrics first occur."""
     names = dict.fromkeys(name for keys in dict.fromkeys(map(tuple, records)) for name in keys)
-    return {name: _kinds([record.get(name) for record in records]) for name in names}
+    return {name: [record.get(name) for record in records] for name in names}
 
 
-def _metrics(records: list[Row], dtypes: Mapping[str, str]) -> pd.DataFrame:
-    columns = {encodable(name): _column([r.get(name) for r in records], dtype) for name, dtype in dtypes.items()}
+def _whole(pieces: list[Piece], dtype: str) -> Array:
+    column = joined(pieces, dtype)
+    return _column([value for part in pieces for value in part.listed()], dtype) if column is None else column
+
+
+def _frame(found: Mapping[str, Array], n: int) -> pd.DataFrame:
+    """n rows with these columns, run_id, kind and step first."""
+    columns = {encodable(name): column for name, column in found.items()}
     first = {"run_id": "string", "kind": "string", "step": "Int64"}
-    missing = {name: _array([None] * len(records), dtype) for name, dtype in first.items() if name not in columns}
+    missing = {name: _array([None] * n, dtype) for name, dtype in first.items() if name not in columns}
     return pd.DataFrame(columns | missing)[[*first, *(name for name in columns if name not in first)]]

@@ -17,9 +17,14 @@ from pathlib import Path
 import big_store
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 from resealed import edit
 
-from dsabench.store import index, load_runs, reader
+from dsabench.analysis.scope import look_at
+from dsabench.figures.catalogue import draw
+from dsabench.figures.data import figure_data
+from dsabench.figures.style import render
+from dsabench.store import index, load_metrics, load_runs, reader, table
 
 RUNS = 10_000
 N = 300
@@ -122,6 +127,32 @@ def test_what_another_did_meanwhile_is_seen_by_readers(store: Path, calls: Count
     assert runs.status[changed] == "failed"
     assert len(runs) == N
     assert_whole(store)
+
+
+def test_metrics_of_a_part_are_in_memory_at_a_time_and_no_line_is_read_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both were most of what `load_metrics` cost in time and in memory."""
+    big_store.write(tmp_path / "runs", 120)
+    parts, real = [], table._records
+    monkeypatch.setattr(table, "_records", lambda store, ids: parts.append(len(ids)) or real(store, ids))
+    monkeypatch.setattr(reader, "_record", lambda *_: pytest.fail("a line was read alone"))
+    assert len(load_metrics(tmp_path / "runs")) == 120 * 21
+    assert parts == [50, 50, 20]
+
+
+def test_a_page_is_drawn_once_and_its_tables_are_narrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three drawings of each page, and copies of every field of the spec, were half of what the figures cost."""
+    big_store.write(tmp_path / "runs", 60)
+    data = figure_data(look_at(tmp_path / "runs"))
+    assert not [name for name in data.done if "." in name]
+    assert not [name for name in data.pairs if name.count(".") > 1]
+    drawn, real = [], Figure.draw
+    monkeypatch.setattr(Figure, "draw", lambda figure, renderer: drawn.append(figure) or real(figure, renderer))
+    found = draw("learning", data)
+    for page in found.pages:
+        render(page, "png")
+    assert len(drawn) == len(found.pages) > 0
 
 
 @pytest.mark.on_request

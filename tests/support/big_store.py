@@ -22,6 +22,7 @@ from typing import Any
 
 from synthetic import START
 
+from dsabench.spec.identity import run_id
 from dsabench.spec.run import validate
 from dsabench.store import RunWriter, SweepRecord, index, load_runs, write_sweep
 from dsabench.store.layout import make_store
@@ -34,6 +35,8 @@ ATTENTIONS: tuple[dict[str, Any], ...] = (
     *({"kind": "dsa", "top_k_ratio": ratio} for ratio in (0.125, 0.25, 0.5)),
 )
 A_SWEEP = len(LENGTHS) * len(LEARNING_RATES) * len(ATTENTIONS) * SEEDS_A_SWEEP
+
+FINGERPRINT = {"corpus": hashlib.sha256(b"c").hexdigest(), "tokenizer": hashlib.sha256(b"t").hexdigest()}
 
 ENVIRONMENT: dict[str, Any] = {  # of a run on two CPU cores
     "python": "3.11.7",
@@ -92,8 +95,7 @@ _specs: dict[tuple[int, int, int], dict[str, Any]] = {}
 
 
 def run_id_of(spec: dict[str, Any]) -> str:
-    digest = hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()[:8]
-    return f"{spec['attention']['kind']}-L{spec['length']}-s{spec['seed']}-{digest}"
+    return run_id(validate(spec), FINGERPRINT)
 
 
 def summary_of(spec: dict[str, Any]) -> dict[str, Any]:
@@ -138,14 +140,13 @@ def summary_of(spec: dict[str, Any]) -> dict[str, Any]:
 def write(store: Path, runs: int, metrics: bool = True) -> None:
     """Write `runs` finished runs and their sweeps as RunWriter would leave them, without an index."""
     make_store(store)
-    fingerprint = {"corpus": hashlib.sha256(b"c").hexdigest(), "tokenizer": hashlib.sha256(b"t").hexdigest()}
     names: list[str] = []
     for number in range(runs):
         spec = spec_of(number)
         name, sweep = run_id_of(spec), f"big-{number // A_SWEEP:08x}"
         summary, time_ = summary_of(spec), START + timedelta(seconds=number)
         record = RunRecord(
-            run_id=name, status="done", spec=spec, fingerprint=fingerprint, environment=ENVIRONMENT,
+            run_id=name, status="done", spec=spec, fingerprint=FINGERPRINT, environment=ENVIRONMENT,
             summary=summary, sweep=sweep, created=time_, updated=time_ + timedelta(seconds=300),
         )  # fmt: skip
         folder = store / name
@@ -171,6 +172,8 @@ def _lines(spec: dict[str, Any], summary: dict[str, Any]) -> list[str]:
             lines.append({"kind": "train", **common, "loss": loss - 0.1, "learning_rate": 1e-3, "grad_norm": 0.5})
         positions = [loss + 1 / (1 + p) for p in range(min(spec["length"], 256))] if i == 10 else None
         held_out = {"val_loss": loss, "val_accuracy": 0.25, "val_bits_per_byte": loss / 3, "train_loss": loss - 0.1}
+        if i == 10:  # a run's summary is its last evaluation
+            held_out = {name: summary[name] for name in held_out}
         lines.append({"kind": "eval", **common, **held_out, **({"loss_by_position": positions} if positions else {})})
     return [json.dumps(line) + "\n" for line in lines]
 
@@ -189,7 +192,7 @@ def end_one_more(store: Path, number: int) -> float:
     index.update = timed  # type: ignore[assignment]
     try:
         with RunWriter.open(
-            store, run_id_of(spec), spec=spec, fingerprint={"corpus": "c"}, environment=ENVIRONMENT
+            store, run_id_of(spec), spec=spec, fingerprint=FINGERPRINT, environment=ENVIRONMENT
         ) as writer:
             writer.finish("done", summary_of(spec))
     finally:
