@@ -29,8 +29,10 @@ import triton
 from torch import Tensor
 
 from dsabench.attention.dsa.triton import accumulate
+from dsabench.attention.dsa.triton.attend_groups import backward_group, forward_group
 from dsabench.attention.dsa.triton.attend_kernels import attend_backward, attend_forward
 from dsabench.attention.dsa.triton.tiles import check, fitting, power_of_two, precision
+from dsabench.attention.dsa.triton.unions import Unions, unite
 
 RANGE_BYTES = 32 << 20
 """Of 50 MB of L2: a range's K, V, dK and dV."""
@@ -48,6 +50,10 @@ class Tiling(NamedTuple):
     def within(self, limit: int, x: Tensor, *widths: int) -> Tiling:
         """With fewer slots where these do not fit `limit` bytes at these widths and x's dtype."""
         return self._replace(slots=fitting(self.slots, limit, *widths, size=x.element_size()))
+
+
+GROUP_FORWARD = Tiling(slots=64, warps=4, stages=3)
+GROUP_BACKWARD = Tiling(slots=64, warps=4, stages=3)
 
 
 def attend(
@@ -139,28 +145,48 @@ def _shape(q_BTHD: Tensor, k_BSGD: Tensor) -> tuple[int, dict[str, Any]]:
     }  # fmt: skip
 
 
+def group_shape(q_BTHD: Tensor, k_BSGD: Tensor, unions: Unions) -> dict[str, Any]:
+    """The compile-time arguments of kernels over groups."""
+    queries, width = unions.queries, q_BTHD.shape[3]
+    heads = power_of_two(q_BTHD.shape[2] // k_BSGD.shape[2], max(1, 16 // queries))
+    return {
+        "D": width, "WIDE": power_of_two(width), "HEADS": heads, "Q": queries, "PRECISION": precision(q_BTHD),
+        "FAST": q_BTHD.is_cuda,
+    }  # fmt: skip
+
+
 def forward(
-    q_BTHD: Tensor, k_BSGD: Tensor, v_BSGD: Tensor, selected_BTK: Tensor, tiling: Tiling
-) -> tuple[Tensor, Tensor]:
-    """`attend` without gradients, by a tiling of choice."""
+    q_BTHD: Tensor, k_BSGD: Tensor, v_BSGD: Tensor, selected_BTK: Tensor, tiling: Tiling,
+    unions: Unions | None = None, group_tiling: Tiling = GROUP_FORWARD,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """`attend` without gradients, by a tiling of choice, and groups of queries by another."""
     q_BTHD, k_BSGD, v_BSGD = q_BTHD.contiguous(), k_BSGD.contiguous(), v_BSGD.contiguous()
     n_batch, length, n_heads, width = q_BTHD.shape
     groups, slots = k_BSGD.shape[2], selected_BTK.shape[2]
     out_BTHD = torch.empty_like(q_BTHD)
     lse_BTH = torch.empty(n_batch, length, n_heads, dtype=torch.float32, device=q_BTHD.device)
     blocks, shape = _shape(q_BTHD, k_BSGD)
+    queries, sizes = (unions.queries, unions.sizes_U) if unions else (0, None)
     attend_forward[(n_batch * length * groups * blocks,)](
-        q_BTHD, k_BSGD, v_BSGD, selected_BTK.contiguous(), out_BTHD, lse_BTH, length, n_heads, groups, slots, blocks,
-        width**-0.5, N=tiling.slots, num_warps=tiling.warps, num_stages=tiling.stages, **shape,
+        q_BTHD, k_BSGD, v_BSGD, selected_BTK.contiguous(), sizes, out_BTHD, lse_BTH, length, n_heads, groups, slots,
+        blocks, width**-0.5, N=tiling.slots, Q=queries, num_warps=tiling.warps, num_stages=tiling.stages, **shape,
     )  # fmt: skip
+    if unions:
+        units, most = unions.words_UC.shape
+        forward_group[(units * groups,)](
+            q_BTHD, k_BSGD, v_BSGD, unions.words_UC, sizes, out_BTHD, lse_BTH, length, n_heads, groups, most,
+            triton.cdiv(length, queries), width**-0.5, N=group_tiling.slots, num_warps=group_tiling.warps,
+            num_stages=group_tiling.stages, **group_shape(q_BTHD, k_BSGD, unions),
+        )  # fmt: skip
     return out_BTHD, lse_BTH
 
 
 def backward(
     q_BTHD: Tensor, k_BSGD: Tensor, v_BSGD: Tensor, selected_BTK: Tensor, out_BTHD: Tensor, lse_BTH: Tensor,
-    d_out_BTHD: Tensor, deterministic: bool, tiling: Tiling,
+    d_out_BTHD: Tensor, deterministic: bool, tiling: Tiling, unions: Unions | None = None,
+    group_tiling: Tiling = GROUP_BACKWARD,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Gradients of q, k and v in their dtypes, by a tiling of choice."""
+    """Gradients of q, k and v in their dtypes, by a tiling of choice, and of groups of queries by another."""
     q_BTHD, k_BSGD, v_BSGD, d_out_BTHD = (x.contiguous() for x in (q_BTHD, k_BSGD, v_BSGD, d_out_BTHD))
     n_batch, length, n_heads, width = q_BTHD.shape
     groups, slots = k_BSGD.shape[2], selected_BTK.shape[2]
@@ -178,13 +204,21 @@ def backward(
         d_score = 2 * most * v_BSGD.abs().amax() * width**0.5
         scale_k = accumulate.scale_for(d_score * q_BTHD.abs().amax(), together)
     blocks, shape = _shape(q_BTHD, k_BSGD)
+    queries, sizes = (unions.queries, unions.sizes_U) if unions else (0, None)
+    rest = (out_BTHD.contiguous(), lse_BTH, d_out_BTHD, d_q_BTHD, d_k, d_v, scale_k, scale_v, length, n_heads, groups)
+    modes = {"FIXED": deterministic, "RANGED": ranges > 1}
     keys = triton.cdiv(length, ranges)
     for first in range(0, length, keys):
         attend_backward[(n_batch * length * groups * blocks,)](
-            q_BTHD, k_BSGD, v_BSGD, selected_BTK.contiguous(), out_BTHD.contiguous(), lse_BTH, d_out_BTHD, d_q_BTHD,
-            d_k, d_v, scale_k, scale_v, length, n_heads, groups, slots, blocks, width**-0.5, first, first + keys,
-            N=tiling.slots, FIXED=deterministic, RANGED=ranges > 1, num_warps=tiling.warps, num_stages=tiling.stages,
-            **shape,
+            q_BTHD, k_BSGD, v_BSGD, selected_BTK.contiguous(), sizes, *rest, slots, blocks, width**-0.5, first,
+            first + keys, N=tiling.slots, Q=queries, num_warps=tiling.warps, num_stages=tiling.stages, **modes, **shape,
         )  # fmt: skip
+        if unions:
+            units, most = unions.words_UC.shape
+            backward_group[(units * groups,)](
+                q_BTHD, k_BSGD, v_BSGD, unions.words_UC, sizes, *rest, most, triton.cdiv(length, queries), width**-0.5,
+                first, first + keys, N=group_tiling.slots, num_warps=group_tiling.warps,
+                num_stages=group_tiling.stages, **modes, **group_shape(q_BTHD, k_BSGD, unions),
+            )  # fmt: skip
     d_k, d_v = accumulate.finish(d_k, scale_k, k_BSGD.dtype), accumulate.finish(d_v, scale_v, v_BSGD.dtype)
     return d_q_BTHD.to(q_BTHD.dtype), d_k, d_v

@@ -40,12 +40,23 @@ def _place(T, H, G, BLOCKS, M: tl.constexpr):
 
 
 @triton.jit
+def in_group(sizes, row, T, Q: tl.constexpr):
+    """Whether a group of Q neighbours does this query's work; Q = 0: there are no groups."""
+    grouped = False
+    if Q:
+        grouped = tl.load(sizes + row // T * tl.cdiv(T, Q) + row % T // Q) > 0
+    return grouped
+
+
+@triton.jit
 def attend_forward(
-    q, k, v, selected, out, lse, T, H, G, K, BLOCKS, scale, D: tl.constexpr, WIDE: tl.constexpr, M: tl.constexpr,
-    N: tl.constexpr, PRECISION: tl.constexpr,
+    q, k, v, selected, sizes, out, lse, T, H, G, K, BLOCKS, scale, D: tl.constexpr, WIDE: tl.constexpr,
+    M: tl.constexpr, N: tl.constexpr, Q: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """A program is one query and the heads that `_place` gives it."""
+    """A program is one query, unless a group has it, and the heads that `_place` gives it."""
     row, batch, t, g, h, heads = _place(T, H, G, BLOCKS, M)
+    if in_group(sizes, row, T, Q):
+        return
     d = tl.arange(0, WIDE)
     at = (row.to(tl.int64) * H + h)[:, None] * D + d[None, :]
     mask = heads[:, None] & (d < D)[None, :]
@@ -93,12 +104,14 @@ def _first_from(selected, key, K):
 
 @triton.jit(do_not_specialize=["from_key", "to_key"])
 def attend_backward(
-    q, k, v, selected, out, lse, d_out, d_q, d_k, d_v, scale_k, scale_v, T, H, G, K, BLOCKS, scale, from_key, to_key,
-    D: tl.constexpr, WIDE: tl.constexpr, M: tl.constexpr, N: tl.constexpr, PRECISION: tl.constexpr,
-    FIXED: tl.constexpr, RANGED: tl.constexpr,
+    q, k, v, selected, sizes, out, lse, d_out, d_q, d_k, d_v, scale_k, scale_v, T, H, G, K, BLOCKS, scale, from_key,
+    to_key, D: tl.constexpr, WIDE: tl.constexpr, M: tl.constexpr, N: tl.constexpr, Q: tl.constexpr,
+    PRECISION: tl.constexpr, FIXED: tl.constexpr, RANGED: tl.constexpr,
 ):  # fmt: skip
     """RANGED: only the slots whose keys lie in [from_key, to_key) take part, and dQ is added to what is there."""
     row, batch, t, g, h, heads = _place(T, H, G, BLOCKS, M)
+    if in_group(sizes, row, T, Q):
+        return
     d = tl.arange(0, WIDE)
     at = (row.to(tl.int64) * H + h)[:, None] * D + d[None, :]
     mask = heads[:, None] & (d < D)[None, :]

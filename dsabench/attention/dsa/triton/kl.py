@@ -26,10 +26,15 @@ import triton.language as tl
 from torch import Tensor
 
 from dsabench.attention.dsa.triton import accumulate
-from dsabench.attention.dsa.triton.attend import Tiling, together_at_most
-from dsabench.attention.dsa.triton.attend_kernels import LOG2E, gather, load_slots
+from dsabench.attention.dsa.triton.attend import Tiling, group_shape, together_at_most
+from dsabench.attention.dsa.triton.attend_kernels import LOG2E, gather, in_group, load_slots
+from dsabench.attention.dsa.triton.kl_groups import kl_group
 from dsabench.attention.dsa.triton.lse import load_indexer, selected_lse
 from dsabench.attention.dsa.triton.tiles import check, power_of_two, precision
+from dsabench.attention.dsa.triton.unions import Unions, unite
+
+
+GROUP_KL = Tiling(slots=64, warps=4, stages=3)
 
 
 @triton.jit
@@ -47,12 +52,14 @@ def _load_attention(
 
 @triton.jit
 def _kl(
-    q, k, lse, q_index, k_index, w_index, selected, index_lse, loss, d_q, d_k, d_w, scale_k, T, H, G, K, BLOCKS, scale,
-    inverse, ONE: tl.constexpr, D: tl.constexpr, WIDE: tl.constexpr, M: tl.constexpr, J: tl.constexpr, DI: tl.constexpr,
-    WIDE_I: tl.constexpr, MJ: tl.constexpr, N: tl.constexpr, PRECISION: tl.constexpr, GRADS: tl.constexpr,
-    FIXED: tl.constexpr,
+    q, k, lse, q_index, k_index, w_index, selected, sizes, index_lse, loss, d_q, d_k, d_w, scale_k, T, H, G, K, BLOCKS,
+    scale, inverse, ONE: tl.constexpr, D: tl.constexpr, WIDE: tl.constexpr, M: tl.constexpr, J: tl.constexpr,
+    DI: tl.constexpr, WIDE_I: tl.constexpr, MJ: tl.constexpr, N: tl.constexpr, Q: tl.constexpr,
+    PRECISION: tl.constexpr, GRADS: tl.constexpr, FIXED: tl.constexpr,
 ):  # fmt: skip
     """ONE: all heads share one KV head and one product, so their queries stay on chip."""
+    if in_group(sizes, tl.program_id(0), T, Q):
+        return
     row = tl.program_id(0).to(tl.int64)
     batch = row // T * T
     k += batch * G * D
@@ -186,6 +193,7 @@ _sparse_kl.register_autograd(
 def launch(
     q_BTHD: Tensor, k_BSGD: Tensor, lse_BTH: Tensor, q_BTJI: Tensor, k_BSI: Tensor, w_BTJ: Tensor,
     selected_BTK: Tensor, index_lse_BT: Tensor, grads: bool, deterministic: bool, tiling: Tiling,
+    unions: Unions | None = None, group_tiling: Tiling = GROUP_KL,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """The loss, and its gradients to the indexer's q, k and w in fp32, by a tiling of choice."""
     q_BTHD, k_BSGD, q_BTJI, k_BSI, w_BTJ = (x.contiguous() for x in (q_BTHD, k_BSGD, q_BTJI, k_BSI, w_BTJ))
@@ -201,14 +209,23 @@ def launch(
         scale_k = accumulate.scale_for(most, length)
     heads = together_at_most(q_BTHD, n_heads // groups)
     blocks = triton.cdiv(n_heads // groups, heads)
+    queries, sizes = (unions.queries, unions.sizes_U) if unions else (0, None)
+    index = {"ONE": groups * blocks == 1, "J": n_index, "DI": width_i, "WIDE_I": power_of_two(width_i)}
+    modes = {"GRADS": grads, "FIXED": deterministic}
+    before = (q_BTHD, k_BSGD, lse_BTH.contiguous(), q_BTJI, k_BSI, w_BTJ)
+    after = (index_lse_BT.contiguous(), loss_R, d_q, total, d_w, scale_k, length, n_heads, groups)
     _kl[(rows,)](
-        q_BTHD, k_BSGD, lse_BTH.contiguous(), q_BTJI, k_BSI, w_BTJ, selected_BTK.contiguous(),
-        index_lse_BT.contiguous(), loss_R, d_q, total, d_w, scale_k, length, n_heads, groups, slots, blocks,
-        width**-0.5, 1.0 / rows, ONE=groups * blocks == 1, D=width, WIDE=power_of_two(width), M=heads, J=n_index,
-        DI=width_i, WIDE_I=power_of_two(width_i), MJ=power_of_two(n_index), N=tiling.slots,
-        PRECISION=precision(q_BTHD), GRADS=grads, FIXED=deterministic, num_warps=tiling.warps,
-        num_stages=tiling.stages,
+        *before, selected_BTK.contiguous(), sizes, *after, slots, blocks, width**-0.5, 1.0 / rows, D=width,
+        WIDE=power_of_two(width), M=heads, MJ=power_of_two(n_index), N=tiling.slots, Q=queries,
+        PRECISION=precision(q_BTHD), num_warps=tiling.warps, num_stages=tiling.stages, **index, **modes,
     )  # fmt: skip
+    if unions:
+        units, most = unions.words_UC.shape
+        kl_group[(units,)](
+            *before, unions.words_UC, sizes, *after, most, triton.cdiv(length, queries), width**-0.5, 1.0 / rows,
+            MJ=power_of_two(n_index, max(1, 16 // queries)), N=group_tiling.slots, num_warps=group_tiling.warps,
+            num_stages=group_tiling.stages, **index, **modes, **group_shape(q_BTHD, k_BSGD, unions),
+        )  # fmt: skip
     if grads:
         d_k = accumulate.finish(total, scale_k, torch.float32) / rows
     return loss_R.mean(), d_q, d_k, d_w

@@ -1,0 +1,134 @@
+"""The kernels of `attend` for groups of neighbouring queries that share their keys (see `unions`).
+
+A program is a group of Q queries with all heads that share a KV head: Q x HEADS rows of a product, 64 for 4 queries of
+16 heads, which fill a wgmma tile. Words are gathered once for all of them.
+
+Legend: B batch, T query, S key, H query heads, G key/value heads, D head width, Q queries of a group, M = Q x HEADS rows,
+N words of a block, C words of a group.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from dsabench.attention.dsa.triton import accumulate
+from dsabench.attention.dsa.triton.attend_kernels import LOG2E
+from dsabench.attention.dsa.triton.lse import exp2
+from dsabench.attention.dsa.triton.unions import first_from, load_words
+
+
+@triton.jit
+def rows_of(unit, g, T, H, G, n_blocks, Q: tl.constexpr, HEADS: tl.constexpr):
+    """A group's first token in all batch rows, its batch row's, and of its rows the member, head and whether it is."""
+    m = tl.arange(0, Q * HEADS)
+    t0 = unit % n_blocks * Q
+    batch = (unit // n_blocks).to(tl.int64) * T
+    member = m // HEADS
+    there = (m % HEADS < H // G) & (t0 + member < T)
+    return batch, (batch + t0 + member) * H + g * (H // G) + m % HEADS, member, there
+
+
+@triton.jit
+def gather32(x, s, keep, stride, D: tl.constexpr, WIDE: tl.constexpr):
+    """Rows s of x, [N, WIDE], at offsets of 32 bits; 0 where not kept."""
+    d = tl.arange(0, WIDE)
+    return tl.load(x + (s[:, None] * stride + d[None, :]), mask=keep[:, None] & (d < D)[None, :], other=0.0)
+
+
+@triton.jit
+def forward_group(
+    q, k, v, words, sizes, out, lse, T, H, G, C, n_blocks, scale, D: tl.constexpr, WIDE: tl.constexpr,
+    HEADS: tl.constexpr, Q: tl.constexpr, N: tl.constexpr, PRECISION: tl.constexpr, FAST: tl.constexpr,
+):  # fmt: skip
+    unit, g = tl.program_id(0) // G, tl.program_id(0) % G
+    end = tl.load(sizes + unit)
+    if end == 0:
+        return
+    batch, row, member, there = rows_of(unit, g, T, H, G, n_blocks, Q, HEADS)
+    d = tl.arange(0, WIDE)
+    at = row[:, None] * D + d[None, :]
+    mask = there[:, None] & (d < D)[None, :]
+    q_MD = tl.load(q + at, mask=mask, other=0.0)
+    k += (batch * G + g) * D
+    v += (batch * G + g) * D
+    words += unit.to(tl.int64) * C
+    mine = 1 << member
+    top = tl.full((Q * HEADS,), -float("inf"), dtype=tl.float32)
+    mass = tl.zeros((Q * HEADS,), dtype=tl.float32)
+    total = tl.zeros((Q * HEADS, WIDE), dtype=tl.float32)
+    for n0 in range(0, end, N):
+        s, who = load_words(words, n0 + tl.arange(0, N), end)
+        k_ND = gather32(k, s, who != 0, G * D, D, WIDE)
+        v_ND = gather32(v, s, who != 0, G * D, D, WIDE)
+        score = tl.dot(q_MD, tl.trans(k_ND), input_precision=PRECISION)
+        score = tl.where((who[None, :] & mine[:, None]) != 0, score, -float("inf"))
+        above = tl.maximum(top, tl.max(score, axis=1) * (scale * LOG2E))
+        finite = tl.where(above == -float("inf"), 0.0, above)
+        p = exp2(score * (scale * LOG2E) - finite[:, None], FAST)
+        shrink = tl.exp2(top - finite)
+        mass = mass * shrink + tl.sum(p, axis=1)
+        total = total * shrink[:, None] + tl.dot(p.to(v_ND.dtype), v_ND, input_precision=PRECISION)
+        top = above
+    some = mass > 0
+    mass = tl.where(some, mass, 1.0)
+    tl.store(out + at, (total / mass[:, None]).to(out.dtype.element_ty), mask=mask)
+    tl.store(lse + row, tl.where(some, (top + tl.log2(mass)) / LOG2E, -float("inf")), mask=there)
+
+
+@triton.jit(do_not_specialize=["from_key", "to_key"])
+def backward_group(
+    q, k, v, words, sizes, out, lse, d_out, d_q, d_k, d_v, scale_k, scale_v, T, H, G, C, n_blocks, scale, from_key,
+    to_key, D: tl.constexpr, WIDE: tl.constexpr, HEADS: tl.constexpr, Q: tl.constexpr, N: tl.constexpr,
+    PRECISION: tl.constexpr, FIXED: tl.constexpr, RANGED: tl.constexpr, FAST: tl.constexpr,
+):  # fmt: skip
+    """RANGED: only words whose keys lie in [from_key, to_key) take part, and dQ is added to what is there.
+
+    Keys are the rows of the products, so that P and dS go from registers into those of dV and dK.
+    """
+    unit, g = tl.program_id(0) // G, tl.program_id(0) % G
+    end = tl.load(sizes + unit)
+    if end == 0:
+        return
+    batch, row, member, there = rows_of(unit, g, T, H, G, n_blocks, Q, HEADS)
+    d = tl.arange(0, WIDE)
+    at = row[:, None] * D + d[None, :]
+    mask = there[:, None] & (d < D)[None, :]
+    words += unit.to(tl.int64) * C
+    begin = 0 * end
+    if RANGED:
+        begin = first_from(words, from_key, end)
+        end = first_from(words, to_key, end)
+        if begin == end:
+            return
+    q_MD = tl.load(q + at, mask=mask, other=0.0)
+    d_out_MD = tl.load(d_out + at, mask=mask, other=0.0)
+    delta = tl.sum(d_out_MD.to(tl.float32) * tl.load(out + at, mask=mask, other=0.0).to(tl.float32), axis=1)
+    base = tl.load(lse + row, mask=there, other=float("inf")) * LOG2E
+    base = tl.where(base == -float("inf"), float("inf"), base)  # no key at all: P is 0
+    start = (batch * G + g) * D
+    k += start
+    v += start
+    d_k += start
+    d_v += start
+    mine = 1 << member
+    d_q_MD = tl.zeros((Q * HEADS, WIDE), dtype=tl.float32)
+    if RANGED:
+        d_q_MD += tl.load(d_q + at, mask=mask, other=0.0)
+    for n0 in range(begin, end, N):
+        s, who = load_words(words, n0 + tl.arange(0, N), end)
+        keep = who != 0
+        k_ND = gather32(k, s, keep, G * D, D, WIDE)
+        v_ND = gather32(v, s, keep, G * D, D, WIDE)
+        score = tl.dot(k_ND, tl.trans(q_MD), input_precision=PRECISION) * (scale * LOG2E)
+        p = tl.where((who[:, None] & mine[None, :]) != 0, exp2(score - base[None, :], FAST), 0.0)
+        d_p = tl.dot(v_ND, tl.trans(d_out_MD), input_precision=PRECISION)
+        d_score = (p * (d_p - delta[None, :]) * scale).to(q_MD.dtype)
+        to = s[:, None] * (G * D) + d[None, :]
+        kept = keep[:, None] & (d < D)[None, :]
+        d_v_ND = tl.dot(p.to(q_MD.dtype), d_out_MD, input_precision=PRECISION)
+        accumulate.add(d_v, to, d_v_ND, kept, scale_v, FIXED)
+        d_k_ND = tl.dot(d_score, q_MD, input_precision=PRECISION)
+        accumulate.add(d_k, to, d_k_ND, kept, scale_k, FIXED)
+        d_q_MD += tl.dot(tl.trans(d_score), k_ND, input_precision=PRECISION)
+    tl.store(d_q + at, d_q_MD.to(d_q.dtype.element_ty), mask=mask)

@@ -1,0 +1,101 @@
+"""The kernel of `kl` for groups of neighbouring queries that share their keys (see `unions`).
+
+Legend: B batch, T query, S key, H query heads, G key/value heads, D head width, J indexer heads, I (DI in code) indexer
+width, Q queries of a group, N words of a block, C words of a group.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from dsabench.attention.dsa.triton import accumulate
+from dsabench.attention.dsa.triton.attend_groups import gather32, rows_of
+from dsabench.attention.dsa.triton.attend_kernels import LOG2E
+from dsabench.attention.dsa.triton.lse import exp2
+from dsabench.attention.dsa.triton.unions import load_words
+
+
+@triton.jit
+def _load_attention(
+    q, lse, unit, g, T, H, G, n_blocks, D: tl.constexpr, WIDE: tl.constexpr, Q: tl.constexpr, HEADS: tl.constexpr
+):  # fmt: skip
+    """Queries of the heads that share KV head g as columns, [WIDE, Q HEADS], and their logsumexp to base 2."""
+    _, row, _, there = rows_of(unit, g, T, H, G, n_blocks, Q, HEADS)
+    d = tl.arange(0, WIDE)
+    q_MD = tl.load(q + row[:, None] * D + d[None, :], mask=there[:, None] & (d < D)[None, :], other=0.0)
+    base = tl.load(lse + row, mask=there, other=float("inf")) * LOG2E
+    return tl.trans(q_MD), tl.where(base == -float("inf"), float("inf"), base)
+
+
+@triton.jit
+def _of_each_query(x, N: tl.constexpr, Q: tl.constexpr, HEADS: tl.constexpr):
+    """Sums over heads: [N, Q HEADS] to [N, Q]."""
+    return tl.sum(tl.reshape(x, (N, Q, HEADS)), axis=2)
+
+
+@triton.jit
+def kl_group(
+    q, k, lse, q_index, k_index, w_index, words, sizes, index_lse, loss, d_q, d_k, d_w, scale_k, T, H, G, C, n_blocks,
+    scale, inverse, ONE: tl.constexpr, D: tl.constexpr, WIDE: tl.constexpr, HEADS: tl.constexpr, J: tl.constexpr,
+    DI: tl.constexpr, WIDE_I: tl.constexpr, MJ: tl.constexpr, Q: tl.constexpr, N: tl.constexpr,
+    PRECISION: tl.constexpr, GRADS: tl.constexpr, FIXED: tl.constexpr, FAST: tl.constexpr,
+):  # fmt: skip
+    """ONE: all heads share one KV head, so their queries stay on chip. MJ: the columns of an indexer's query."""
+    unit = tl.program_id(0)
+    end = tl.load(sizes + unit)
+    if end == 0:
+        return
+    batch, row, _, there = rows_of(unit, 0, T, J, 1, n_blocks, Q, MJ)
+    i = tl.arange(0, WIDE_I)
+    at = row[:, None] * DI + i[None, :]
+    mask = there[:, None] & (i < DI)[None, :]
+    q_MI = tl.load(q_index + at, mask=mask, other=0.0)
+    q_IM = tl.trans(q_MI)
+    w_M = tl.load(w_index + row, mask=there, other=0.0).to(tl.float32)
+    j = tl.arange(0, Q)
+    token = batch + unit % n_blocks * Q + j
+    within = unit % n_blocks * Q + j < T
+    index_base = tl.load(index_lse + token, mask=within, other=0.0)
+    k += batch * G * D
+    k_index += batch * DI
+    d_k += batch * DI
+    words += unit.to(tl.int64) * C
+    q_DM, base = _load_attention(q, lse, unit, 0, T, H, G, n_blocks, D, WIDE, Q, HEADS)
+    total = tl.zeros((N, Q), dtype=tl.float32)
+    d_q_IM = tl.zeros((WIDE_I, Q * MJ), dtype=tl.float32)
+    d_w_NM = tl.zeros((N, Q * MJ), dtype=tl.float32)
+    for n0 in range(0, end, N):
+        s, who = load_words(words, n0 + tl.arange(0, N), end)
+        keep = who != 0
+        k_NI = gather32(k_index, s, keep, DI, DI, WIDE_I)
+        if ONE:
+            k_ND = gather32(k, s, keep, D, D, WIDE)
+            score = tl.dot(k_ND, q_DM, input_precision=PRECISION) * (scale * LOG2E)
+            p = _of_each_query(exp2(score - base[None, :], FAST), N, Q, HEADS)
+        else:
+            p = tl.zeros((N, Q), dtype=tl.float32)
+            for g in range(0, G):
+                q_DM, base = _load_attention(q, lse, unit, g, T, H, G, n_blocks, D, WIDE, Q, HEADS)
+                k_ND = gather32(k + g * D, s, keep, G * D, D, WIDE)
+                score = tl.dot(k_ND, q_DM, input_precision=PRECISION) * (scale * LOG2E)
+                p += _of_each_query(exp2(score - base[None, :], FAST), N, Q, HEADS)
+        member = (who[:, None] & (1 << j)[None, :]) != 0
+        dots = tl.dot(k_NI, q_IM, input_precision=PRECISION)
+        relu = tl.maximum(dots, 0.0)
+        p = tl.where(member, p / H, 0.0)
+        log_q = tl.where(member, _of_each_query(relu * w_M[None, :], N, Q, MJ) - index_base[None, :], 0.0)
+        total += tl.where(p > 0, p * (tl.log(tl.where(p > 0, p, 1.0)) - log_q), 0.0)
+        if GRADS:
+            d_score = tl.where(member, tl.exp(log_q) - p, 0.0)
+            d_score_NM = tl.reshape(tl.broadcast_to(d_score[:, :, None], (N, Q, MJ)), (N, Q * MJ))
+            d_w_NM += relu * d_score_NM
+            d_dots = tl.where(dots > 0, d_score_NM * w_M[None, :], 0.0).to(k_NI.dtype)
+            to = s[:, None] * DI + i[None, :]
+            d_k_NI = tl.dot(d_dots, q_MI, input_precision=PRECISION)
+            accumulate.add(d_k, to, d_k_NI, keep[:, None] & (i < DI)[None, :], scale_k, FIXED)
+            d_q_IM += tl.dot(tl.trans(k_NI), d_dots, input_precision=PRECISION)
+    tl.store(loss + token, tl.sum(total, axis=0), mask=within)
+    if GRADS:
+        tl.store(d_q + at, tl.trans(d_q_IM) * inverse, mask=mask)
+        tl.store(d_w + row, tl.sum(d_w_NM, axis=0) * inverse, mask=there)

@@ -1,0 +1,195 @@
+"""Unions of the selections of neighbouring queries: the keys that any of them selected, in key order, and by whom.
+
+    U = S[t] + ... + S[t + Q - 1] as sets      a word: key | members << 24, member j is query t + j
+
+Neighbours select much the same keys. A program that takes Q of them gathers each key of the union once and adds to it
+once, where Q programs do so for every query; its products grow by the queries that did not select the key. Whether that
+pays is decided on the device, by each group of queries for itself: `sizes` is the number of its words, or 0 where the
+union is larger than `share` of its members' keys and each query goes by itself. A sample of groups is asked first, so
+that selections that share nothing pay for little else.
+
+A program of `_unite` holds one bitmap of the keys for each query, in memory of its own that stays in the L2: it sets a
+bit for every selected key, counts the bits before each word of 32 keys, and writes each key at its rank. No sort, and
+rows need not be in order.
+
+Legend: B batch, T query, K selected slots, Q queries of a group, U groups of all batch rows, C words of a group.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+KEY_BITS = tl.constexpr(24)
+KEY = tl.constexpr((1 << 24) - 1)
+"""The bits of a word that are its key."""
+
+LONGEST = 1 << 24
+"""Keys that a word can name."""
+
+MOST_QUERIES = 8
+"""Members that a word can name."""
+
+SCRATCH_BYTES = 32 << 20
+"""Most memory for the bitmaps of all programs, but for one program a multiprocessor."""
+
+SAMPLE = 128
+"""Groups that are asked whether unions pay."""
+
+
+class Unions(NamedTuple):
+    """Groups of `queries` neighbours; of group u the first sizes_U[u] words count, and 0 says: each by itself."""
+
+    words_UC: Tensor
+    sizes_U: Tensor
+    queries: int
+
+
+@triton.jit
+def _bits(x):
+    """Bits that are set in each of x, uint32."""
+    x = x - ((x >> 1) & 0x55555555)
+    x = (x & 0x33333333) + ((x >> 2) & 0x33333333)
+    x = (x + (x >> 4)) & 0x0F0F0F0F
+    x = x + (x >> 8)
+    return ((x + (x >> 16)) & 0x3F).to(tl.int32)
+
+
+@triton.jit
+def _slots(selected, row, q, n, t0, T, K):
+    """Keys of query q's slots n, and whether they count."""
+    t = t0 + q
+    s = tl.load(selected + (row + q) * K + n, mask=n < tl.where(t < T, K, 0), other=-1)
+    keep = (s >= 0) & (s <= t)
+    return tl.where(keep, s, 0), keep
+
+
+@triton.jit
+def _any(maps, w, mask, Q: tl.constexpr):
+    """Words w of the bitmaps of all queries together."""
+    either = tl.load(maps + w * Q, mask=mask, other=0)
+    for j in tl.static_range(1, Q):
+        either |= tl.load(maps + w * Q + j, mask=mask, other=0)
+    return either.to(tl.uint32, bitcast=True)
+
+
+@triton.jit(do_not_specialize=["n_units", "step", "n_words", "C"])
+def _unite(
+    selected, maps, words, sizes, sample, T, K, n_blocks, n_units, step, n_words, C, share, Q: tl.constexpr,
+    N: tl.constexpr, SAMPLED: tl.constexpr, SAMPLING: tl.constexpr,
+):  # fmt: skip
+    """SAMPLING: every step-th group's number of keys and of members' keys goes to `sample`, and nothing else."""
+    n = tl.arange(0, N)
+    pays = True
+    if not SAMPLING:
+        i = tl.arange(0, SAMPLED)
+        united = tl.sum(tl.load(sample + 2 * i), axis=0).to(tl.float32)
+        pays = united <= share * tl.sum(tl.load(sample + 2 * i + 1), axis=0).to(tl.float32)
+    maps += tl.program_id(0).to(tl.int64) * (Q + 1) * n_words
+    before = maps + Q * n_words
+    for i in range(tl.program_id(0), n_units, tl.num_programs(0)):
+        unit = i * step
+        size = 0
+        if pays:
+            t0 = unit % n_blocks * Q
+            row = (unit // n_blocks).to(tl.int64) * T + t0
+            used = (tl.minimum(t0 + Q, T) + 31) // 32
+            for c in range(0, used * Q, N):
+                tl.store(maps + c + n, tl.zeros((N,), dtype=tl.int32), mask=c + n < used * Q)
+            tl.debug_barrier()
+            count = tl.zeros((N,), dtype=tl.int32)
+            for q in range(0, Q):
+                for n0 in range(0, K, N):
+                    s, keep = _slots(selected, row, q, n0 + n, t0, T, K)
+                    bit = (tl.full((N,), 1, dtype=tl.uint32) << (s & 31).to(tl.uint32)).to(tl.int32, bitcast=True)
+                    tl.atomic_or(maps + (s >> 5) * Q + q, bit, mask=keep, sem="relaxed")
+                    count += keep.to(tl.int32)
+            tl.debug_barrier()
+            total = 0
+            for w0 in range(0, used, N):
+                w = w0 + n
+                bits = _bits(_any(maps, w, w < used, Q))
+                tl.store(before + w, total + tl.cumsum(bits, axis=0) - bits, mask=w < used)
+                total += tl.sum(bits, axis=0)
+            members = tl.sum(count, axis=0)
+            tl.debug_barrier()
+            if SAMPLING:
+                tl.store(sample + 2 * i, total)
+                tl.store(sample + 2 * i + 1, members)
+            elif (total <= share * members.to(tl.float32)) & (total <= C):
+                size = total
+                to = words + unit.to(tl.int64) * C
+                for q in range(0, Q):
+                    for n0 in range(0, K, N):
+                        s, keep = _slots(selected, row, q, n0 + n, t0, T, K)
+                        at = maps + (s >> 5) * Q
+                        place = (s & 31).to(tl.uint32)
+                        either = tl.zeros((N,), dtype=tl.uint32)
+                        who = tl.zeros((N,), dtype=tl.uint32)
+                        for j in tl.static_range(Q):
+                            word = tl.load(at + j, mask=keep, other=0).to(tl.uint32, bitcast=True)
+                            either |= word
+                            who |= ((word >> place) & 1) << j
+                        lower = (tl.full((N,), 1, dtype=tl.uint32) << place) - 1
+                        rank = tl.load(before + (s >> 5), mask=keep, other=0) + _bits(either & lower)
+                        first = (who & ((tl.full((N,), 1, dtype=tl.uint32) << q) - 1)) == 0  # one writes
+                        word = s | (who << KEY_BITS).to(tl.int32, bitcast=True)
+                        tl.store(to + rank, word, mask=keep & first)
+            tl.debug_barrier()
+        if not SAMPLING:
+            tl.store(sizes + unit, size)
+
+
+@triton.jit
+def load_words(words, n, end):
+    """The keys of words n, and their members: none beyond the end."""
+    word = tl.load(words + n, mask=n < end, other=0)
+    return word & KEY, word >> KEY_BITS
+
+
+@triton.jit
+def first_from(words, key, n_words):
+    """The first word whose key is `key` or beyond."""
+    low = 0 * n_words
+    high = n_words + low
+    while low < high:
+        middle = (low + high) // 2
+        before = (tl.load(words + middle) & KEY) < key
+        low = tl.where(before, middle + 1, low)
+        high = tl.where(before, high, middle)
+    return low
+
+
+def unite(selected_BTK: Tensor, queries: int, share: float) -> Unions:
+    """Unions of so many neighbours (up to 8), where they have at most `share` of the keys that the members have.
+
+    selected: int32, -1 or beyond the query where a slot is empty. Never waits for the host.
+    """
+    selected_BTK = selected_BTK.contiguous()
+    n_batch, length, slots = selected_BTK.shape
+    device = selected_BTK.device
+    if length >= LONGEST or not 2 <= queries <= MOST_QUERIES:
+        raise ValueError(f"unions take 2 to {MOST_QUERIES} queries of fewer than {LONGEST} keys, not {queries}")
+    blocks = triton.cdiv(length, queries)
+    units, n_words = n_batch * blocks, triton.cdiv(length, 32)
+    most = -(-min(int(queries * slots * share), length) // 16) * 16
+    words_UC = torch.empty(units, most, dtype=torch.int32, device=device)
+    sizes_U = torch.empty(units, dtype=torch.int32, device=device)
+    processors = torch.cuda.get_device_properties(device).multi_processor_count if selected_BTK.is_cuda else 2
+    fit = max(processors, SCRATCH_BYTES // (4 * (queries + 1) * n_words))
+    programs = min(units, fit, 8 * processors)
+    maps = torch.empty(programs, queries + 1, n_words, dtype=torch.int32, device=device)
+    asked = min(units, SAMPLE)
+    sampled = int(triton.next_power_of_2(asked))
+    sample = torch.zeros(sampled, 2, dtype=torch.int32, device=device)
+    sizes = {"Q": queries, "N": min(1024, max(32, int(triton.next_power_of_2(slots)))), "SAMPLED": sampled}
+    for n, step, sampling in ((asked, units // asked, True), (units, 1, False)):
+        _unite[(min(n, programs),)](
+            selected_BTK, maps, words_UC, sizes_U, sample, length, slots, blocks, n, step, n_words, most, share,
+            SAMPLING=sampling, num_warps=4, **sizes,
+        )  # fmt: skip
+    return Unions(words_UC, sizes_U, queries)
