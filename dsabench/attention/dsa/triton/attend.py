@@ -29,7 +29,7 @@ import triton
 from torch import Tensor
 
 from dsabench.attention.dsa.triton import accumulate
-from dsabench.attention.dsa.triton.attend_groups import backward_group, forward_group
+from dsabench.attention.dsa.triton.attend_groups import backward_group, backward_rows, forward_group
 from dsabench.attention.dsa.triton.attend_kernels import attend_backward, attend_forward
 from dsabench.attention.dsa.triton.tiles import check, fitting, power_of_two, precision
 from dsabench.attention.dsa.triton.unions import Unions, unite
@@ -46,12 +46,20 @@ class Tiling(NamedTuple):
     stages: int = 2
     range_bytes: int = 0
     """Backward takes the keys in ranges whose K, V, dK and dV take so many bytes; 0: all at once."""
+    registers: int | None = None
+    """Most registers a thread, to fit more programs on a multiprocessor; None leaves it to the compiler."""
+
+    def options(self) -> dict[str, int]:
+        """As a kernel takes them."""
+        most = {} if self.registers is None else {"maxnreg": self.registers}
+        return {"N": self.slots, "num_warps": self.warps, "num_stages": self.stages, **most}
 
     def within(self, limit: int, x: Tensor, *widths: int) -> Tiling:
         """With fewer slots where these do not fit `limit` bytes at these widths and x's dtype."""
         return self._replace(slots=fitting(self.slots, limit, *widths, size=x.element_size()))
 
 
+ROWS = False
 GROUP_FORWARD = Tiling(slots=64, warps=4, stages=3)
 GROUP_BACKWARD = Tiling(slots=64, warps=4, stages=3)
 
@@ -175,8 +183,8 @@ def forward(
         units, most = unions.words_UC.shape
         forward_group[(units * groups,)](
             q_BTHD, k_BSGD, v_BSGD, unions.words_UC, sizes, out_BTHD, lse_BTH, length, n_heads, groups, most,
-            triton.cdiv(length, queries), width**-0.5, N=group_tiling.slots, num_warps=group_tiling.warps,
-            num_stages=group_tiling.stages, **group_shape(q_BTHD, k_BSGD, unions),
+            triton.cdiv(length, queries), width**-0.5, **group_tiling.options(),
+            **group_shape(q_BTHD, k_BSGD, unions),
         )  # fmt: skip
     return out_BTHD, lse_BTH
 
@@ -215,10 +223,9 @@ def backward(
         )  # fmt: skip
         if unions:
             units, most = unions.words_UC.shape
-            backward_group[(units * groups,)](
+            (backward_rows if ROWS else backward_group)[(units * groups,)](
                 q_BTHD, k_BSGD, v_BSGD, unions.words_UC, sizes, *rest, most, triton.cdiv(length, queries), width**-0.5,
-                first, first + keys, N=group_tiling.slots, num_warps=group_tiling.warps,
-                num_stages=group_tiling.stages, **modes, **group_shape(q_BTHD, k_BSGD, unions),
+                first, first + keys, **group_tiling.options(), **modes, **group_shape(q_BTHD, k_BSGD, unions),
             )  # fmt: skip
     d_k, d_v = accumulate.finish(d_k, scale_k, k_BSGD.dtype), accumulate.finish(d_v, scale_v, v_BSGD.dtype)
     return d_q_BTHD.to(q_BTHD.dtype), d_k, d_v

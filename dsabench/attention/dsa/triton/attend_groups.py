@@ -132,3 +132,61 @@ def backward_group(
         accumulate.add(d_k, to, d_k_ND, kept, scale_k, FIXED)
         d_q_MD += tl.dot(tl.trans(d_score), k_ND, input_precision=PRECISION)
     tl.store(d_q + at, d_q_MD.to(d_q.dtype.element_ty), mask=mask)
+
+
+@triton.jit(do_not_specialize=["from_key", "to_key"])
+def backward_rows(
+    q, k, v, words, sizes, out, lse, d_out, d_q, d_k, d_v, scale_k, scale_v, T, H, G, C, n_blocks, scale, from_key,
+    to_key, D: tl.constexpr, WIDE: tl.constexpr, HEADS: tl.constexpr, Q: tl.constexpr, N: tl.constexpr,
+    PRECISION: tl.constexpr, FIXED: tl.constexpr, RANGED: tl.constexpr, FAST: tl.constexpr,
+):  # fmt: skip
+    """RANGED: only words whose keys lie in [from_key, to_key) take part, and dQ is added to what is there.
+
+    Keys are the rows of the products, so that P and dS go from registers into those of dV and dK.
+    """
+    unit, g = tl.program_id(0) // G, tl.program_id(0) % G
+    end = tl.load(sizes + unit)
+    if end == 0:
+        return
+    batch, row, member, there = rows_of(unit, g, T, H, G, n_blocks, Q, HEADS)
+    d = tl.arange(0, WIDE)
+    at = row[:, None] * D + d[None, :]
+    mask = there[:, None] & (d < D)[None, :]
+    words += unit.to(tl.int64) * C
+    begin = 0 * end
+    if RANGED:
+        begin = first_from(words, from_key, end)
+        end = first_from(words, to_key, end)
+        if begin == end:
+            return
+    q_MD = tl.load(q + at, mask=mask, other=0.0)
+    d_out_MD = tl.load(d_out + at, mask=mask, other=0.0)
+    delta = tl.sum(d_out_MD.to(tl.float32) * tl.load(out + at, mask=mask, other=0.0).to(tl.float32), axis=1)
+    base = tl.load(lse + row, mask=there, other=float("inf")) * LOG2E
+    base = tl.where(base == -float("inf"), float("inf"), base)  # no key at all: P is 0
+    start = (batch * G + g) * D
+    k += start
+    v += start
+    d_k += start
+    d_v += start
+    mine = 1 << member
+    d_q_MD = tl.zeros((Q * HEADS, WIDE), dtype=tl.float32)
+    if RANGED:
+        d_q_MD += tl.load(d_q + at, mask=mask, other=0.0)
+    for n0 in range(begin, end, N):
+        s, who = load_words(words, n0 + tl.arange(0, N), end)
+        keep = who != 0
+        k_ND = gather32(k, s, keep, G * D, D, WIDE)
+        v_ND = gather32(v, s, keep, G * D, D, WIDE)
+        score = tl.dot(q_MD, tl.trans(k_ND), input_precision=PRECISION) * (scale * LOG2E)
+        p = tl.where((who[None, :] & mine[:, None]) != 0, exp2(score - base[:, None], FAST), 0.0)
+        d_p = tl.dot(d_out_MD, tl.trans(v_ND), input_precision=PRECISION)
+        d_score = (p * (d_p - delta[:, None]) * scale).to(q_MD.dtype)
+        to = s[:, None] * (G * D) + d[None, :]
+        kept = keep[:, None] & (d < D)[None, :]
+        d_v_ND = tl.dot(tl.trans(p.to(q_MD.dtype)), d_out_MD, input_precision=PRECISION)
+        accumulate.add(d_v, to, d_v_ND, kept, scale_v, FIXED)
+        d_q_MD += tl.dot(d_score, k_ND, input_precision=PRECISION)
+        d_k_ND = tl.dot(tl.trans(d_score), q_MD, input_precision=PRECISION)
+        accumulate.add(d_k, to, d_k_ND, kept, scale_k, FIXED)
+    tl.store(d_q + at, d_q_MD.to(d_q.dtype.element_ty), mask=mask)

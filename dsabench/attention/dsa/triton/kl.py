@@ -223,8 +223,7 @@ def launch(
         units, most = unions.words_UC.shape
         kl_group[(units,)](
             *before, unions.words_UC, sizes, *after, most, triton.cdiv(length, queries), width**-0.5, 1.0 / rows,
-            MJ=power_of_two(n_index, max(1, 16 // queries)), N=group_tiling.slots, num_warps=group_tiling.warps,
-            num_stages=group_tiling.stages, **index, **modes, **group_shape(q_BTHD, k_BSGD, unions),
+            MJ=power_of_two(n_index, max(1, 16 // queries)), **group_tiling.options(), **index, **modes, **group_shape(q_BTHD, k_BSGD, unions),
         )  # fmt: skip
     if grads:
         d_k = accumulate.finish(total, scale_k, torch.float32) / rows

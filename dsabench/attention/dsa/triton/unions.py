@@ -50,13 +50,22 @@ class Unions(NamedTuple):
 
 
 @triton.jit
-def _bits(x):
+def _bits(x, FAST: tl.constexpr):
     """Bits that are set in each of x, uint32."""
-    x = x - ((x >> 1) & 0x55555555)
-    x = (x & 0x33333333) + ((x >> 2) & 0x33333333)
-    x = (x + (x >> 4)) & 0x0F0F0F0F
-    x = x + (x >> 8)
-    return ((x + (x >> 16)) & 0x3F).to(tl.int32)
+    if FAST:
+        n = tl.inline_asm_elementwise("popc.b32 $0, $1;", "=r,r", [x], tl.int32, True, 1)
+    else:
+        x = x - ((x >> 1) & 0x55555555)
+        x = (x & 0x33333333) + ((x >> 2) & 0x33333333)
+        x = (x + (x >> 4)) & 0x0F0F0F0F
+        x = x + (x >> 8)
+        n = ((x + (x >> 16)) & 0x3F).to(tl.int32)
+    return n
+
+
+@triton.jit
+def _either(a, b):
+    return a | b
 
 
 @triton.jit
@@ -69,28 +78,30 @@ def _slots(selected, row, q, n, t0, T, K):
 
 
 @triton.jit
-def _any(maps, w, mask, Q: tl.constexpr):
-    """Words w of the bitmaps of all queries together."""
-    either = tl.load(maps + w * Q, mask=mask, other=0)
-    for j in tl.static_range(1, Q):
-        either |= tl.load(maps + w * Q + j, mask=mask, other=0)
-    return either.to(tl.uint32, bitcast=True)
+def _bitmaps(maps, w, mask, Q: tl.constexpr):
+    """Words w of the bitmaps of all queries, [N, Q]: they lie side by side."""
+    at = maps + w[:, None] * Q + tl.arange(0, Q)[None, :]
+    return tl.load(at, mask=mask[:, None], other=0).to(tl.uint32, bitcast=True)
 
 
-@triton.jit(do_not_specialize=["n_units", "step", "n_words", "C"])
+# Lists that are not known to be aligned are loaded one number a lane, in the order that bitmaps and ranks are: whole
+# vectors of them would go through shared memory before each of these.
+@triton.jit(do_not_specialize=["n_units", "step"], do_not_specialize_on_alignment=["selected", "before", "words"])
 def _unite(
-    selected, maps, words, sizes, sample, T, K, n_blocks, n_units, step, n_words, C, share, Q: tl.constexpr,
-    N: tl.constexpr, SAMPLED: tl.constexpr, SAMPLING: tl.constexpr,
+    selected, maps, before, words, sizes, sample, T, K, n_blocks, n_units, step, n_words, C, share, Q: tl.constexpr,
+    N: tl.constexpr, SAMPLED: tl.constexpr, SAMPLING: tl.constexpr, FAST: tl.constexpr,
 ):  # fmt: skip
     """SAMPLING: every step-th group's number of keys and of members' keys goes to `sample`, and nothing else."""
     n = tl.arange(0, N)
+    j = tl.arange(0, Q).to(tl.uint32)
+    one = tl.full((N,), 1, dtype=tl.uint32)
     pays = True
     if not SAMPLING:
         i = tl.arange(0, SAMPLED)
         united = tl.sum(tl.load(sample + 2 * i), axis=0).to(tl.float32)
         pays = united <= share * tl.sum(tl.load(sample + 2 * i + 1), axis=0).to(tl.float32)
-    maps += tl.program_id(0).to(tl.int64) * (Q + 1) * n_words
-    before = maps + Q * n_words
+    maps += tl.program_id(0).to(tl.int64) * Q * n_words
+    before += tl.program_id(0).to(tl.int64) * n_words
     for i in range(tl.program_id(0), n_units, tl.num_programs(0)):
         unit = i * step
         size = 0
@@ -98,21 +109,22 @@ def _unite(
             t0 = unit % n_blocks * Q
             row = (unit // n_blocks).to(tl.int64) * T + t0
             used = (tl.minimum(t0 + Q, T) + 31) // 32
-            for c in range(0, used * Q, N):
-                tl.store(maps + c + n, tl.zeros((N,), dtype=tl.int32), mask=c + n < used * Q)
+            for w0 in range(0, used, N):
+                at = maps + (w0 + n)[:, None] * Q + tl.arange(0, Q)[None, :]
+                tl.store(at, tl.zeros((N, Q), dtype=tl.int32), mask=(w0 + n < used)[:, None])
             tl.debug_barrier()
             count = tl.zeros((N,), dtype=tl.int32)
             for q in range(0, Q):
                 for n0 in range(0, K, N):
                     s, keep = _slots(selected, row, q, n0 + n, t0, T, K)
-                    bit = (tl.full((N,), 1, dtype=tl.uint32) << (s & 31).to(tl.uint32)).to(tl.int32, bitcast=True)
+                    bit = (one << (s & 31).to(tl.uint32)).to(tl.int32, bitcast=True)
                     tl.atomic_or(maps + (s >> 5) * Q + q, bit, mask=keep, sem="relaxed")
                     count += keep.to(tl.int32)
             tl.debug_barrier()
             total = 0
             for w0 in range(0, used, N):
                 w = w0 + n
-                bits = _bits(_any(maps, w, w < used, Q))
+                bits = _bits(tl.reduce(_bitmaps(maps, w, w < used, Q), 1, _either), FAST)
                 tl.store(before + w, total + tl.cumsum(bits, axis=0) - bits, mask=w < used)
                 total += tl.sum(bits, axis=0)
             members = tl.sum(count, axis=0)
@@ -126,19 +138,14 @@ def _unite(
                 for q in range(0, Q):
                     for n0 in range(0, K, N):
                         s, keep = _slots(selected, row, q, n0 + n, t0, T, K)
-                        at = maps + (s >> 5) * Q
                         place = (s & 31).to(tl.uint32)
-                        either = tl.zeros((N,), dtype=tl.uint32)
-                        who = tl.zeros((N,), dtype=tl.uint32)
-                        for j in tl.static_range(Q):
-                            word = tl.load(at + j, mask=keep, other=0).to(tl.uint32, bitcast=True)
-                            either |= word
-                            who |= ((word >> place) & 1) << j
-                        lower = (tl.full((N,), 1, dtype=tl.uint32) << place) - 1
-                        rank = tl.load(before + (s >> 5), mask=keep, other=0) + _bits(either & lower)
-                        first = (who & ((tl.full((N,), 1, dtype=tl.uint32) << q) - 1)) == 0  # one writes
-                        word = s | (who << KEY_BITS).to(tl.int32, bitcast=True)
-                        tl.store(to + rank, word, mask=keep & first)
+                        word = _bitmaps(maps, s >> 5, keep, Q)
+                        lower = (one << place) - 1
+                        rank = tl.load(before + (s >> 5), mask=keep, other=0)
+                        rank += _bits(tl.reduce(word, 1, _either) & lower, FAST)
+                        who = tl.reduce(((word >> place[:, None]) & 1) << j[None, :], 1, _either)
+                        first = (who & ((one << q) - 1)) == 0  # one writes
+                        tl.store(to + rank, s | (who << KEY_BITS).to(tl.int32, bitcast=True), mask=keep & first)
             tl.debug_barrier()
         if not SAMPLING:
             tl.store(sizes + unit, size)
@@ -164,7 +171,7 @@ def first_from(words, key, n_words):
     return low
 
 
-def unite(selected_BTK: Tensor, queries: int, share: float) -> Unions:
+def unite(selected_BTK: Tensor, queries: int, share: float, N: int = 1024, warps: int = 4, pp: int = 8) -> Unions:
     """Unions of so many neighbours (up to 8), where they have at most `share` of the keys that the members have.
 
     selected: int32, -1 or beyond the query where a slot is empty. Never waits for the host.
@@ -175,21 +182,22 @@ def unite(selected_BTK: Tensor, queries: int, share: float) -> Unions:
     if length >= LONGEST or not 2 <= queries <= MOST_QUERIES:
         raise ValueError(f"unions take 2 to {MOST_QUERIES} queries of fewer than {LONGEST} keys, not {queries}")
     blocks = triton.cdiv(length, queries)
-    units, n_words = n_batch * blocks, triton.cdiv(length, 32)
+    units, n_words = n_batch * blocks, 16 * triton.cdiv(length, 512)
     most = -(-min(int(queries * slots * share), length) // 16) * 16
     words_UC = torch.empty(units, most, dtype=torch.int32, device=device)
     sizes_U = torch.empty(units, dtype=torch.int32, device=device)
     processors = torch.cuda.get_device_properties(device).multi_processor_count if selected_BTK.is_cuda else 2
     fit = max(processors, SCRATCH_BYTES // (4 * (queries + 1) * n_words))
-    programs = min(units, fit, 8 * processors)
-    maps = torch.empty(programs, queries + 1, n_words, dtype=torch.int32, device=device)
+    programs = min(units, fit, pp * processors)
+    maps = torch.empty(programs, n_words, queries, dtype=torch.int32, device=device)
+    before = torch.empty(programs, n_words, dtype=torch.int32, device=device)
     asked = min(units, SAMPLE)
     sampled = int(triton.next_power_of_2(asked))
     sample = torch.zeros(sampled, 2, dtype=torch.int32, device=device)
-    sizes = {"Q": queries, "N": min(1024, max(32, int(triton.next_power_of_2(slots)))), "SAMPLED": sampled}
+    sizes = {"Q": queries, "N": min(N, max(32, int(triton.next_power_of_2(slots)))), "SAMPLED": sampled, "FAST": selected_BTK.is_cuda}
     for n, step, sampling in ((asked, units // asked, True), (units, 1, False)):
         _unite[(min(n, programs),)](
-            selected_BTK, maps, words_UC, sizes_U, sample, length, slots, blocks, n, step, n_words, most, share,
-            SAMPLING=sampling, num_warps=4, **sizes,
+            selected_BTK, maps, before, words_UC, sizes_U, sample, length, slots, blocks, n, step, n_words, most, share,
+            SAMPLING=sampling, num_warps=warps, **sizes,
         )  # fmt: skip
     return Unions(words_UC, sizes_U, queries)
