@@ -29,7 +29,7 @@ import triton
 from torch import Tensor
 
 from dsabench.attention.dsa.triton import accumulate
-from dsabench.attention.dsa.triton.attend_groups import backward_group, backward_rows, forward_group
+from dsabench.attention.dsa.triton.attend_groups import backward_group, forward_group
 from dsabench.attention.dsa.triton.attend_kernels import attend_backward, attend_forward
 from dsabench.attention.dsa.triton.tiles import check, fitting, power_of_two, precision
 from dsabench.attention.dsa.triton.unions import Unions, unite
@@ -59,7 +59,6 @@ class Tiling(NamedTuple):
         return self._replace(slots=fitting(self.slots, limit, *widths, size=x.element_size()))
 
 
-ROWS = False
 GROUP_FORWARD = Tiling(slots=64, warps=4, stages=3)
 GROUP_BACKWARD = Tiling(slots=64, warps=4, stages=3)
 
@@ -209,7 +208,7 @@ def backward(
         # |P| <= 1 and |dP| <= D max|dO| max|V|: what no contribution of a head can exceed, nor their sum.
         most, together = d_out_BTHD.abs().amax().double(), length * n_heads // groups
         scale_v = accumulate.scale_for(most, together)
-        d_score = 2 * most * v_BSGD.abs().amax() * width**0.5
+        d_score = 2 * most * v_BSGD.abs().amax() * width
         scale_k = accumulate.scale_for(d_score * q_BTHD.abs().amax(), together)
     blocks, shape = _shape(q_BTHD, k_BSGD)
     queries, sizes = (unions.queries, unions.sizes_U) if unions else (0, None)
@@ -223,9 +222,10 @@ def backward(
         )  # fmt: skip
         if unions:
             units, most = unions.words_UC.shape
-            (backward_rows if ROWS else backward_group)[(units * groups,)](
+            backward_group[(units * groups,)](
                 q_BTHD, k_BSGD, v_BSGD, unions.words_UC, sizes, *rest, most, triton.cdiv(length, queries), width**-0.5,
                 first, first + keys, **group_tiling.options(), **modes, **group_shape(q_BTHD, k_BSGD, unions),
             )  # fmt: skip
-    d_k, d_v = accumulate.finish(d_k, scale_k, k_BSGD.dtype), accumulate.finish(d_v, scale_v, v_BSGD.dtype)
+    d_k = accumulate.finish(d_k, scale_k, k_BSGD.dtype, width**-0.5)
+    d_v = accumulate.finish(d_v, scale_v, v_BSGD.dtype)
     return d_q_BTHD.to(q_BTHD.dtype), d_k, d_v

@@ -15,7 +15,7 @@ import triton.language as tl
 from dsabench.attention.dsa.triton import accumulate
 from dsabench.attention.dsa.triton.attend_kernels import LOG2E
 from dsabench.attention.dsa.triton.lse import exp2
-from dsabench.attention.dsa.triton.unions import first_from, load_words
+from dsabench.attention.dsa.triton.unions import first_from, keys_of, load_words
 
 
 @triton.jit
@@ -34,6 +34,17 @@ def gather32(x, s, keep, stride, D: tl.constexpr, WIDE: tl.constexpr):
     """Rows s of x, [N, WIDE], at offsets of 32 bits; 0 where not kept."""
     d = tl.arange(0, WIDE)
     return tl.load(x + (s[:, None] * stride + d[None, :]), mask=keep[:, None] & (d < D)[None, :], other=0.0)
+
+
+@triton.jit
+def add_rows(total, s, x_ND, scale, stride, D: tl.constexpr, WIDE: tl.constexpr, FIXED: tl.constexpr):
+    """Rows s of total += x."""
+    d = tl.arange(0, WIDE)
+    to = s[:, None] * stride + d[None, :]
+    if D == WIDE:
+        accumulate.add(total, to, x_ND, None, scale, FIXED)
+    else:
+        accumulate.add(total, to, x_ND, (d < D)[None, :], scale, FIXED)
 
 
 @triton.jit
@@ -57,8 +68,11 @@ def forward_group(
     top = tl.full((Q * HEADS,), -float("inf"), dtype=tl.float32)
     mass = tl.zeros((Q * HEADS,), dtype=tl.float32)
     total = tl.zeros((Q * HEADS, WIDE), dtype=tl.float32)
+    n = tl.arange(0, N)
+    word_N2 = load_words(words, n, end, N)
     for n0 in range(0, end, N):
-        s, who = load_words(words, n0 + tl.arange(0, N), end)
+        s, who = keys_of(word_N2, 0)
+        word_N2 = load_words(words, n0 + N + n, end, N)
         k_ND = gather32(k, s, who != 0, G * D, D, WIDE)
         v_ND = gather32(v, s, who != 0, G * D, D, WIDE)
         score = tl.dot(q_MD, tl.trans(k_ND), input_precision=PRECISION)
@@ -84,7 +98,7 @@ def backward_group(
 ):  # fmt: skip
     """RANGED: only words whose keys lie in [from_key, to_key) take part, and dQ is added to what is there.
 
-    Keys are the rows of the products, so that P and dS go from registers into those of dV and dK.
+    dS lacks the scale, and so does what is added to d_k.
     """
     unit, g = tl.program_id(0) // G, tl.program_id(0) % G
     end = tl.load(sizes + unit)
@@ -92,6 +106,7 @@ def backward_group(
         return
     batch, row, member, there = rows_of(unit, g, T, H, G, n_blocks, Q, HEADS)
     d = tl.arange(0, WIDE)
+    n = tl.arange(0, N)
     at = row[:, None] * D + d[None, :]
     mask = there[:, None] & (d < D)[None, :]
     words += unit.to(tl.int64) * C
@@ -112,81 +127,24 @@ def backward_group(
     d_k += start
     d_v += start
     mine = 1 << member
+    spare = (unit % n_blocks * Q + n) % T
     d_q_MD = tl.zeros((Q * HEADS, WIDE), dtype=tl.float32)
-    if RANGED:
-        d_q_MD += tl.load(d_q + at, mask=mask, other=0.0)
+    word_N2 = load_words(words, begin + n, end, N)
     for n0 in range(begin, end, N):
-        s, who = load_words(words, n0 + tl.arange(0, N), end)
-        keep = who != 0
-        k_ND = gather32(k, s, keep, G * D, D, WIDE)
-        v_ND = gather32(v, s, keep, G * D, D, WIDE)
-        score = tl.dot(k_ND, tl.trans(q_MD), input_precision=PRECISION) * (scale * LOG2E)
-        p = tl.where((who[:, None] & mine[None, :]) != 0, exp2(score - base[None, :], FAST), 0.0)
-        d_p = tl.dot(v_ND, tl.trans(d_out_MD), input_precision=PRECISION)
-        d_score = (p * (d_p - delta[None, :]) * scale).to(q_MD.dtype)
-        to = s[:, None] * (G * D) + d[None, :]
-        kept = keep[:, None] & (d < D)[None, :]
-        d_v_ND = tl.dot(p.to(q_MD.dtype), d_out_MD, input_precision=PRECISION)
-        accumulate.add(d_v, to, d_v_ND, kept, scale_v, FIXED)
-        d_k_ND = tl.dot(d_score, q_MD, input_precision=PRECISION)
-        accumulate.add(d_k, to, d_k_ND, kept, scale_k, FIXED)
-        d_q_MD += tl.dot(tl.trans(d_score), k_ND, input_precision=PRECISION)
-    tl.store(d_q + at, d_q_MD.to(d_q.dtype.element_ty), mask=mask)
-
-
-@triton.jit(do_not_specialize=["from_key", "to_key"])
-def backward_rows(
-    q, k, v, words, sizes, out, lse, d_out, d_q, d_k, d_v, scale_k, scale_v, T, H, G, C, n_blocks, scale, from_key,
-    to_key, D: tl.constexpr, WIDE: tl.constexpr, HEADS: tl.constexpr, Q: tl.constexpr, N: tl.constexpr,
-    PRECISION: tl.constexpr, FIXED: tl.constexpr, RANGED: tl.constexpr, FAST: tl.constexpr,
-):  # fmt: skip
-    """RANGED: only words whose keys lie in [from_key, to_key) take part, and dQ is added to what is there.
-
-    Keys are the rows of the products, so that P and dS go from registers into those of dV and dK.
-    """
-    unit, g = tl.program_id(0) // G, tl.program_id(0) % G
-    end = tl.load(sizes + unit)
-    if end == 0:
-        return
-    batch, row, member, there = rows_of(unit, g, T, H, G, n_blocks, Q, HEADS)
-    d = tl.arange(0, WIDE)
-    at = row[:, None] * D + d[None, :]
-    mask = there[:, None] & (d < D)[None, :]
-    words += unit.to(tl.int64) * C
-    begin = 0 * end
-    if RANGED:
-        begin = first_from(words, from_key, end)
-        end = first_from(words, to_key, end)
-        if begin == end:
-            return
-    q_MD = tl.load(q + at, mask=mask, other=0.0)
-    d_out_MD = tl.load(d_out + at, mask=mask, other=0.0)
-    delta = tl.sum(d_out_MD.to(tl.float32) * tl.load(out + at, mask=mask, other=0.0).to(tl.float32), axis=1)
-    base = tl.load(lse + row, mask=there, other=float("inf")) * LOG2E
-    base = tl.where(base == -float("inf"), float("inf"), base)  # no key at all: P is 0
-    start = (batch * G + g) * D
-    k += start
-    v += start
-    d_k += start
-    d_v += start
-    mine = 1 << member
-    d_q_MD = tl.zeros((Q * HEADS, WIDE), dtype=tl.float32)
-    if RANGED:
-        d_q_MD += tl.load(d_q + at, mask=mask, other=0.0)
-    for n0 in range(begin, end, N):
-        s, who = load_words(words, n0 + tl.arange(0, N), end)
-        keep = who != 0
-        k_ND = gather32(k, s, keep, G * D, D, WIDE)
-        v_ND = gather32(v, s, keep, G * D, D, WIDE)
+        s, who = keys_of(word_N2, spare)
+        word_N2 = load_words(words, n0 + N + n, end, N)
+        k_ND = gather32(k, s, who != 0, G * D, D, WIDE)
+        v_ND = gather32(v, s, who != 0, G * D, D, WIDE)
         score = tl.dot(q_MD, tl.trans(k_ND), input_precision=PRECISION) * (scale * LOG2E)
         p = tl.where((who[None, :] & mine[:, None]) != 0, exp2(score - base[:, None], FAST), 0.0)
         d_p = tl.dot(d_out_MD, tl.trans(v_ND), input_precision=PRECISION)
-        d_score = (p * (d_p - delta[:, None]) * scale).to(q_MD.dtype)
-        to = s[:, None] * (G * D) + d[None, :]
-        kept = keep[:, None] & (d < D)[None, :]
+        d_score = (p * (d_p - delta[:, None])).to(q_MD.dtype)
         d_v_ND = tl.dot(tl.trans(p.to(q_MD.dtype)), d_out_MD, input_precision=PRECISION)
-        accumulate.add(d_v, to, d_v_ND, kept, scale_v, FIXED)
+        add_rows(d_v, s, d_v_ND, scale_v, G * D, D, WIDE, FIXED)
         d_q_MD += tl.dot(d_score, k_ND, input_precision=PRECISION)
         d_k_ND = tl.dot(tl.trans(d_score), q_MD, input_precision=PRECISION)
-        accumulate.add(d_k, to, d_k_ND, kept, scale_k, FIXED)
+        add_rows(d_k, s, d_k_ND, scale_k, G * D, D, WIDE, FIXED)
+    d_q_MD *= scale
+    if RANGED:
+        d_q_MD += tl.load(d_q + at, mask=mask, other=0.0)
     tl.store(d_q + at, d_q_MD.to(d_q.dtype.element_ty), mask=mask)

@@ -9,11 +9,10 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from dsabench.attention.dsa.triton import accumulate
-from dsabench.attention.dsa.triton.attend_groups import gather32, rows_of
+from dsabench.attention.dsa.triton.attend_groups import add_rows, gather32, rows_of
 from dsabench.attention.dsa.triton.attend_kernels import LOG2E
-from dsabench.attention.dsa.triton.lse import exp2
-from dsabench.attention.dsa.triton.unions import load_words
+from dsabench.attention.dsa.triton.lse import exp2, log2
+from dsabench.attention.dsa.triton.unions import keys_of, load_words
 
 
 @triton.jit
@@ -62,11 +61,16 @@ def kl_group(
     d_k += batch * DI
     words += unit.to(tl.int64) * C
     q_DM, base = _load_attention(q, lse, unit, 0, T, H, G, n_blocks, D, WIDE, Q, HEADS)
+    per_head = 1.0 / H
     total = tl.zeros((N, Q), dtype=tl.float32)
     d_q_IM = tl.zeros((WIDE_I, Q * MJ), dtype=tl.float32)
     d_w_NM = tl.zeros((N, Q * MJ), dtype=tl.float32)
+    n = tl.arange(0, N)
+    spare = (unit % n_blocks * Q + n) % T
+    word_N2 = load_words(words, n, end, N)
     for n0 in range(0, end, N):
-        s, who = load_words(words, n0 + tl.arange(0, N), end)
+        s, who = keys_of(word_N2, spare)
+        word_N2 = load_words(words, n0 + N + n, end, N)
         keep = who != 0
         k_NI = gather32(k_index, s, keep, DI, DI, WIDE_I)
         if ONE:
@@ -83,19 +87,20 @@ def kl_group(
         member = (who[:, None] & (1 << j)[None, :]) != 0
         dots = tl.dot(k_NI, q_IM, input_precision=PRECISION)
         relu = tl.maximum(dots, 0.0)
-        p = tl.where(member, p / H, 0.0)
-        log_q = tl.where(member, _of_each_query(relu * w_M[None, :], N, Q, MJ) - index_base[None, :], 0.0)
-        total += tl.where(p > 0, p * (tl.log(tl.where(p > 0, p, 1.0)) - log_q), 0.0)
+        # Both distributions to base 2.
+        p = tl.where(member, p * per_head, 0.0)
+        log_q = (_of_each_query(relu * w_M[None, :], N, Q, MJ) - index_base[None, :]) * LOG2E
+        log_q = tl.where(member, log_q, 0.0)
+        total += tl.where(p > 0, p * (log2(tl.where(p > 0, p, 1.0), FAST) - log_q), 0.0)
         if GRADS:
-            d_score = tl.where(member, tl.exp(log_q) - p, 0.0)
+            d_score = tl.where(member, exp2(log_q, FAST) - p, 0.0)
             d_score_NM = tl.reshape(tl.broadcast_to(d_score[:, :, None], (N, Q, MJ)), (N, Q * MJ))
             d_w_NM += relu * d_score_NM
             d_dots = tl.where(dots > 0, d_score_NM * w_M[None, :], 0.0).to(k_NI.dtype)
-            to = s[:, None] * DI + i[None, :]
             d_k_NI = tl.dot(d_dots, q_MI, input_precision=PRECISION)
-            accumulate.add(d_k, to, d_k_NI, keep[:, None] & (i < DI)[None, :], scale_k, FIXED)
+            add_rows(d_k, s, d_k_NI, scale_k, DI, DI, WIDE_I, FIXED)
             d_q_IM += tl.dot(tl.trans(k_NI), d_dots, input_precision=PRECISION)
-    tl.store(loss + token, tl.sum(total, axis=0), mask=within)
+    tl.store(loss + token, tl.sum(total, axis=0) / LOG2E, mask=within)
     if GRADS:
         tl.store(d_q + at, tl.trans(d_q_IM) * inverse, mask=mask)
         tl.store(d_w + row, tl.sum(d_w_NM, axis=0) * inverse, mask=there)

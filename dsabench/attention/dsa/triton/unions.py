@@ -72,7 +72,7 @@ def _either(a, b):
 def _slots(selected, row, q, n, t0, T, K):
     """Keys of query q's slots n, and whether they count."""
     t = t0 + q
-    s = tl.load(selected + (row + q) * K + n, mask=n < tl.where(t < T, K, 0), other=-1)
+    s = tl.load(selected + (row + q) * K + n, mask=(n >= 0) & (n < tl.where(t < T, K, 0)), other=-1)
     keep = (s >= 0) & (s <= t)
     return tl.where(keep, s, 0), keep
 
@@ -84,12 +84,22 @@ def _bitmaps(maps, w, mask, Q: tl.constexpr):
     return tl.load(at, mask=mask[:, None], other=0).to(tl.uint32, bitcast=True)
 
 
+@triton.jit
+def _take(raw, w, mask, stride, N: tl.constexpr, Q: tl.constexpr):
+    """Words w of Q bitmaps, [N, Q], of which zeros are left."""
+    at = raw + tl.arange(0, Q)[None, :] * stride + w[:, None]
+    word = tl.load(at, mask=mask[:, None], other=0).to(tl.uint32, bitcast=True)
+    tl.store(at, tl.zeros((N, Q), dtype=tl.int32), mask=mask[:, None])
+    return word
+
+
 # Lists that are not known to be aligned are loaded one number a lane, in the order that bitmaps and ranks are: whole
 # vectors of them would go through shared memory before each of these.
-@triton.jit(do_not_specialize=["n_units", "step"], do_not_specialize_on_alignment=["selected", "before", "words"])
+@triton.jit(do_not_specialize=["n_units", "step"], do_not_specialize_on_alignment=["selected", "raw", "before", "words"])
 def _unite(
-    selected, maps, before, words, sizes, sample, T, K, n_blocks, n_units, step, n_words, C, share, Q: tl.constexpr,
+    selected, raw, maps, before, words, sizes, sample, T, K, n_blocks, n_units, step, n_words, C, share, Q: tl.constexpr,
     N: tl.constexpr, SAMPLED: tl.constexpr, SAMPLING: tl.constexpr, FAST: tl.constexpr,
+    METHOD: tl.constexpr,
 ):  # fmt: skip
     """SAMPLING: every step-th group's number of keys and of members' keys goes to `sample`, and nothing else."""
     n = tl.arange(0, N)
@@ -102,6 +112,7 @@ def _unite(
         pays = united <= share * tl.sum(tl.load(sample + 2 * i + 1), axis=0).to(tl.float32)
     maps += tl.program_id(0).to(tl.int64) * Q * n_words
     before += tl.program_id(0).to(tl.int64) * n_words
+    raw += tl.program_id(0).to(tl.int64) * (2 * Q) * n_words
     for i in range(tl.program_id(0), n_units, tl.num_programs(0)):
         unit = i * step
         size = 0
@@ -109,22 +120,36 @@ def _unite(
             t0 = unit % n_blocks * Q
             row = (unit // n_blocks).to(tl.int64) * T + t0
             used = (tl.minimum(t0 + Q, T) + 31) // 32
-            for w0 in range(0, used, N):
-                at = maps + (w0 + n)[:, None] * Q + tl.arange(0, Q)[None, :]
-                tl.store(at, tl.zeros((N, Q), dtype=tl.int32), mask=(w0 + n < used)[:, None])
-            tl.debug_barrier()
             count = tl.zeros((N,), dtype=tl.int32)
             for q in range(0, Q):
+                carry = tl.zeros((1,), dtype=tl.uint32)
                 for n0 in range(0, K, N):
                     s, keep = _slots(selected, row, q, n0 + n, t0, T, K)
-                    bit = (one << (s & 31).to(tl.uint32)).to(tl.int32, bitcast=True)
-                    tl.atomic_or(maps + (s >> 5) * Q + q, bit, mask=keep, sem="relaxed")
+                    bit = one << (s & 31).to(tl.uint32)
+                    to = raw + q * n_words + (s >> 5)
+                    if METHOD == 1:
+                        tl.atomic_or(to, bit.to(tl.int32, bitcast=True), mask=keep, sem="relaxed")
+                    else:
+                        before_s, before_keep = _slots(selected, row, q, n0 + n - 1, t0, T, K)
+                        after_s, after_keep = _slots(selected, row, q, n0 + n + 1, t0, T, K)
+                        bit = tl.where(keep, bit, 0)
+                        so_far = carry + tl.cumsum(bit, axis=0)
+                        carry += tl.sum(bit, axis=0)
+                        first = keep & ((before_keep == 0) | (before_s >> 5 != s >> 5))
+                        last = keep & ((after_keep == 0) | (after_s >> 5 != s >> 5))
+                        tl.store(to, (so_far - bit).to(tl.int32, bitcast=True), mask=first)
+                        tl.store(to + Q * n_words, so_far.to(tl.int32, bitcast=True), mask=last)
                     count += keep.to(tl.int32)
             tl.debug_barrier()
             total = 0
             for w0 in range(0, used, N):
                 w = w0 + n
-                bits = _bits(tl.reduce(_bitmaps(maps, w, w < used, Q), 1, _either), FAST)
+                word = _take(raw, w, w < used, n_words, N, Q)
+                if METHOD == 2:
+                    word = _take(raw + Q * n_words, w, w < used, n_words, N, Q) - word
+                at = maps + w[:, None] * Q + tl.arange(0, Q)[None, :]
+                tl.store(at, word.to(tl.int32, bitcast=True), mask=(w < used)[:, None])
+                bits = _bits(tl.reduce(word, 1, _either), FAST)
                 tl.store(before + w, total + tl.cumsum(bits, axis=0) - bits, mask=w < used)
                 total += tl.sum(bits, axis=0)
             members = tl.sum(count, axis=0)
@@ -152,10 +177,19 @@ def _unite(
 
 
 @triton.jit
-def load_words(words, n, end):
-    """The keys of words n, and their members: none beyond the end."""
-    word = tl.load(words + n, mask=n < end, other=0)
-    return word & KEY, word >> KEY_BITS
+def load_words(words, n, end, N: tl.constexpr):
+    """Words n, twice: [N, 2]. One of them alone would be so small that the compiler loads it again for every layout in
+    which it is wanted, by instructions of 4 bytes: a fifth of all that a loop has."""
+    return tl.load(words + n[:, None] + tl.zeros((N, 2), dtype=tl.int32), mask=(n < end)[:, None], other=0)
+
+
+@triton.jit
+def keys_of(word_N2, spare):
+    """The keys of words, and their members. A word beyond the end has none, and a spare key, to which zeros are added:
+    an addition with a mask is a branch."""
+    key, who = tl.split(word_N2)
+    who = who >> KEY_BITS
+    return tl.where(who != 0, key & KEY, spare), who
 
 
 @triton.jit
@@ -171,7 +205,7 @@ def first_from(words, key, n_words):
     return low
 
 
-def unite(selected_BTK: Tensor, queries: int, share: float, N: int = 1024, warps: int = 4, pp: int = 8) -> Unions:
+def unite(selected_BTK: Tensor, queries: int, share: float, N: int = 1024, warps: int = 4, pp: int = 8, method: int = 1) -> Unions:
     """Unions of so many neighbours (up to 8), where they have at most `share` of the keys that the members have.
 
     selected: int32, -1 or beyond the query where a slot is empty. Never waits for the host.
@@ -190,6 +224,7 @@ def unite(selected_BTK: Tensor, queries: int, share: float, N: int = 1024, warps
     fit = max(processors, SCRATCH_BYTES // (4 * (queries + 1) * n_words))
     programs = min(units, fit, pp * processors)
     maps = torch.empty(programs, n_words, queries, dtype=torch.int32, device=device)
+    raw = torch.zeros(programs, 2, queries, n_words, dtype=torch.int32, device=device)
     before = torch.empty(programs, n_words, dtype=torch.int32, device=device)
     asked = min(units, SAMPLE)
     sampled = int(triton.next_power_of_2(asked))
@@ -197,7 +232,7 @@ def unite(selected_BTK: Tensor, queries: int, share: float, N: int = 1024, warps
     sizes = {"Q": queries, "N": min(N, max(32, int(triton.next_power_of_2(slots)))), "SAMPLED": sampled, "FAST": selected_BTK.is_cuda}
     for n, step, sampling in ((asked, units // asked, True), (units, 1, False)):
         _unite[(min(n, programs),)](
-            selected_BTK, maps, before, words_UC, sizes_U, sample, length, slots, blocks, n, step, n_words, most, share,
-            SAMPLING=sampling, num_warps=warps, **sizes,
+            selected_BTK, raw, maps, before, words_UC, sizes_U, sample, length, slots, blocks, n, step, n_words, most, share,
+            SAMPLING=sampling, METHOD=method, num_warps=warps, **sizes,
         )  # fmt: skip
     return Unions(words_UC, sizes_U, queries)
