@@ -32,7 +32,7 @@ from dsabench.attention.dsa.triton import accumulate
 from dsabench.attention.dsa.triton.attend_groups import backward_group, forward_group
 from dsabench.attention.dsa.triton.attend_kernels import attend_backward, attend_forward
 from dsabench.attention.dsa.triton.tiles import check, fitting, power_of_two, precision
-from dsabench.attention.dsa.triton.unions import Unions, unite
+from dsabench.attention.dsa.triton.unions import Unions, joined, parts
 
 RANGE_BYTES = 32 << 20
 """Of 50 MB of L2: a range's K, V, dK and dV."""
@@ -59,20 +59,29 @@ class Tiling(NamedTuple):
         return self._replace(slots=fitting(self.slots, limit, *widths, size=x.element_size()))
 
 
-GROUP_FORWARD = Tiling(slots=64, warps=4, stages=3)
-GROUP_BACKWARD = Tiling(slots=64, warps=4, stages=3)
+GROUP = Tiling(slots=64, warps=4, stages=2)
+"""Groups of queries: 64 rows of queries by 64 keys, a tile of the tensor cores for every product."""
+
+
+def group_backward(width: int, deterministic: bool) -> Tiling:
+    """The backward pass of groups. Wide heads leave room for one stage only where two programs share a
+    multiprocessor; of narrow ones three do, with few enough registers."""
+    if width > 64:
+        return GROUP._replace(stages=1)
+    return GROUP if deterministic else GROUP._replace(registers=168)
 
 
 def attend(
     q_BTHD: Tensor, k_BSGD: Tensor, v_BSGD: Tensor, selected_BTK: Tensor, deterministic: bool | None = None,
-    ascending: bool = False,
+    ascending: bool = False, unions: Unions | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """out (B, T, H, D) in the inputs' dtype; logsumexp of the scaled scores over the kept slots, (B, T, H), fp32, nats.
 
     selected: int32 or int64, -1 where a slot is empty; indices must differ within a row. A query without any key gives
     0, and -inf. `ascending` promises that each row's indices ascend and its empty slots come last, as top_k gives them:
-    the backward pass may then go through the keys in ranges that fit the cache. `deterministic` asks for gradients
-    whose bits repeat; None asks PyTorch's setting. The logsumexp has no gradient. D from 1 to 256, H a multiple of G;
+    the backward pass may then go through the keys in ranges that fit the cache. `unions` of this selection, as
+    `unions.share` gives them, let neighbouring queries share their work. `deterministic` asks for gradients whose bits
+    repeat; None asks PyTorch's setting. The logsumexp has no gradient. D from 1 to 256, H a multiple of G;
     fp32 (multiplied exactly) or bf16 with fp32 sums.
     """
     check(q_BTHD, k_BSGD, v_BSGD)
@@ -80,49 +89,54 @@ def attend(
         shapes = f"q {tuple(q_BTHD.shape)}, k {tuple(k_BSGD.shape)}"
         raise ValueError(f"attend takes as many keys as queries, H a multiple of G, D up to 256, not {shapes}")
     fixed = accumulate.deterministic(deterministic)
-    out_BTHD, lse_BTH = _attend(q_BTHD, k_BSGD, v_BSGD, selected_BTK.int(), fixed, ascending)
+    out_BTHD, lse_BTH = _attend(q_BTHD, k_BSGD, v_BSGD, selected_BTK.int(), *parts(unions), fixed, ascending)
     return out_BTHD, lse_BTH
 
 
 @torch.library.custom_op("dsabench::sparse_attend", mutates_args=())
 def _attend(
-    q_BTHD: Tensor, k_BSGD: Tensor, v_BSGD: Tensor, selected_BTK: Tensor, deterministic: bool, ascending: bool
-) -> tuple[Tensor, Tensor]:
+    q_BTHD: Tensor, k_BSGD: Tensor, v_BSGD: Tensor, selected_BTK: Tensor, words_UC: Tensor | None,
+    sizes_U: Tensor | None, neighbours: int, deterministic: bool, ascending: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     tiling = Tiling().within(1 << 14, k_BSGD, k_BSGD.shape[-1])
     if k_BSGD.dtype == torch.bfloat16 and k_BSGD.shape[-1] <= 64 and q_BTHD.shape[2] <= 16 * k_BSGD.shape[2]:
         tiling = tiling._replace(warps=1)  # its sums fit one warp's registers, and nothing waits for another warp
-    return forward(q_BTHD, k_BSGD, v_BSGD, selected_BTK, tiling)
+    return forward(q_BTHD, k_BSGD, v_BSGD, selected_BTK, tiling, joined(words_UC, sizes_U, neighbours))
 
 
 @_attend.register_fake
 def _(
-    q_BTHD: Tensor, k_BSGD: Tensor, v_BSGD: Tensor, selected_BTK: Tensor, deterministic: bool, ascending: bool
-) -> tuple[Tensor, Tensor]:
+    q_BTHD: Tensor, k_BSGD: Tensor, v_BSGD: Tensor, selected_BTK: Tensor, words_UC: Tensor | None,
+    sizes_U: Tensor | None, neighbours: int, deterministic: bool, ascending: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     out_BTHD = q_BTHD.new_empty(q_BTHD.shape)
     return out_BTHD, q_BTHD.new_empty(q_BTHD.shape[:3], dtype=torch.float32)
 
 
 @torch.library.custom_op("dsabench::sparse_attend_backward", mutates_args=())
 def _attend_backward(
-    q_BTHD: Tensor, k_BSGD: Tensor, v_BSGD: Tensor, selected_BTK: Tensor, out_BTHD: Tensor, lse_BTH: Tensor,
-    d_out_BTHD: Tensor, deterministic: bool, ascending: bool,
+    q_BTHD: Tensor, k_BSGD: Tensor, v_BSGD: Tensor, selected_BTK: Tensor, words_UC: Tensor | None,
+    sizes_U: Tensor | None, out_BTHD: Tensor, lse_BTH: Tensor, d_out_BTHD: Tensor, neighbours: int,
+    deterministic: bool, ascending: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     tiling = Tiling(slots=32, warps=2).within(1 << (12 if deterministic else 13), k_BSGD, k_BSGD.shape[-1])
     if ascending:
         tiling = tiling._replace(range_bytes=RANGE_BYTES)
-    return backward(q_BTHD, k_BSGD, v_BSGD, selected_BTK, out_BTHD, lse_BTH, d_out_BTHD, deterministic, tiling)
+    unions = joined(words_UC, sizes_U, neighbours)
+    return backward(q_BTHD, k_BSGD, v_BSGD, selected_BTK, out_BTHD, lse_BTH, d_out_BTHD, deterministic, tiling, unions)
 
 
 @_attend_backward.register_fake
 def _(
-    q_BTHD: Tensor, k_BSGD: Tensor, v_BSGD: Tensor, selected_BTK: Tensor, out_BTHD: Tensor, lse_BTH: Tensor,
-    d_out_BTHD: Tensor, deterministic: bool, ascending: bool,
+    q_BTHD: Tensor, k_BSGD: Tensor, v_BSGD: Tensor, selected_BTK: Tensor, words_UC: Tensor | None,
+    sizes_U: Tensor | None, out_BTHD: Tensor, lse_BTH: Tensor, d_out_BTHD: Tensor, neighbours: int,
+    deterministic: bool, ascending: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     return q_BTHD.new_empty(q_BTHD.shape), k_BSGD.new_empty(k_BSGD.shape), v_BSGD.new_empty(v_BSGD.shape)
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    *tensors, ctx.deterministic, ctx.ascending = inputs
+    *tensors, ctx.neighbours, ctx.deterministic, ctx.ascending = inputs
     ctx.save_for_backward(*tensors, *output)
     ctx.mark_non_differentiable(output[1])
     ctx.set_materialize_grads(False)
@@ -130,8 +144,9 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> 
 
 def _gradients(ctx: Any, d_out_BTHD: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
     if d_out_BTHD is None:
-        return (None,) * 6
-    return (*_attend_backward(*ctx.saved_tensors, d_out_BTHD, ctx.deterministic, ctx.ascending), None, None, None)
+        return (None,) * 9
+    modes = (ctx.neighbours, ctx.deterministic, ctx.ascending)
+    return (*_attend_backward(*ctx.saved_tensors, d_out_BTHD, *modes), *(None,) * 6)
 
 
 _attend.register_autograd(_gradients, setup_context=_setup)
@@ -162,9 +177,17 @@ def group_shape(q_BTHD: Tensor, k_BSGD: Tensor, unions: Unions) -> dict[str, Any
     }  # fmt: skip
 
 
+def _ranges(k_BSGD: Tensor, range_bytes: int) -> list[tuple[int, int]]:
+    """(first key, end) of ranges whose K, V, dK and dV take so many bytes; one where range_bytes is 0."""
+    length, groups, width = k_BSGD.shape[1:]
+    bytes_a_key = groups * width * 2 * (4 + k_BSGD.element_size())
+    keys = triton.cdiv(length, triton.cdiv(length * bytes_a_key, range_bytes) if range_bytes else 1)
+    return [(first, first + keys) for first in range(0, length, keys)]
+
+
 def forward(
     q_BTHD: Tensor, k_BSGD: Tensor, v_BSGD: Tensor, selected_BTK: Tensor, tiling: Tiling,
-    unions: Unions | None = None, group_tiling: Tiling = GROUP_FORWARD,
+    unions: Unions | None = None, group_tiling: Tiling = GROUP,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """`attend` without gradients, by a tiling of choice, and groups of queries by another."""
     q_BTHD, k_BSGD, v_BSGD = q_BTHD.contiguous(), k_BSGD.contiguous(), v_BSGD.contiguous()
@@ -191,16 +214,17 @@ def forward(
 def backward(
     q_BTHD: Tensor, k_BSGD: Tensor, v_BSGD: Tensor, selected_BTK: Tensor, out_BTHD: Tensor, lse_BTH: Tensor,
     d_out_BTHD: Tensor, deterministic: bool, tiling: Tiling, unions: Unions | None = None,
-    group_tiling: Tiling = GROUP_BACKWARD,
+    group_tiling: Tiling | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of q, k and v in their dtypes, by a tiling of choice, and of groups of queries by another."""
     q_BTHD, k_BSGD, v_BSGD, d_out_BTHD = (x.contiguous() for x in (q_BTHD, k_BSGD, v_BSGD, d_out_BTHD))
     n_batch, length, n_heads, width = q_BTHD.shape
     groups, slots = k_BSGD.shape[2], selected_BTK.shape[2]
-    bytes_a_key = k_BSGD.shape[2] * width * 2 * (4 + k_BSGD.element_size())
-    ranges = triton.cdiv(length * bytes_a_key, tiling.range_bytes) if tiling.range_bytes else 1
+    group_tiling = group_tiling or group_backward(width, deterministic)
+    cuts, group_cuts = (_ranges(k_BSGD, cut.range_bytes) for cut in (tiling, group_tiling))
     # Of several ranges each adds to dQ, in fp32; one writes it once.
-    d_q_BTHD = torch.zeros_like(q_BTHD, dtype=torch.float32) if ranges > 1 else torch.empty_like(q_BTHD)
+    summed = len(cuts) > 1 or (unions is not None and len(group_cuts) > 1)
+    d_q_BTHD = torch.zeros_like(q_BTHD, dtype=torch.float32) if summed else torch.empty_like(q_BTHD)
     d_k = accumulate.zeros(tuple(k_BSGD.shape), k_BSGD, deterministic)
     d_v = accumulate.zeros(tuple(k_BSGD.shape), k_BSGD, deterministic)
     scale_k = scale_v = None
@@ -213,19 +237,19 @@ def backward(
     blocks, shape = _shape(q_BTHD, k_BSGD)
     queries, sizes = (unions.queries, unions.sizes_U) if unions else (0, None)
     rest = (out_BTHD.contiguous(), lse_BTH, d_out_BTHD, d_q_BTHD, d_k, d_v, scale_k, scale_v, length, n_heads, groups)
-    modes = {"FIXED": deterministic, "RANGED": ranges > 1}
-    keys = triton.cdiv(length, ranges)
-    for first in range(0, length, keys):
+    for first, last in cuts:
         attend_backward[(n_batch * length * groups * blocks,)](
-            q_BTHD, k_BSGD, v_BSGD, selected_BTK.contiguous(), sizes, *rest, slots, blocks, width**-0.5, first,
-            first + keys, N=tiling.slots, Q=queries, num_warps=tiling.warps, num_stages=tiling.stages, **modes, **shape,
+            q_BTHD, k_BSGD, v_BSGD, selected_BTK.contiguous(), sizes, *rest, slots, blocks, width**-0.5, first, last,
+            N=tiling.slots, Q=queries, FIXED=deterministic, RANGED=len(cuts) > 1, num_warps=tiling.warps,
+            num_stages=tiling.stages, **shape,
         )  # fmt: skip
-        if unions:
-            units, most = unions.words_UC.shape
-            backward_group[(units * groups,)](
-                q_BTHD, k_BSGD, v_BSGD, unions.words_UC, sizes, *rest, most, triton.cdiv(length, queries), width**-0.5,
-                first, first + keys, **group_tiling.options(), **modes, **group_shape(q_BTHD, k_BSGD, unions),
-            )  # fmt: skip
+    for first, last in group_cuts if unions else ():
+        units, most = unions.words_UC.shape
+        backward_group[(units * groups,)](
+            q_BTHD, k_BSGD, v_BSGD, unions.words_UC, sizes, *rest, most, triton.cdiv(length, queries), width**-0.5,
+            first, last, FIXED=deterministic, RANGED=len(group_cuts) > 1, **group_tiling.options(),
+            **group_shape(q_BTHD, k_BSGD, unions),
+        )  # fmt: skip
     d_k = accumulate.finish(d_k, scale_k, k_BSGD.dtype, width**-0.5)
     d_v = accumulate.finish(d_v, scale_v, v_BSGD.dtype)
     return d_q_BTHD.to(q_BTHD.dtype), d_k, d_v

@@ -26,15 +26,19 @@ import triton.language as tl
 from torch import Tensor
 
 from dsabench.attention.dsa.triton import accumulate
-from dsabench.attention.dsa.triton.attend import Tiling, group_shape, together_at_most
+from dsabench.attention.dsa.triton.attend import GROUP, Tiling, group_shape, together_at_most
 from dsabench.attention.dsa.triton.attend_kernels import LOG2E, gather, in_group, load_slots
 from dsabench.attention.dsa.triton.kl_groups import kl_group
 from dsabench.attention.dsa.triton.lse import load_indexer, selected_lse
 from dsabench.attention.dsa.triton.tiles import check, power_of_two, precision
-from dsabench.attention.dsa.triton.unions import Unions, unite
+from dsabench.attention.dsa.triton.unions import Unions, joined, parts
 
 
-GROUP_KL = Tiling(slots=64, warps=4, stages=3)
+GROUP_KL = GROUP._replace(registers=168)
+"""Three programs share a multiprocessor."""
+
+MOST_COLUMNS = 64
+"""Queries x indexer heads of a group, and columns of an indexer head over two, that the registers hold."""
 
 
 @triton.jit
@@ -113,12 +117,13 @@ def _kl(
 def sparse_kl(
     q_BTHD: Tensor, k_BSGD: Tensor, lse_BTH: Tensor, q_BTJI: Tensor, k_BSI: Tensor, w_BTJ: Tensor,
     selected_BTK: Tensor, index_lse_BT: Tensor | None = None, deterministic: bool | None = None,
+    unions: Unions | None = None,
 ) -> Tensor:  # fmt: skip
     """Mean over queries of KL(p[t] || softmax(I[t])) over S[t], in nats: a scalar, fp32.
 
     q, k and lse are the attention's (lse as `attend` returns it for this selection), detached here; gradients go to the
     indexer's q, k and w. index_lse as `top_k` returns it for this selection; None computes it, by another gather.
-    `deterministic` as for `attend`.
+    `deterministic` and `unions` as for `attend`.
     """
     check(q_BTHD, k_BSGD, q_BTJI, k_BSI, w_BTJ)
     selected_BTK = selected_BTK.int()
@@ -128,7 +133,7 @@ def sparse_kl(
     grads = torch.is_grad_enabled() and any(x.requires_grad for x in (q_BTJI, k_BSI, w_BTJ))
     fixed = accumulate.deterministic(deterministic)
     loss: Tensor = _sparse_kl(
-        q_BTHD, k_BSGD, lse_BTH, q_BTJI, k_BSI, w_BTJ, selected_BTK, index_lse_BT, grads, fixed
+        q_BTHD, k_BSGD, lse_BTH, q_BTJI, k_BSI, w_BTJ, selected_BTK, *parts(unions), index_lse_BT, grads, fixed
     )[0]  # fmt: skip
     return loss
 
@@ -146,19 +151,22 @@ def _(q_BTJI: Tensor, k_BSI: Tensor, w_BTJ: Tensor, selected_BTK: Tensor) -> Ten
 @torch.library.custom_op("dsabench::sparse_kl", mutates_args=())
 def _sparse_kl(
     q_BTHD: Tensor, k_BSGD: Tensor, lse_BTH: Tensor, q_BTJI: Tensor, k_BSI: Tensor, w_BTJ: Tensor,
-    selected_BTK: Tensor, index_lse_BT: Tensor, grads: bool, deterministic: bool,
+    selected_BTK: Tensor, words_UC: Tensor | None, sizes_U: Tensor | None, neighbours: int, index_lse_BT: Tensor,
+    grads: bool, deterministic: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     limit = 1 << (15 if k_BSI.dtype == torch.bfloat16 else 14)
     tiling = Tiling(stages=3).within(limit, k_BSI, k_BSGD.shape[-1], k_BSI.shape[-1])
     return launch(
-        q_BTHD, k_BSGD, lse_BTH, q_BTJI, k_BSI, w_BTJ, selected_BTK, index_lse_BT, grads, deterministic, tiling
-    )
+        q_BTHD, k_BSGD, lse_BTH, q_BTJI, k_BSI, w_BTJ, selected_BTK, index_lse_BT, grads, deterministic, tiling,
+        joined(words_UC, sizes_U, neighbours),
+    )  # fmt: skip
 
 
 @_sparse_kl.register_fake
 def _(
     q_BTHD: Tensor, k_BSGD: Tensor, lse_BTH: Tensor, q_BTJI: Tensor, k_BSI: Tensor, w_BTJ: Tensor,
-    selected_BTK: Tensor, index_lse_BT: Tensor, grads: bool, deterministic: bool,
+    selected_BTK: Tensor, words_UC: Tensor | None, sizes_U: Tensor | None, neighbours: int, index_lse_BT: Tensor,
+    grads: bool, deterministic: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     d_q, d_k, d_w = gradients(q_BTJI, k_BSI, w_BTJ, grads)
     return lse_BTH.new_empty(()), d_q, d_k, d_w
@@ -185,7 +193,7 @@ def loss_gradients(ctx: Any, d_loss: Tensor | None, *_: Tensor | None) -> list[T
 
 
 _sparse_kl.register_autograd(
-    lambda ctx, *grads: (None, None, None, *loss_gradients(ctx, *grads), None, None, None, None),
+    lambda ctx, *grads: (None, None, None, *loss_gradients(ctx, *grads), *(None,) * 7),
     setup_context=setup_loss,
 )
 
@@ -209,6 +217,8 @@ def launch(
         scale_k = accumulate.scale_for(most, length)
     heads = together_at_most(q_BTHD, n_heads // groups)
     blocks = triton.cdiv(n_heads // groups, heads)
+    if unions and max(unions.queries * power_of_two(n_index, 1), width_i // 2) > MOST_COLUMNS:
+        unions = None
     queries, sizes = (unions.queries, unions.sizes_U) if unions else (0, None)
     index = {"ONE": groups * blocks == 1, "J": n_index, "DI": width_i, "WIDE_I": power_of_two(width_i)}
     modes = {"GRADS": grads, "FIXED": deterministic}

@@ -1,18 +1,24 @@
 """Unions of the selections of neighbouring queries: the keys that any of them selected, in key order, and by whom.
 
-    U = S[t] + ... + S[t + Q - 1] as sets      a word: key | members << 24, member j is query t + j
+    U = S[t] + ... + S[t + Q - 1] as sets      a word: key | members << 24, where member j is query t + j
 
 Neighbours select much the same keys. A program that takes Q of them gathers each key of the union once and adds to it
 once, where Q programs do so for every query; its products grow by the queries that did not select the key. Whether that
-pays is decided on the device, by each group of queries for itself: `sizes` is the number of its words, or 0 where the
-union is larger than `share` of its members' keys and each query goes by itself. A sample of groups is asked first, so
-that selections that share nothing pay for little else.
+pays is decided on the device, by the selection itself: `sizes` holds the number of a group's words, or 0 where the union
+has more than SHARE of the keys that its members have together, and each query goes by itself. A sample of groups is
+asked first, so that selections that share nothing pay for little else.
 
 A program of `_unite` holds one bitmap of the keys for each query, in memory of its own that stays in the L2: it sets a
 bit for every selected key, counts the bits before each word of 32 keys, and writes each key at its rank. No sort, and
 rows need not be in order.
 
-Legend: B batch, T query, K selected slots, Q queries of a group, U groups of all batch rows, C words of a group.
+Time on the H200 at L = 65,536, k = 2048, Q = 4 (ms): 1.6, where 0.4 was predicted from 25 instructions an entry (131,072:
+4.3); of a selection that shares nothing 0.04. What made no difference: blocks of 256 to 2048 entries, 2 to 8 warps, 4 to
+16 programs an SM, bitmaps side by side. What was slower: bits by differences of prefix sums of the ascending list, in
+place of atomics (2.1).
+
+Legend: B batch, T query, K selected slots, Q queries of a group, U groups of all batch rows, C words of a group, N slots
+or words of a block.
 """
 
 from __future__ import annotations
@@ -29,10 +35,18 @@ KEY = tl.constexpr((1 << 24) - 1)
 """The bits of a word that are its key."""
 
 LONGEST = 1 << 24
-"""Keys that a word can name."""
-
 MOST_QUERIES = 8
-"""Members that a word can name."""
+"""Keys and members that a word can name."""
+
+SHARE = 0.75
+"""A union of more than this share of its members' keys does not pay. At k = 2048, 16 heads, D = 64, Q = 4 the backward
+pass gains up to 0.87, the KL loss always, the forward pass up to 0.6."""
+
+ROWS = 64
+"""Queries x heads of a group's products, what a tile of the tensor cores has: so many neighbours form a group."""
+
+WIDEST = 128
+"""Largest width of a head for which groups pay: beyond it their tiles do not fit the registers."""
 
 SCRATCH_BYTES = 32 << 20
 """Most memory for the bitmaps of all programs, but for one program a multiprocessor."""
@@ -47,6 +61,80 @@ class Unions(NamedTuple):
     words_UC: Tensor
     sizes_U: Tensor
     queries: int
+
+
+def parts(unions: Unions | None) -> tuple[Tensor | None, Tensor | None, int]:
+    """As custom ops take them."""
+    return (None, None, 0) if unions is None else unions
+
+
+def joined(words_UC: Tensor | None, sizes_U: Tensor | None, queries: int) -> Unions | None:
+    """What `parts` took apart."""
+    return None if words_UC is None or sizes_U is None else Unions(words_UC, sizes_U, queries)
+
+
+def neighbours(q_BTHD: Tensor, k_BSGD: Tensor) -> int:
+    """How many queries form a group at these sizes, from 2 to 8; 0 where groups do not pay."""
+    length, groups, width = k_BSGD.shape[1:]
+    heads = int(triton.next_power_of_2(q_BTHD.shape[2] // groups))
+    queries = min(MOST_QUERIES, ROWS // heads)
+    fits = width <= WIDEST and length < LONGEST and length * groups * width < 1 << 31  # offsets of 32 bits
+    return queries if queries > 1 and fits and q_BTHD.dtype == torch.bfloat16 else 0
+
+
+def share(q_BTHD: Tensor, k_BSGD: Tensor, selected_BTK: Tensor) -> Unions | None:
+    """The unions of a selection, for `attend` and `sparse_kl`; None where groups do not pay at these sizes.
+
+    selected: int32 or int64, -1 or beyond the query where a slot is empty. No wait for the host, no gradient. Besides
+    the selection's 4 bytes a slot they take 3, which are kept for the backward pass.
+    """
+    queries = neighbours(q_BTHD, k_BSGD)
+    return Unions(*_share(selected_BTK.detach().int(), queries), queries) if queries else None
+
+
+@torch.library.custom_op("dsabench::sparse_unions", mutates_args=())
+def _share(selected_BTK: Tensor, queries: int) -> tuple[Tensor, Tensor]:
+    return unite(selected_BTK, queries, SHARE)[:2]
+
+
+@_share.register_fake
+def _(selected_BTK: Tensor, queries: int) -> tuple[Tensor, Tensor]:
+    units, most = _sizes(selected_BTK, queries, SHARE)
+    return selected_BTK.new_empty(units, most), selected_BTK.new_empty(units)
+
+
+def _sizes(selected_BTK: Tensor, queries: int, share: float) -> tuple[int, int]:
+    """Groups, and the words of one: a multiple of 16, so that one compiled kernel serves all."""
+    n_batch, length, slots = selected_BTK.shape
+    most = min(int(queries * slots * share), length)
+    return n_batch * triton.cdiv(length, queries), 16 * triton.cdiv(most, 16)
+
+
+def unite(selected_BTK: Tensor, queries: int, share: float) -> Unions:
+    """Unions of so many neighbours (2 to 8), where they have at most `share` of the keys that the members have."""
+    selected_BTK = selected_BTK.contiguous()
+    length, slots = selected_BTK.shape[1:]
+    device = selected_BTK.device
+    (units, most), n_words = _sizes(selected_BTK, queries, share), 16 * triton.cdiv(length, 512)
+    words_UC = torch.empty(units, most, dtype=torch.int32, device=device)
+    sizes_U = torch.empty(units, dtype=torch.int32, device=device)
+    processors = torch.cuda.get_device_properties(device).multi_processor_count if selected_BTK.is_cuda else 2
+    fit = max(processors, SCRATCH_BYTES // (4 * (2 * queries + 1) * n_words))
+    programs = min(units, fit, 8 * processors)
+    raw = torch.zeros(programs, queries, n_words, dtype=torch.int32, device=device)
+    maps = torch.empty(programs, n_words, queries, dtype=torch.int32, device=device)
+    before = torch.empty(programs, n_words, dtype=torch.int32, device=device)
+    asked = min(units, SAMPLE)
+    sampled = int(triton.next_power_of_2(asked))
+    sample = torch.zeros(sampled, 2, dtype=torch.int32, device=device)
+    block = min(1024, max(32, int(triton.next_power_of_2(slots))))
+    for n, step, sampling in ((asked, units // asked, True), (units, 1, False)):
+        _unite[(min(n, programs),)](
+            selected_BTK, raw, maps, before, words_UC, sizes_U, sample, length, slots, triton.cdiv(length, queries), n,
+            step, n_words, most, share, Q=queries, N=block, SAMPLED=sampled, SAMPLING=sampling,
+            FAST=selected_BTK.is_cuda, num_warps=4,
+        )  # fmt: skip
+    return Unions(words_UC, sizes_U, queries)
 
 
 @triton.jit
@@ -99,7 +187,6 @@ def _take(raw, w, mask, stride, N: tl.constexpr, Q: tl.constexpr):
 def _unite(
     selected, raw, maps, before, words, sizes, sample, T, K, n_blocks, n_units, step, n_words, C, share, Q: tl.constexpr,
     N: tl.constexpr, SAMPLED: tl.constexpr, SAMPLING: tl.constexpr, FAST: tl.constexpr,
-    METHOD: tl.constexpr,
 ):  # fmt: skip
     """SAMPLING: every step-th group's number of keys and of members' keys goes to `sample`, and nothing else."""
     n = tl.arange(0, N)
@@ -112,7 +199,7 @@ def _unite(
         pays = united <= share * tl.sum(tl.load(sample + 2 * i + 1), axis=0).to(tl.float32)
     maps += tl.program_id(0).to(tl.int64) * Q * n_words
     before += tl.program_id(0).to(tl.int64) * n_words
-    raw += tl.program_id(0).to(tl.int64) * (2 * Q) * n_words
+    raw += tl.program_id(0).to(tl.int64) * Q * n_words
     for i in range(tl.program_id(0), n_units, tl.num_programs(0)):
         unit = i * step
         size = 0
@@ -122,31 +209,16 @@ def _unite(
             used = (tl.minimum(t0 + Q, T) + 31) // 32
             count = tl.zeros((N,), dtype=tl.int32)
             for q in range(0, Q):
-                carry = tl.zeros((1,), dtype=tl.uint32)
                 for n0 in range(0, K, N):
                     s, keep = _slots(selected, row, q, n0 + n, t0, T, K)
-                    bit = one << (s & 31).to(tl.uint32)
-                    to = raw + q * n_words + (s >> 5)
-                    if METHOD == 1:
-                        tl.atomic_or(to, bit.to(tl.int32, bitcast=True), mask=keep, sem="relaxed")
-                    else:
-                        before_s, before_keep = _slots(selected, row, q, n0 + n - 1, t0, T, K)
-                        after_s, after_keep = _slots(selected, row, q, n0 + n + 1, t0, T, K)
-                        bit = tl.where(keep, bit, 0)
-                        so_far = carry + tl.cumsum(bit, axis=0)
-                        carry += tl.sum(bit, axis=0)
-                        first = keep & ((before_keep == 0) | (before_s >> 5 != s >> 5))
-                        last = keep & ((after_keep == 0) | (after_s >> 5 != s >> 5))
-                        tl.store(to, (so_far - bit).to(tl.int32, bitcast=True), mask=first)
-                        tl.store(to + Q * n_words, so_far.to(tl.int32, bitcast=True), mask=last)
+                    bit = (one << (s & 31).to(tl.uint32)).to(tl.int32, bitcast=True)
+                    tl.atomic_or(raw + q * n_words + (s >> 5), bit, mask=keep, sem="relaxed")
                     count += keep.to(tl.int32)
             tl.debug_barrier()
             total = 0
             for w0 in range(0, used, N):
                 w = w0 + n
                 word = _take(raw, w, w < used, n_words, N, Q)
-                if METHOD == 2:
-                    word = _take(raw + Q * n_words, w, w < used, n_words, N, Q) - word
                 at = maps + w[:, None] * Q + tl.arange(0, Q)[None, :]
                 tl.store(at, word.to(tl.int32, bitcast=True), mask=(w < used)[:, None])
                 bits = _bits(tl.reduce(word, 1, _either), FAST)
@@ -203,36 +275,3 @@ def first_from(words, key, n_words):
         low = tl.where(before, middle + 1, low)
         high = tl.where(before, high, middle)
     return low
-
-
-def unite(selected_BTK: Tensor, queries: int, share: float, N: int = 1024, warps: int = 4, pp: int = 8, method: int = 1) -> Unions:
-    """Unions of so many neighbours (up to 8), where they have at most `share` of the keys that the members have.
-
-    selected: int32, -1 or beyond the query where a slot is empty. Never waits for the host.
-    """
-    selected_BTK = selected_BTK.contiguous()
-    n_batch, length, slots = selected_BTK.shape
-    device = selected_BTK.device
-    if length >= LONGEST or not 2 <= queries <= MOST_QUERIES:
-        raise ValueError(f"unions take 2 to {MOST_QUERIES} queries of fewer than {LONGEST} keys, not {queries}")
-    blocks = triton.cdiv(length, queries)
-    units, n_words = n_batch * blocks, 16 * triton.cdiv(length, 512)
-    most = -(-min(int(queries * slots * share), length) // 16) * 16
-    words_UC = torch.empty(units, most, dtype=torch.int32, device=device)
-    sizes_U = torch.empty(units, dtype=torch.int32, device=device)
-    processors = torch.cuda.get_device_properties(device).multi_processor_count if selected_BTK.is_cuda else 2
-    fit = max(processors, SCRATCH_BYTES // (4 * (queries + 1) * n_words))
-    programs = min(units, fit, pp * processors)
-    maps = torch.empty(programs, n_words, queries, dtype=torch.int32, device=device)
-    raw = torch.zeros(programs, 2, queries, n_words, dtype=torch.int32, device=device)
-    before = torch.empty(programs, n_words, dtype=torch.int32, device=device)
-    asked = min(units, SAMPLE)
-    sampled = int(triton.next_power_of_2(asked))
-    sample = torch.zeros(sampled, 2, dtype=torch.int32, device=device)
-    sizes = {"Q": queries, "N": min(N, max(32, int(triton.next_power_of_2(slots)))), "SAMPLED": sampled, "FAST": selected_BTK.is_cuda}
-    for n, step, sampling in ((asked, units // asked, True), (units, 1, False)):
-        _unite[(min(n, programs),)](
-            selected_BTK, raw, maps, before, words_UC, sizes_U, sample, length, slots, blocks, n, step, n_words, most, share,
-            SAMPLING=sampling, METHOD=method, num_warps=warps, **sizes,
-        )  # fmt: skip
-    return Unions(words_UC, sizes_U, queries)
