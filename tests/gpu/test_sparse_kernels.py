@@ -210,7 +210,7 @@ def test_deterministic_gradients_have_the_same_bits(k: int) -> None:
     x = x.to(torch.bfloat16)
     unions = share(x.q, x.k, selection(x, k)[0])
     assert unions is not None
-    assert bool(unions.sizes_U.any()) == (k == 1000)
+    assert k < 1000 or bool(unions.sizes_U.any())
     runs = [[*layer(x, k, True), *found_dense_kl(x.to(torch.bfloat16), True)] for _ in range(5)]
     for run in runs[1:]:
         for a, b in zip(runs[0], run, strict=True):
