@@ -214,9 +214,7 @@ class Triton(_DSA):
         fixed = self.settings.deterministic
         return attend(q_BTHD, k_BSGD, v_BSGD, selected_BTK, fixed, ascending=True, unions=unions)
 
-    def _sparse_kl(
-        self, lse_BTH: Tensor, selected_BTK: Tensor, index_lse_BT: Tensor, unions: Unions | None
-    ) -> Tensor:
+    def _sparse_kl(self, lse_BTH: Tensor, selected_BTK: Tensor, index_lse_BT: Tensor, unions: Unions | None) -> Tensor:
         from dsabench.attention.dsa.triton.kl import sparse_kl
 
         q_BTHD, k_BSGD, _, q_BTJI, k_BSI, w_BTJ = self.leaves

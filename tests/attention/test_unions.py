@@ -1,4 +1,4 @@
-"""Groups of neighbouring queries through Triton's interpreter: unions of their selections, and what is computed of them."""
+"""Groups of neighbouring queries through Triton's interpreter: unions of their selections, and results."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def test_a_selection_that_shares_too_little_forms_no_group() -> None:
     others_slow(
         [
             (Sizes(length=1, heads=1, index_heads=1, k=1), 2, True, 0),
-            (Sizes(length=21, batch=2, heads=6, groups=3, width=24, index_width=12, index_heads=3, k=7, documents=0.2), 4, True, 1),
+            (Sizes(2, 21, heads=6, groups=3, width=24, index_heads=3, index_width=12, k=7, documents=0.2), 4, True, 1),
             (Sizes(length=30, heads=4, index_heads=1, k=9), 8, False, 2),
             (Sizes(length=9, batch=2, heads=20, index_heads=5, k=40), 2, True, 3),
         ],
@@ -148,8 +148,9 @@ def test_groups_take_keys_range_by_range(deterministic: bool) -> None:
     found = unions.unite(selected, 4, middle(selected, 4))
     assert 0 < int((found.sizes_U > 0).sum()) < len(found.sizes_U)
     out, lse_BTH = attend.forward(x32.q, x32.k, x32.v, selected, SMALL, found, SMALL)
+    bytes_a_key = 2 * 16 * 2 * 8
     for keys in (0, 11):
-        tilings = SMALL._replace(range_bytes=keys * 2 * 16 * 2 * 8), found, SMALL._replace(range_bytes=7 * 2 * 16 * 2 * 8)
+        tilings = SMALL._replace(range_bytes=keys * bytes_a_key), found, SMALL._replace(range_bytes=7 * bytes_a_key)
         mine = attend.backward(x32.q, x32.k, x32.v, selected, out, lse_BTH, x32.d_out, deterministic, *tilings)
         for a, b in zip(mine, expected_sparse(x, selected)[2:5], strict=True):
             assert error(a.detach(), b) < TOLERANCE

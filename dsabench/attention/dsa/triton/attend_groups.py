@@ -3,8 +3,8 @@
 A program is a group of Q queries with all heads that share a KV head: Q x HEADS rows of a product, 64 for 4 queries of
 16 heads, which fill a wgmma tile. Words are gathered once for all of them.
 
-Legend: B batch, T query, S key, H query heads, G key/value heads, D head width, Q queries of a group, M = Q x HEADS rows,
-N words of a block, C words of a group.
+Legend: B batch, T query, S key, H query heads, G key/value heads, D head width, Q queries of a group, M = Q x HEADS
+rows of products, N words of a block, C words of a group.
 """
 
 from __future__ import annotations
@@ -52,6 +52,7 @@ def forward_group(
     q, k, v, words, sizes, out, lse, T, H, G, C, n_blocks, scale, D: tl.constexpr, WIDE: tl.constexpr,
     HEADS: tl.constexpr, Q: tl.constexpr, N: tl.constexpr, PRECISION: tl.constexpr, FAST: tl.constexpr,
 ):  # fmt: skip
+    """A program is a group, unless its queries go by themselves, and the heads of one KV head."""
     unit, g = tl.program_id(0) // G, tl.program_id(0) % G
     end = tl.load(sizes + unit)
     if end == 0:

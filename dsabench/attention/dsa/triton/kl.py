@@ -33,7 +33,6 @@ from dsabench.attention.dsa.triton.lse import load_indexer, selected_lse
 from dsabench.attention.dsa.triton.tiles import check, power_of_two, precision
 from dsabench.attention.dsa.triton.unions import Unions, joined, parts
 
-
 GROUP_KL = GROUP._replace(registers=168)
 """Three programs share a multiprocessor."""
 
@@ -233,7 +232,8 @@ def launch(
         units, most = unions.words_UC.shape
         kl_group[(units,)](
             *before, unions.words_UC, sizes, *after, most, triton.cdiv(length, queries), width**-0.5, 1.0 / rows,
-            MJ=power_of_two(n_index, max(1, 16 // queries)), **group_tiling.options(), **index, **modes, **group_shape(q_BTHD, k_BSGD, unions),
+            MJ=power_of_two(n_index, max(1, 16 // queries)), **group_tiling.options(), **index, **modes,
+            **group_shape(q_BTHD, k_BSGD, unions),
         )  # fmt: skip
     if grads:
         d_k = accumulate.finish(total, scale_k, torch.float32) / rows

@@ -3,22 +3,22 @@
     U = S[t] + ... + S[t + Q - 1] as sets      a word: key | members << 24, where member j is query t + j
 
 Neighbours select much the same keys. A program that takes Q of them gathers each key of the union once and adds to it
-once, where Q programs do so for every query; its products grow by the queries that did not select the key. Whether that
-pays is decided on the device, by the selection itself: `sizes` holds the number of a group's words, or 0 where the union
-has more than SHARE of the keys that its members have together, and each query goes by itself. A sample of groups is
-asked first, so that selections that share nothing pay for little else.
+once, where Q programs do so for every query; its products grow by the queries that did not select the key. Whether
+that pays is decided on the device, by the selection itself: `sizes` holds the number of a group's words, or 0 where the
+union has more than SHARE of the keys that its members have together, and each query goes by itself. A sample of groups
+is asked first, so that selections that share nothing pay for little else.
 
 A program of `_unite` holds one bitmap of the keys for each query, in memory of its own that stays in the L2: it sets a
 bit for every selected key, counts the bits before each word of 32 keys, and writes each key at its rank. No sort, and
 rows need not be in order.
 
-Time on the H200 at L = 65,536, k = 2048, Q = 4 (ms): 1.6, where 0.4 was predicted from 25 instructions an entry (131,072:
-4.3); of a selection that shares nothing 0.04. What made no difference: blocks of 256 to 2048 entries, 2 to 8 warps, 4 to
-16 programs an SM, bitmaps side by side. What was slower: bits by differences of prefix sums of the ascending list, in
-place of atomics (2.1).
+Time on the H200 at L = 65,536, k = 2048, Q = 4 (ms): 1.6, where 0.4 was predicted from 25 instructions an entry
+(131,072: 4.3); of a selection that shares nothing 0.04. What made no difference: blocks of 256 to 2048 entries, 2 to 8
+warps, 4 to 16 programs an SM, bitmaps side by side. What was slower: bits by differences of prefix sums of the
+ascending list, in place of atomics (2.1).
 
-Legend: B batch, T query, K selected slots, Q queries of a group, U groups of all batch rows, C words of a group, N slots
-or words of a block.
+Legend: B batch, T query, K selected slots, Q queries of a group, U groups of all batch rows, C words of a group, N
+slots or words of a block.
 """
 
 from __future__ import annotations
@@ -183,10 +183,12 @@ def _take(raw, w, mask, stride, N: tl.constexpr, Q: tl.constexpr):
 
 # Lists that are not known to be aligned are loaded one number a lane, in the order that bitmaps and ranks are: whole
 # vectors of them would go through shared memory before each of these.
-@triton.jit(do_not_specialize=["n_units", "step"], do_not_specialize_on_alignment=["selected", "raw", "before", "words"])
+@triton.jit(
+    do_not_specialize=["n_units", "step"], do_not_specialize_on_alignment=["selected", "raw", "before", "words"]
+)
 def _unite(
-    selected, raw, maps, before, words, sizes, sample, T, K, n_blocks, n_units, step, n_words, C, share, Q: tl.constexpr,
-    N: tl.constexpr, SAMPLED: tl.constexpr, SAMPLING: tl.constexpr, FAST: tl.constexpr,
+    selected, raw, maps, before, words, sizes, sample, T, K, n_blocks, n_units, step, n_words, C, share,
+    Q: tl.constexpr, N: tl.constexpr, SAMPLED: tl.constexpr, SAMPLING: tl.constexpr, FAST: tl.constexpr,
 ):  # fmt: skip
     """SAMPLING: every step-th group's number of keys and of members' keys goes to `sample`, and nothing else."""
     n = tl.arange(0, N)
