@@ -33,11 +33,14 @@ from dsabench.attention.dsa.triton.lse import load_indexer, selected_lse
 from dsabench.attention.dsa.triton.tiles import check, power_of_two, precision
 from dsabench.attention.dsa.triton.unions import Unions, joined, parts
 
-GROUP_KL = GROUP._replace(registers=168)
-"""Three programs share a multiprocessor."""
 
-MOST_COLUMNS = 64
-"""Queries x indexer heads of a group, and columns of an indexer head over two, that the registers hold."""
+def group_kl(width: int) -> Tiling:
+    """Groups: with so few registers three programs share a multiprocessor, of wide heads if they have one stage."""
+    return GROUP._replace(stages=1 if width > 64 else 2, registers=168)
+
+
+MOST_COLUMNS, WIDEST = 32, 64
+"""Queries x indexer heads of a group, and the width of these heads: with more the registers do not hold a group."""
 
 
 @triton.jit
@@ -200,7 +203,7 @@ _sparse_kl.register_autograd(
 def launch(
     q_BTHD: Tensor, k_BSGD: Tensor, lse_BTH: Tensor, q_BTJI: Tensor, k_BSI: Tensor, w_BTJ: Tensor,
     selected_BTK: Tensor, index_lse_BT: Tensor, grads: bool, deterministic: bool, tiling: Tiling,
-    unions: Unions | None = None, group_tiling: Tiling = GROUP_KL,
+    unions: Unions | None = None, group_tiling: Tiling | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """The loss, and its gradients to the indexer's q, k and w in fp32, by a tiling of choice."""
     q_BTHD, k_BSGD, q_BTJI, k_BSI, w_BTJ = (x.contiguous() for x in (q_BTHD, k_BSGD, q_BTJI, k_BSI, w_BTJ))
@@ -216,7 +219,7 @@ def launch(
         scale_k = accumulate.scale_for(most, length)
     heads = together_at_most(q_BTHD, n_heads // groups)
     blocks = triton.cdiv(n_heads // groups, heads)
-    if unions and max(unions.queries * power_of_two(n_index, 1), width_i // 2) > MOST_COLUMNS:
+    if unions and (unions.queries * power_of_two(n_index, 1) > MOST_COLUMNS or width_i > WIDEST):
         unions = None
     queries, sizes = (unions.queries, unions.sizes_U) if unions else (0, None)
     index = {"ONE": groups * blocks == 1, "J": n_index, "DI": width_i, "WIDE_I": power_of_two(width_i)}
@@ -232,8 +235,8 @@ def launch(
         units, most = unions.words_UC.shape
         kl_group[(units,)](
             *before, unions.words_UC, sizes, *after, most, triton.cdiv(length, queries), width**-0.5, 1.0 / rows,
-            MJ=power_of_two(n_index, max(1, 16 // queries)), **group_tiling.options(), **index, **modes,
-            **group_shape(q_BTHD, k_BSGD, unions),
+            MJ=power_of_two(n_index, max(1, 16 // queries)), **(group_tiling or group_kl(width)).options(),
+            **index, **modes, **group_shape(q_BTHD, k_BSGD, unions),
         )  # fmt: skip
     if grads:
         d_k = accumulate.finish(total, scale_k, torch.float32) / rows
