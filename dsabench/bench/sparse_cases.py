@@ -205,7 +205,7 @@ class Triton(_DSA):
     def _unite(self, selected_BTK: Tensor) -> Unions | None:
         from dsabench.attention.dsa.triton.unions import share
 
-        return share(*self.leaves[:2], selected_BTK)
+        return share(self.leaves[0], self.leaves[1], selected_BTK)
 
     def _attend(self, selected_BTK: Tensor, unions: Unions | None) -> tuple[Tensor, Tensor]:
         from dsabench.attention.dsa.triton.attend import attend

@@ -6,11 +6,12 @@ A program is one query with up to 64 of the heads that share a KV head: it gathe
 once for all of them, with an online softmax forward and P recomputed from the logsumexp backward. dK and dV are summed
 by atomics into fp32 buffers, or in fixed point where bits must repeat (see `adding`).
 
-Time on the H100 at L = 65,536, k = 2048, H = 16, G = 1 (n = 2016 keys a query; ms). Gathers of 256 bytes a slot at
-D = 64, 34 GB: 4.4 at the 7.7 TB/s that a kernel of gathers alone reaches. fp32 atomics of 512 bytes a slot, 68 GB: 20.7
-at the 3.3 TB/s that a kernel of atomics alone reaches (four floats an instruction; the L2 is the limit, not the SMs).
-Products: 0.54 TFLOP forward, on mma tiles of 16 rows, beside them. Measured: forward 4.3 (D = 128: 9.4), backward 22.3
-(45). Uniformly random selections leave nothing to share between neighbouring queries: these bytes are the floor.
+Time on the H100 at L = 65,536, k = 2048, H = 16, G = 1 (n = 2016 keys a query; ms), one query a program. Gathers of
+256 bytes a slot at D = 64, 34 GB: 4.4 at the 7.7 TB/s that a kernel of gathers alone reaches. fp32 atomics of 512 bytes
+a slot, 68 GB: 20.7 at the 3.3 TB/s that a kernel of atomics alone reaches (four floats an instruction; the L2 is the
+limit, not the SMs). Products: 0.54 TFLOP forward, on mma tiles of 16 rows, beside them. Measured: forward 4.3
+(D = 128: 9.4), backward 22.3 (45). Of random selections these bytes are the floor; neighbours that select the same keys
+share them (`unions`, `attend_groups`).
 Where K, V, dK and dV outgrow the L2, atomics alone fall to 1.8 TB/s (78 at D = 128): rows of ascending indices let the
 backward pass take the keys range by range (60 without, 45 with ranges).
 What did not help the backward pass: slots instead of heads as rows of the products, as `kl` has them (23.1; D = 128:
@@ -199,9 +200,9 @@ def forward(
         blocks, width**-0.5, N=tiling.slots, Q=queries, num_warps=tiling.warps, num_stages=tiling.stages, **shape,
     )  # fmt: skip
     if unions:
-        units, most = unions.words_UC.shape
+        units, words = unions.words_UC.shape
         forward_group[(units * groups,)](
-            q_BTHD, k_BSGD, v_BSGD, unions.words_UC, sizes, out_BTHD, lse_BTH, length, n_heads, groups, most,
+            q_BTHD, k_BSGD, v_BSGD, unions.words_UC, sizes, out_BTHD, lse_BTH, length, n_heads, groups, words,
             triton.cdiv(length, queries), width**-0.5, **group_tiling.options(),
             **group_shape(q_BTHD, k_BSGD, unions),
         )  # fmt: skip
@@ -240,13 +241,14 @@ def backward(
             N=tiling.slots, Q=queries, FIXED=deterministic, RANGED=len(cuts) > 1, num_warps=tiling.warps,
             num_stages=tiling.stages, **shape,
         )  # fmt: skip
-    for first, last in group_cuts if unions else ():
-        units, most = unions.words_UC.shape
-        backward_group[(units * groups,)](
-            q_BTHD, k_BSGD, v_BSGD, unions.words_UC, sizes, *rest, most, triton.cdiv(length, queries), width**-0.5,
-            first, last, FIXED=deterministic, RANGED=len(group_cuts) > 1, **group_tiling.options(),
-            **group_shape(q_BTHD, k_BSGD, unions),
-        )  # fmt: skip
+    if unions:
+        units, words = unions.words_UC.shape
+        for first, last in group_cuts:
+            backward_group[(units * groups,)](
+                q_BTHD, k_BSGD, v_BSGD, unions.words_UC, sizes, *rest, words, triton.cdiv(length, queries),
+                width**-0.5, first, last, FIXED=deterministic, RANGED=len(group_cuts) > 1, **group_tiling.options(),
+                **group_shape(q_BTHD, k_BSGD, unions),
+            )  # fmt: skip
     d_k = accumulate.finish(d_k, scale_k, k_BSGD.dtype, width**-0.5)
     d_v = accumulate.finish(d_v, scale_v, v_BSGD.dtype)
     return d_q_BTHD.to(q_BTHD.dtype), d_k, d_v

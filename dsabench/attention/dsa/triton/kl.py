@@ -232,9 +232,9 @@ def launch(
         PRECISION=precision(q_BTHD), num_warps=tiling.warps, num_stages=tiling.stages, **index, **modes,
     )  # fmt: skip
     if unions:
-        units, most = unions.words_UC.shape
+        units, words = unions.words_UC.shape
         kl_group[(units,)](
-            *before, unions.words_UC, sizes, *after, most, triton.cdiv(length, queries), width**-0.5, 1.0 / rows,
+            *before, unions.words_UC, sizes, *after, words, triton.cdiv(length, queries), width**-0.5, 1.0 / rows,
             MJ=power_of_two(n_index, max(1, 16 // queries)), **(group_tiling or group_kl(width)).options(),
             **index, **modes, **group_shape(q_BTHD, k_BSGD, unions),
         )  # fmt: skip

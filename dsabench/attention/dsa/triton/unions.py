@@ -89,12 +89,16 @@ def share(q_BTHD: Tensor, k_BSGD: Tensor, selected_BTK: Tensor) -> Unions | None
     the selection's 4 bytes a slot they take 3, which are kept for the backward pass.
     """
     queries = neighbours(q_BTHD, k_BSGD)
-    return Unions(*_share(selected_BTK.detach().int(), queries), queries) if queries else None
+    if not queries:
+        return None
+    words_UC, sizes_U = _share(selected_BTK.detach().int(), queries)
+    return Unions(words_UC, sizes_U, queries)
 
 
 @torch.library.custom_op("dsabench::sparse_unions", mutates_args=())
 def _share(selected_BTK: Tensor, queries: int) -> tuple[Tensor, Tensor]:
-    return unite(selected_BTK, queries, SHARE)[:2]
+    words_UC, sizes_U, _ = unite(selected_BTK, queries, SHARE)
+    return words_UC, sizes_U
 
 
 @_share.register_fake
