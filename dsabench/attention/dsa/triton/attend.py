@@ -4,7 +4,7 @@
 
 A program is one query with up to 64 of the heads that share a KV head: it gathers blocks of the query's keys and values
 once for all of them, with an online softmax forward and P recomputed from the logsumexp backward. dK and dV are summed
-by atomics into fp32 buffers, or in fixed point where bits must repeat (see `adding`).
+by atomics into fp32 buffers, or in fixed point where bits must repeat (see `accumulate`).
 
 Time on the H100 at L = 65,536, k = 2048, H = 16, G = 1 (n = 2016 keys a query; ms), one query a program. Gathers of
 256 bytes a slot at D = 64, 34 GB: 4.4 at the 7.7 TB/s that a kernel of gathers alone reaches. fp32 atomics of 512 bytes
