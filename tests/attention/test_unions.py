@@ -109,6 +109,15 @@ def test_a_selection_that_shares_too_little_forms_no_group() -> None:
     assert not unions.unite(selected, 2, share).sizes_U.any()
 
 
+def test_the_sample_is_of_all_groups() -> None:
+    """Of 168 groups the last 40 share."""
+    apart = torch.tensor([[0, -1], [1, -1]]).repeat(128, 1)
+    alike = torch.tensor([[0, 1]]).repeat(80, 1)
+    selected = torch.cat([apart, alike]).int()[None]
+    found = unions.unite(selected, 2, 0.9)
+    assert found.sizes_U.tolist() == [0] * 128 + [2] * 40
+
+
 @pytest.mark.parametrize("deterministic", others_slow([False, True], 1))
 @pytest.mark.parametrize(
     ("sizes", "queries", "all_groups", "seed"),

@@ -64,9 +64,12 @@ GROUP = Tiling(slots=64, warps=4, stages=2)
 """Groups of queries: 64 rows of queries by 64 keys, a tile of the tensor cores for every product."""
 
 
-def group_backward(width: int) -> Tiling:
-    """The backward pass of groups: of wide heads only one stage fits where two programs share a multiprocessor."""
-    return GROUP._replace(stages=1 if width > 64 else 3)
+def group_backward(width: int, deterministic: bool) -> Tiling:
+    """The backward pass of groups: of wide heads only one stage fits where two programs share a multiprocessor; of
+    others, with so few registers, three programs do."""
+    if width > 64:
+        return GROUP._replace(stages=1)
+    return GROUP if deterministic else GROUP._replace(registers=168)
 
 
 def attend(
@@ -218,7 +221,7 @@ def backward(
     q_BTHD, k_BSGD, v_BSGD, d_out_BTHD = (x.contiguous() for x in (q_BTHD, k_BSGD, v_BSGD, d_out_BTHD))
     n_batch, length, n_heads, width = q_BTHD.shape
     groups, slots = k_BSGD.shape[2], selected_BTK.shape[2]
-    group_tiling = group_tiling or group_backward(width)
+    group_tiling = group_tiling or group_backward(width, deterministic)
     cuts, group_cuts = (_ranges(k_BSGD, cut.range_bytes) for cut in (tiling, group_tiling))
     # Of several ranges each adds to dQ, in fp32; one writes it once.
     summed = len(cuts) > 1 or (unions is not None and len(group_cuts) > 1)

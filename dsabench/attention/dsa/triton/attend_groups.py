@@ -5,18 +5,19 @@ A program is a group of Q queries with all heads that share a KV head: Q x HEADS
 
 Time on the H200 at L = 65,536, k = 2048, H = 16, G = 1, D = 64, unions of 2.24 k on the mean for 4 queries (ms; in
 brackets one query a program). Backward, predicted: atomics of 512 bytes a key of a union, 38 GB, 11.7 at 3.3 TB/s;
-products 3.1 TFLOP, 9 at 350 TFLOP/s beside them; 12 to 14. Measured: 12.9 (20.9); with unions of 1.9 k 10.9. Forward:
-gathers of 19 GB 2.5, products 1.2 TFLOP 3.4; measured 3.9 (4.15), with 1.9 k 3.35. D = 128: backward 29.3 (43.1),
-forward 7.4 (9.1). L = 131,072, 2.48 k: backward 28.4 (42.6), forward 8.5 (8.3). 8 heads, 8 queries, 3.1 k: 8.7 (21.2),
-3.0 (4.3). 16 KV heads of one head each, 8 queries, 8 windows of 4096 with k = 256: 3.4 (10.5), 1.2 (2.7).
+products 3.1 TFLOP, 9 at 350 TFLOP/s beside them; 12 to 14. Measured: 12.6 (20.9); with unions of 1.9 k 10.9. Forward:
+gathers of 19 GB 2.5, products 1.2 TFLOP 3.4; measured 3.9 (4.15), with 1.9 k 3.35. D = 128: backward 30.0 (43.1),
+forward 7.4 (9.1). L = 131,072, 2.48 k: backward 27.6 (42.6), forward 8.5 (8.3). 8 heads, 8 queries, 3.1 k: 8.7 (21.2),
+3.0 (4.3). 8 KV heads of one head each, 8 queries, 8 windows of 4096 with k = 256: 3.4 (10.5), 1.2 (2.7).
 
-What helped the backward pass, in this order: three programs an SM or three stages in place of two (15.2 to 14.0); heads
-as rows of the products (13.0: a row's logsumexp and delta take 2 registers, a column's 16); words that are loaded once
-for all layouts, additions without masks (800 to 618 instructions a block, 13.0 to 12.9 only: by then the atomics are
-the limit). One stage of wide heads, for two programs an SM (33.7 to 29.3).
-What did not: keys as rows (14.0 at best); blocks of 32 keys (18.4) or 128 (17.8); 8 warps (24.9); 8 queries of 16 heads
-(18.5: registers spill); 2 queries (15.7, the floor of their atomics); ranges of keys (13.3; D = 128: 32.0); 4 programs
-an SM by 128 registers (18.1). Forward: blocks of 128 keys (4.3), 32 (5.0), 3 stages (4.5), 1 stage (4.9).
+What helped the backward pass, in this order: three programs an SM by 168 registers (15.1 to 13.9); heads as rows of the
+products (13.0: a row's logsumexp and delta take 2 registers, a column's 16); words that are loaded once for all
+layouts, additions without masks (800 to 618 instructions a block, but 12.6 only: the atomics are the limit). One stage
+of wide heads, for two programs an SM (33.7 to 29.3).
+What did not: keys as rows (13.9 at best); blocks of 32 keys (18.4) or 128 (17.8); 8 warps (24.9); 8 queries of 16 heads
+(18.5: registers spill); 2 queries (15.7, the floor of their atomics); 3 stages, all registers (12.9; 8 heads 9.3);
+ranges of keys (13.3; D = 128: 32.0); 4 programs an SM by 128 registers (18.1). Forward: blocks of 128 keys (4.3), of 32
+(5.0), 3 stages (4.5), 1 stage (4.9).
 
 Legend: B batch, T query, S key, H query heads, G key/value heads, D head width, Q queries of a group, M = Q x HEADS
 rows of products, N words of a block, C words of a group.

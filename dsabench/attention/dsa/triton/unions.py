@@ -132,10 +132,10 @@ def unite(selected_BTK: Tensor, queries: int, share: float) -> Unions:
     sampled = int(triton.next_power_of_2(asked))
     sample = torch.zeros(sampled, 2, dtype=torch.int32, device=device)
     block = min(1024, max(32, int(triton.next_power_of_2(slots))))
-    for n, step, sampling in ((asked, units // asked, True), (units, 1, False)):
-        _unite[(min(n, programs),)](
-            selected_BTK, raw, maps, before, words_UC, sizes_U, sample, length, slots, triton.cdiv(length, queries), n,
-            step, n_words, most, share, Q=queries, N=block, SAMPLED=sampled, SAMPLING=sampling,
+    for taken, sampling in ((asked, True), (units, False)):
+        _unite[(min(taken, programs),)](
+            selected_BTK, raw, maps, before, words_UC, sizes_U, sample, length, slots, triton.cdiv(length, queries),
+            units, taken, n_words, most, share, Q=queries, N=block, SAMPLED=sampled, SAMPLING=sampling,
             FAST=selected_BTK.is_cuda, num_warps=4,
         )  # fmt: skip
     return Unions(words_UC, sizes_U, queries)
@@ -188,13 +188,14 @@ def _take(raw, w, mask, stride, N: tl.constexpr, Q: tl.constexpr):
 # Lists that are not known to be aligned are loaded one number a lane, in the order that bitmaps and ranks are: whole
 # vectors of them would go through shared memory before each of these.
 @triton.jit(
-    do_not_specialize=["n_units", "step"], do_not_specialize_on_alignment=["selected", "raw", "before", "words"]
+    do_not_specialize=["n_units", "n_taken"], do_not_specialize_on_alignment=["selected", "raw", "before", "words"]
 )
 def _unite(
-    selected, raw, maps, before, words, sizes, sample, T, K, n_blocks, n_units, step, n_words, C, share,
+    selected, raw, maps, before, words, sizes, sample, T, K, n_blocks, n_units, n_taken, n_words, C, share,
     Q: tl.constexpr, N: tl.constexpr, SAMPLED: tl.constexpr, SAMPLING: tl.constexpr, FAST: tl.constexpr,
 ):  # fmt: skip
-    """SAMPLING: every step-th group's number of keys and of members' keys goes to `sample`, and nothing else."""
+    """All n_units groups; or, SAMPLING, n_taken that are spread over them, whose numbers of keys and of members' keys
+    go to `sample`, and nothing else."""
     n = tl.arange(0, N)
     j = tl.arange(0, Q).to(tl.uint32)
     one = tl.full((N,), 1, dtype=tl.uint32)
@@ -206,8 +207,8 @@ def _unite(
     maps += tl.program_id(0).to(tl.int64) * Q * n_words
     before += tl.program_id(0).to(tl.int64) * n_words
     raw += tl.program_id(0).to(tl.int64) * Q * n_words
-    for i in range(tl.program_id(0), n_units, tl.num_programs(0)):
-        unit = i * step
+    for i in range(tl.program_id(0), n_taken, tl.num_programs(0)):
+        unit = i * (n_units // n_taken) + i * (n_units % n_taken) // n_taken
         size = 0
         if pays:
             t0 = unit % n_blocks * Q
