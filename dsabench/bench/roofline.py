@@ -64,6 +64,10 @@ class Layer:
         s = self.settings
         return Cost(2.0 * self.pairs * s.indexer_heads * s.indexer_dim, self._indexer() + self.slots)
 
+    def unions(self) -> Cost:
+        """The indices in, and no more than 3 bytes for each of them out; no matrix unit."""
+        return Cost(0.0, 1.75 * self.slots)
+
     def sparse_attention(self) -> tuple[Cost, Cost]:
         """Forward: K and V gathered. Backward: also read, and dK and dV added to in fp32: 8 bytes a number each."""
         s = self.settings

@@ -7,6 +7,7 @@ K selected slots.
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +19,9 @@ from dsabench.bench.cases import Case, PartOf, head_major
 from dsabench.bench.document import Settings, StageName
 from dsabench.bench.inputs import Inputs
 from dsabench.bench.roofline import Cost
+
+if TYPE_CHECKING:
+    from dsabench.attention.dsa.triton.unions import Unions
 
 LONGEST_INTERPRETED = 64
 """The longest input that Triton's interpreter does in seconds."""
@@ -146,15 +150,16 @@ class Triton(_DSA):
         """No tensor of L x L: inputs, gradients, indices and lists."""
         s = self.settings
         rows = float(s.batch * length)
-        return rows * (24.0 * s.heads * s.head_dim + 24.0 * s.indexer_heads * s.indexer_dim + 8.0 * s.top_k)
+        return rows * (24.0 * s.heads * s.head_dim + 24.0 * s.indexer_heads * s.indexer_dim + 11.0 * s.top_k)
 
     def forward(self) -> tuple[Tensor, ...]:
         """(B, T, H, D) and the loss."""
         if self.stage == "dense":
             return self._dense_attention(), self._dense_kl()
         selected_BTK, index_lse_BT = self._select()
-        out_BTHD, lse_BTH = self._attend(selected_BTK)
-        return out_BTHD, self._sparse_kl(lse_BTH, selected_BTK, index_lse_BT)
+        unions = self._unite(selected_BTK)
+        out_BTHD, lse_BTH = self._attend(selected_BTK, unions)
+        return out_BTHD, self._sparse_kl(lse_BTH, selected_BTK, index_lse_BT, unions)
 
     def parts(self) -> list[PartOf]:
         """Each part with its own gradients, on the selection of these inputs."""
@@ -174,14 +179,17 @@ class Triton(_DSA):
             ]
         forward, backward = layer.sparse_attention()
         selected_BTK, index_lse_BT = self._select()
-        out_BTHD, lse_BTH = self._attend(selected_BTK)
+        unions = self._unite(selected_BTK)
+        out_BTHD, lse_BTH = self._attend(selected_BTK, unions)
 
         def loss() -> tuple[Tensor, ...]:
-            return torch.autograd.grad(self._sparse_kl(lse_BTH, selected_BTK, index_lse_BT), index)
+            return torch.autograd.grad(self._sparse_kl(lse_BTH, selected_BTK, index_lse_BT, unions), index)
 
+        union = [PartOf("unions of neighbours", lambda: self._unite(selected_BTK), layer.unions())] if unions else []
         return [
             PartOf("scores + top-k", self._select, layer.selection()),
-            PartOf("attention forward", lambda: self._attend(selected_BTK), forward),
+            *union,
+            PartOf("attention forward", lambda: self._attend(selected_BTK, unions), forward),
             PartOf(
                 "attention backward", lambda: torch.autograd.grad(out_BTHD, qkv, d_out, retain_graph=True), backward
             ),
@@ -194,18 +202,24 @@ class Triton(_DSA):
         q_BTJI, k_BSI, w_BTJ = (x.detach() for x in self.leaves[3:])
         return top_k(q_BTJI, k_BSI, w_BTJ, self.settings.top_k)
 
-    def _attend(self, selected_BTK: Tensor) -> tuple[Tensor, Tensor]:
+    def _unite(self, selected_BTK: Tensor) -> Unions | None:
+        from dsabench.attention.dsa.triton.unions import share
+
+        return share(self.leaves[0], self.leaves[1], selected_BTK)
+
+    def _attend(self, selected_BTK: Tensor, unions: Unions | None) -> tuple[Tensor, Tensor]:
         from dsabench.attention.dsa.triton.attend import attend
 
         q_BTHD, k_BSGD, v_BSGD = self.leaves[:3]
-        return attend(q_BTHD, k_BSGD, v_BSGD, selected_BTK, self.settings.deterministic, ascending=True)
+        fixed = self.settings.deterministic
+        return attend(q_BTHD, k_BSGD, v_BSGD, selected_BTK, fixed, ascending=True, unions=unions)
 
-    def _sparse_kl(self, lse_BTH: Tensor, selected_BTK: Tensor, index_lse_BT: Tensor) -> Tensor:
+    def _sparse_kl(self, lse_BTH: Tensor, selected_BTK: Tensor, index_lse_BT: Tensor, unions: Unions | None) -> Tensor:
         from dsabench.attention.dsa.triton.kl import sparse_kl
 
         q_BTHD, k_BSGD, _, q_BTJI, k_BSI, w_BTJ = self.leaves
         fixed = self.settings.deterministic
-        return sparse_kl(q_BTHD, k_BSGD, lse_BTH, q_BTJI, k_BSI, w_BTJ, selected_BTK, index_lse_BT, fixed)
+        return sparse_kl(q_BTHD, k_BSGD, lse_BTH, q_BTJI, k_BSI, w_BTJ, selected_BTK, index_lse_BT, fixed, unions)
 
     def _dense_attention(self) -> Tensor:
         q_BHTD, k_BGSD, v_BGSD = (x.transpose(1, 2) for x in self.leaves[:3])

@@ -30,7 +30,7 @@ from sparse_reference import (
 )
 
 from dsabench.attention.dsa import reference
-from dsabench.attention.dsa.triton import attend, kl, kl_dense, lse, top_k
+from dsabench.attention.dsa.triton import attend, kl, kl_dense, lse, top_k, unions
 
 TOLERANCE = 1e-5
 
@@ -309,15 +309,19 @@ def test_fake_kernels_and_gradients_are_registered_right() -> None:
     plain = [tensor.detach() for tensor in index]
     checks = ("test_schema", "test_autograd_registration", "test_faketensor")
     selected, index_lse = top_k._top_k(*plain, start, 2)
-    _, lse_BTH = attend._attend(x.q, x.k, x.v, selected, False, False)
+    alone = (None, None, 0)
+    united = (*unions._share(selected, 4), 4)
+    _, lse_BTH = attend._attend(x.q, x.k, x.v, selected, *alone, False, False)
     q, k = x.q.detach(), x.k.detach()
     lse_BTH = lse_BTH.detach()
     for op, args in (
         (top_k._top_k, (*plain, start, 2)),
-        (attend._attend, (x.q, x.k, x.v, selected, False, True)),
+        (unions._share, (selected, 4)),
+        (attend._attend, (x.q, x.k, x.v, selected, *alone, False, True)),
+        (attend._attend, (x.q, x.k, x.v, selected, *united, False, True)),
         (kl._selected_lse, (*plain, selected)),
-        (kl._sparse_kl, (q, k, lse_BTH, *index, selected, index_lse, True, False)),
-        (kl._sparse_kl, (q, k, lse_BTH, *plain, selected, index_lse, False, True)),
+        (kl._sparse_kl, (q, k, lse_BTH, *index, selected, *united, index_lse, True, False)),
+        (kl._sparse_kl, (q, k, lse_BTH, *plain, selected, *alone, index_lse, False, True)),
         (kl_dense._attention_lse, (q, k, start)),
         (kl_dense._dense_kl, (q, k, lse_BTH, *index, start, True, False)),
     ):

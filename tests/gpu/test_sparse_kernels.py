@@ -17,8 +17,10 @@ from sparse_reference import (
     expected_dense_kl,
     expected_selection,
     expected_sparse,
+    expected_unions,
     found_dense_kl,
     found_sparse,
+    found_unions,
     scores_of,
     selection,
 )
@@ -28,6 +30,7 @@ from dsabench.attention.dsa.triton.attend import Tiling, attend, backward, forwa
 from dsabench.attention.dsa.triton.kl import sparse_kl
 from dsabench.attention.dsa.triton.kl_dense import dense_kl
 from dsabench.attention.dsa.triton.top_k import top_k
+from dsabench.attention.dsa.triton.unions import neighbours, share, unite
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 
@@ -113,6 +116,56 @@ def test_keys_taken_range_by_range(deterministic: bool) -> None:
         assert error(a.double(), b.double()) < 4e-3
 
 
+@pytest.mark.parametrize(("length", "k", "queries"), [(1, 1, 2), (777, 90, 2), (4001, 2048, 4), (2500, 60, 8)])
+def test_unions_are_those_of_sets(length: int, k: int, queries: int) -> None:
+    """More groups than programs, and empty slots between others."""
+    generator = torch.Generator("cuda").manual_seed(k)
+    order = torch.rand(2, length, length, generator=generator, device="cuda").argsort(-1)[..., :k]
+    selected = order.masked_fill(torch.rand(order.shape, generator=generator, device="cuda") < 0.1, -1).int()
+    assert found_unions(unite(selected, queries, 1.0)) == expected_unions(selected, queries)
+
+
+GROUPS = [
+    Sizes(batch=2, length=333, heads=16, width=64, index_heads=4, index_width=64, k=40, documents=0.01),
+    Sizes(length=1111, heads=8, width=64, index_heads=5, index_width=32, k=100),
+    Sizes(length=402, heads=12, groups=12, width=32, index_heads=3, index_width=12, k=50),
+    Sizes(length=513, heads=32, groups=2, width=128, index_heads=8, index_width=128, k=70, documents=0.005),
+    Sizes(length=250, heads=11, width=72, index_heads=1, index_width=16, k=9),
+]
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+@pytest.mark.parametrize("some", [False, True])
+@pytest.mark.parametrize("sizes", GROUPS)
+def test_groups_of_neighbours_against_fp64(sizes: Sizes, some: bool, deterministic: bool) -> None:
+    """All queries in groups, or those groups that share more than the mean."""
+    x = draw(sizes, 1, "cuda", grid=False)
+    selected = ascending(reference.select_top_k(scores_of(x).detach(), allowed_by(x), sizes.k))
+    x16 = x.to(torch.bfloat16)
+    queries = neighbours(x16.q, x16.k)
+    unions = unite(selected, queries, 1.0)
+    if some:
+        unions = unite(selected, queries, 1.05 * float(unions.sizes_U.sum() / (selected >= 0).sum()))
+    assert bool((unions.sizes_U > 0).all()) != some
+    assert bool(unions.sizes_U.any())
+    found = found_sparse(x16, selected, None, deterministic, unions)
+    for name, mine, theirs in zip(NAMES, found, expected_sparse(x, selected), strict=True):
+        assert error(mine, theirs) < 1e-2, name
+
+
+def test_groups_form_where_neighbours_share() -> None:
+    """A window of k is all shared; random keys are not."""
+    length, k = 8192, 256
+    q, key = (torch.empty(1, length, n, 64, dtype=torch.bfloat16, device="cuda") for n in (16, 1))
+    position = torch.arange(length, device="cuda")[:, None]
+    window = (position - k + 1 + torch.arange(k, device="cuda")).clamp(min=-1)[None]
+    apart = (torch.rand(length, k, device="cuda") * (position + 1)).long()[None]
+    for selected, grouped in ((window, True), (apart, False)):
+        unions = share(q, key, selected)
+        assert unions is not None
+        assert bool(unions.sizes_U.any()) == grouped
+
+
 @pytest.mark.parametrize("deterministic", [False, True])
 @pytest.mark.parametrize("sizes", SIZES[:5])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 1e-2)])
@@ -147,30 +200,36 @@ def layer(x: Inputs, k: int, deterministic: bool = False) -> list[torch.Tensor]:
     for leaf in x[:6]:
         leaf.grad = None
     selected, index_lse = selection(x, k)
-    return [selected, *found_sparse(x, selected, index_lse, deterministic)]
+    return [selected, *found_sparse(x, selected, index_lse, deterministic, share(x.q, x.k, selected))]
 
 
-def test_deterministic_gradients_have_the_same_bits() -> None:
+@pytest.mark.parametrize("k", [128, 1000])
+def test_deterministic_gradients_have_the_same_bits(k: int) -> None:
+    """Of 1000 keys of 2000 neighbours share enough to form groups."""
     x = draw(Sizes(length=2000, heads=16, width=64, index_heads=4, index_width=64), 3, "cuda", grid=False)
     x = x.to(torch.bfloat16)
-    runs = [[*layer(x, 128, True), *found_dense_kl(x.to(torch.bfloat16), True)] for _ in range(5)]
+    unions = share(x.q, x.k, selection(x, k)[0])
+    assert unions is not None
+    assert k < 1000 or bool(unions.sizes_U.any())
+    runs = [[*layer(x, k, True), *found_dense_kl(x.to(torch.bfloat16), True)] for _ in range(5)]
     for run in runs[1:]:
         for a, b in zip(runs[0], run, strict=True):
             assert torch.equal(a, b)
 
 
-def test_a_step_replays_from_a_graph() -> None:
+@pytest.mark.parametrize("k", [64, 500])
+def test_a_step_replays_from_a_graph(k: int) -> None:
     x = draw(Sizes(length=1000, heads=16, width=64, index_heads=4, index_width=64), 4, "cuda", grid=False)
     x = x.to(torch.bfloat16)
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         for _ in range(2):
-            layer(x, 64)
+            layer(x, k)
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        outputs = layer(x, 64)
+        outputs = layer(x, k)
     other = draw(Sizes(length=1000, heads=16, width=64, index_heads=4, index_width=64), 5, "cuda", grid=False)
     with torch.no_grad():
         for leaf, fresh in zip(x[:6], other[:6], strict=True):
@@ -178,7 +237,7 @@ def test_a_step_replays_from_a_graph() -> None:
         x.d_out.copy_(other.d_out)
     graph.replay()
     replayed = [output.clone() for output in outputs]
-    for a, b in zip(replayed, layer(other.to(torch.bfloat16), 64), strict=True):
+    for a, b in zip(replayed, layer(other.to(torch.bfloat16), k), strict=True):
         assert error(a.double(), b.double()) < 1e-3
 
 
@@ -200,8 +259,9 @@ def test_torch_compile_takes_the_kernels_whole() -> None:
 
     def loss(q, k, v, q_index, k_index, w_index):  # type: ignore[no-untyped-def]
         selected, index_lse = top_k(q_index.detach(), k_index.detach(), w_index.detach(), 16)
-        out, lse = attend(q, k, v, selected, False)
-        sparse = sparse_kl(q, k, lse, q_index, k_index, w_index, selected, index_lse, False)
+        unions = share(q, k, selected)
+        out, lse = attend(q, k, v, selected, False, unions=unions)
+        sparse = sparse_kl(q, k, lse, q_index, k_index, w_index, selected, index_lse, False, unions)
         return out.float().square().sum() + sparse + dense_kl(q, k, q_index, k_index, w_index, deterministic=False)
 
     found = []

@@ -12,6 +12,7 @@ from dsabench.attention.dsa.triton.attend import attend
 from dsabench.attention.dsa.triton.kl import sparse_kl
 from dsabench.attention.dsa.triton.kl_dense import dense_kl
 from dsabench.attention.dsa.triton.top_k import top_k
+from dsabench.attention.dsa.triton.unions import Unions
 
 
 class Sizes(NamedTuple):
@@ -96,10 +97,12 @@ def expected_sparse(x: Inputs, selected_BTK: Tensor) -> list[Tensor]:
     return [out.detach(), loss.detach(), *(leaf.grad for leaf in x[:6])]
 
 
-def found_sparse(x: Inputs, selected_BTK: Tensor, index_lse: Tensor | None, deterministic: bool) -> list[Tensor]:
+def found_sparse(
+    x: Inputs, selected_BTK: Tensor, index_lse: Tensor | None, deterministic: bool, unions: Unions | None = None
+) -> list[Tensor]:
     """The same by the kernels, on the leaves of x."""
-    out, lse = attend(x.q, x.k, x.v, selected_BTK, deterministic, ascending=True)
-    loss = sparse_kl(x.q, x.k, lse, x.q_index, x.k_index, x.w_index, selected_BTK, index_lse, deterministic)
+    out, lse = attend(x.q, x.k, x.v, selected_BTK, deterministic, ascending=True, unions=unions)
+    loss = sparse_kl(x.q, x.k, lse, x.q_index, x.k_index, x.w_index, selected_BTK, index_lse, deterministic, unions)
     ((out * x.d_out).float().sum() + 3 * loss).backward()
     return [out.detach(), loss.detach(), *(leaf.grad for leaf in x[:6])]
 
@@ -129,6 +132,28 @@ def selection(x: Inputs, k: int) -> tuple[Tensor, Tensor]:
 
 def expected_selection(x: Inputs, k: int) -> Tensor:
     return ascending(reference.select_top_k(scores_of(x).detach(), allowed_by(x), k))
+
+
+def expected_unions(selected_BTK: Tensor, queries: int) -> list[dict[int, int]]:
+    """Of each group of neighbours: key -> its members' bits, in key order."""
+    groups = []
+    for rows in selected_BTK.tolist():
+        for t0 in range(0, len(rows), queries):
+            group: dict[int, int] = {}
+            for j, row in enumerate(rows[t0 : t0 + queries]):
+                for s in row:
+                    if 0 <= s <= t0 + j:
+                        group[s] = group.get(s, 0) | 1 << j
+            groups.append(dict(sorted(group.items())))
+    return groups
+
+
+def found_unions(unions: Unions) -> list[dict[int, int]]:
+    """The same of what the kernel wrote; nothing of a group whose queries go by themselves."""
+    return [
+        {word & 0xFFFFFF: word >> 24 & 0xFF for word in words[:size]}
+        for words, size in zip(unions.words_UC.tolist(), unions.sizes_U.tolist(), strict=True)
+    ]
 
 
 def error(found: Tensor, expected: Tensor) -> float:

@@ -112,6 +112,7 @@ class DSA(Attention):
         from dsabench.attention.dsa.triton.kl import sparse_kl
         from dsabench.attention.dsa.triton.kl_dense import dense_kl
         from dsabench.attention.dsa.triton.top_k import top_k
+        from dsabench.attention.dsa.triton.unions import share
 
         ids_BT, sparse, loss = context.document_ids_BT, context.stage == "sparse", None
         learns = self._learns(context)
@@ -122,10 +123,11 @@ class DSA(Attention):
                 scores_BTS = self.indexer.scores(*heads).detach() if context.whole_mass else None
                 context.capture[self.layer] = capture(selected_BTK, scores_BTS, q_BTHD, k_BTGD, context)
         if heads is not None and sparse:
-            out_BTHD, lse_BTH = attend(q_BTHD, k_BTGD, v_BTGD, selected_BTK, ascending=True)
+            unions = share(q_BTHD, k_BTGD, selected_BTK)
+            out_BTHD, lse_BTH = attend(q_BTHD, k_BTGD, v_BTGD, selected_BTK, ascending=True, unions=unions)
             if learns:
                 with part("indexer loss"):
-                    loss = sparse_kl(q_BTHD, k_BTGD, lse_BTH, *heads, selected_BTK, index_lse_BT)
+                    loss = sparse_kl(q_BTHD, k_BTGD, lse_BTH, *heads, selected_BTK, index_lse_BT, unions=unions)
         else:
             out_BTHD = scaled_dot_product.attention(q_BTHD, k_BTGD, v_BTGD, ids_BT, context.most_documents)
             if learns and heads is not None:
@@ -157,9 +159,9 @@ class DSA(Attention):
 
     def kept_per_pair(self, width: int) -> float:
         """Probabilities of every head, the mask, and dot products of every indexer head. A backend that streams them
-        keeps the selection alone, 4 bytes for each of a query's k keys."""
+        keeps the selection and its unions alone, 7 bytes for each of a query's k keys."""
         if self.config.backend == "triton":
-            return 4.0 * min(self.config.n_selected(self.spec.length), self.spec.length) / self.spec.length
+            return 7.0 * min(self.config.n_selected(self.spec.length), self.spec.length) / self.spec.length
         return (self.spec.model.n_heads + self.indexer.n_heads) * width + 1.0
 
     def own_parameters(self) -> set[str]:

@@ -4,6 +4,7 @@
 custom op with a fake kernel and a registered gradient, so torch.compile and CUDA graphs take them; none waits for the
 host. `reference` says what they compute. Importing a module of this package imports Triton; importing this does not.
 
-A key block is never shared between queries here: a program is one query (all heads of a KV group at once), because a
-query's keys are its own. Sums into a key from many queries go through atomics; see `adding`.
+A program of the attention or of the KL loss is one query (all heads of a KV group at once), because a query's keys are
+its own, or a group of neighbours whose keys are largely the same: `unions` finds out which.
+Sums into a key from many queries go through atomics; see `accumulate`.
 """

@@ -44,8 +44,8 @@ def zeros(shape: tuple[int, ...], like: Tensor, fixed: bool) -> Tensor:
     return torch.zeros(shape, dtype=torch.int64 if fixed else torch.float32, device=like.device)
 
 
-def finish(total: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """The sums in `dtype`. Where the scale is no number, because an input was not, neither are they."""
+def finish(total: Tensor, scale: Tensor | None, dtype: torch.dtype, factor: float = 1.0) -> Tensor:
+    """The sums times a factor in `dtype`. Where the scale is no number, because an input was not, neither are they."""
     if scale is None:
-        return total.to(dtype)
-    return (total.double() / scale).to(dtype)
+        return total.to(dtype) if factor == 1.0 else total.mul_(factor).to(dtype)
+    return (total.double() * (factor / scale)).to(dtype)

@@ -4,13 +4,14 @@
 
 A program is one query with up to 64 of the heads that share a KV head: it gathers blocks of the query's keys and values
 once for all of them, with an online softmax forward and P recomputed from the logsumexp backward. dK and dV are summed
-by atomics into fp32 buffers, or in fixed point where bits must repeat (see `adding`).
+by atomics into fp32 buffers, or in fixed point where bits must repeat (see `accumulate`).
 
-Time on the H100 at L = 65,536, k = 2048, H = 16, G = 1 (n = 2016 keys a query; ms). Gathers of 256 bytes a slot at
-D = 64, 34 GB: 4.4 at the 7.7 TB/s that a kernel of gathers alone reaches. fp32 atomics of 512 bytes a slot, 68 GB: 20.7
-at the 3.3 TB/s that a kernel of atomics alone reaches (four floats an instruction; the L2 is the limit, not the SMs).
-Products: 0.54 TFLOP forward, on mma tiles of 16 rows, beside them. Measured: forward 4.3 (D = 128: 9.4), backward 22.3
-(45). Uniformly random selections leave nothing to share between neighbouring queries: these bytes are the floor.
+Time on the H100 at L = 65,536, k = 2048, H = 16, G = 1 (n = 2016 keys a query; ms), one query a program. Gathers of
+256 bytes a slot at D = 64, 34 GB: 4.4 at the 7.7 TB/s that a kernel of gathers alone reaches. fp32 atomics of 512 bytes
+a slot, 68 GB: 20.7 at the 3.3 TB/s that a kernel of atomics alone reaches (four floats an instruction; the L2 is the
+limit, not the SMs). Products: 0.54 TFLOP forward, on mma tiles of 16 rows, beside them. Measured: forward 4.3
+(D = 128: 9.4), backward 22.3 (45). Of random selections these bytes are the floor; neighbours that select the same keys
+share them (`unions`, `attend_groups`).
 Where K, V, dK and dV outgrow the L2, atomics alone fall to 1.8 TB/s (78 at D = 128): rows of ascending indices let the
 backward pass take the keys range by range (60 without, 45 with ranges).
 What did not help the backward pass: slots instead of heads as rows of the products, as `kl` has them (23.1; D = 128:
@@ -29,8 +30,10 @@ import triton
 from torch import Tensor
 
 from dsabench.attention.dsa.triton import accumulate
+from dsabench.attention.dsa.triton.attend_groups import backward_group, forward_group
 from dsabench.attention.dsa.triton.attend_kernels import attend_backward, attend_forward
 from dsabench.attention.dsa.triton.tiles import check, fitting, power_of_two, precision
+from dsabench.attention.dsa.triton.unions import Unions, joined, parts
 
 RANGE_BYTES = 32 << 20
 """Of 50 MB of L2: a range's K, V, dK and dV."""
@@ -44,22 +47,42 @@ class Tiling(NamedTuple):
     stages: int = 2
     range_bytes: int = 0
     """Backward takes the keys in ranges whose K, V, dK and dV take so many bytes; 0: all at once."""
+    registers: int | None = None
+    """Most registers a thread, to fit more programs on a multiprocessor; None leaves it to the compiler."""
+
+    def options(self) -> dict[str, int]:
+        """As a kernel takes them."""
+        most = {} if self.registers is None else {"maxnreg": self.registers}
+        return {"N": self.slots, "num_warps": self.warps, "num_stages": self.stages, **most}
 
     def within(self, limit: int, x: Tensor, *widths: int) -> Tiling:
         """With fewer slots where these do not fit `limit` bytes at these widths and x's dtype."""
         return self._replace(slots=fitting(self.slots, limit, *widths, size=x.element_size()))
 
 
+GROUP = Tiling(slots=64, warps=4, stages=2)
+"""Groups of queries: 64 rows of queries by 64 keys, a tile of the tensor cores for every product."""
+
+
+def group_backward(width: int, deterministic: bool) -> Tiling:
+    """The backward pass of groups: of wide heads only one stage fits where two programs share a multiprocessor; of
+    others, with so few registers, three programs do."""
+    if width > 64:
+        return GROUP._replace(stages=1)
+    return GROUP if deterministic else GROUP._replace(registers=168)
+
+
 def attend(
     q_BTHD: Tensor, k_BSGD: Tensor, v_BSGD: Tensor, selected_BTK: Tensor, deterministic: bool | None = None,
-    ascending: bool = False,
+    ascending: bool = False, unions: Unions | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """out (B, T, H, D) in the inputs' dtype; logsumexp of the scaled scores over the kept slots, (B, T, H), fp32, nats.
 
     selected: int32 or int64, -1 where a slot is empty; indices must differ within a row. A query without any key gives
     0, and -inf. `ascending` promises that each row's indices ascend and its empty slots come last, as top_k gives them:
-    the backward pass may then go through the keys in ranges that fit the cache. `deterministic` asks for gradients
-    whose bits repeat; None asks PyTorch's setting. The logsumexp has no gradient. D from 1 to 256, H a multiple of G;
+    the backward pass may then go through the keys in ranges that fit the cache. `unions` of this selection, as
+    `unions.share` gives them, let neighbouring queries share their work. `deterministic` asks for gradients whose bits
+    repeat; None asks PyTorch's setting. The logsumexp has no gradient. D from 1 to 256, H a multiple of G;
     fp32 (multiplied exactly) or bf16 with fp32 sums.
     """
     check(q_BTHD, k_BSGD, v_BSGD)
@@ -67,49 +90,54 @@ def attend(
         shapes = f"q {tuple(q_BTHD.shape)}, k {tuple(k_BSGD.shape)}"
         raise ValueError(f"attend takes as many keys as queries, H a multiple of G, D up to 256, not {shapes}")
     fixed = accumulate.deterministic(deterministic)
-    out_BTHD, lse_BTH = _attend(q_BTHD, k_BSGD, v_BSGD, selected_BTK.int(), fixed, ascending)
+    out_BTHD, lse_BTH = _attend(q_BTHD, k_BSGD, v_BSGD, selected_BTK.int(), *parts(unions), fixed, ascending)
     return out_BTHD, lse_BTH
 
 
 @torch.library.custom_op("dsabench::sparse_attend", mutates_args=())
 def _attend(
-    q_BTHD: Tensor, k_BSGD: Tensor, v_BSGD: Tensor, selected_BTK: Tensor, deterministic: bool, ascending: bool
-) -> tuple[Tensor, Tensor]:
+    q_BTHD: Tensor, k_BSGD: Tensor, v_BSGD: Tensor, selected_BTK: Tensor, words_UC: Tensor | None,
+    sizes_U: Tensor | None, neighbours: int, deterministic: bool, ascending: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     tiling = Tiling().within(1 << 14, k_BSGD, k_BSGD.shape[-1])
     if k_BSGD.dtype == torch.bfloat16 and k_BSGD.shape[-1] <= 64 and q_BTHD.shape[2] <= 16 * k_BSGD.shape[2]:
         tiling = tiling._replace(warps=1)  # its sums fit one warp's registers, and nothing waits for another warp
-    return forward(q_BTHD, k_BSGD, v_BSGD, selected_BTK, tiling)
+    return forward(q_BTHD, k_BSGD, v_BSGD, selected_BTK, tiling, joined(words_UC, sizes_U, neighbours))
 
 
 @_attend.register_fake
 def _(
-    q_BTHD: Tensor, k_BSGD: Tensor, v_BSGD: Tensor, selected_BTK: Tensor, deterministic: bool, ascending: bool
-) -> tuple[Tensor, Tensor]:
+    q_BTHD: Tensor, k_BSGD: Tensor, v_BSGD: Tensor, selected_BTK: Tensor, words_UC: Tensor | None,
+    sizes_U: Tensor | None, neighbours: int, deterministic: bool, ascending: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     out_BTHD = q_BTHD.new_empty(q_BTHD.shape)
     return out_BTHD, q_BTHD.new_empty(q_BTHD.shape[:3], dtype=torch.float32)
 
 
 @torch.library.custom_op("dsabench::sparse_attend_backward", mutates_args=())
 def _attend_backward(
-    q_BTHD: Tensor, k_BSGD: Tensor, v_BSGD: Tensor, selected_BTK: Tensor, out_BTHD: Tensor, lse_BTH: Tensor,
-    d_out_BTHD: Tensor, deterministic: bool, ascending: bool,
+    q_BTHD: Tensor, k_BSGD: Tensor, v_BSGD: Tensor, selected_BTK: Tensor, words_UC: Tensor | None,
+    sizes_U: Tensor | None, out_BTHD: Tensor, lse_BTH: Tensor, d_out_BTHD: Tensor, neighbours: int,
+    deterministic: bool, ascending: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     tiling = Tiling(slots=32, warps=2).within(1 << (12 if deterministic else 13), k_BSGD, k_BSGD.shape[-1])
     if ascending:
         tiling = tiling._replace(range_bytes=RANGE_BYTES)
-    return backward(q_BTHD, k_BSGD, v_BSGD, selected_BTK, out_BTHD, lse_BTH, d_out_BTHD, deterministic, tiling)
+    unions = joined(words_UC, sizes_U, neighbours)
+    return backward(q_BTHD, k_BSGD, v_BSGD, selected_BTK, out_BTHD, lse_BTH, d_out_BTHD, deterministic, tiling, unions)
 
 
 @_attend_backward.register_fake
 def _(
-    q_BTHD: Tensor, k_BSGD: Tensor, v_BSGD: Tensor, selected_BTK: Tensor, out_BTHD: Tensor, lse_BTH: Tensor,
-    d_out_BTHD: Tensor, deterministic: bool, ascending: bool,
+    q_BTHD: Tensor, k_BSGD: Tensor, v_BSGD: Tensor, selected_BTK: Tensor, words_UC: Tensor | None,
+    sizes_U: Tensor | None, out_BTHD: Tensor, lse_BTH: Tensor, d_out_BTHD: Tensor, neighbours: int,
+    deterministic: bool, ascending: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     return q_BTHD.new_empty(q_BTHD.shape), k_BSGD.new_empty(k_BSGD.shape), v_BSGD.new_empty(v_BSGD.shape)
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    *tensors, ctx.deterministic, ctx.ascending = inputs
+    *tensors, ctx.neighbours, ctx.deterministic, ctx.ascending = inputs
     ctx.save_for_backward(*tensors, *output)
     ctx.mark_non_differentiable(output[1])
     ctx.set_materialize_grads(False)
@@ -117,8 +145,9 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> 
 
 def _gradients(ctx: Any, d_out_BTHD: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
     if d_out_BTHD is None:
-        return (None,) * 6
-    return (*_attend_backward(*ctx.saved_tensors, d_out_BTHD, ctx.deterministic, ctx.ascending), None, None, None)
+        return (None,) * 9
+    modes = (ctx.neighbours, ctx.deterministic, ctx.ascending)
+    return (*_attend_backward(*ctx.saved_tensors, d_out_BTHD, *modes), *(None,) * 6)
 
 
 _attend.register_autograd(_gradients, setup_context=_setup)
@@ -139,35 +168,64 @@ def _shape(q_BTHD: Tensor, k_BSGD: Tensor) -> tuple[int, dict[str, Any]]:
     }  # fmt: skip
 
 
+def group_shape(q_BTHD: Tensor, k_BSGD: Tensor, unions: Unions) -> dict[str, Any]:
+    """The compile-time arguments of kernels over groups."""
+    queries, width = unions.queries, q_BTHD.shape[3]
+    heads = power_of_two(q_BTHD.shape[2] // k_BSGD.shape[2], max(1, 16 // queries))
+    return {
+        "D": width, "WIDE": power_of_two(width), "HEADS": heads, "Q": queries, "PRECISION": precision(q_BTHD),
+        "FAST": q_BTHD.is_cuda,
+    }  # fmt: skip
+
+
+def _ranges(k_BSGD: Tensor, range_bytes: int) -> list[tuple[int, int]]:
+    """(first key, end) of ranges whose K, V, dK and dV take so many bytes; one where range_bytes is 0."""
+    length, groups, width = k_BSGD.shape[1:]
+    bytes_a_key = groups * width * 2 * (4 + k_BSGD.element_size())
+    keys = triton.cdiv(length, triton.cdiv(length * bytes_a_key, range_bytes) if range_bytes else 1)
+    return [(first, first + keys) for first in range(0, length, keys)]
+
+
 def forward(
-    q_BTHD: Tensor, k_BSGD: Tensor, v_BSGD: Tensor, selected_BTK: Tensor, tiling: Tiling
-) -> tuple[Tensor, Tensor]:
-    """`attend` without gradients, by a tiling of choice."""
+    q_BTHD: Tensor, k_BSGD: Tensor, v_BSGD: Tensor, selected_BTK: Tensor, tiling: Tiling,
+    unions: Unions | None = None, group_tiling: Tiling = GROUP,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """`attend` without gradients, by a tiling of choice, and groups of queries by another."""
     q_BTHD, k_BSGD, v_BSGD = q_BTHD.contiguous(), k_BSGD.contiguous(), v_BSGD.contiguous()
     n_batch, length, n_heads, width = q_BTHD.shape
     groups, slots = k_BSGD.shape[2], selected_BTK.shape[2]
     out_BTHD = torch.empty_like(q_BTHD)
     lse_BTH = torch.empty(n_batch, length, n_heads, dtype=torch.float32, device=q_BTHD.device)
     blocks, shape = _shape(q_BTHD, k_BSGD)
+    queries, sizes = (unions.queries, unions.sizes_U) if unions else (0, None)
     attend_forward[(n_batch * length * groups * blocks,)](
-        q_BTHD, k_BSGD, v_BSGD, selected_BTK.contiguous(), out_BTHD, lse_BTH, length, n_heads, groups, slots, blocks,
-        width**-0.5, N=tiling.slots, num_warps=tiling.warps, num_stages=tiling.stages, **shape,
+        q_BTHD, k_BSGD, v_BSGD, selected_BTK.contiguous(), sizes, out_BTHD, lse_BTH, length, n_heads, groups, slots,
+        blocks, width**-0.5, N=tiling.slots, Q=queries, num_warps=tiling.warps, num_stages=tiling.stages, **shape,
     )  # fmt: skip
+    if unions:
+        units, words = unions.words_UC.shape
+        forward_group[(units * groups,)](
+            q_BTHD, k_BSGD, v_BSGD, unions.words_UC, sizes, out_BTHD, lse_BTH, length, n_heads, groups, words,
+            triton.cdiv(length, queries), width**-0.5, **group_tiling.options(),
+            **group_shape(q_BTHD, k_BSGD, unions),
+        )  # fmt: skip
     return out_BTHD, lse_BTH
 
 
 def backward(
     q_BTHD: Tensor, k_BSGD: Tensor, v_BSGD: Tensor, selected_BTK: Tensor, out_BTHD: Tensor, lse_BTH: Tensor,
-    d_out_BTHD: Tensor, deterministic: bool, tiling: Tiling,
+    d_out_BTHD: Tensor, deterministic: bool, tiling: Tiling, unions: Unions | None = None,
+    group_tiling: Tiling | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Gradients of q, k and v in their dtypes, by a tiling of choice."""
+    """Gradients of q, k and v in their dtypes, by a tiling of choice, and of groups of queries by another."""
     q_BTHD, k_BSGD, v_BSGD, d_out_BTHD = (x.contiguous() for x in (q_BTHD, k_BSGD, v_BSGD, d_out_BTHD))
     n_batch, length, n_heads, width = q_BTHD.shape
     groups, slots = k_BSGD.shape[2], selected_BTK.shape[2]
-    bytes_a_key = k_BSGD.shape[2] * width * 2 * (4 + k_BSGD.element_size())
-    ranges = triton.cdiv(length * bytes_a_key, tiling.range_bytes) if tiling.range_bytes else 1
+    group_tiling = group_tiling or group_backward(width, deterministic)
+    cuts, group_cuts = (_ranges(k_BSGD, cut.range_bytes) for cut in (tiling, group_tiling))
     # Of several ranges each adds to dQ, in fp32; one writes it once.
-    d_q_BTHD = torch.zeros_like(q_BTHD, dtype=torch.float32) if ranges > 1 else torch.empty_like(q_BTHD)
+    summed = len(cuts) > 1 or (unions is not None and len(group_cuts) > 1)
+    d_q_BTHD = torch.zeros_like(q_BTHD, dtype=torch.float32) if summed else torch.empty_like(q_BTHD)
     d_k = accumulate.zeros(tuple(k_BSGD.shape), k_BSGD, deterministic)
     d_v = accumulate.zeros(tuple(k_BSGD.shape), k_BSGD, deterministic)
     scale_k = scale_v = None
@@ -175,16 +233,25 @@ def backward(
         # |P| <= 1 and |dP| <= D max|dO| max|V|: what no contribution of a head can exceed, nor their sum.
         most, together = d_out_BTHD.abs().amax().double(), length * n_heads // groups
         scale_v = accumulate.scale_for(most, together)
-        d_score = 2 * most * v_BSGD.abs().amax() * width**0.5
+        d_score = 2 * most * v_BSGD.abs().amax() * width
         scale_k = accumulate.scale_for(d_score * q_BTHD.abs().amax(), together)
     blocks, shape = _shape(q_BTHD, k_BSGD)
-    keys = triton.cdiv(length, ranges)
-    for first in range(0, length, keys):
+    queries, sizes = (unions.queries, unions.sizes_U) if unions else (0, None)
+    rest = (out_BTHD.contiguous(), lse_BTH, d_out_BTHD, d_q_BTHD, d_k, d_v, scale_k, scale_v, length, n_heads, groups)
+    for first, last in cuts:
         attend_backward[(n_batch * length * groups * blocks,)](
-            q_BTHD, k_BSGD, v_BSGD, selected_BTK.contiguous(), out_BTHD.contiguous(), lse_BTH, d_out_BTHD, d_q_BTHD,
-            d_k, d_v, scale_k, scale_v, length, n_heads, groups, slots, blocks, width**-0.5, first, first + keys,
-            N=tiling.slots, FIXED=deterministic, RANGED=ranges > 1, num_warps=tiling.warps, num_stages=tiling.stages,
-            **shape,
+            q_BTHD, k_BSGD, v_BSGD, selected_BTK.contiguous(), sizes, *rest, slots, blocks, width**-0.5, first, last,
+            N=tiling.slots, Q=queries, FIXED=deterministic, RANGED=len(cuts) > 1, num_warps=tiling.warps,
+            num_stages=tiling.stages, **shape,
         )  # fmt: skip
-    d_k, d_v = accumulate.finish(d_k, scale_k, k_BSGD.dtype), accumulate.finish(d_v, scale_v, v_BSGD.dtype)
+    if unions:
+        units, words = unions.words_UC.shape
+        for first, last in group_cuts:
+            backward_group[(units * groups,)](
+                q_BTHD, k_BSGD, v_BSGD, unions.words_UC, sizes, *rest, words, triton.cdiv(length, queries),
+                width**-0.5, first, last, FIXED=deterministic, RANGED=len(group_cuts) > 1, **group_tiling.options(),
+                **group_shape(q_BTHD, k_BSGD, unions),
+            )  # fmt: skip
+    d_k = accumulate.finish(d_k, scale_k, k_BSGD.dtype, width**-0.5)
+    d_v = accumulate.finish(d_v, scale_v, v_BSGD.dtype)
     return d_q_BTHD.to(q_BTHD.dtype), d_k, d_v

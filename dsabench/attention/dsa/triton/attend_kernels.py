@@ -40,12 +40,23 @@ def _place(T, H, G, BLOCKS, M: tl.constexpr):
 
 
 @triton.jit
+def in_group(sizes, row, T, Q: tl.constexpr):
+    """Whether a group of Q neighbours does this query's work; Q = 0: there are no groups."""
+    grouped = False
+    if Q:
+        grouped = tl.load(sizes + row // T * tl.cdiv(T, Q) + row % T // Q) > 0
+    return grouped
+
+
+@triton.jit
 def attend_forward(
-    q, k, v, selected, out, lse, T, H, G, K, BLOCKS, scale, D: tl.constexpr, WIDE: tl.constexpr, M: tl.constexpr,
-    N: tl.constexpr, PRECISION: tl.constexpr,
+    q, k, v, selected, sizes, out, lse, T, H, G, K, BLOCKS, scale, D: tl.constexpr, WIDE: tl.constexpr,
+    M: tl.constexpr, N: tl.constexpr, Q: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """A program is one query and the heads that `_place` gives it."""
+    """A program is one query, unless a group has it, and the heads that `_place` gives it."""
     row, batch, t, g, h, heads = _place(T, H, G, BLOCKS, M)
+    if in_group(sizes, row, T, Q):
+        return
     d = tl.arange(0, WIDE)
     at = (row.to(tl.int64) * H + h)[:, None] * D + d[None, :]
     mask = heads[:, None] & (d < D)[None, :]
@@ -93,12 +104,15 @@ def _first_from(selected, key, K):
 
 @triton.jit(do_not_specialize=["from_key", "to_key"])
 def attend_backward(
-    q, k, v, selected, out, lse, d_out, d_q, d_k, d_v, scale_k, scale_v, T, H, G, K, BLOCKS, scale, from_key, to_key,
-    D: tl.constexpr, WIDE: tl.constexpr, M: tl.constexpr, N: tl.constexpr, PRECISION: tl.constexpr,
-    FIXED: tl.constexpr, RANGED: tl.constexpr,
+    q, k, v, selected, sizes, out, lse, d_out, d_q, d_k, d_v, scale_k, scale_v, T, H, G, K, BLOCKS, scale, from_key,
+    to_key, D: tl.constexpr, WIDE: tl.constexpr, M: tl.constexpr, N: tl.constexpr, Q: tl.constexpr,
+    PRECISION: tl.constexpr, FIXED: tl.constexpr, RANGED: tl.constexpr,
 ):  # fmt: skip
-    """RANGED: only the slots whose keys lie in [from_key, to_key) take part, and dQ is added to what is there."""
+    """RANGED: only the slots whose keys lie in [from_key, to_key) take part, and dQ is added to what is there.
+    dS lacks the scale, and so does what is added to d_k."""
     row, batch, t, g, h, heads = _place(T, H, G, BLOCKS, M)
+    if in_group(sizes, row, T, Q):
+        return
     d = tl.arange(0, WIDE)
     at = (row.to(tl.int64) * H + h)[:, None] * D + d[None, :]
     mask = heads[:, None] & (d < D)[None, :]
@@ -119,7 +133,6 @@ def attend_backward(
             return
         begin = _first_from(selected, from_key, K)
         end = _first_from(selected, to_key, K)
-        d_q_MD += tl.load(d_q + at, mask=mask, other=0.0)
     for n0 in range(begin, end, N):
         s, keep = load_slots(selected, n0 + tl.arange(0, N), t, end)
         k_ND = gather(k, s, keep, G * D, D, WIDE)
@@ -127,7 +140,7 @@ def attend_backward(
         score = tl.dot(q_MD, tl.trans(k_ND), input_precision=PRECISION) * (scale * LOG2E)
         p = tl.where(keep[None, :], tl.exp2(score - base[:, None]), 0.0)
         d_p = tl.dot(d_out_MD, tl.trans(v_ND), input_precision=PRECISION)
-        d_score = (p * (d_p - delta[:, None]) * scale).to(q_MD.dtype)
+        d_score = (p * (d_p - delta[:, None])).to(q_MD.dtype)
         d_q_MD += tl.dot(d_score, k_ND, input_precision=PRECISION)
         to = start + s.to(tl.int64)[:, None] * (G * D) + d[None, :]
         kept = keep[:, None] & (d < D)[None, :]
@@ -135,4 +148,7 @@ def attend_backward(
         accumulate.add(d_v, to, d_v_ND, kept, scale_v, FIXED)
         d_k_ND = tl.dot(tl.trans(d_score), q_MD, input_precision=PRECISION)
         accumulate.add(d_k, to, d_k_ND, kept, scale_k, FIXED)
+    d_q_MD *= scale
+    if RANGED:
+        d_q_MD += tl.load(d_q + at, mask=mask, other=0.0)
     tl.store(d_q + at, d_q_MD.to(d_q.dtype.element_ty), mask=mask)

@@ -26,10 +26,21 @@ import triton.language as tl
 from torch import Tensor
 
 from dsabench.attention.dsa.triton import accumulate
-from dsabench.attention.dsa.triton.attend import Tiling, together_at_most
-from dsabench.attention.dsa.triton.attend_kernels import LOG2E, gather, load_slots
+from dsabench.attention.dsa.triton.attend import GROUP, Tiling, group_shape, together_at_most
+from dsabench.attention.dsa.triton.attend_kernels import LOG2E, gather, in_group, load_slots
+from dsabench.attention.dsa.triton.kl_groups import kl_group
 from dsabench.attention.dsa.triton.lse import load_indexer, selected_lse
 from dsabench.attention.dsa.triton.tiles import check, power_of_two, precision
+from dsabench.attention.dsa.triton.unions import Unions, joined, parts
+
+
+def group_kl(width: int) -> Tiling:
+    """Groups: with so few registers three programs share a multiprocessor, of wide heads if they have one stage."""
+    return GROUP._replace(stages=1 if width > 64 else 2, registers=168)
+
+
+MOST_COLUMNS, WIDEST = 32, 64
+"""Queries x indexer heads of a group, and the width of these heads: with more the registers do not hold a group."""
 
 
 @triton.jit
@@ -47,12 +58,14 @@ def _load_attention(
 
 @triton.jit
 def _kl(
-    q, k, lse, q_index, k_index, w_index, selected, index_lse, loss, d_q, d_k, d_w, scale_k, T, H, G, K, BLOCKS, scale,
-    inverse, ONE: tl.constexpr, D: tl.constexpr, WIDE: tl.constexpr, M: tl.constexpr, J: tl.constexpr, DI: tl.constexpr,
-    WIDE_I: tl.constexpr, MJ: tl.constexpr, N: tl.constexpr, PRECISION: tl.constexpr, GRADS: tl.constexpr,
-    FIXED: tl.constexpr,
+    q, k, lse, q_index, k_index, w_index, selected, sizes, index_lse, loss, d_q, d_k, d_w, scale_k, T, H, G, K, BLOCKS,
+    scale, inverse, ONE: tl.constexpr, D: tl.constexpr, WIDE: tl.constexpr, M: tl.constexpr, J: tl.constexpr,
+    DI: tl.constexpr, WIDE_I: tl.constexpr, MJ: tl.constexpr, N: tl.constexpr, Q: tl.constexpr,
+    PRECISION: tl.constexpr, GRADS: tl.constexpr, FIXED: tl.constexpr,
 ):  # fmt: skip
     """ONE: all heads share one KV head and one product, so their queries stay on chip."""
+    if in_group(sizes, tl.program_id(0), T, Q):
+        return
     row = tl.program_id(0).to(tl.int64)
     batch = row // T * T
     k += batch * G * D
@@ -106,12 +119,13 @@ def _kl(
 def sparse_kl(
     q_BTHD: Tensor, k_BSGD: Tensor, lse_BTH: Tensor, q_BTJI: Tensor, k_BSI: Tensor, w_BTJ: Tensor,
     selected_BTK: Tensor, index_lse_BT: Tensor | None = None, deterministic: bool | None = None,
+    unions: Unions | None = None,
 ) -> Tensor:  # fmt: skip
     """Mean over queries of KL(p[t] || softmax(I[t])) over S[t], in nats: a scalar, fp32.
 
     q, k and lse are the attention's (lse as `attend` returns it for this selection), detached here; gradients go to the
     indexer's q, k and w. index_lse as `top_k` returns it for this selection; None computes it, by another gather.
-    `deterministic` as for `attend`.
+    `deterministic` and `unions` as for `attend`.
     """
     check(q_BTHD, k_BSGD, q_BTJI, k_BSI, w_BTJ)
     selected_BTK = selected_BTK.int()
@@ -121,7 +135,7 @@ def sparse_kl(
     grads = torch.is_grad_enabled() and any(x.requires_grad for x in (q_BTJI, k_BSI, w_BTJ))
     fixed = accumulate.deterministic(deterministic)
     loss: Tensor = _sparse_kl(
-        q_BTHD, k_BSGD, lse_BTH, q_BTJI, k_BSI, w_BTJ, selected_BTK, index_lse_BT, grads, fixed
+        q_BTHD, k_BSGD, lse_BTH, q_BTJI, k_BSI, w_BTJ, selected_BTK, *parts(unions), index_lse_BT, grads, fixed
     )[0]  # fmt: skip
     return loss
 
@@ -139,19 +153,22 @@ def _(q_BTJI: Tensor, k_BSI: Tensor, w_BTJ: Tensor, selected_BTK: Tensor) -> Ten
 @torch.library.custom_op("dsabench::sparse_kl", mutates_args=())
 def _sparse_kl(
     q_BTHD: Tensor, k_BSGD: Tensor, lse_BTH: Tensor, q_BTJI: Tensor, k_BSI: Tensor, w_BTJ: Tensor,
-    selected_BTK: Tensor, index_lse_BT: Tensor, grads: bool, deterministic: bool,
+    selected_BTK: Tensor, words_UC: Tensor | None, sizes_U: Tensor | None, neighbours: int, index_lse_BT: Tensor,
+    grads: bool, deterministic: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     limit = 1 << (15 if k_BSI.dtype == torch.bfloat16 else 14)
     tiling = Tiling(stages=3).within(limit, k_BSI, k_BSGD.shape[-1], k_BSI.shape[-1])
     return launch(
-        q_BTHD, k_BSGD, lse_BTH, q_BTJI, k_BSI, w_BTJ, selected_BTK, index_lse_BT, grads, deterministic, tiling
-    )
+        q_BTHD, k_BSGD, lse_BTH, q_BTJI, k_BSI, w_BTJ, selected_BTK, index_lse_BT, grads, deterministic, tiling,
+        joined(words_UC, sizes_U, neighbours),
+    )  # fmt: skip
 
 
 @_sparse_kl.register_fake
 def _(
     q_BTHD: Tensor, k_BSGD: Tensor, lse_BTH: Tensor, q_BTJI: Tensor, k_BSI: Tensor, w_BTJ: Tensor,
-    selected_BTK: Tensor, index_lse_BT: Tensor, grads: bool, deterministic: bool,
+    selected_BTK: Tensor, words_UC: Tensor | None, sizes_U: Tensor | None, neighbours: int, index_lse_BT: Tensor,
+    grads: bool, deterministic: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     d_q, d_k, d_w = gradients(q_BTJI, k_BSI, w_BTJ, grads)
     return lse_BTH.new_empty(()), d_q, d_k, d_w
@@ -178,7 +195,7 @@ def loss_gradients(ctx: Any, d_loss: Tensor | None, *_: Tensor | None) -> list[T
 
 
 _sparse_kl.register_autograd(
-    lambda ctx, *grads: (None, None, None, *loss_gradients(ctx, *grads), None, None, None, None),
+    lambda ctx, *grads: (None, None, None, *loss_gradients(ctx, *grads), *(None,) * 7),
     setup_context=setup_loss,
 )
 
@@ -186,6 +203,7 @@ _sparse_kl.register_autograd(
 def launch(
     q_BTHD: Tensor, k_BSGD: Tensor, lse_BTH: Tensor, q_BTJI: Tensor, k_BSI: Tensor, w_BTJ: Tensor,
     selected_BTK: Tensor, index_lse_BT: Tensor, grads: bool, deterministic: bool, tiling: Tiling,
+    unions: Unions | None = None, group_tiling: Tiling | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """The loss, and its gradients to the indexer's q, k and w in fp32, by a tiling of choice."""
     q_BTHD, k_BSGD, q_BTJI, k_BSI, w_BTJ = (x.contiguous() for x in (q_BTHD, k_BSGD, q_BTJI, k_BSI, w_BTJ))
@@ -201,14 +219,25 @@ def launch(
         scale_k = accumulate.scale_for(most, length)
     heads = together_at_most(q_BTHD, n_heads // groups)
     blocks = triton.cdiv(n_heads // groups, heads)
+    if unions and (unions.queries * power_of_two(n_index, 1) > MOST_COLUMNS or width_i > WIDEST):
+        unions = None
+    queries, sizes = (unions.queries, unions.sizes_U) if unions else (0, None)
+    index = {"ONE": groups * blocks == 1, "J": n_index, "DI": width_i, "WIDE_I": power_of_two(width_i)}
+    modes = {"GRADS": grads, "FIXED": deterministic}
+    before = (q_BTHD, k_BSGD, lse_BTH.contiguous(), q_BTJI, k_BSI, w_BTJ)
+    after = (index_lse_BT.contiguous(), loss_R, d_q, total, d_w, scale_k, length, n_heads, groups)
     _kl[(rows,)](
-        q_BTHD, k_BSGD, lse_BTH.contiguous(), q_BTJI, k_BSI, w_BTJ, selected_BTK.contiguous(),
-        index_lse_BT.contiguous(), loss_R, d_q, total, d_w, scale_k, length, n_heads, groups, slots, blocks,
-        width**-0.5, 1.0 / rows, ONE=groups * blocks == 1, D=width, WIDE=power_of_two(width), M=heads, J=n_index,
-        DI=width_i, WIDE_I=power_of_two(width_i), MJ=power_of_two(n_index), N=tiling.slots,
-        PRECISION=precision(q_BTHD), GRADS=grads, FIXED=deterministic, num_warps=tiling.warps,
-        num_stages=tiling.stages,
+        *before, selected_BTK.contiguous(), sizes, *after, slots, blocks, width**-0.5, 1.0 / rows, D=width,
+        WIDE=power_of_two(width), M=heads, MJ=power_of_two(n_index), N=tiling.slots, Q=queries,
+        PRECISION=precision(q_BTHD), num_warps=tiling.warps, num_stages=tiling.stages, **index, **modes,
     )  # fmt: skip
+    if unions:
+        units, words = unions.words_UC.shape
+        kl_group[(units,)](
+            *before, unions.words_UC, sizes, *after, words, triton.cdiv(length, queries), width**-0.5, 1.0 / rows,
+            MJ=power_of_two(n_index, max(1, 16 // queries)), **(group_tiling or group_kl(width)).options(),
+            **index, **modes, **group_shape(q_BTHD, k_BSGD, unions),
+        )  # fmt: skip
     if grads:
         d_k = accumulate.finish(total, scale_k, torch.float32) / rows
     return loss_R.mean(), d_q, d_k, d_w
