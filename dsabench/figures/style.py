@@ -116,7 +116,8 @@ def settle(figure: Figure) -> Figure:
         for text in figure.findobj(mpl.text.Text):
             assert isinstance(text, mpl.text.Text)
             text.set_text("\n".join(visible(line) for line in signs(text.get_text()).split("\n")))
-        engine.execute(figure)  # drawing would do it too, and then draw for nothing
+        if figure.axes:
+            engine.execute(figure)  # drawing would do it too, and then draw for nothing
         figure.set_layout_engine("none")
     return figure
 

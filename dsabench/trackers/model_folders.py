@@ -14,7 +14,7 @@ from dsabench.errors import CheckpointError, DsabenchError
 from dsabench.model.transformers_folder import FILES, architecture_of, write_folder
 from dsabench.models import load_model
 from dsabench.spec.run import RunSpec
-from dsabench.spec.stored_spec import stored_spec
+from dsabench.spec.stored_spec import needed_plugins, stored_spec
 from dsabench.store import find_run, read_run
 from dsabench.store.files import refuse_links
 from dsabench.store.records import RunRecord
@@ -54,6 +54,9 @@ def export_model(store: str | Path, run_id: str, folder: str | Path) -> Path:
     """
     folder = Path(folder)
     record = find_run(store, run_id)
+    if needed_plugins(record.spec):  # refused before its file is executed
+        kind = record.spec["attention"]["kind"]
+        raise CheckpointError(f"run {record.run_id}: attention.kind is {kind}, which no class of transformers computes")
     spec = stored_spec(record.spec, record.run_id)
     try:
         architecture_of(spec)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import resealed
 import torch
 from shell import Shell
 
@@ -148,7 +149,7 @@ def test_a_run_whose_text_is_gone_is_audited_without_it(shell: Shell, corpus: Pa
     )  # fmt: skip
     record = dsabench.train(spec, "runs")
     path = shell.folder / "runs" / record.run_id / "run.json"
-    path.write_text(path.read_text().replace(str(corpus), "/nowhere"))
+    resealed.replace(path, str(corpus), "/nowhere")
     code, out, err = shell("audit", record.run_id, "--json")
     assert code == 0, err
     (found,) = results(json.loads(out))

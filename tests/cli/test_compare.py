@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 
 import pytest
+import resealed
 import synthetic
 from jsonschema import Draft202012Validator
 from shell import Shell
@@ -57,7 +58,7 @@ def test_every_form_holds_the_same_verdicts(shell: Shell, store: Path) -> None:
 @pytest.mark.parametrize("width", [80, 100, 200])
 def test_a_terminal_has_verdict_and_answer_on_its_first_screen(store: Path, width: int) -> None:
     (path,) = store.glob("dense-L64-s42-*/run.json")
-    path.write_text(path.read_text().replace('"step_ms": 4.0', '"step_ms": 9.0'))
+    resealed.replace(path, '"step_ms": 4.0', '"step_ms": 9.0')
     found, text = compare(look_at(store)), io.StringIO()
     comparison_lines(found, PlainConsole(file=text, width=width, force_terminal=True, color_system=None))
     lines = text.getvalue().splitlines()

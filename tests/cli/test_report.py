@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import resealed
 from figure_tools import report_with
 from shell import Shell
 from synthetic import experiment
@@ -52,7 +53,7 @@ def test_from_trained_runs_to_what_they_select(
     shutil.move(tmp_path / "runs", tmp_path / "elsewhere")
     monkeypatch.setenv("DSABENCH_CACHE", str(tmp_path / "no cache"))
     for run in (tmp_path / "elsewhere").glob("d*/run.json"):
-        run.write_text(run.read_text().replace(str(corpus), "/nowhere"))
+        resealed.replace(run, str(corpus), "/nowhere")
     code, out, err = shell("report", "--store", "elsewhere", "--out", "moved")
     assert code == 0
     assert f"note: selection: What {document['selection']} selects cannot be shown" in err

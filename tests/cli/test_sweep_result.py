@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+import resealed
 import synthetic
 from compared import DENSE, DSA
 from hypothesis import given
@@ -44,7 +45,7 @@ def test_what_fails_is_said_above_the_table_and_withholds_the_answer(
     store = tmp_path / "runs"
     synthetic.experiment(store, lengths=(64,), attentions=(DENSE, {"kind": "dsa", "top_k": 100}))
     (path,) = store.glob("dense-L64-s43-*/run.json")
-    path.write_text(path.read_text().replace('"step_ms": 4.0', '"step_ms": 9.0'))
+    resealed.replace(path, '"step_ms": 4.0', '"step_ms": 9.0')
     result(store, tmp_path / "out")
     text = capsys.readouterr().out
     lines = text.splitlines()
@@ -63,7 +64,7 @@ def test_one_attention_alone_has_its_table_and_checks(
     store = tmp_path / "runs"
     synthetic.experiment(store, lengths=(64,), attentions=(kind,))
     for path in store.glob("*-s42-*/run.json"):
-        path.write_text(path.read_text().replace('"unigram_loss": 6.75', '"unigram_loss": 4.0'))
+        resealed.revise(path.parent, unigram_loss=4.0)
     result(store, tmp_path / "out")
     text = capsys.readouterr().out
     assert text.startswith("WARNING: 1 of 5 runs is no better than the unigram baseline")

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import resealed
 
 from dsabench import inspect_selection, load_spec, train
 from dsabench.cli import app
@@ -286,7 +287,7 @@ def test_a_corpus_that_is_gone_leaves_a_text_of_ones_own(here: Path, run: Run, m
     path = Path(f"runs/{runs_of(here)['dsa 8']}/run.json")
     record = json.loads(path.read_text())
     record["spec"]["data"]["source"] = "path:gone"
-    path.write_text(json.dumps(record))
+    resealed.write(path, record)
     code, _, err = run(path.parent.name)
     assert code == 2
     assert "gone" in err
@@ -304,7 +305,7 @@ def test_a_corpus_that_changed_is_not_taken_for_the_one_of_the_run(here: Path, r
     path = Path(f"runs/{runs_of(here)['dsa 8']}/run.json")
     record = json.loads(path.read_text())
     record["spec"]["data"]["source"] = f"path:{here / 'corpus'}"
-    path.write_text(json.dumps(record))
+    resealed.write(path, record)
     code, _, err = run(path.parent.name)
     assert code == 2
     assert "has changed since run" in err

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import resealed
 from shell import Shell
 
 from dsabench import load_spec, train
@@ -118,10 +119,10 @@ def test_tokens_of_another_kind_are_refused_and_other_windows_said(here: Path, s
     path = next((here / "runs").glob("*/run.json"))
     record = json.loads(path.read_text())
     record["fingerprint"]["corpus"] = "other"
-    path.write_text(json.dumps(record))
+    resealed.write(path, record)
     assert "note: the windows of task:recall are made in another way" in shell("visualize-selection")[2]
     record["fingerprint"]["tokenizer"] = "other"
-    path.write_text(json.dumps(record))
+    resealed.write(path, record)
     code, _, err = shell("visualize-selection")
     assert code == 2
     assert "the tokens of task:recall are others than when run" in err

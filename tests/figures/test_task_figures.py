@@ -69,7 +69,7 @@ def test_texts_among_tasks_are_named_as_left_out(tmp_path: Path) -> None:
     synthetic.experiment(tmp_path, lengths=(128,), attentions=[DENSE], seeds=(1,), sweep=None)
     drawn = draw("task", at(tmp_path))
     assert not isinstance(drawn, str)
-    assert drawn.notes == ["1 of 2 runs are of a text: not shown"]
+    assert drawn.notes == ["1 of 2 runs is of a text: not shown"]
     assert len(drawn.pages[0].axes) == 1
 
 

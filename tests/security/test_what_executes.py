@@ -49,6 +49,7 @@ FUNCTIONS: dict[str, Callable[[str], Any]] = {
     "build_model": lambda run: dsabench.build_model(load_spec("c.yaml")),
     "compare": lambda run: dsabench.compare("runs"),
     "diff_runs": lambda run: dsabench.diff_runs("runs", run, run),
+    "export_model": lambda run: dsabench.export_model("runs", run, Path("exported")),
     "inspect_selection": lambda run: dsabench.inspect_selection("runs", run),
     "load_lists": lambda run: dsabench.load_lists("runs"),
     "load_metrics": lambda run: dsabench.load_metrics("runs"),

@@ -16,6 +16,13 @@ def edit(path: Path, **changes: Any) -> None:
     write(path, {**json.loads(path.read_bytes()), **changes})
 
 
+def replace(path: Path, old: str, new: str) -> None:
+    """Replace text in the record in `path`, and seal it again."""
+    text = path.read_text(encoding="utf-8")
+    assert old in text, old
+    write(path, json.loads(text.replace(old, new)))
+
+
 def write(path: Path, document: Mapping[str, Any]) -> None:
     """Write `document` as the record in `path`; one with a seal gets its own digest."""
     document = dict(document)
