@@ -31,6 +31,7 @@ NAMES = {
     "machine": "Same machine",
     "times": "Step times",
     "complete": "No run missing",
+    "as_written": "No run damaged",
 }
 
 

@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from resealed import write
 from synthetic import experiment
 
 from dsabench.analysis.scope import Scope, ScopeError, choose, look_at
@@ -65,7 +66,7 @@ def test_an_exact_id_wins_over_longer_ones_and_an_ambiguous_start_names_them(tmp
             look(tmp_path, sweep="abcd")
     shutil.copy(tmp_path / "sweeps/abc.json", tmp_path / "sweeps/abd.json")
     record = json.loads((tmp_path / "sweeps/abc.json").read_text())
-    (tmp_path / "sweeps/abd.json").write_text(json.dumps({**record, "id": "abd"}))
+    write(tmp_path / "sweeps/abd.json", {**record, "id": "abd"})
     (tmp_path / "sweeps/ab.json").unlink()
     with pytest.raises(ScopeError, match=r"--sweep ab: 2 sweeps start with that: ab[cd], ab[cd]$"):
         look_at(tmp_path, sweep="ab")
@@ -141,12 +142,12 @@ def test_a_damaged_margin_is_said(tmp_path: Path, verdict: Any) -> None:
     path = tmp_path / "sweeps/only.json"
     record = json.loads(path.read_text())
     record["spec"]["verdict"] = verdict
-    path.write_text(json.dumps(record))
+    write(path, record)
     scope = look_at(tmp_path)
     assert scope.verdict == VerdictSpec()
     assert scope.notes == ["the verdict of sweep only is damaged: the default margin is used"]
     del record["spec"]["verdict"]
-    path.write_text(json.dumps(record))
+    write(path, record)
     assert look_at(tmp_path).notes == ["sweep only says nothing of a margin: the default is used"]
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import resealed
 from synthetic import TASK, experiment, finished
 
 from dsabench.analysis.compare import compare
@@ -110,7 +111,7 @@ def earlier(store: Path, task: dict[str, object], guess: float, nats: float) -> 
     record = json.loads(path.read_text())
     del record["spec"]["data"]["task"]["answers"]
     record["summary"] |= {"chance_accuracy": guess, "unigram_loss": nats}
-    path.write_text(json.dumps(record))
+    resealed.rewrite(path, record)
     return run_id
 
 

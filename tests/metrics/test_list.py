@@ -29,7 +29,7 @@ def test_columns_of_files_keep_their_names_and_order() -> None:
         *("train_loss", "val_loss", "val_bits_per_byte", "val_accuracy", "unigram_loss"),
         *("mass_recall", "mass_recall_chance", "step_ms", "tokens_per_second", "peak_memory_mb"),
         *("task_accuracy", "chance_accuracy", "target_recall", "target_recall_best", "target_recall_chance"),
-        *("epochs", "leak", "sweep", "error", "created", "updated", "version", "order"),
+        *("epochs", "leak", "sweep", "error", "created", "updated", "version", "order", "seal"),
     ]
     assert [name for name, dtype in columns().items() if dtype == "Int64"] == [
         "steps", "params", "indexer_params", "tokens",

@@ -35,7 +35,7 @@ COLUMNS = st.sampled_from(
     [st.none() | st.booleans(), st.none() | st.integers(-9, 9), st.none() | st.floats(), st.text(max_size=2), VALUES]
 ).flatmap(lambda values: st.dictionaries(NAMES, values, max_size=4))
 STORES = st.lists(
-    st.lists(st.tuples(st.sampled_from(["train", "eval"]), st.integers(-9, 9), COLUMNS), max_size=3),
+    st.lists(st.tuples(st.sampled_from(["train", "eval"]), st.integers(0, 9), COLUMNS), max_size=3),
     min_size=1,
     max_size=5,
 )
