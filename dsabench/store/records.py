@@ -242,6 +242,9 @@ class SweepRecord(Record):
     environment: dict[str, Any] = {}
     """Where it was started."""
 
+    version: str | None = None
+    """The dsabench that wrote it; None in records of versions before 0.3."""
+
     @field_validator("run_ids")
     @classmethod
     def _are_ids(cls, run_ids: list[str]) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from dsabench._version import __version__
 from dsabench.errors import StoreError
 from dsabench.store.files import explained, refuse_links, write_atomic
 from dsabench.store.layout import SWEEPS, existing_store, locked, make_store
@@ -20,7 +21,9 @@ def write_sweep(store: str | Path, record: SweepRecord) -> None:
     with explained(path):
         path.parent.mkdir(exist_ok=True)
     with locked(Path(store)):
-        write_atomic(path, record.model_copy(update={"order": next_order(Path(store))}).to_json())
+        write_atomic(
+            path, record.model_copy(update={"order": next_order(Path(store)), "version": __version__}).to_json()
+        )
 
 
 def read_sweep(store: str | Path, sweep_id: str) -> SweepRecord:

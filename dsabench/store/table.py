@@ -81,7 +81,9 @@ def row_of(folder: Path) -> tuple[Row, bool]:
     row = {} if record is None else _flat_record(record)
     row["seal"] = "unsealed" if record is not None and record.seal is None else "sealed"
     if wrong:
-        row |= {"run_id": folder.name, "status": "damaged", "error": "; ".join(wrong), "seal": "damaged"}
+        row |= {"run_id": folder.name, "status": "damaged", "seal": "damaged"}
+        # Without the place of the store: a report says the same wherever it lies.
+        row["error"] = "; ".join(wrong).replace(f"{folder}/", "")
     return row, may_change
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import hurt
 import pytest
@@ -52,8 +53,8 @@ def test_a_run_that_goes_bad_while_it_is_read_is_not_half_judged(store: Path, mo
     bad = sorted(store.glob("dsa-*"))[1].name
     scope = look_at(store)
 
-    def curves(place: Path, ids: list[str], **more: object) -> Curves:
-        found = load_curves(place, ids, columns=None)
+    def curves(place: Path, ids: list[str], **more: Any) -> Curves:
+        found = load_curves(place, ids, **more)
         is_asked = bad in ids
         return Curves(found.frame[found.frame["run_id"] != bad], {bad: "metrics.jsonl is gone"} if is_asked else {})
 

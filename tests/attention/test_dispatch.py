@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import resealed
 import torch
 
 from dsabench import models
@@ -133,7 +134,7 @@ def test_a_run_of_the_kernels_can_be_loaded_without_them(corpus: Path, tmp_path:
     record = single_run.train(spec, tmp_path)
     assert record.summary["attention_backend"] == "masked"
     path = tmp_path / record.run_id / "run.json"
-    path.write_text(path.read_text(encoding="utf-8").replace('"masked"', '"triton"'), encoding="utf-8")
+    resealed.replace(path, '"masked"', '"triton"')
     model = models.load_model(tmp_path, record.run_id)
     assert model(TOKENS).logits_BTV.isfinite().all()
 

@@ -13,6 +13,7 @@ import pytest
 import synthetic
 from figure_tools import DENSE, DSA, H200, SPARSE, at, caption, legend, means, pages, reason
 from matplotlib.text import Annotation
+from resealed import write
 
 from dsabench.figures import data as data_module
 from dsabench.figures import sheet
@@ -82,7 +83,7 @@ def test_failed_damaged_and_diverged_runs_are_named_and_not_drawn(tmp_path: Path
     record = tmp_path / "sweeps" / "synthetic-00000000.json"
     content = json.loads(record.read_text())
     content["run_ids"].append(failed)
-    record.write_text(json.dumps(content))
+    write(record, content)
     metrics = tmp_path / ids[0] / "metrics.jsonl"
     lines = metrics.read_text().splitlines(keepends=True)
     metrics.write_text("".join([lines[0], "{broken\n", *lines[1:]]))
@@ -90,12 +91,12 @@ def test_failed_damaged_and_diverged_runs_are_named_and_not_drawn(tmp_path: Path
     nan.write_text(re.sub(r'"val_loss": [0-9.]+', '"val_loss": NaN', nan.read_text(), count=2))
     data = at(tmp_path)
     notes = "\n".join(data.notes)
-    assert "1 of 7 runs is not shown: 1 failed" in notes
-    assert f"evaluations of {ids[0]} cannot be read" in notes
+    assert "2 of 7 runs are not shown: 1 damaged, 1 failed" in notes
+    assert f"1 run is damaged and was left out: {ids[0]} (metrics.jsonl" in notes
     assert "2 of 30 evaluations have no finite validation loss" in notes
     drawn = draw("flops", data)
     assert isinstance(drawn, Drawn)
-    assert drawn.notes == ["1 of 6 runs recorded no evaluation with its flops and are not shown"]
+    assert drawn.notes == []
     axes = drawn.pages[0].axes[0]
     (dsa,) = means(axes, "s")
     assert len(dsa.get_xdata()) == 4, "the mean is where every seed has a value"

@@ -167,6 +167,7 @@ def test_two_specs(shell: Shell, store: Path) -> None:
     assert document["environment"] == [] and not document["same_spec"] and document["records"] is None
     there = {change["field"] for change in document["spec"]}
     assert "attention.indexer.n_heads" in there and "length" not in there
+    assert document.pop("warnings") == []
     found = dsabench.diff_runs(store, "dense", "dsa")
     assert json.loads(json.dumps(found.document())) == document | {"runs": found.document()["runs"]}
 

@@ -107,7 +107,7 @@ def test_sweeps_read_back_and_the_last_written_is_the_newest(tmp_path):
     for record in (sweep("old"), sweep("new", 2), sweep("mid", 1)):
         write_sweep(store, record)
         read = read_sweep(store, record.id)
-        assert read == record.model_copy(update={"order": read.order, "seal": read.seal})
+        assert read == record.model_copy(update={"order": read.order, "seal": read.seal, "version": read.version})
     assert [record.id for record in readable_sweeps(store)[0]] == ["mid", "new", "old"]
     write_sweep(store, sweep("old", 3))
     assert [record.id for record in readable_sweeps(store)[0]] == ["old", "mid", "new"]

@@ -15,7 +15,7 @@ DESIGN = [
     *("tokens", "flops", "train_loss", "val_loss", "val_bits_per_byte", "val_accuracy", "unigram_loss"),
     *("mass_recall", "mass_recall_chance", "step_ms", "tokens_per_second", "peak_memory_mb"),
     *("task_accuracy", "chance_accuracy", "target_recall", "target_recall_best", "target_recall_chance"),
-    *("leak", "sweep", "error", "created", "updated"),
+    *("epochs", "leak", "sweep", "error", "created", "updated"),
 ]
 
 

@@ -104,6 +104,7 @@ def test_a_checkpoint_that_does_not_come_whole_leaves_the_one_before(job: Job, t
         arrival.checkpoint({"state.json": 5}, cut_off)
     step, metrics, files = arrival.rewind()
     assert (step, metrics) == (4, b'{"kind": "train", "step": 4}\n')
+    del files["seal.json"]
     assert {name: b"".join(pieces(path)) for name, path in files.items()} == {"state.json": state, "empty": b""}
     arrival.give_up()
     assert read_run(tmp_path, job.run_id).status == "interrupted"
