@@ -120,7 +120,7 @@ def _locked_folder() -> tuple[Path, FileLock | None]:
             lock = locks.acquire(folder / _lock_name(), 1.0)
         except locks.NoLocksError:
             return folder, None  # nobody takes it for abandoned, because nobody can lock it
-        except FileNotFoundError:
+        except (FileNotFoundError, FileExistsError):  # somebody took it for abandoned at once
             continue
         except OSError as error:
             shutil.rmtree(folder, ignore_errors=True)
