@@ -111,13 +111,11 @@ def settle(figure: Figure) -> Figure:
 
     Text of records may hold anything: what no font has and no SVG may hold is spelt out first.
     """
-    engine = figure.get_layout_engine()
-    if isinstance(engine, ConstrainedLayoutEngine):
+    if isinstance(figure.get_layout_engine(), ConstrainedLayoutEngine):
         for text in figure.findobj(mpl.text.Text):
             assert isinstance(text, mpl.text.Text)
             text.set_text("\n".join(visible(line) for line in signs(text.get_text()).split("\n")))
-        if figure.axes:
-            engine.execute(figure)  # drawing would do it too, and then draw for nothing
+        figure.draw_without_rendering()
         figure.set_layout_engine("none")
     return figure
 

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from hostile import EVIL, FORMULA, Bomb, odd, rewrite, tiny
+from resealed import write
 from shell import Shell
 from synthetic import experiment
 
@@ -33,7 +34,7 @@ def hostile(shell: Shell) -> list[str]:
             record["spec"]["attention"]["kind"] = FORMULA + EVIL
         record["summary"] |= {EVIL: 1.0, f"{EVIL}s": FORMULA}
         record |= {"version": EVIL, **({"status": "failed", "error": FORMULA + EVIL} if i == 0 else {})}
-        path.write_text(json.dumps(record))
+        write(path, record)
     path = Path("runs/sweeps/synthetic-00000000.json")
     spec = {"base": {EVIL: EVIL}, "axes": {EVIL: [EVIL]}, "verdict": {"margin": 0.02}}
     rewrite(path, spec=spec, command=["dsabench", EVIL], rungs={EVIL: ids}, run_ids=[*ids, EVIL])
