@@ -11,9 +11,7 @@ from pathlib import Path
 import pandas as pd
 
 from dsabench.plain import count
-
-STATUSES = ("damaged", "unreadable")
-"""Of a row of the store's table."""
+from dsabench.store.table import DAMAGED
 
 _NAMED = 3
 """Runs that are named in a line before the rest are only counted."""
@@ -24,7 +22,7 @@ _ERROR = 160
 
 def damaged_ids(runs: pd.DataFrame) -> list[str]:
     """The ids of the damaged runs, each once."""
-    return list(dict.fromkeys(str(name) for name in runs.loc[runs["status"].isin(STATUSES), "run_id"]))
+    return list(dict.fromkeys(str(name) for name in runs.loc[runs["status"].isin(DAMAGED), "run_id"]))
 
 
 def with_damaged(runs: pd.DataFrame, damaged: Mapping[str, str]) -> pd.DataFrame:
@@ -37,7 +35,7 @@ def with_damaged(runs: pd.DataFrame, damaged: Mapping[str, str]) -> pd.DataFrame
 
 def damage_sentence(runs: pd.DataFrame, named: bool = True) -> str:
     """How many of the runs are damaged, which, and what is wrong; empty when none is."""
-    found = runs[runs["status"].isin(STATUSES)].drop_duplicates("run_id")
+    found = runs[runs["status"].isin(DAMAGED)].drop_duplicates("run_id")
     if found.empty:
         return ""
     n = len(found)

@@ -13,7 +13,7 @@ import pandas as pd
 
 from dsabench.analysis.check_wording import count, difference, listed, of, span
 from dsabench.analysis.comparison import Check
-from dsabench.analysis.damaged_runs import STATUSES, damage_sentence, damaged_ids
+from dsabench.analysis.damaged_runs import damage_sentence, damaged_ids
 from dsabench.analysis.learning_checks import better_than_guessing, indexer_learnt, seldom_repeated, starts_at_chance
 from dsabench.analysis.pairing import DIFFERENT_MACHINES
 from dsabench.analysis.scope import Scope
@@ -22,6 +22,7 @@ from dsabench.analysis.step_times_check import check_step_times
 from dsabench.analysis.variants import display_name, label_variants
 from dsabench.store import Curves, load_curves
 from dsabench.store.curves import BY_POSITION
+from dsabench.store.table import DAMAGED
 
 ABSURD_WIN = 0.5
 """Nats per token: a variant that beats its baseline by more, in all or in an eighth of the window, is looked into."""
@@ -250,7 +251,7 @@ def _machines(pairs: pd.DataFrame) -> Check:
 def _complete(runs: pd.DataFrame) -> Check:
     """A result from the runs that happened to finish is not the result that was planned."""
     name = _COMPLETE
-    counted = runs["finished"] | runs["status"].isin(STATUSES)  # damaged ones are named by a check of their own
+    counted = runs["finished"] | runs["status"].isin(DAMAGED)  # damaged ones are named by a check of their own
     left_out = runs.loc[~counted & ~runs["reason"].str.startswith("superseded"), ["run_id", "reason"]]
     if left_out.empty:
         return Check(name=name, outcome="ok", text=f"All {count(int(counted.sum()), 'run')} finished.")

@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from dsabench.analysis.damaged_runs import STATUSES
 from dsabench.analysis.rungs import RUNG, rungs_of
 from dsabench.metrics import GAP, means, spreads
 from dsabench.plain import visible
 from dsabench.spec.attention import keys_kept
 from dsabench.spec.run import RunSpec
+from dsabench.store.table import DAMAGED
 
 _UNCHECKED = {"tokens_per_step", "train_seconds", "vocab_size"}
 """Entries of a summary that must be positive numbers, which the store does not check."""
@@ -58,7 +58,7 @@ def label_variants(runs: pd.DataFrame, ignoring: Collection[str] = ()) -> pd.Dat
         )
     labelled["attention"] = labelled["attention"].map(visible, na_action="ignore")  # a name, wherever it is shown
     # What a damaged record says tells no variants apart.
-    labelled["attention"] = labelled["attention"].mask(labelled["status"].isin(STATUSES), None)
+    labelled["attention"] = labelled["attention"].mask(labelled["status"].isin(DAMAGED), None)
     for column in ("length", "seed", *spreads(), *means()):
         values = labelled[column] if column in labelled else pd.Series(index=labelled.index, dtype=float)
         numbers = pd.to_numeric(values, errors="coerce").astype("Float64").astype("float64")

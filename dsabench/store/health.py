@@ -20,14 +20,13 @@ from dsabench.store.records import DamagedError, RunRecord
 from dsabench.store.removal import GONE
 from dsabench.store.sealed_cache import read_sealed
 from dsabench.store.sweep_records import readable_sweeps
-from dsabench.store.table import row_of
+from dsabench.store.table import DAMAGED, row_of
 from dsabench.store.verification import checkpoint_damage
 
 State = Literal["sealed", "unsealed", "damaged", "running"]
 
 STATES: tuple[State, ...] = ("sealed", "unsealed", "damaged", "running")
-"""sealed: all of it is what was written. unsealed: stored before 0.3, and nothing contradicts itself. damaged: it is
-not what was written, contradicts itself, or cannot be read. running: a process writes it, and it is not looked at."""
+"""In the order in which they are counted; RunHealth.state says what they mean."""
 
 
 class _Document(BaseModel):
@@ -136,7 +135,7 @@ def _run_health(folder: Path, remedy: remedies.Remedies) -> tuple[RunHealth, int
         return RunHealth(run_id=name, state="running"), 0
     record, is_whole = _record(folder)
     problems = []
-    if row["status"] in ("damaged", "unreadable"):
+    if row["status"] in DAMAGED:
         problems = [str(row["error"]).removeprefix(f"run {name}: ")]
     checkpoint = [] if record is None else _checkpoint_problems(folder, record)
     if problems or checkpoint:

@@ -1,14 +1,14 @@
 """`index.parquet`: the whole store as one table, kept up to date by reading only what changed.
 
-`index.parquet` is for everyone; its metadata name the versions of each run.json and metrics.jsonl that it was made from
-and compared with their seals. `.index.json.gz` holds the rows as JSON, one a line, so that an update has their exact
-values (a column's dtype depends on all of them) without reading every run.json again. Its first line is a token that
-the parquet's metadata hold too: a kill between the two writes leaves different tokens, and both files are rebuilt. So
-they are when one of them is not what `.index.seal` has digests of.
+`index.parquet` is for everyone; its metadata have a digest of the signatures of each run.json and metrics.jsonl that it
+was made from and compared with their seals. `.index.json.gz` holds the rows as JSON, one a line, so that an update has
+their exact values (a column's dtype depends on all of them) without reading every run.json again. Its first line has
+those signatures, and a token that the parquet's metadata hold too: a kill between the two writes leaves different
+tokens, and both files are rebuilt. So they are when one of them is not what `.index.seal` has digests of.
 
 Both are always written as a whole, which takes longer the larger the store is. The end of a run does so only when that
 costs little beside what happened since the last time (`update`). `load_runs` does so whenever something changed: it
-looks at the signature of every run.json, so that it never gives a stale row.
+looks at the signatures of every run's files, so that it never gives a stale row.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from dsabench.store.files import Signature, explained, read_regular, signature
 from dsabench.store.layout import LOCK, METRICS, RECORD, SWEEPS, check_schema, existing_store, locked
 from dsabench.store.records import SCHEMA_VERSION
 from dsabench.store.sealed_cache import read_sealed, write_sealed
+from dsabench.store.seals import digest_of
 from dsabench.store.table import Row, fixed_columns, row_of, table
 
 INDEX = "index.parquet"
@@ -40,7 +41,7 @@ _ROWS = ".index.json.gz"
 SEAL = ".index.seal"
 FILES = (INDEX, _ROWS)
 _KEY = b"dsabench"
-_FORMAT = f"8 of schema {SCHEMA_VERSION}"
+_FORMAT = f"9 of schema {SCHEMA_VERSION}"
 
 _SHARE = 64
 """When a run ends, the index is written if it lacks 1/_SHARE of its rows, or has fewer than _SHARE rows."""
@@ -54,7 +55,9 @@ class _State(NamedTuple):
 
     format: str
     token: str
-    signatures: dict[str, Signature]
+    signatures: str
+    """Digest of the signatures of every run's files, as `_scan` gives them: all that a reader has to compare."""
+
     unsettled: dict[str, list[str | None]]
     """Status and error of the runs whose row can change while run.json does not: their process may be killed."""
 
@@ -143,6 +146,10 @@ def _scan(store: Path) -> dict[str, Signature]:
     return found
 
 
+def _digest(signatures: dict[str, Signature]) -> str:
+    return digest_of(json.dumps(signatures).encode("ascii"))
+
+
 class _Rows(NamedTuple):
     """Every run of the store as it is now, by its id."""
 
@@ -183,7 +190,7 @@ def _current_rows(store: Path, cached: _Rows | None) -> _Rows:
 
 
 def _is_fresh(store: Path, state: _State) -> bool:
-    if _scan(store) != state.signatures:
+    if _digest(_scan(store)) != state.signatures:
         return False
     for name, shown in state.unsettled.items():
         row, _ = row_of(store / name)
@@ -193,8 +200,8 @@ def _is_fresh(store: Path, state: _State) -> bool:
 
 
 def _write_index(store: Path, frame: pd.DataFrame, now: _Rows) -> None:
-    state = _State(_FORMAT, secrets.token_hex(8), now.signatures, now.unsettled)
-    lines = "\n".join([json.dumps(state.token), *now.lines.values()]).encode()
+    state = _State(_FORMAT, secrets.token_hex(8), _digest(now.signatures), now.unsettled)
+    lines = "\n".join([json.dumps([state.token, now.signatures]), *now.lines.values()]).encode()
     content = pa.Table.from_pandas(frame, preserve_index=False)
     metadata = {**(content.schema.metadata or {}), _KEY: json.dumps(state._asdict()).encode()}
     buffer = io.BytesIO()
@@ -207,7 +214,7 @@ def _state_of(metadata: dict[bytes, bytes] | None) -> _State | None:
         state = _State(**json.loads((metadata or {})[_KEY]))
     except (KeyError, ValueError, TypeError):
         return None
-    whole = state.format == _FORMAT and isinstance(state.signatures, dict) and isinstance(state.unsettled, dict)
+    whole = state.format == _FORMAT and isinstance(state.signatures, str) and isinstance(state.unsettled, dict)
     return state if whole else None
 
 
@@ -222,7 +229,7 @@ def _read_index(store: Path) -> tuple[pd.DataFrame, _State] | None:
         return None
     fixed = fixed_columns().items()
     ours = all(str(frame.dtypes.get(name)) == dtype for name, dtype in fixed) and frame.columns.is_unique
-    return (frame, state) if ours and state and list(frame["run_id"]) == sorted(state.signatures) else None
+    return (frame, state) if ours and state else None
 
 
 def _read_rows(store: Path) -> _Rows | None:
@@ -230,12 +237,10 @@ def _read_rows(store: Path) -> _Rows | None:
     try:
         state = _state_of(pq.read_schema(io.BytesIO(read_sealed(store, SEAL, INDEX))).metadata)
         first, *lines = gzip.decompress(read_sealed(store, SEAL, _ROWS)).decode().split("\n")
-        token, *rows = json.loads(f"[{','.join([first, *lines])}]")
-    except (OSError, EOFError, ValueError, AttributeError, RecursionError, zlib.error, pa.ArrowException):
+        (token, signatures), *rows = json.loads(f"[{','.join([first, *lines])}]")
+    except (OSError, EOFError, ValueError, TypeError, RecursionError, zlib.error, pa.ArrowException):
         return None
     names = [row.get("run_id") if isinstance(row, dict) else None for row in rows]
-    if state is None or token != state.token or len(rows) != len(lines) or names != list(state.signatures):
+    if state is None or token != state.token or len(rows) != len(lines) or names != list(signatures):
         return None
-    return _Rows(
-        dict(zip(names, rows, strict=True)), dict(zip(names, lines, strict=True)), state.signatures, state.unsettled
-    )
+    return _Rows(dict(zip(names, rows, strict=True)), dict(zip(names, lines, strict=True)), signatures, state.unsettled)

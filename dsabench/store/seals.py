@@ -59,6 +59,10 @@ class Seal(BaseModel):
     files: dict[FileName, FileSeal] | None = None
     """Files of a run that has ended, by their paths in its folder; None while it has not, and of a sweep."""
 
+    def of_checkpoint(self) -> dict[str, FileSeal]:
+        """Those of `files` that lie in the checkpoint."""
+        return {name: its for name, its in (self.files or {}).items() if name.startswith("checkpoint/")}
+
 
 class CheckpointSeal(BaseModel):
     """The seal of a checkpoint folder."""
@@ -126,10 +130,8 @@ class Growing:
 
 
 def seal_is_missing(document: Mapping[str, Any]) -> bool:
-    """Whether a record has no seal although its version wrote one. That of a run names its version, that of a sweep the
-    one of its environment."""
-    environment = document.get("environment")
-    version = document.get("version", environment.get("dsabench") if isinstance(environment, Mapping) else None)
+    """Whether a record has no seal although its version wrote one."""
+    version = document.get("version")
     if document.get("seal") is not None or not isinstance(version, str):
         return False
     numbers = version.split(".")[:2]

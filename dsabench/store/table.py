@@ -32,6 +32,9 @@ _PART = 50
 _DENSE = "dense-L"
 """Beginning of the id of a dense run; records of dsabench 0.1 say that its stage is `sparse`."""
 
+DAMAGED = ("damaged", "unreadable")
+"""Statuses of runs that cannot be believed: they are named, never judged, neither taken for done nor trained over."""
+
 Row = dict[str, Any]
 
 Array = pd.api.extensions.ExtensionArray | np.ndarray[Any, Any]

@@ -46,8 +46,7 @@ def checkpoint_damage(folder: Path, record: RunRecord) -> list[str]:
     saved = atomic_folder.whole(folder)
     if saved is None:
         return []
-    files = (record.seal.files if record.seal else None) or {}
-    sealed = {name: its for name, its in files.items() if name.startswith("checkpoint/")}
+    sealed = record.seal.of_checkpoint() if record.seal else {}
     return seals.checkpoint_problems(saved, sealed if saved.name == "checkpoint" else None)
 
 
@@ -59,8 +58,7 @@ def sound_checkpoint(folder: Path, record: RunRecord, tell: Callable[[str], None
     Raises:
         DamagedError: what is there is damaged.
     """
-    files = (record.seal.files if record.seal else None) or {}
-    sealed = {name: its for name, its in files.items() if name.startswith("checkpoint/")}
+    sealed = record.seal.of_checkpoint() if record.seal else {}
     wrong: list[str] = []
     for path in atomic_folder.candidates(folder):
         is_last = path.name == "checkpoint"
@@ -79,39 +77,44 @@ def sound_checkpoint(folder: Path, record: RunRecord, tell: Callable[[str], None
 
 
 def _of_metrics(folder: Path, record: RunRecord) -> list[str]:
-    sealed = record.seal.files if record.seal else None
-    if sealed is not None:
-        told = sealed.get(METRICS)
-        if told is not None and (differs := seals.differing(folder, {METRICS: told})):
-            return differs
-        if told is None and (folder / METRICS).exists():
-            return [f"{METRICS} was not there when the run ended"]
-    elif record.seal is not None and (saved := atomic_folder.whole(folder)) is not None:  # it was killed
-        try:
-            problem = seals.past_problem(saved, folder / METRICS)
-        except OSError as error:
-            problem = f"{METRICS} cannot be read: {error.strerror or error}"
-        return [problem] if problem else []
-    return _disagreements(folder, record, sealed is not None)
+    seal = record.seal
+    try:
+        if seal is not None and seal.files is None:  # it was killed, or written without a writer
+            saved = atomic_folder.whole(folder)
+            if saved is not None:
+                problem = seals.past_problem(saved, folder / METRICS)
+                return [problem] if problem else []
+        content = read_regular(folder / METRICS) if (folder / METRICS).exists() else None
+    except OSError as error:
+        return [f"{METRICS} cannot be read: {error.strerror or error}"]
+    if seal is not None and seal.files is not None and (differs := _differing(content, seal.files.get(METRICS))):
+        return [differs]
+    return _disagreements(folder, record, content)
 
 
-def _disagreements(folder: Path, record: RunRecord, is_sealed: bool) -> list[str]:
+def _differing(content: bytes | None, told: seals.FileSeal | None) -> str:
+    """How metrics.jsonl differs from its seal; empty when it does not."""
+    if told is None:
+        return "" if content is None else f"{METRICS} was not there when the run ended"
+    if content is None:
+        return f"{METRICS} is missing"
+    if len(content) != told.size:
+        return f"{METRICS} has {len(content):,} bytes, {told.size:,} were written"
+    same = seals.digest_of(content) == told.digest
+    return "" if same else f"{METRICS} is not what was written (its digest differs)"
+
+
+def _disagreements(folder: Path, record: RunRecord, content: bytes | None) -> list[str]:
     """Where the summary and metrics.jsonl of a done run contradict each other."""
     if record.status != "done":
         return []
+    is_sealed = record.seal is not None and record.seal.files is not None
     try:
-        evaluation = _last_evaluation(read_regular(folder / METRICS))
-    except FileNotFoundError:
-        evaluation = None
-    except OSError as error:
-        return [f"{METRICS} cannot be read: {error.strerror or error}"]
+        evaluation = None if content is None else _last_evaluation(content)
+        if not is_sealed:  # of a sealed file every byte is known
+            parse_metrics(folder / METRICS, lists=False)
     except StoreError as error:
         return [str(error)]
-    if not is_sealed:  # of a sealed file every byte is known
-        try:
-            parse_metrics(folder / METRICS, lists=False)
-        except StoreError as error:
-            return [str(error)]
     if evaluation is None:
         losses = "val_loss" in record.summary and not is_sealed  # a run of training records alone may be sealed
         return [f"{METRICS} ends without an evaluation, and the run is done"] if losses else []

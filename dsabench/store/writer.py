@@ -41,7 +41,7 @@ class RunWriter:
         record: RunRecord,
         lock: FileLock,
         tell: Callable[[str], None],
-        before: Mapping[str, FileSeal] | None = None,
+        before: Mapping[str, FileSeal],
     ) -> None:
         self.path = path
         """The run's folder."""
@@ -50,7 +50,7 @@ class RunWriter:
         self._lock = lock
         self._tell = tell
         self._metrics = MetricsFile(path / METRICS)
-        self._before = {name: its for name, its in (before or {}).items() if name.startswith("checkpoint/")}
+        self._before = before
         """Seals of the checkpoint's files in the record of the run's end before."""
         self._past: int | None = None
         """Bytes of metrics.jsonl that the checkpoint which `checkpoint` gave has behind it, by its seal."""
@@ -119,7 +119,7 @@ class RunWriter:
                 shutil.rmtree(path, ignore_errors=True)
             lock.release()
             raise
-        return cls(path, record, lock, tell, before.seal.files if before is not None and before.seal else None)
+        return cls(path, record, lock, tell, before.seal.of_checkpoint() if before is not None and before.seal else {})
 
     def metrics(self, record: Mapping[str, Any]) -> None:
         """Append one record, {"kind": str, "step": int, ...}, in one write; NaN and infinities stay.

@@ -27,10 +27,7 @@ from dsabench.spec.run import RunSpec
 from dsabench.spec.sweep import Sweep
 from dsabench.store import DamagedError, find_checkpoint, read_run
 from dsabench.store.remedies import way_out
-from dsabench.store.table import row_of
-
-DAMAGED = ("damaged", "unreadable")
-"""Statuses of a row of the store's table whose run cannot be believed."""
+from dsabench.store.table import DAMAGED, row_of
 
 MOST_AT_A_TIME = 5
 """Runs that share a GPU unless the user says another number: the default number of seeds."""

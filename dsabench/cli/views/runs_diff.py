@@ -6,19 +6,18 @@ from collections.abc import Iterator, Sequence
 
 from rich.console import Console
 
-from dsabench.analysis.damaged_runs import STATUSES
 from dsabench.cli.safe_text import first_line, printable
 from dsabench.cli.views.text_table import Column, print_table, say
 from dsabench.reproduction.compare_records import Deviation, Records
 from dsabench.reproduction.difference import RunDifference, difference
 from dsabench.reproduction.environments import Change, text
-from dsabench.store.table import row_of
+from dsabench.store.table import DAMAGED, row_of
 
 
 def damage_lines(found: RunDifference) -> list[str]:
     """A line for each of the runs that is damaged, with what is wrong."""
     rows = [row_of(store / run.run_id)[0] for run, store in zip((found.a, found.b), found.stores, strict=True)]
-    return [f"run {row['run_id']} is damaged: {row['error']}" for row in rows if row["status"] in STATUSES]
+    return [f"run {row['run_id']} is damaged: {row['error']}" for row in rows if row["status"] in DAMAGED]
 
 
 def print_difference(found: RunDifference, console: Console) -> None:

@@ -11,7 +11,6 @@ from typing import Any
 import pandas as pd
 from rich.console import Console
 
-from dsabench.analysis.damaged_runs import STATUSES
 from dsabench.analysis.scope import Choice
 from dsabench.cli.safe_text import first_line, printable
 from dsabench.cli.views.text_table import Column, Row, print_table
@@ -19,6 +18,7 @@ from dsabench.errors import ScopeError
 from dsabench.metrics import METRICS, Metric
 from dsabench.plain import count
 from dsabench.spec.messages import near_miss
+from dsabench.store.table import DAMAGED
 
 _HEADINGS = {
     "run_id": "id",
@@ -98,7 +98,7 @@ def print_counts(runs: pd.DataFrame, hidden: int, limit: int | None) -> None:
     several = ", ".join(f"{count} {status}" for status, count in counts.most_common())
     left_out = f"; {hidden} of them are not shown (--limit {limit})" if hidden else ""
     print(printable(f"{len(runs)} run{'s' * (len(runs) != 1)}: {several}{left_out}"))
-    if counts.keys() & set(STATUSES):
+    if counts.keys() & set(DAMAGED):
         print("note: damaged runs are never judged; `dsabench runs verify` says what to do", file=sys.stderr)
     if n := int((runs["seal"] == "unsealed").sum()):
         note = f"note: {count(n, 'run')} without a seal, stored before 0.3; `dsabench runs seal --all` checks and seals"
