@@ -141,7 +141,7 @@ def test_metrics_of_a_part_are_in_memory_at_a_time_and_no_line_is_read_alone(
     assert parts == [50, 50, 20]
 
 
-def test_a_page_is_drawn_for_its_layout_and_once_more_and_its_tables_are_narrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_page_is_drawn_twice_and_its_tables_are_narrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A third drawing of each page, and copies of every field of the spec, were much of what the figures cost."""
     big_store.write(tmp_path / "runs", 60)
     data = figure_data(look_at(tmp_path / "runs"))
