@@ -36,6 +36,7 @@ from dsabench.spec.stored_spec import needed_plugins
 from dsabench.store import RunRecord, find_checkpoint, find_run, read_metrics
 from dsabench.sweeps import plan
 from dsabench.sweeps.launcher import RunJob
+from dsabench.sweeps.origin import fingerprint
 from dsabench.sweeps.single_run import Place, train_by_turns
 from dsabench.user_folders import expanded, temporary_folder
 
@@ -117,7 +118,7 @@ def reproduce(
         check_weights_file(saved)
     spec = _spec(original, device, plugins)
     execution = _execution(original, spec, device)
-    _same_files(original, plan.fingerprint(spec, data_package.fingerprint(spec.data)), spec)
+    _same_files(original, fingerprint(spec, data_package.fingerprint(spec.data), None), spec)
     if into is None:
         with temporary_folder("keep the second run elsewhere (--into DIR)") as folder:
             found = _trained_again(spec, execution, original, folder / "runs", observe, notify)

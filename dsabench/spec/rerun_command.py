@@ -16,6 +16,7 @@ from dsabench.spec.attention import BUILT_IN
 from dsabench.spec.data_settings import DataSpec
 from dsabench.spec.identity import flatten
 from dsabench.spec.run import EngineSpec, ModelSpec, RunSpec, TrainSpec
+from dsabench.spec.start import StartSpec
 from dsabench.spec.tasks import task_name
 
 TRAIN_SELECTING = "dsabench train --config quick --attention dsa"
@@ -33,10 +34,12 @@ def non_default(spec: Mapping[str, Any]) -> dict[str, Any]:
     """
     sections = {"model": ModelSpec(), "data": _default_data(spec), "train": TrainSpec(), "engine": EngineSpec()}
     default: dict[str, Any] = {name: section.model_dump(mode="json") for name, section in sections.items()}
-    default |= {name: RunSpec.model_fields[name].get_default() for name in ("length", "seed", "plugins", "allow_leak")}
+    default |= {
+        name: RunSpec.model_fields[name].get_default() for name in ("length", "seed", "plugins", "allow_leak", "start")
+    }
     default["attention"] = _defaults_of(_kind(spec))
     default["data"]["source"] = DataSpec().source
-    defaults = flatten(default)
+    defaults = flatten(default) | {f"start.{name}": None for name in StartSpec.model_fields}
     missing = object()
     return {
         path: value

@@ -24,6 +24,9 @@ from dsabench.spec.verdict import VerdictSpec
 
 MAX_RUNS = 100_000
 
+PARENT = "start.parent."
+"""What stands before the path of a field of a parent, where it is set alone."""
+
 
 @dataclass
 class Sweep:
@@ -58,6 +61,8 @@ class Sweep:
             self._clear_alternative(path, origin)
         if path == "data.source":
             self._forget_task(value)
+        if path in ("start.parent", "start.run", "start.checkpoint"):  # one of them stands for all
+            self.base["start"] = {}
         _put(self.base, path, value)
         self.origins[path] = origin
         if path == "plugins":
@@ -202,7 +207,7 @@ class Sweep:
             self.base["plugins"] = [load_plugin(str(plugin), origin) for plugin in plugins]
 
     def _known(self, path: str, origin: str) -> None:
-        names = path.split(".")
+        names = path.removeprefix(PARENT).split(".")
         if names[0] == "attention":  # its fields depend on the kind, and are checked once that is known
             return
         models: list[type[BaseModel]] = [RunSpec]

@@ -29,7 +29,9 @@ from dsabench.sweeps.dead_run import record_death
 from dsabench.sweeps.in_process import Here
 from dsabench.sweeps.launcher import Busy, Crowded, Died, Ended, Job, Launcher, Refused, TooManyWindows
 from dsabench.sweeps.micro_batch import MicroBatches
-from dsabench.sweeps.plan import PlannedRun, choose_concurrency, rungs, status
+from dsabench.sweeps.origin import check_origins
+from dsabench.sweeps.plan import PlannedRun, choose_concurrency, of_sweep, rungs, status
+from dsabench.sweeps.single_run import without_parent
 from dsabench.user_folders import remove_abandoned
 
 BUSY_SECONDS = 0.5
@@ -63,6 +65,7 @@ def run_sweep(
     remove_abandoned()
     kept = {"done"} if retry_failed else {"done", "failed"}
     left = [run.spec for run in planned if run.status not in kept]
+    check_origins(left, store)
     _refuse_leaks(left, len(left) == len(planned), execution, notify, counted)
     identity = _record_sweep(sweep, planned, Path(store), execution, command, notify)
     if launcher is None:
@@ -93,11 +96,14 @@ def run_sweep(
             run = schedule.active.pop(job.run_id)
             match outcome:
                 case Ended(record, lost):
+                    schedule.has_ended(run, record)
                     yield record
                     if lost:
                         raise DeviceError(f"{failures.LOST} in {run.run_id}; the same command goes on with the others")
                 case Died(how, log):
-                    yield record_death(job, Path(store), how, log)
+                    record = record_death(job, Path(store), how, log)
+                    schedule.has_ended(run, record)
+                    yield record
                 case Busy():
                     schedule.is_busy(run)
                 case Crowded(why):
@@ -130,6 +136,8 @@ class _Schedule:
         """To be trained one at a time when all others have ended."""
         self.elsewhere: dict[str, float] = {}
         """Runs that another process trains, and when they were last looked at."""
+        self.done = {run.run_id for run in planned if run.status == "done"}
+        """Runs that others can start from."""
 
     def goes_on(self) -> bool:
         """Whether a run is under way or left."""
@@ -137,16 +145,20 @@ class _Schedule:
 
     def only_the_crowded_are_left(self) -> bool:
         """Whether only runs are left that must be alone. If so they wait like others from now on."""
-        if self.waiting or self.active:
+        put_off = {run.run_id for run in self.crowded}
+        if self.active or any(run.parent not in put_off for run in self.waiting):
             return False
         self.waiting.extend(self.crowded)
         self.crowded.clear()
         return True
 
     def next(self) -> PlannedRun | None:
-        """Take the next run off those that wait; None where all of them were looked at a moment ago."""
+        """Take the next run off those that wait; None where each of them was looked at a moment ago, or waits for its
+        parent."""
         now = time.monotonic()
         for place, run in enumerate(self.waiting):
+            if run.parent is not None and run.parent not in self.done:
+                continue
             if now - self.elsewhere.get(run.run_id, -math.inf) >= BUSY_SECONDS:
                 del self.waiting[place]  # by its place: runs are slow to compare
                 return run
@@ -161,6 +173,15 @@ class _Schedule:
     def look_again(self) -> None:
         """Let `next` return any run that waits, for time has passed."""
         self.elsewhere = dict.fromkeys(self.elsewhere, -math.inf)
+
+    def has_ended(self, run: PlannedRun, record: RunRecord) -> None:
+        """Let the runs that start from this one begin; where it failed, give them up."""
+        if record.status == "done":
+            self.done.add(run.run_id)
+            return
+        if children := [other for other in self.waiting if other.parent == run.run_id]:
+            self.notify(without_parent(record, len(children)))
+            self.waiting = deque(other for other in self.waiting if other.parent != run.run_id)
 
     def is_busy(self, run: PlannedRun) -> None:
         """Put off a run that another process trains."""
@@ -210,8 +231,9 @@ def _record_sweep(
         id=identity,
         **created,
         spec=spec,
-        run_ids=[run.run_id for run in planned],
-        rungs=rungs(sweep),
+        run_ids=[run.run_id for run in of_sweep(planned)],
+        parents=[run.run_id for run in planned if run.for_children],
+        rungs=rungs(sweep, store),
         command=command,
         environment=environment(execution),
     )
@@ -254,6 +276,6 @@ def _audit_weight(spec: RunSpec) -> float:
 
 def sweep_id(sweep: Sweep, planned: Sequence[PlannedRun]) -> str:
     """<config name>-<8 hex over the run ids>: the same sweep is the same record."""
-    text = json.dumps(sorted(run.run_id for run in planned))
+    text = json.dumps(sorted(run.run_id for run in of_sweep(planned)))
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", sweep.name).strip("-._")[:100] or "sweep"
     return f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
