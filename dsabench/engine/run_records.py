@@ -43,7 +43,8 @@ class RunRecords:
         record["loss"] = float(history_SM[:, 0].mean())
         if not self.slot.step.has_own_loss:
             record["kl"] = record["indexer_grad_norm"] = None
-        record["learning_rate"] = spec.train.learning_rate * learning_rate_factor(spec.train, end - 1)
+        warmup = spec.attention.warmup_rates()[1] if stage == "dense" else None
+        record["learning_rate"] = (warmup or spec.train.learning_rate) * learning_rate_factor(spec.train, end - 1)
         record["seconds"] = self.progress.seconds
         record["shared"] = self.times.shared
         record["flops"] = self.flops_after(end)

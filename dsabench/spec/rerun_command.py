@@ -23,7 +23,11 @@ TRAIN_SELECTING = "dsabench train --config quick --attention dsa"
 """The command that is advised where no run selects: minutes on a CPU, on which the default config takes hours."""
 
 _FLAGS = {"attention.kind": "--attention", "length": "--length", "seed": "--seed"}
-_STANDS_FOR = {"train.tokens_per_step": "train.batch_size", "attention.top_k_ratio": "attention.top_k"}
+_STANDS_FOR = {
+    "train.tokens_per_step": "train.batch_size",
+    "attention.top_k_ratio": "attention.top_k",
+    "attention.indexer.warmup_share": "attention.indexer.warmup_steps",
+}
 """Field -> the field that may stand in its place; when that one is given, null for the first need not be."""
 
 

@@ -266,8 +266,13 @@ def _kind_is_text(value: Any, origin: str) -> None:
 
 
 def _owners(parent: str, kinds: list[Any]) -> list[type[Spec]]:
-    if parent == "attention":
-        return [settings_class(kind, "") for kind in kinds]
+    section, _, inside = parent.partition(".")
+    if section == "attention":
+        found: list[type[BaseModel]] = [settings_class(kind, "") for kind in kinds]
+        for name in filter(None, inside.split(".")):
+            fields = [model.model_fields[name] for model in found if name in model.model_fields]
+            found = [inner for field in fields for inner in models_in(field.annotation)]
+        return [model for model in found if issubclass(model, Spec)]
     annotation = RunSpec.model_fields[parent].annotation if parent in RunSpec.model_fields else None
     return [annotation] if isinstance(annotation, type) and issubclass(annotation, Spec) else []
 
