@@ -8,6 +8,7 @@ import pandas as pd
 from dsabench.analysis import statistics
 from dsabench.analysis.answer import answer
 from dsabench.analysis.best_rates import best_rates
+from dsabench.analysis.children import child_notes
 from dsabench.analysis.compared_rows import Judging, rows_of
 from dsabench.analysis.comparison import Comparison, LeftOut, Table
 from dsabench.analysis.comparison_row import Row
@@ -70,6 +71,7 @@ def compare(
     bound, unit, source = _margin(scope, about, METRICS["val_loss"].per(scored).unit, margin)
     by = Judging(metric, about, bound, _costs(curves, pairs), memory_spread(done), step_times(done))
     notes += [f"evaluations of {run_id} cannot be read: {why}" for run_id, why in curves.damaged.items()]
+    notes += child_notes(pairs, curves.frame)
     tables = []
     for setting, of_setting in sorted(pairs.groupby("setting"), key=lambda item: variant_order(f" {item[0]!s}")):
         rows = rows_of(of_setting, by)

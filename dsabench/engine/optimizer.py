@@ -92,7 +92,7 @@ class Optimizer:
                 group.rate = rate_1
 
     def set_rate(self, factor_1: Tensor, stage: Stage = "sparse") -> None:
-        """Set every group's learning rate to its peak in the stage times factor (1,), without waiting for the device."""
+        """Set every group's learning rate to its peak in the stage times factor (1,); does not wait for the device."""
         torch.mul(self.peaks_G[stage], factor_1, out=self.rates_G)
         if not self._on_device:
             for group, rate in zip(self.groups, self.rates_G.tolist(), strict=True):
