@@ -13,6 +13,7 @@ What the commands do, a notebook can do:
     times = dsabench.bench_layer(lengths=[4096, 16384])             # times.cells, times.crossovers
     seen = dsabench.inspect_selection("runs", record.run_id)        # seen.layers, seen.numbers
     found = dsabench.diff_runs("runs", "dsa-L64-s1", "dense-L64-s1")  # found.spec, found.environment, found.outcome
+    folder = dsabench.export_model("runs", dense.run_id, "model")   # for transformers.AutoModelForCausalLM
     again = dsabench.reproduce("runs", record.run_id)               # again.verdict, again.records, again.weights
 """
 
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from dsabench.store import load_metrics as load_metrics
     from dsabench.store import load_runs as load_runs
     from dsabench.sweeps.single_run import train as train
+    from dsabench.trackers.model_folders import export_model as export_model
 
 _HOME = {
     "DsabenchError": "errors",
@@ -46,6 +48,7 @@ _HOME = {
     "build_model": "models",
     "compare": "notebook",
     "diff_runs": "reproduction.difference",
+    "export_model": "trackers.model_folders",
     "inspect_selection": "selection.stored_run",
     "load_lists": "store",
     "load_metrics": "store",

@@ -13,6 +13,10 @@ class DataError(DsabenchError):
     """A corpus or tokenizer is missing, unreadable, or too small for the spec."""
 
 
+class CheckpointError(DsabenchError):
+    """A model that others trained cannot be read, or one of dsabench's cannot be written as theirs."""
+
+
 class StoreError(DsabenchError):
     """A run store cannot be read or written, or a newer dsabench wrote it."""
 

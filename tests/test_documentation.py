@@ -44,7 +44,7 @@ PYTHON = [block for page in PAGES for block in documentation.blocks(page, "pytho
 
 SIZES = {
     "model.d_model": 16, "model.n_layers": 2, "model.n_heads": 2, "model.d_ff": 16, "model.n_experts": 2,
-    "model.experts_per_token": 1, "attention.indexer.n_heads": 2, "attention.indexer.head_dim": 8,
+    "model.experts_per_token": 2, "attention.indexer.n_heads": 2, "attention.indexer.head_dim": 8,
     "data.vocab_size": 300, "data.max_documents": 8, "train.steps": 4, "train.tokens_per_step": 256,
     "train.warmup_steps": 1, "train.eval_every": 2, "train.eval_tokens": 1024,
 }  # fmt: skip

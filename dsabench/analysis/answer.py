@@ -24,17 +24,18 @@ _COST = ("step_ms", "tokens_per_second")
 """Metrics beside which the time of a step says nothing more."""
 
 
-def answer(found: Comparison, nothing: str = "", unfinished: str = "") -> str:
+def answer(found: Comparison, nothing: str = "", unfinished: str = "", damaged: str = "") -> str:
     """Whether each variant is as good as the baseline, where, and at what cost.
 
     nothing: why there is no table. unfinished: `9 of 12 runs` of a sweep have ended; each line begins with it, because
-    the others may turn the answer.
+    the others may turn the answer. damaged: that runs are damaged, for the last line.
 
     Yes: better, or not worse by the margin. No: worse. Lengths of other verdicts are sentences of their own.
     """
     so_far = f"Unfinished ({unfinished}): " if unfinished else ""
+    end = [f"{damaged}."] if damaged else []
     if not found.tables:
-        return f"{so_far}No answer: {nothing.removeprefix('nothing to compare: ')}."
+        return "\n".join([f"{so_far}No answer: {nothing.removeprefix('nothing to compare: ')}.", *end])
     groups = [
         (table, variant, [row for row in table.rows if row.variant == variant])
         for table in found.tables
@@ -45,7 +46,7 @@ def answer(found: Comparison, nothing: str = "", unfinished: str = "") -> str:
         said = " ".join(_sentences(found, sorted(rows, key=lambda row: row.length)))
         name = _name(found, table, variant, len(groups))
         lines.append(f"{name}: {said[0].lower()}{said[1:]}" if name else said)
-    return "\n".join(so_far + line for line in lines)
+    return "\n".join([*(so_far + line for line in lines), *end])
 
 
 def _name(found: Comparison, table: Table, variant: str, n_groups: int) -> str:

@@ -12,7 +12,9 @@ from dsabench.analysis.children import child_notes
 from dsabench.analysis.compared_rows import Judging, rows_of
 from dsabench.analysis.comparison import Comparison, LeftOut, Table
 from dsabench.analysis.comparison_row import Row
+from dsabench.analysis.damaged_runs import damage_sentence
 from dsabench.analysis.matched_cost import Cost, Curve, curves_by_run
+from dsabench.analysis.overfitting import rises
 from dsabench.analysis.pairing import DIFFERENT_MACHINES, find_pairs
 from dsabench.analysis.peak_memory import memory_spread
 from dsabench.analysis.provenance import warnings
@@ -48,10 +50,18 @@ def compare(
             raise ScopeError(f"--metric {metric}: no finished run of {scope.title} has it")
         labelled[metric] = np.nan
     labelled["k"] = keys(labelled)
-    paired = find_pairs(labelled, baseline)
+    damaged = damage_sentence(scope.runs)
+    try:
+        paired = find_pairs(labelled, baseline)
+    except ScopeError as error:
+        if not damaged:
+            raise
+        raise ScopeError(f"{error}. {damaged}") from error
     pairs, left_out = paired.frame, list(paired.left_out)
     done = labelled[labelled["finished"]]
     curves = load_curves(scope.store, list(done["run_id"]), columns=["flops", "seconds", *LOOKED_AT])
+    if curves.damaged:  # they went bad since the store was read
+        return compare(scope.with_damaged(curves.damaged), baseline=baseline, metric=metric, margin=margin)
     checks = audit_scope(scope, labelled, pairs, curves)
     notes = list(scope.notes)
     usable = np.isfinite(pairs[f"a.{metric}"].astype(float)) & np.isfinite(pairs[f"b.{metric}"].astype(float))
@@ -69,9 +79,18 @@ def compare(
     left_out += [(run_id, reason) for run_id in dict.fromkeys(lost) if run_id not in used]
     pairs = pairs[usable]
     bound, unit, source = _margin(scope, about, METRICS["val_loss"].per(scored).unit, margin)
-    by = Judging(metric, about, bound, _costs(curves, pairs), memory_spread(done), step_times(done))
-    notes += [f"evaluations of {run_id} cannot be read: {why}" for run_id, why in curves.damaged.items()]
     notes += child_notes(pairs, curves.frame)
+    most_rise = margin if margin is not None and about.margin_in_nats else scope.verdict.margin
+    by = Judging(
+        metric,
+        about,
+        bound,
+        _costs(curves, pairs),
+        memory_spread(done),
+        step_times(done),
+        rises(curves.frame),
+        most_rise,
+    )
     tables = []
     for setting, of_setting in sorted(pairs.groupby("setting"), key=lambda item: variant_order(f" {item[0]!s}")):
         rows = rows_of(of_setting, by)
@@ -105,7 +124,9 @@ def compare(
         warnings=[*_unfinished(scope), *said_first(checks), *warnings(scope.runs)],
         notes=notes,
     )
-    return found.model_copy(update={"answer": answer(found, nothing, scope.unfinished)})
+    return found.model_copy(
+        update={"answer": answer(found, nothing, scope.unfinished, damage_sentence(scope.runs, named=False))}
+    )
 
 
 def _judged(pairs: pd.DataFrame, rows: list[Row]) -> pd.DataFrame:

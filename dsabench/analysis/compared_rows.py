@@ -12,6 +12,7 @@ from dsabench.analysis import statistics
 from dsabench.analysis.comparison_row import Estimate, Judgement, Row, Withheld, mean_fields
 from dsabench.analysis.learning_checks import learnt_nothing
 from dsabench.analysis.matched_cost import Cost, Curve, at_equal_cost
+from dsabench.analysis.overfitting import mean_rise
 from dsabench.analysis.peak_memory import MOST_SPREAD
 from dsabench.analysis.step_times_check import Times
 from dsabench.analysis.variants import variant_order
@@ -31,6 +32,10 @@ class Judging(NamedTuple):
     memory: pd.Series[float]
     """`memory_spread` of the finished runs."""
     times: Times
+    rises: dict[str, float]
+    """Of each run's validation loss: `overfitting.rises`."""
+    most_rise: float
+    """The margin in nats per token, above which a mean rise withholds a verdict."""
 
 
 def rows_of(pairs: pd.DataFrame, by: Judging) -> list[Row]:
@@ -86,6 +91,9 @@ def _row(group: pd.DataFrame, by: Judging, p_adjusted: float, n_tests: int) -> R
         verdict=verdict,
         withheld=withheld,
         learnt_nothing=int(_idle(group, "a").sum() + _idle(group, "b").sum()),
+        rise=_rise(group, "a", by),
+        baseline_rise=_rise(group, "b", by),
+        overfitted=sum(by.rises.get(run_id, 0.0) > by.most_rise for run_id in [*group["a.run_id"], *group["b.run_id"]]),
         seeds_needed=statistics.seeds_needed(worsening, margin, n_tests) if verdict == "inconclusive" else None,
         time_ratio=_ratio(timed, "step_ms"),
         time_spread=by.times.of(_shapes(group)),
@@ -103,14 +111,24 @@ def _row(group: pd.DataFrame, by: Judging, p_adjusted: float, n_tests: int) -> R
 
 
 def _withheld(group: pd.DataFrame, by: Judging) -> Withheld | None:
-    """Why the pairs prove nothing whatever their numbers say; a variant that alone has learnt nothing can be worse."""
+    """Why the pairs prove nothing whatever their numbers say; a variant that alone has learnt nothing can be worse.
+
+    Overfitted: on either side the mean rise of the validation loss is above the margin. The difference of the last
+    evaluations may then be memory by more than the margin, in favour of the side that memorises less: a variant that
+    disturbs memorising looks better, one that learns faster looks worse. No verdict is given, not even of worse:
+    fewer steps or more text would decide. It concerns what is evaluated on held-out text; the gap says how much is
+    memorised, and so has its verdict.
+    """
     if bool((group["a.k"] >= group["length"]).any() or (group["b.k"] >= group["length"]).any()):
         return "selects everything"
     if by.about.needs_one_machine:
         if by.metric == "peak_memory_mb":
             return "unlike memory" if float(by.memory.reindex(_shapes(group)).max()) > MOST_SPREAD else None
         return "noisy times" if by.times.doubt(_shapes(group)) else None
-    return "learnt nothing" if _idle(group, "b").any() else None
+    if _idle(group, "b").any():
+        return "learnt nothing"
+    overfitted = any(_rise(group, side, by) > by.most_rise for side in "ab")
+    return "overfitted" if overfitted and by.about.source == "evaluation" else None
 
 
 def _verdict(
@@ -128,6 +146,10 @@ def _verdict(
 
 def _idle(group: pd.DataFrame, side: str) -> pd.Series[bool]:
     return learnt_nothing(group, f"{side}.")
+
+
+def _rise(group: pd.DataFrame, side: str, by: Judging) -> float:
+    return mean_rise(group[f"{side}.run_id"], by.rises)
 
 
 def _shapes(group: pd.DataFrame) -> list[tuple[int, str]]:

@@ -21,7 +21,7 @@ from dsabench.metrics import Metric, beside, partners
 
 Judgement = Verdict | Literal["LEAK", "no verdict"]
 
-Withheld = Literal["selects everything", "learnt nothing", "noisy times", "unlike memory"]
+Withheld = Literal["selects everything", "learnt nothing", "overfitted", "noisy times", "unlike memory"]
 """Reasons for which there is no verdict, whatever the numbers say."""
 
 
@@ -137,12 +137,23 @@ class Row(Result):
 
     withheld: Withheld | None = None
     """Why there is no verdict: the variant or the baseline keeps as many keys as the window has tokens; models that
-    learnt nothing; for a metric of time or memory, values that differ too much between seeds. Null where there is one,
-    and of a LEAK."""
+    learnt nothing; models that overfitted, so that losses say who memorises less; for a metric of time or memory,
+    values that differ too much between seeds. Null where there is one, and of a LEAK."""
 
     learnt_nothing: int = 0
     """How many of the pairs' models, two a pair, are no better than the unigram baseline (of a task: than a solver that
     does not see what the task is about)."""
+
+    rise: Number = math.nan
+    """Nats per token by which the variant's validation loss ends above its lowest evaluation while the training loss
+    fell, else 0; mean over the pairs. Above the margin the models overfitted. Null on tasks, and where evaluations do
+    not say it."""
+
+    baseline_rise: Number = math.nan
+    """The same of the baseline."""
+
+    overfitted: int = 0
+    """How many of the pairs' models, two a pair, rose by more than the margin."""
 
     seeds_needed: int | None
     """Seeds that would give a verdict with 80 % power if mean and spread stay; null when judged or out of reach."""

@@ -29,6 +29,10 @@ _PREFIX = "environment."
 NO_ENVIRONMENT = ("audit", "data_notes", "start")
 """Fields of a record's environment that are about the run itself: what its audit found, its data, its origin."""
 
+TEXT_VERSIONS = "text_versions"
+"""The field with the versions of the distributions that a text is of: no part of the machine, but different versions
+are a reason for a different text."""
+
 
 class Environment(NamedTuple):
     """A machine with its versions, and how many runs it made."""
@@ -60,7 +64,7 @@ class RunSource(NamedTuple):
 def environments(runs: pd.DataFrame) -> list[Environment]:
     """The different environments of `runs`, that of most runs first."""
     names = [str(c).removeprefix(_PREFIX) for c in runs.columns if str(c).startswith(_PREFIX)]
-    names = [name for name in names if name.split(".")[0] not in NO_ENVIRONMENT]
+    names = [name for name in names if name.split(".")[0] not in (*NO_ENVIRONMENT, TEXT_VERSIONS)]
     names.sort(key=lambda name: (_FIRST.index(name) if name in _FIRST else len(_FIRST), name))
     columns = {"dsabench": "version"} | {name: _PREFIX + name for name in names}
     texts = pd.DataFrame(

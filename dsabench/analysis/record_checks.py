@@ -13,6 +13,7 @@ import pandas as pd
 
 from dsabench.analysis.check_wording import count, difference, listed, of, span
 from dsabench.analysis.comparison import Check
+from dsabench.analysis.damaged_runs import STATUSES, damage_sentence, damaged_ids
 from dsabench.analysis.learning_checks import better_than_guessing, indexer_learnt, seldom_repeated, starts_at_chance
 from dsabench.analysis.pairing import DIFFERENT_MACHINES
 from dsabench.analysis.scope import Scope
@@ -34,7 +35,7 @@ _LEARNT = " On a task it may be that the variant has learnt it and the baseline 
 _SAME_MACHINE, _COMPLETE = "Same machine", "No run missing"
 WIN = "No win too large to believe"
 
-LOOKED_AT = ("val_loss", BY_POSITION)
+LOOKED_AT = ("val_loss", "train_loss", "task_accuracy", BY_POSITION)
 """The columns of evaluations that the checks look at."""
 
 _PARTS = 8
@@ -45,7 +46,7 @@ def audit(runs: pd.DataFrame, pairs: pd.DataFrame, curves: pd.DataFrame, audited
     """The checks, in the order in which a reader should doubt: the same for `sweep`, `compare` and `report`.
 
     runs: of `label_variants`. pairs: the frame of `find_pairs`. curves: evaluations of the finished runs, as
-    `load_curves` gives them, with val_loss and loss_by_position. audited: how many of the finished runs' records say
+    `load_curves` gives them, with the columns LOOKED_AT. audited: how many of the finished runs' records say
     whether the run leaks.
     """
     done = runs[runs["finished"]]
@@ -63,6 +64,7 @@ def audit(runs: pd.DataFrame, pairs: pd.DataFrame, curves: pd.DataFrame, audited
         _machines(pairs),
         check_step_times(done),
         _complete(runs),
+        _as_written(runs),
     ]
 
 
@@ -78,6 +80,8 @@ def check_alone(scope: Scope) -> list[Check]:
     labelled = label_variants(scope.runs)
     pairs = pd.DataFrame(columns=["setting", "length", "seed", "variant", "a.run_id", "b.run_id"])
     curves = load_curves(scope.store, list(labelled.loc[labelled["finished"], "run_id"]), columns=LOOKED_AT)
+    if curves.damaged:
+        return check_alone(scope.with_damaged(curves.damaged))
     return audit_scope(scope, labelled, pairs, curves)
 
 
@@ -246,9 +250,28 @@ def _machines(pairs: pd.DataFrame) -> Check:
 def _complete(runs: pd.DataFrame) -> Check:
     """A result from the runs that happened to finish is not the result that was planned."""
     name = _COMPLETE
-    left_out = runs.loc[~runs["finished"] & ~runs["reason"].str.startswith("superseded"), ["run_id", "reason"]]
+    counted = runs["finished"] | runs["status"].isin(STATUSES)  # damaged ones are named by a check of their own
+    left_out = runs.loc[~counted & ~runs["reason"].str.startswith("superseded"), ["run_id", "reason"]]
     if left_out.empty:
-        return Check(name=name, outcome="ok", text=f"All {count(int(runs['finished'].sum()), 'run')} finished.")
+        return Check(name=name, outcome="ok", text=f"All {count(int(counted.sum()), 'run')} finished.")
     reasons = ", ".join(f"{n} {reason}" for reason, n in left_out["reason"].value_counts(sort=True).items())
     text = f"{of(len(left_out), len(runs), 'run')} did not finish ({reasons}); what is compared is the rest."
     return Check(name=name, outcome="warn", text=text, run_ids=tuple(left_out["run_id"]))
+
+
+def _as_written(runs: pd.DataFrame) -> Check:
+    """Whether what is stored is what was written, by the seals of the runs."""
+    name = "No run damaged"
+    if text := damage_sentence(runs):
+        return Check(name=name, outcome="warn", text=f"{text}.", run_ids=tuple(damaged_ids(runs)))
+    seals = runs["seal"] if "seal" in runs else pd.Series("unsealed", index=runs.index)
+    sealed = int((seals == "sealed").sum())
+    if sealed < len(runs):
+        text = (
+            f"Record and metrics of {of(sealed, len(runs), 'run')} are what was written; the others were stored before "
+            "dsabench 0.3, which began to seal them, and nothing in them contradicts itself."
+        )
+        return Check(name=name, outcome="not recorded", text=text)
+    return Check(
+        name=name, outcome="ok", text=f"Record and metrics of all {count(sealed, 'run')} are what was written."
+    )

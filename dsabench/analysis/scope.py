@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
 from pydantic import ValidationError
 
+from dsabench.analysis.damaged_runs import with_damaged
 from dsabench.analysis.floor_notes import floor_notes
 from dsabench.analysis.rungs import on_rungs
 from dsabench.analysis.where import matching
@@ -47,6 +48,10 @@ class Scope:
 
     unfinished: str = ""
     """`9 of 12 runs`: those of the sweep that have ended, where not all have; a failed run has ended."""
+
+    def with_damaged(self, found: Mapping[str, str]) -> Scope:
+        """The scope in which the runs of `found`, {run_id: what is wrong}, are damaged ones, too."""
+        return replace(self, runs=with_damaged(self.runs, found))
 
 
 def look_at(

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from dsabench.analysis.damaged_runs import STATUSES
 from dsabench.analysis.rungs import RUNG, rungs_of
 from dsabench.metrics import GAP, means, spreads
 from dsabench.plain import visible
@@ -59,6 +60,8 @@ def label_variants(runs: pd.DataFrame, ignoring: Collection[str] = ()) -> pd.Dat
             [None if pd.isna(value) else str(value) for value in values], index=labelled.index, dtype=object
         )
     labelled["attention"] = labelled["attention"].map(visible, na_action="ignore")  # a name, wherever it is shown
+    # What a damaged record says tells no variants apart.
+    labelled["attention"] = labelled["attention"].mask(labelled["status"].isin(STATUSES), None)
     for column in ("length", "seed", *spreads(), *means()):
         values = labelled[column] if column in labelled else pd.Series(index=labelled.index, dtype=float)
         numbers = pd.to_numeric(values, errors="coerce").astype("Float64").astype("float64")

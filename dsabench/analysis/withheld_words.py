@@ -22,6 +22,8 @@ def withheld_words(rows: Sequence[Row], baseline: str) -> str:
         return f"{baseline} selects everything, so it is dense attention"
     if cause == "learnt nothing":
         return _idle(rows)
+    if cause == "overfitted":
+        return _overfitted(rows)
     if cause == "noisy times":
         return worst_doubt(rows)
     spread = max(row.memory_spread for row in rows)
@@ -40,6 +42,16 @@ def _idle(rows: Sequence[Row]) -> str:
     if all(math.isfinite(row.mean("task_accuracy")) for row in rows):
         return f"{models} no better than a solver that does not see what the task is about"
     return f"{models} above the unigram baseline, so they have learnt nothing"
+
+
+def _overfitted(rows: Sequence[Row]) -> str:
+    n, total = sum(row.overfitted for row in rows), sum(2 * row.difference.n for row in rows)
+    models = f"all {_word(n)} models" if n == total else f"{_word(n)} of {_word(total)} models"
+    rise = max(rise for row in rows for rise in (row.rise, row.baseline_rise) if math.isfinite(rise))
+    return (
+        f"{models} overfitted (validation loss up to {rise:.3f} nats above its lowest, while training loss fell), so "
+        "the losses say who memorises less"
+    )
 
 
 def _are(n: int) -> str:

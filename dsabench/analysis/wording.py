@@ -77,9 +77,13 @@ def trend_lines(table: Table) -> Iterator[str]:
 
 def mean_lines(table: Table, baseline: str) -> Iterator[str]:
     """The means that stand beside a comparison on both sides, such as the task accuracy: of each variant, beside the
-    baseline's and chance or floor, a line a length."""
+    baseline's and chance or floor, a line a length; a single line where all are the same and there is no chance."""
     for name, metric in ((name, field.metric) for name, field in mean_fields().items() if field.side == "b"):
         known = [row for row in table.rows if math.isfinite(row.mean(metric.name))]
+        texts = {_mean(metric, row.mean(of)) for row in known for of in (name, metric.name)}
+        if len(texts) == 1 and not metric.chance:
+            yield f"{metric.words[0].upper()}{metric.words[1:]}: {texts.pop()} ({metric.meaning})."
+            continue
         for length in sorted({row.length for row in known}):
             mine = [row for row in known if row.length == length]
             ours = [

@@ -19,10 +19,11 @@ from torch import Tensor, nn
 
 from dsabench.attention.dsa.reference import allowed_at, allowed_keys
 from dsabench.attention.rotary import rotation
-from dsabench.ops import fused, rotate, split_heads
+from dsabench.ops import fused, head_norm, rotate, split_heads
 
 if TYPE_CHECKING:
     from dsabench.spec.attention import AttentionSpec
+    from dsabench.spec.model_settings import RopeScaling
     from dsabench.spec.run import RunSpec
 
 Stage = Literal["dense", "sparse"]
@@ -79,7 +80,9 @@ class AttentionContext:
     may compute it all the same."""
 
     _allowed: Tensor | None = field(default=None, init=False, repr=False)
-    _rotations: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict, init=False, repr=False)
+    _rotations: dict[tuple[int, float, RopeScaling | None], tuple[Tensor, Tensor]] = field(
+        default_factory=dict, init=False, repr=False
+    )
 
     @property
     def allowed(self) -> Tensor:
@@ -88,11 +91,12 @@ class AttentionContext:
             self._allowed = allowed_keys(len(self.positions_T), self.document_ids_BT, self.positions_T.device)
         return self._allowed
 
-    def rotation(self, width: int, base: float) -> tuple[Tensor, Tensor]:
+    def rotation(self, width: int, base: float, scaling: RopeScaling | None = None) -> tuple[Tensor, Tensor]:
         """cos and sin of the rotary embedding for heads of `width`, computed once a forward pass."""
-        if width not in self._rotations:
-            self._rotations[width] = rotation(self.positions_T, width, base)
-        return self._rotations[width]
+        key = width, base, scaling
+        if key not in self._rotations:
+            self._rotations[key] = rotation(self.positions_T, width, base, scaling)
+        return self._rotations[key]
 
 
 @dataclass(frozen=True)
@@ -106,33 +110,48 @@ class AttentionOutput:
 class Projections(nn.Module):
     """Query, key, value and output projections with rotary embedding. All variants have them by the same names.
 
-    MHA, GQA and MQA by spec.model.n_kv_heads. No biases.
+    MHA, GQA and MQA by spec.model.n_kv_heads; biases of query, key and value by qkv_bias, an RMSNorm over each head of
+    queries and keys by qk_norm.
     """
 
     def __init__(self, spec: RunSpec) -> None:
         super().__init__()
         model = spec.model
-        self.head_dim, self.rope_base = model.head_dim, model.rope_base
-        self.query = nn.Linear(model.d_model, model.d_model, bias=False)
-        self.key = nn.Linear(model.d_model, model.kv_heads * model.head_dim, bias=False)
-        self.value = nn.Linear(model.d_model, model.kv_heads * model.head_dim, bias=False)
-        self.out = nn.Linear(model.d_model, model.d_model, bias=False)
+        self.head_dim, self.rope_base, self.rope_scaling = model.head_dim, model.rope_base, model.rope_scaling
+        self.query = nn.Linear(model.d_model, model.heads_width, bias=model.qkv_bias)
+        self.key = nn.Linear(model.d_model, model.kv_heads * model.head_dim, bias=model.qkv_bias)
+        self.value = nn.Linear(model.d_model, model.kv_heads * model.head_dim, bias=model.qkv_bias)
+        self.out = nn.Linear(model.heads_width, model.d_model, bias=False)
+        norms = [nn.RMSNorm(model.head_dim, eps=model.norm_eps) if model.qk_norm else None for _ in range(2)]
+        self.query_norm, self.key_norm = norms
+
+    def rotation(self, context: AttentionContext) -> tuple[Tensor, Tensor]:
+        """cos and sin that turn queries and keys."""
+        return context.rotation(self.head_dim, self.rope_base, self.rope_scaling)
 
     def heads(
         self, x_BTD: Tensor, context: AttentionContext, head_major: bool = False
     ) -> tuple[Tensor, Tensor, Tensor]:
         """q (B, T, H, D), k and v (B, T, G, D); q and k rotated by position. `head_major` asks for memory in the order
         (B, H, T, D), for batched products."""
-        cos_TD, sin_TD = context.rotation(self.head_dim, self.rope_base)
+        cos_TD, sin_TD = self.rotation(context)
+        layers = self.query, self.key, self.value
         if fused(x_BTD, self.query.weight):
             # One product of three times the width, in place of three that are too small to fill a GPU. Joining the
             # matrices costs one short copy.
-            weight = torch.cat([self.query.weight, self.key.weight, self.value.weight])
-            n_heads, n_groups = (len(layer.weight) // self.head_dim for layer in (self.query, self.key))
-            return split_heads(F.linear(x_BTD, weight), n_heads, n_groups, cos_TD, sin_TD, head_major)
-        q_BTHD = self.query(x_BTD).unflatten(-1, (-1, self.head_dim))
-        k_BTGD = self.key(x_BTD).unflatten(-1, (-1, self.head_dim))
-        v_BTGD = self.value(x_BTD).unflatten(-1, (-1, self.head_dim))
+            biases: list[Tensor] = [layer.bias for layer in layers if layer.bias is not None]
+            y_BTC = F.linear(
+                x_BTD, torch.cat([layer.weight for layer in layers]), torch.cat(biases) if biases else None
+            )
+            n_heads, n_groups = (len(layer.weight) // self.head_dim for layer in layers[:2])
+            if self.query_norm is None:
+                return split_heads(y_BTC, n_heads, n_groups, cos_TD, sin_TD, head_major)
+            heads = y_BTC.unflatten(-1, (-1, self.head_dim)).split([n_heads, n_groups, n_groups], dim=2)
+        else:
+            heads = tuple(layer(x_BTD).unflatten(-1, (-1, self.head_dim)) for layer in layers)
+        q_BTHD, k_BTGD, v_BTGD = heads
+        if self.query_norm is not None and self.key_norm is not None:
+            q_BTHD, k_BTGD = head_norm(q_BTHD, self.query_norm), head_norm(k_BTGD, self.key_norm)
         return rotate(q_BTHD, cos_TD, sin_TD), rotate(k_BTGD, cos_TD, sin_TD), v_BTGD
 
     def merge(self, out_BTHD: Tensor) -> Tensor:
@@ -142,9 +161,9 @@ class Projections(nn.Module):
 
     @staticmethod
     def flops(spec: RunSpec) -> float:
-        """Forward and backward FLOPs of one window: 6 L D (2 D + 2 G head_dim)."""
+        """Forward and backward FLOPs of one window: 6 L D (2 H head_dim + 2 G head_dim)."""
         model = spec.model
-        columns = 2 * model.d_model + 2 * model.kv_heads * model.head_dim
+        columns = 2 * model.heads_width + 2 * model.kv_heads * model.head_dim
         return 6.0 * spec.length * model.d_model * columns
 
 
@@ -183,7 +202,7 @@ class Attention(nn.Module, abc.ABC):
     def prepare(self, context: AttentionContext) -> None:
         """Ask the context for what `forward` will ask it for: it is then computed once for all layers, and not inside
         a block, which may be compiled or recomputed. Called on every layer before the first one's `forward`."""
-        context.rotation(self.projections.head_dim, self.projections.rope_base)
+        self.projections.rotation(context)
 
     @abc.abstractmethod
     def flops(self, stage: Stage) -> dict[str, float]:

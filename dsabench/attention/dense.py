@@ -27,8 +27,8 @@ class Dense(Attention):
         return AttentionOutput(self.projections.merge(out_BTHD))
 
     def flops(self, stage: Stage) -> dict[str, float]:
-        """Projections, and 12 D_model for each query-key pair: QK^T and PV, 2 + 2 forward and 4 + 4 backward."""
+        """Projections, and 12 H head_dim for each query-key pair: QK^T and PV, 2 + 2 forward and 4 + 4 backward."""
         return {
             "attention projections": self.projections.flops(self.spec),
-            "attention": 12.0 * pairs(self.spec) * self.spec.model.d_model,
+            "attention": 12.0 * pairs(self.spec) * self.spec.model.heads_width,
         }

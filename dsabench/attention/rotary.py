@@ -10,12 +10,31 @@ Legend: B batch, T query, H heads, D head width.
 
 from __future__ import annotations
 
+import math
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
+if TYPE_CHECKING:
+    from dsabench.spec.model_settings import RopeScaling
 
-def rotation(positions_T: Tensor, width: int, base: float) -> tuple[Tensor, Tensor]:
-    """cos and sin of positions[t] * base^(-2i/width) for i < width/2; both (T, width/2), fp32."""
+
+def rotation(positions_T: Tensor, width: int, base: float, scaling: RopeScaling | None = None) -> tuple[Tensor, Tensor]:
+    """cos and sin of positions[t] * f[i], f[i] = base^(-2i/width) for i < width/2, stretched where there is a scaling;
+    both (T, width/2), fp32."""
     exponent = torch.arange(0, width, 2, device=positions_T.device, dtype=torch.float32) / width
-    angle = positions_T.float()[:, None] * base**-exponent
+    frequency = base**-exponent
+    if scaling is not None:
+        frequency = _stretched(frequency, scaling)
+    angle = positions_T.float()[:, None] * frequency
     return angle.cos(), angle.sin()
+
+
+def _stretched(frequency: Tensor, scaling: RopeScaling) -> Tensor:
+    """Frequencies by the formula of RopeScaling: f where short wavelengths are kept (s = 1), f / factor where long ones
+    are wholly stretched (s = 0)."""
+    turns = scaling.original_length * frequency / (2 * math.pi)
+    share = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
+    kept = share.clamp(0, 1)
+    return kept * frequency + (1 - kept) * frequency / scaling.factor

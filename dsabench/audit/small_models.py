@@ -63,6 +63,7 @@ def _models(of: ModelSpec) -> list[ModelSpec]:
         "d_ff": min(16, of.d_ff),
         "n_experts": n_experts,
         "experts_per_token": min(of.experts_per_token, n_experts),
+        "vocab_size": None,
     }
     wide = of.model_copy(update=small)
     n_heads = min(4, of.n_heads)
@@ -70,6 +71,7 @@ def _models(of: ModelSpec) -> list[ModelSpec]:
     while n_heads % groups:
         groups -= 1
     heads = {"n_heads": n_heads, "n_kv_heads": None if of.n_kv_heads is None else groups, "d_model": 8 * n_heads}
+    heads["head_width"] = None
     return [wide.model_copy(update=heads), wide] if 8 * n_heads < of.d_model else [wide]
 
 

@@ -103,7 +103,7 @@ def mean_loss(model: Transformer, tokens_NT: Tensor, stage: Stage = "sparse") ->
         for tokens_T in tokens_NT:
             x_ND = model.features(tokens_T[None, :-1], forward_pass).x_BTD[0]
             for start in range(0, len(x_ND), step := max(1, _LOGITS // model.vocab_size)):
-                logits_NV = F.linear(x_ND[start : start + step], model.embedding.weight)
+                logits_NV = F.linear(x_ND[start : start + step], model.head_VD)
                 total += float(F.cross_entropy(logits_NV, tokens_T[start + 1 : start + 1 + step], reduction="sum"))
     model.train(was_training)
     return total / (len(tokens_NT) * (tokens_NT.shape[1] - 1))

@@ -101,7 +101,7 @@ class TrainedInputs:
         attention, indexer = self.run.attention, self.run.attention.indexer
         with torch.no_grad(), self.execution.autocast():
             q_BTHD, k_BSGD, v_BSGD = attention.projections.heads(x_BTD, context)
-            cos_TD, sin_TD = context.rotation(indexer.head_dim // 2, indexer.rope_base)
+            cos_TD, sin_TD = indexer.rotation(context)
             q_BTJI = rotate(indexer.query(x_BTD).unflatten(-1, (-1, indexer.head_dim)), cos_TD, sin_TD)
             k_BSI = rotate(indexer.key_norm(indexer.key(x_BTD))[:, :, None], cos_TD, sin_TD)[:, :, 0]
             w_BTJ = indexer.weight(x_BTD) * indexer.scale

@@ -125,10 +125,10 @@ def topics(ctx: Any, begun: str) -> Iterable[str]:
 
 @_quiet
 def trackers(ctx: Any, begun: str) -> Iterable[str]:
-    """Names of the experiment trackers."""
-    from dsabench.trackers.names import TRACKERS
+    """Names of the experiment trackers, and the other targets of an export."""
+    from dsabench.trackers.names import TARGETS
 
-    return TRACKERS
+    return TARGETS
 
 
 @_quiet

@@ -15,7 +15,8 @@ from dsabench.data.batch import Baseline, Batch, WindowSource
 from dsabench.data.held_out_share import Amounts
 from dsabench.data.packing import PackedWindows
 from dsabench.data.pieces import pieces
-from dsabench.data.prepare import Survey, fingerprint, prepare, survey, tokenizer_by_digest
+from dsabench.data.prepare import Survey, fingerprint, prepare, survey
+from dsabench.data.stored_tokenizer import tokenizer_by_digest
 from dsabench.data.tasks import TaskWindows
 from dsabench.data.tokens import TaskData, TokenData, TokenSplit
 from dsabench.data.windows import Windows, validation_window

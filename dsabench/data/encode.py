@@ -25,8 +25,8 @@ _FIRST_BYTES_PER_TOKEN = 6
 """Bytes of text that are encoded at first for each of max_tokens; doubled for as long as that is too little."""
 
 
-def encode(path: Path, key: str, data: DataSpec, split: Split, tokenizer: Tokenizer) -> None:
-    """Make the cache entry `path`. The caller holds its lock. Raises DataError."""
+def encode(path: Path, key: str, data: DataSpec, split: Split, tokenizer: Tokenizer, made_by: str) -> None:
+    """Make the cache entry `path`. The caller holds its lock. `made_by`: digest of the tokenizer. Raises DataError."""
     with new_folder(path) as folder, writing(path):
         dtype = np.dtype("<u2" if tokenizer.vocab_size <= 2**16 else "<u4")
         train, val = np.sort(split.train), np.sort(split.val)
@@ -47,7 +47,8 @@ def encode(path: Path, key: str, data: DataSpec, split: Split, tokenizer: Tokeni
                 )
         counts_V = _counts(folder / "train.bin", dtype, tokenizer.vocab_size)
         notes += _unequal_bytes(val_writer, train_writer, data.tokenizer)
-        token_folder.finish(folder, key, dtype, {"train": train_offsets, "val": val_offsets}, kept, counts_V, notes)
+        offsets = {"train": train_offsets, "val": val_offsets}
+        token_folder.finish(folder, key, made_by, dtype, offsets, kept, counts_V, notes)
 
 
 def _limited(writer: _Writer, split: Split, max_tokens: int) -> tuple[NDArray[np.int64], NDArray[np.int64], int | None]:

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dsabench.data.cache import cache_folder, digest, replace_file
+from dsabench.data.checked_file import DAMAGED, UnusableError
 from dsabench.data.sources.documents import Part
 from dsabench.data.sources.source import Source
 from dsabench.errors import DataError
@@ -76,10 +77,12 @@ def read(source: Source, tell: Callable[[str], None]) -> Scan:
     stats = [_stat(path) for path in source.files]
     files = [[str(path.absolute()), *stat] for path, stat in zip(source.files, stats, strict=True)]
     path = cache_folder("scans") / f"{digest('scan', FORMAT, list(source.key), files)[:32]}.npz"
-    scan = _load(path)
-    if scan is None:
+    try:
+        scan = _load(path)
+    except UnusableError as error:
         megabytes = sum(size for size, *_ in stats) / 1e6
-        tell(f"reading {len(stats):,} file{'s' * (len(stats) != 1)} ({megabytes:,.1f} MB)")
+        anew = f" anew: their digests in the cache are {error.why}" if error.why else ""
+        tell(f"reading {len(stats):,} file{'s' * (len(stats) != 1)} ({megabytes:,.1f} MB){anew}")
         scan = _read(source)
         if all(max(times) < now - _SETTLED_NS for _, *times in stats):
             replace_file(path, lambda temporary: _save(temporary, scan))
@@ -130,10 +133,17 @@ def _save(path: Path, scan: Scan) -> None:
         )
 
 
-def _load(path: Path) -> Scan | None:
+def _load(path: Path) -> Scan:
+    """A stored scan. Raises UnusableError.
+
+    A .npz is a zip archive, which has a CRC-32 of each array: reading it notices every flipped bit, and any other
+    damage but for one case in 2^32.
+    """
     try:
-        with path.open("rb") as file, np.load(file) as arrays:  # checks each array's CRC
+        with path.open("rb") as file, np.load(file) as arrays:
             file_N, record_N, piece_N, bytes_N = (arrays[f"{name}_N"] for name in ("file", "record", "piece", "bytes"))
             return Scan(file_N, record_N, piece_N, bytes_N, _void(arrays["digest_N"]))
-    except Exception:  # missing, or damaged in any way: it is read anew
-        return None
+    except FileNotFoundError:
+        raise UnusableError from None
+    except Exception:  # whatever a damaged file may lead to: it is read anew
+        raise UnusableError(DAMAGED) from None

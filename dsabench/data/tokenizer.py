@@ -146,9 +146,13 @@ class Subwords:
             ids, self.end_of_document, lambda run: str(self._tokenizer.decode(run, skip_special_tokens=False))
         )
 
+    def content(self) -> bytes:
+        """The tokenizer.json."""
+        return str(self._tokenizer.to_str()).encode()
+
     def save(self, path: Path) -> None:
         """Write the tokenizer.json."""
-        path.write_text(self._tokenizer.to_str(), encoding="utf-8")
+        path.write_bytes(self.content())
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int) -> Subwords:
@@ -175,11 +179,12 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> Subwords:
 
 def load_file(path: Path) -> Subwords:
     """A tokenizer.json. Raises DataError when it is missing or not one."""
-    return _load(path, _content(path))
+    return from_content(path, _content(path))
 
 
 @functools.lru_cache(maxsize=2)
-def _load(path: Path, content: bytes) -> Subwords:
+def from_content(path: Path, content: bytes) -> Subwords:
+    """The tokenizer of a tokenizer.json that was read. Raises DataError when it is none."""
     from tokenizers import Tokenizer as Model
 
     try:
@@ -223,7 +228,7 @@ def tokenizer_digest(data: DataSpec, training_digests: bytes) -> str:
         return digest("bytes")
     path = tokenizer_file(data)
     content = _content(path)
-    return digest("file", content, *_load(path, content).changes)
+    return digest("file", content, *from_content(path, content).changes)
 
 
 def own_ids(data: DataSpec, files: Sequence[Path]) -> Ids:

@@ -5,7 +5,7 @@ Legend: V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import overload
 
@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dsabench.data.batch import Baseline, Batch
+from dsabench.data.checked_tokens import CheckedTokens
 from dsabench.data.stream import Overlapping
 from dsabench.data.tokenizer import Tokenizer
 from dsabench.spec.task_settings import TaskSettings
@@ -43,9 +44,9 @@ class Names(Sequence[str]):
 class TokenSplit:
     """The documents of one side of the split, in the source's order."""
 
-    tokens: NDArray[np.uint16] | NDArray[np.uint32]
+    tokens: NDArray[np.uint16] | NDArray[np.uint32] | CheckedTokens
     """Memory-mapped ids of all documents, each followed by one end-of-document id (a document that data.max_tokens
-    cut short has none)."""
+    cut short has none). Those of a large corpus are compared with their digests as they are used."""
 
     offsets: NDArray[np.int64]
     """Where each document starts, and the end: document i is tokens[offsets[i]:offsets[i + 1]]."""
@@ -92,6 +93,9 @@ class TokenData:
     """With split = overlapping: the draw of windows for training and validation. `train` and `val` are then the same
     stream, as a single document."""
 
+    versions: Mapping[str, str] = field(default_factory=dict)
+    """Versions of the distributions that the text is of, where the source is such (`packages`)."""
+
     def baseline(self, batch: Batch) -> Baseline:
         """Unigram loss of the windows' scored targets, and the bytes that they stand for."""
         targets = batch.scored_targets
@@ -117,6 +121,9 @@ class TaskData:
     """Digests of `corpus` (task and settings) and `tokenizer` (its ids): part of a run's identity."""
 
     notes: list[str] = field(default_factory=list)
+
+    versions: Mapping[str, str] = field(default_factory=dict)
+    """None: a task is of no distribution."""
 
     @property
     def vocab_size(self) -> int:

@@ -86,7 +86,9 @@ def estimate(model: Transformer, execution: Execution, micro_batch: int, recompu
     layer = tokens * (_kept_by_a_block(spec, width, experts) + pairs)
     entering = tokens * spec.model.d_model * (4 + width)
     layers = spec.model.n_layers
-    logits = min(tokens * model.vocab_size, 2**29) * width + model.vocab_size * spec.model.d_model * (width + 4)
+    # A step casts an embedding that is the output layer; a matrix of its own is among the bf16 copies.
+    cast = 0 if narrow and not spec.model.tied_head else width
+    logits = min(tokens * model.vocab_size, 2**29) * width + model.vocab_size * spec.model.d_model * (cast + 4)
     return {
         "weights": 4.0 * count,
         "AdamW's moments": 8.0 * count,
@@ -105,7 +107,8 @@ def _kept_by_a_block(spec: RunSpec, width: int, experts: int) -> float:
     model = spec.model
     kv = model.kv_heads * model.head_dim
     norms = 2 * model.d_model * (4 + width)
-    attention = width * (2 * model.d_model + 2 * kv)
+    normed = model.heads_width + kv if model.qk_norm else 0
+    attention = width * (2 * model.heads_width + 2 * kv + normed)
     mixture = width * 3 * experts * model.d_ff + 4 * model.d_model
     return norms + attention + mixture
 

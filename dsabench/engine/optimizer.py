@@ -36,6 +36,9 @@ def recorded_stage(spec: RunSpec, stage: Stage) -> Stage:
     return "dense" if isinstance(spec.attention, DenseSpec) else stage
 
 
+_UNDECAYED = ("embedding.weight", "head.weight")
+
+
 @dataclass
 class Group:
     """Parameters with one learning rate and one weight decay."""
@@ -54,7 +57,7 @@ class Optimizer:
     """AdamW (beta1 0.9) over the backbone and the attention's own parameters, clipped apart.
 
     A common clip would couple the language-model loss and the indexer's loss again, which the detached input keeps
-    apart. Matrices decay; gains, biases and the tied embedding do not.
+    apart. Matrices decay; gains, biases, embedding and output layer do not.
 
     It calls the function that torch.optim.AdamW calls: the class imports PyTorch's compiler, which takes seconds.
     """
@@ -73,7 +76,7 @@ class Optimizer:
             (self.own, own_rate, own_warmup),
         ):
             for decays in (True, False):
-                chosen = [p for p in parameters if (p.ndim > 1 and self.names[p] != "embedding.weight") == decays]
+                chosen = [p for p in parameters if (p.ndim > 1 and self.names[p] not in _UNDECAYED) == decays]
                 if chosen:
                     decay = spec.train.weight_decay if decays else 0.0
                     self.groups.append(Group(chosen, rate, rate if first is None else first, decay))

@@ -64,7 +64,7 @@ class RunRecords:
             "steps": steps,
             "params": sum(p.numel() for p in optimizer.backbone) + own,
             "indexer_params": own,
-            "vocab_size": self.run.data.vocab_size,
+            "vocab_size": self.slot.model.vocab_size,
             "batch_size": windows,
             "tokens_per_step": spec.tokens_per_step,
             "tokens": spec.tokens_per_step * steps,

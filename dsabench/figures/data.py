@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 from dsabench.analysis.compare import compare
 from dsabench.analysis.comparison import Comparison
+from dsabench.analysis.damaged_runs import damage_sentence
 from dsabench.analysis.pairing import find_pairs, is_baseline, machines
 from dsabench.analysis.scope import Scope, ScopeError
 from dsabench.analysis.variants import RATIO, TOP_K, keys, label_variants, variant_order
@@ -100,6 +101,7 @@ def figure_data(scope: Scope, baseline: str = "dense") -> FigureData:
     runs["machine"] = machines(runs)
     runs["k"] = keys(runs)
     notes = [*scope.notes, *_not_shown(runs)]
+    notes += [damaged] if (damaged := damage_sentence(scope.runs)) else []
     there: str | None = baseline
     try:
         pairs = find_pairs(runs, baseline).frame
@@ -111,7 +113,8 @@ def figure_data(scope: Scope, baseline: str = "dense") -> FigureData:
     curves = load_curves(
         scope.store, list(runs.loc[runs["finished"], "run_id"]), columns=["seconds", "flops", *drawn(), BY_POSITION]
     )
-    notes += [f"evaluations of {run_id} cannot be read: {why}" for run_id, why in curves.damaged.items()]
+    if curves.damaged:  # they went bad since the store was read
+        return figure_data(scope.with_damaged(curves.damaged), baseline)
     gaps = int((~np.isfinite(curves.frame["val_loss"])).sum())
     if gaps:
         notes.append(f"{gaps} of {len(curves.frame)} evaluations have no finite validation loss: curves leave them out")

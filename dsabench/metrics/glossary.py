@@ -21,7 +21,7 @@ _SOURCES = {
     ),
     "run": ("Of a run", "They are in the run's summary."),
     "steps": ("Of training steps", "They are in the training records of `metrics.jsonl`."),
-    "analysis": ("Made of others", "They are stored nowhere."),
+    "analysis": ("Made of others", "No record has them: tables compute them."),
 }
 
 

@@ -1,4 +1,4 @@
-"""The language model: a pre-norm transformer with MoE feed-forwards and tied embeddings, free of infrastructure.
+"""The language model: a pre-norm transformer with MoE feed-forwards, free of infrastructure.
 
 Legend: B batch, T time, D model width, V vocabulary, E experts.
 """
@@ -83,7 +83,7 @@ class ModelOutput:
 
 @dataclass(frozen=True)
 class Features:
-    """The output before the product with the embedding. Fields without a text are those of ModelOutput."""
+    """The output before the product with the output layer. Fields without a text are those of ModelOutput."""
 
     x_BTD: Tensor
     """The normalised residual stream."""
@@ -103,9 +103,9 @@ class Block(nn.Module):
 
     def __init__(self, spec: RunSpec, layer: int) -> None:
         super().__init__()
-        self.attention_norm = nn.RMSNorm(spec.model.d_model, eps=1e-6)
+        self.attention_norm = nn.RMSNorm(spec.model.d_model, eps=spec.model.norm_eps)
         self.attention = construct(spec, layer)
-        self.experts_norm = nn.RMSNorm(spec.model.d_model, eps=1e-6)
+        self.experts_norm = nn.RMSNorm(spec.model.d_model, eps=spec.model.norm_eps)
         self.experts = MixtureOfExperts(spec.model)
 
     def forward(
@@ -132,15 +132,23 @@ class Transformer(nn.Module):
 
     def __init__(self, spec: RunSpec, vocab_size: int) -> None:
         super().__init__()
-        self.spec, self.vocab_size = spec, vocab_size  # of a model in a slot, spec.seed is the first run's
-        self.embedding = nn.Embedding(vocab_size, spec.model.d_model)
+        self.spec = spec  # of a model in a slot, spec.seed is the first run's
+        self.vocab_size = vocab_size if spec.model.vocab_size is None else spec.model.vocab_size
+        """Rows of embedding and output layer: ids of the tokenizer, unless the spec asks for more."""
+        self.embedding = nn.Embedding(self.vocab_size, spec.model.d_model)
         self.blocks = nn.ModuleList(Block(spec, layer) for layer in range(spec.model.n_layers))
-        self.norm = nn.RMSNorm(spec.model.d_model, eps=1e-6)
+        self.norm = nn.RMSNorm(spec.model.d_model, eps=spec.model.norm_eps)
+        self.head = None if spec.model.tied_head else nn.Linear(spec.model.d_model, self.vocab_size, bias=False)
+
+    @property
+    def head_VD(self) -> Tensor:
+        """The matrix of the output layer."""
+        return self.embedding.weight if self.head is None else self.head.weight
 
     def forward(self, tokens_BT: Tensor, forward_pass: ForwardPass = PLAIN) -> ModelOutput:
         """Logits at t depend on tokens 0..t of the same row (and document) alone."""
         features = self.features(tokens_BT, forward_pass)
-        return ModelOutput(logits_BTV=F.linear(features.x_BTD, self.embedding.weight), **features.rest())
+        return ModelOutput(logits_BTV=F.linear(features.x_BTD, self.head_VD), **features.rest())
 
     def training_losses(
         self,
@@ -156,7 +164,7 @@ class Transformer(nn.Module):
         with part("logits and loss"):
             scored_N = None if forward_pass.scored_BT is None else forward_pass.scored_BT.flatten()
             x_ND, targets_N = features.x_BTD.flatten(0, 1), targets_BT.flatten()
-            loss = linear_cross_entropy(x_ND, self.embedding.weight, targets_N, scored_N)
+            loss = linear_cross_entropy(x_ND, self.head_VD, targets_N, scored_N)
         return loss, features
 
     def features(
@@ -165,7 +173,7 @@ class Transformer(nn.Module):
         forward_pass: ForwardPass = PLAIN,
         call: Callable[..., Any] = Block.__call__,
     ) -> Features:
-        """All but the product with the embedding."""
+        """All but the product with the output layer."""
         dropout = self.spec.model.dropout if self.training else 0.0
         positions_T = torch.arange(tokens_BT.shape[1], device=tokens_BT.device)
         context = forward_pass.context(positions_T, self.training)
@@ -207,9 +215,9 @@ def build(spec: RunSpec, vocab_size: int) -> Transformer:
     """A Transformer on the CPU in fp32 with its initial weights drawn.
 
     Each parameter is drawn from a generator keyed by seed and its name, so a parameter that two variants share starts
-    with the same bits in both.
+    with the same bits in both. Raises SpecError where spec.model.vocab_size is less than vocab_size.
     """
-    model = Transformer(spec, vocab_size)
+    model = Transformer(spec, spec.model.rows(vocab_size))
     for name, parameter in model.named_parameters():
         if parameter.ndim < 2:
             nn.init.constant_(parameter, 0.0 if name.endswith("bias") else 1.0)
@@ -240,11 +248,13 @@ class _Uninitialised(TorchFunctionMode):
 def _initial_std(name: str, parameter: Tensor, spec: RunSpec) -> float:
     """fan_in^-1/2, so that variance stays 1; smaller where an output is added to the residual stream."""
     if name == "embedding.weight":
-        # The embedding is tied. The final norm makes |x| = sqrt(D). At the start x points along the embedding of its
-        # own token, so that the logit of that token is D std. At the default, std = 1/D, it is 1, and the first loss is
+        # Where it is tied: the final norm makes |x| = sqrt(D). At the start x points along the embedding of its own
+        # token, so that the logit of that token is D std. At the default, std = 1/D, it is 1, and the first loss is
         # ln V for every V and D. At the usual 0.02 the token would be exp(0.02 D) times as probable as others. Embedded
         # input tokens are multiplied by 1 / std.
         return 1.0 / spec.model.embedding_scale
+    if name == "head.weight":  # logits then start with standard deviation D^-1/2, near ln V as well
+        return 1.0 / spec.model.d_model
     fan_in = parameter.shape[-2] if name.endswith(("_EDF", "_EFD")) else parameter.shape[-1]
     # So that the variance of the residual stream does not grow with depth (GPT-2's rule).
     residual = (2 * spec.model.n_layers) ** -0.5 if name.endswith(("projections.out.weight", "down_EFD")) else 1.0

@@ -85,6 +85,18 @@ def add_norm(x_BTD: Tensor, d_BTD: Tensor | None, norm: nn.RMSNorm) -> tuple[Ten
     return x_BTD, autocast(norm(x_BTD))
 
 
+def head_norm(x_BTHD: Tensor, norm: nn.RMSNorm) -> Tensor:
+    """RMSNorm over each head in fp32 (fp64 for fp64 inputs); same shape and dtype as x."""
+    if fused(x_BTHD):
+        from dsabench.ops.triton.norm import WIDEST, AddNorm
+
+        if x_BTHD.shape[-1] <= WIDEST:
+            y_BTHD: Tensor = AddNorm.apply(x_BTHD, None, norm.weight, norm.eps, x_BTHD.dtype)[1]
+            return y_BTHD
+    wide = torch.promote_types(x_BTHD.dtype, torch.float32)
+    return F.rms_norm(x_BTHD.to(wide), norm.normalized_shape, norm.weight.to(wide), norm.eps).to(x_BTHD.dtype)
+
+
 def swiglu(gate_NEF: Tensor, up_NEF: Tensor, weight_NE: Tensor) -> Tensor:
     """silu(gate) * up * weight, a weight for each token and expert; (N, E, F) in gate's dtype.
 

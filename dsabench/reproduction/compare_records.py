@@ -13,11 +13,22 @@ from safetensors import SafetensorError, safe_open
 
 from dsabench.errors import StoreError
 
-LOSSES = {"train": ("loss",), "eval": ("val_loss", "train_loss")}
+SUMMARY = "summary"
+"""Kind of the one record that a run's summary is compared as."""
+
+LOSSES = {"train": ("loss",), "eval": ("val_loss", "train_loss"), SUMMARY: ("val_loss", "train_loss")}
 """Kinds of records and their losses in nats, which a tolerance applies to."""
 
 _NOT_COMPUTED = frozenset(("kind", "step", "stage", "shared", "seconds", "eval_seconds", "tokens_per_second", "flops"))
 """Values of a record that are not compared, because training does not compute with them: times, counts of FLOPs."""
+
+_MEASURED = frozenset(
+    (
+        *("kind", "step", "micro_batch", "peak_memory_mb", "step_ms", "warmup_step_ms", "tokens_per_second", "mfu"),
+        *("matmul_flops_per_second", "train_seconds", "eval_seconds", "seconds", "other_load"),
+    )
+)
+"""Values of a summary that are not compared: times, memory, and what follows from the memory that was free."""
 
 _FLOORS = frozenset(("chance_accuracy", "unigram_loss"))
 """Of a task they follow from its settings, and earlier versions computed them in another way."""
@@ -48,7 +59,7 @@ class Deviation(NamedTuple):
 
 @dataclass(frozen=True)
 class Records:
-    """The train and eval records of two runs, those of the first beside those of the second."""
+    """The train and eval records of two runs, and their summaries, those of the first beside those of the second."""
 
     counts: dict[str, int]
     """Records of the first run, by kind."""
@@ -105,7 +116,7 @@ def compare_records(a: Sequence[Mapping[str, Any]], b: Sequence[Mapping[str, Any
     found.sort(key=lambda one: (order[one.kind, one.step], not one.is_loss))
     losses = [one for one in found if one.is_loss]
     return Records(
-        counts={kind: sum(place[0] == kind for place in ours) for kind in LOSSES},
+        counts={k: n for k in LOSSES if (n := sum(place[0] == k for place in ours)) or k != SUMMARY},
         same=len(ours.keys() & theirs.keys()) - len(differing),
         last_step=last,
         first=found[0] if found else None,
@@ -115,12 +126,19 @@ def compare_records(a: Sequence[Mapping[str, Any]], b: Sequence[Mapping[str, Any
     )
 
 
+def summary_record(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """The summary of a run that is done as a record of its last step."""
+    steps = summary.get("steps")
+    return {**summary, "kind": SUMMARY, "step": steps if type(steps) is int else 0}
+
+
 def _by_place(records: Iterable[Mapping[str, Any]]) -> dict[tuple[str, int], Mapping[str, Any]]:
     return {(record["kind"], record["step"]): record for record in records if record["kind"] in LOSSES}
 
 
 def _deviations(kind: str, step: int, a: Mapping[str, Any], b: Mapping[str, Any]) -> Iterable[Deviation]:
-    left_out = _NOT_COMPUTED if a.get("chance_accuracy") is None else _NOT_COMPUTED | _FLOORS
+    left_out = _MEASURED if kind == SUMMARY else _NOT_COMPUTED
+    left_out = left_out if a.get("chance_accuracy") is None else left_out | _FLOORS
     for name in a:
         if name in left_out or name not in b:
             continue

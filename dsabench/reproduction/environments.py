@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from dsabench.analysis.provenance import NO_ENVIRONMENT
+from dsabench.analysis.provenance import NO_ENVIRONMENT, TEXT_VERSIONS
 from dsabench.spec.identity import flatten
 from dsabench.store import RunRecord
 
@@ -85,7 +85,7 @@ def reasons(a: RunRecord, b: RunRecord) -> list[Change]:
     found = [
         change
         for change in environment_changes(a, b)
-        if change.field not in _HARMLESS
+        if not _is_harmless(change.field)
         and change.a is not None
         and change.b is not None
         and not change.field.startswith("git.")
@@ -101,7 +101,7 @@ def reasons(a: RunRecord, b: RunRecord) -> list[Change]:
 
 def unrecorded(a: RunRecord, b: RunRecord) -> list[str]:
     """Entries that only one of the runs recorded, so that nobody can say whether they differ."""
-    return [c.field for c in environment_changes(a, b) if (c.a is None or c.b is None) and c.field not in _HARMLESS]
+    return [c.field for c in environment_changes(a, b) if (c.a is None or c.b is None) and not _is_harmless(c.field)]
 
 
 def may_vary(record: RunRecord) -> bool:
@@ -127,6 +127,11 @@ def text(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.6g}"
     return str(value)[: 12 if _COMMIT.fullmatch(str(value)) else None]
+
+
+def _is_harmless(field: str) -> bool:
+    # What the versions of a text change has the corpus's digest.
+    return field in _HARMLESS or field.startswith(f"{TEXT_VERSIONS}.")
 
 
 def _kind(device: Any) -> str:

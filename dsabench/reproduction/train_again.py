@@ -9,6 +9,8 @@ from typing import Any, Literal
 
 from dsabench import data as data_package
 from dsabench._version import __version__
+from dsabench.analysis.provenance import TEXT_VERSIONS
+from dsabench.data import Survey
 from dsabench.engine.checkpoint import steps_done
 from dsabench.engine.device import Execution, default_device, environment, resolve
 from dsabench.engine.loop import to_the_end
@@ -21,9 +23,11 @@ from dsabench.reproduction.compare_records import (
     check_weights_file,
     compare_records,
     compare_weights,
+    summary_record,
 )
 from dsabench.reproduction.environments import (
     Change,
+    changes,
     environment_changes,
     may_vary,
     reasons,
@@ -34,6 +38,9 @@ from dsabench.reproduction.environments import (
 from dsabench.spec.run import RunSpec, validate
 from dsabench.spec.stored_spec import needed_plugins
 from dsabench.store import RunRecord, find_checkpoint, find_run, read_metrics
+from dsabench.store.layout import run_folder
+from dsabench.store.records import DamagedError
+from dsabench.store.verification import checkpoint_damage
 from dsabench.sweeps import plan
 from dsabench.sweeps.launcher import RunJob
 from dsabench.sweeps.origin import fingerprint
@@ -100,7 +107,8 @@ def reproduce(
     observe: Callable[[RunSpec], Callable[[Any], None]] = lambda spec: lambda update: None,
     notify: Callable[[str], None] = lambda message: None,
 ) -> Reproduction:
-    """Train the stored run `run` (the start of its id) again and compare: records step by step, and final weights.
+    """Train the stored run `run` (the start of its id) again and compare: records step by step, what training computed
+    of the summary, and final weights.
 
     into: the store that keeps the second run, never that of the first; None: a temporary one. device: None takes the
     kind of device that the run was trained on. tolerance: nats by which losses may be off. plugins: files that lie
@@ -116,9 +124,11 @@ def reproduce(
     if (saved := find_checkpoint(store, original.run_id)) is not None:  # not only when all is trained
         steps_done(saved)
         check_weights_file(saved)
+        if wrong := checkpoint_damage(run_folder(Path(store), original.run_id), original):
+            raise DamagedError(f"run {original.run_id}: its checkpoint is damaged ({wrong[0]})", original)
     spec = _spec(original, device, plugins)
     execution = _execution(original, spec, device)
-    _same_files(original, fingerprint(spec, data_package.fingerprint(spec.data), None), spec)
+    _same_files(original, data_package.survey(spec.data), spec)
     if into is None:
         with temporary_folder("keep the second run elsewhere (--into DIR)") as folder:
             found = _trained_again(spec, execution, original, folder / "runs", observe, notify)
@@ -190,15 +200,25 @@ def _found(original: RunRecord, stored: Sequence[str], given: Sequence[str]) -> 
     return found
 
 
-def _same_files(original: RunRecord, now: Mapping[str, str], spec: RunSpec) -> None:
+def _same_files(original: RunRecord, survey: Survey, spec: RunSpec) -> None:
     """Raises DataError when corpus, tokenizer or plugin are not those of the run."""
+    now = fingerprint(spec, survey.fingerprint, None)
     where = {"corpus": spec.data.source, "tokenizer": spec.data.tokenizer, "plugin": ", ".join(spec.plugins)}
     for name, digest in original.fingerprint.items():
         if name in now and now[name] != digest:
             raise DataError(
                 f"the {name} is not what run {original.run_id} was trained with: {where.get(name) or name} has the "
                 f"digest {now[name][:12]} now, and had {digest[:12]} then. With the old content it can be reproduced"
+                + _other_versions(original.environment.get(TEXT_VERSIONS), survey.versions)
             )
+
+
+def _other_versions(then: Any, now: Mapping[str, str]) -> str:
+    """`: scipy 1.17.1, not 1.18.0`: of the distributions that a text is of, those that were others."""
+    if not isinstance(then, Mapping):
+        return ""
+    found = [f"{c.field} {c.a or 'none'}, not {c.b or 'none'}" for c in changes(dict(then), dict(now))]
+    return f": {'; '.join(found)}" if found else ""
 
 
 def _trained_again(
@@ -210,9 +230,9 @@ def _trained_again(
     notify: Callable[[str], None],
 ) -> RunRecord:
     here = original.model_copy(update={"environment": environment(execution), "version": __version__, "summary": {}})
-    changes = reasons(original, here)
-    if others := ", ".join(f"{c.field} {text(c.a)} -> {text(c.b)}" for c in changes):
-        notify("; ".join([f"the environment is not the run's: {others}", *remedies(changes)]))
+    found = reasons(original, here)
+    if others := ", ".join(f"{c.field} {text(c.a)} -> {text(c.b)}" for c in found):
+        notify("; ".join([f"the environment is not the run's: {others}", *remedies(found)]))
     job, place = RunJob(spec, retry_failed=True), Place(store, execution, Slots(), notify)
     return to_the_end(train_by_turns(job, place, observe(spec)))
 
@@ -228,9 +248,13 @@ def _compare(
     kept: Path | None,
 ) -> Reproduction:
     whole = original.status != "interrupted"
-    records = compare_records(metrics, read_metrics(target, again.run_id), whole=whole)
-    ours, theirs = find_checkpoint(store, original.run_id), find_checkpoint(target, again.run_id)
+    ours, theirs = list(metrics), read_metrics(target, again.run_id)
+    if original.status == "done":  # else it has no summary
+        ours.append(summary_record(original.summary))
+        theirs += [summary_record(again.summary)] if again.status == "done" else []
+    records = compare_records(ours, theirs, whole=whole)
+    first, second = find_checkpoint(store, original.run_id), find_checkpoint(target, again.run_id)
     weights = None
-    if ours is not None and theirs is not None and steps_done(ours) == steps_done(theirs):
-        weights = compare_weights(ours, theirs)
+    if first is not None and second is not None and steps_done(first) == steps_done(second):
+        weights = compare_weights(first, second)
     return Reproduction(original, again, records, weights, tolerance, kept)

@@ -109,7 +109,7 @@ def _of_document(spec: RunSpec, record: RunRecord, document: int | None, start: 
 
 
 def _own_text(spec: RunSpec, record: RunRecord, text: str, start: int, notes: list[str]) -> Window:
-    tokenizer = data_package.tokenizer_by_digest(spec.data, record.fingerprint.get("tokenizer", ""))
+    tokenizer = data_package.tokenizer_by_digest(spec.data, record.fingerprint.get("tokenizer", ""), notes.append)
     tokens_T = tokenizer.encode([text])[0].astype(np.int32)
     n = len(tokens_T)
     if not 0 <= start <= max(0, n - 2):

@@ -18,82 +18,9 @@ from dsabench.errors import SpecError
 from dsabench.spec.attention import BUILT_IN, AttentionSpec, DSASpec
 from dsabench.spec.data_settings import DataSpec
 from dsabench.spec.messages import explain
+from dsabench.spec.model_settings import ModelSpec as ModelSpec
 from dsabench.spec.start import StartSpec
 from dsabench.spec.strict_model import Positive, Spec
-
-
-class ModelSpec(Spec):
-    """A pre-norm transformer with a mixture-of-experts feed-forward, the same for every attention variant."""
-
-    d_model: Annotated[int, Field(ge=4, le=65536)] = 256
-    """Width of the residual stream."""
-
-    n_layers: Annotated[int, Field(ge=1, le=1024)] = 4
-    """Transformer blocks."""
-
-    n_heads: Annotated[int, Field(ge=1, le=1024)] = 8
-    """Query heads; must divide d_model into heads of even width (rotary embedding turns pairs)."""
-
-    n_kv_heads: Annotated[int, Field(ge=1, le=1024)] | None = None
-    """Key/value heads: null or n_heads is MHA, 1 is MQA, a divisor of n_heads in between is GQA."""
-
-    d_ff: Positive = 512
-    """Hidden width of one expert (SwiGLU)."""
-
-    n_experts: Annotated[int, Field(ge=1, le=4096)] = 4
-    """Experts in each layer; 1 is an ordinary feed-forward."""
-
-    experts_per_token: Positive = 2
-    """Experts that each token is routed to (top-k routing, no token is dropped)."""
-
-    balance_loss_weight: Annotated[float, Field(ge=0)] = 0.01
-    """Weight of the load-balancing loss of Switch Transformer (its paper's alpha), which is 1 when experts are used
-    evenly and here the mean over layers. A trainer that adds the layers' losses has the same with this weight divided
-    by n_layers. The balance loss of Mixtral in `transformers` is experts_per_token times larger, and one of the routes
-    of all layers together."""
-
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Dropout on the embedding and on every residual branch, in training only."""
-
-    embedding_std: Annotated[float, Field(gt=0)] | None = None
-    """Standard deviation of the initial embedding, which is also the output layer; null is 1 / d_model, which starts
-    the loss near ln V. The way in divides by it, so that the residual stream starts at variance 1 whatever it is. 1.0
-    is PyTorch's own, with which a model starts far worse than uniform guessing."""
-
-    rope_base: Annotated[float, Field(gt=1)] = 10_000.0
-    """Base of the rotary position embedding's wavelengths."""
-
-    @property
-    def embedding_scale(self) -> float:
-        """What the embedding is multiplied by on the way in: 1 / embedding_std, its null resolved to d_model."""
-        return float(self.d_model) if self.embedding_std is None else 1.0 / self.embedding_std
-
-    @property
-    def head_dim(self) -> int:
-        """Width of one head: d_model / n_heads."""
-        return self.d_model // self.n_heads
-
-    @property
-    def kv_heads(self) -> int:
-        """Key/value heads with null resolved to n_heads."""
-        return self.n_heads if self.n_kv_heads is None else self.n_kv_heads
-
-    @model_validator(mode="after")
-    def _heads_and_experts_fit(self) -> Self:
-        if self.d_model % self.n_heads:
-            near = [n for n in range(1, self.d_model + 1) if self.d_model % (2 * n) == 0]
-            near = sorted(sorted(near, key=lambda n: abs(n - self.n_heads))[:4])
-            raise ValueError(
-                f"n_heads = {self.n_heads} does not divide d_model = {self.d_model}; "
-                f"near it, {', '.join(map(str, near)) or 'nothing'} would"
-            )
-        if self.head_dim % 2:
-            raise ValueError(f"d_model / n_heads = {self.head_dim} is odd; rotary embedding needs an even head width")
-        if self.n_heads % self.kv_heads:
-            raise ValueError(f"n_kv_heads = {self.kv_heads} does not divide n_heads = {self.n_heads}")
-        if self.experts_per_token > self.n_experts:
-            raise ValueError(f"experts_per_token = {self.experts_per_token} is more than n_experts = {self.n_experts}")
-        return self
 
 
 class TrainSpec(Spec):
@@ -124,7 +51,7 @@ class TrainSpec(Spec):
     """AdamW's decay of the mean squared gradient, which it remembers for about 1 / (1 - beta2) steps (beta1 is 0.9)."""
 
     weight_decay: Annotated[float, Field(ge=0)] = 0.1
-    """Decoupled weight decay on matrices; gains, biases and the embedding have none."""
+    """Decoupled weight decay on matrices; gains, biases, the embedding and the output layer have none."""
 
     grad_clip: Annotated[float, Field(gt=0)] | None = 1.0
     """Largest global gradient norm, of backbone and indexer apart; null does not clip."""

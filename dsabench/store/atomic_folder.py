@@ -32,11 +32,15 @@ def go_back(folder: Path) -> Path:
     Raises:
         StoreError: as `replace`.
     """
-    current, old, _ = _names(folder)
+    current, old, new = _names(folder)
     with explained(current):
-        shutil.rmtree(current)
+        if new.exists():
+            shutil.rmtree(new)
+        # Renamed before it is deleted: half of it, without its seal, could be taken for one of an earlier version.
+        os.rename(current, new)  # noqa: PTH104
         os.rename(old, current)  # noqa: PTH104
         sync_folder(folder)
+        shutil.rmtree(new)
     return current
 
 

@@ -31,7 +31,7 @@ from dsabench.store.sealed_cache import read_sealed, write_sealed
 
 CURVES = "curves.parquet"
 _LOCK = ".curves.lock"
-_SEAL = ".curves.seal"
+SEAL = ".curves.seal"
 _KEY = b"dsabench"
 _FORMAT = f"3 of schema {SCHEMA_VERSION}"
 
@@ -131,7 +131,7 @@ def _ordered(table: pa.Table) -> pa.Table:
 def _read(store: Path) -> tuple[pa.Table, _State]:
     nothing = _empty(), _State(_FORMAT, [], {}, {})
     try:
-        table = pq.read_table(io.BytesIO(read_sealed(store, _SEAL, CURVES)))
+        table = pq.read_table(io.BytesIO(read_sealed(store, SEAL, CURVES)))
         state = _State(**json.loads((table.schema.metadata or {})[_KEY]))
         whole = state.format == _FORMAT and state.columns == table.column_names
         # Only a table of these types can be joined with what is read anew.
@@ -167,7 +167,7 @@ def _keep(store: Path, table: pa.Table, state: _State) -> None:
             buffer = io.BytesIO()
             metadata = {_KEY: json.dumps(state._asdict()).encode()}
             pq.write_table(table.replace_schema_metadata(metadata), buffer, write_page_checksum=True)
-            write_sealed(store, _SEAL, {CURVES: buffer.getvalue()})
+            write_sealed(store, SEAL, {CURVES: buffer.getvalue()})
         finally:
             lock.release()
     except StoreError:

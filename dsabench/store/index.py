@@ -37,9 +37,10 @@ from dsabench.store.table import Row, fixed_columns, row_of, table
 
 INDEX = "index.parquet"
 _ROWS = ".index.json.gz"
-_SEAL = ".index.seal"
+SEAL = ".index.seal"
+FILES = (INDEX, _ROWS)
 _KEY = b"dsabench"
-_FORMAT = f"7 of schema {SCHEMA_VERSION}"
+_FORMAT = f"8 of schema {SCHEMA_VERSION}"
 
 _SHARE = 64
 """When a run ends, the index is written if it lacks 1/_SHARE of its rows, or has fewer than _SHARE rows."""
@@ -64,8 +65,8 @@ def load_runs(store: str | Path = "runs") -> pd.DataFrame:
     Columns: those of `table.fixed_columns`, always; every spec field by its path (`train.learning_rate`);
     `fingerprint.*` and `environment.*`; and any further metric. dtypes: string, Int64, boolean, float64
     (NaN is missing or recorded as NaN), datetime64[us, UTC]; see `table.typed`. `status` is running, done,
-    failed, interrupted (a crashed run too), or unreadable, and then `error` says what is wrong with the
-    run's record.
+    failed, interrupted (a crashed run too), damaged (not what was written) or unreadable, and then `error` says
+    what is wrong with the run. `seal` is sealed, unsealed (stored before 0.3) or damaged.
 
     Reads `index.parquet` when it is up to date, else brings it up to date when the store can be written.
 
@@ -198,7 +199,7 @@ def _write_index(store: Path, frame: pd.DataFrame, now: _Rows) -> None:
     metadata = {**(content.schema.metadata or {}), _KEY: json.dumps(state._asdict()).encode()}
     buffer = io.BytesIO()
     pq.write_table(content.replace_schema_metadata(metadata), buffer, write_page_checksum=True)
-    write_sealed(store, _SEAL, {_ROWS: gzip.compress(lines, compresslevel=1), INDEX: buffer.getvalue()})
+    write_sealed(store, SEAL, {_ROWS: gzip.compress(lines, compresslevel=1), INDEX: buffer.getvalue()})
 
 
 def _state_of(metadata: dict[bytes, bytes] | None) -> _State | None:
@@ -214,7 +215,7 @@ def _read_index(store: Path) -> tuple[pd.DataFrame, _State] | None:
     """The index and its metadata; None when it is missing, damaged or of another format."""
     try:
         with explained(store / INDEX):
-            content = pq.read_table(io.BytesIO(read_sealed(store, _SEAL, INDEX)))
+            content = pq.read_table(io.BytesIO(read_sealed(store, SEAL, INDEX)))
         state = _state_of(content.schema.metadata)
         frame = content.to_pandas()
     except (StoreError, pa.ArrowException, ValueError, TypeError, KeyError, AttributeError):
@@ -227,8 +228,8 @@ def _read_index(store: Path) -> tuple[pd.DataFrame, _State] | None:
 def _read_rows(store: Path) -> _Rows | None:
     """The rows that the index was made from; None when they are missing, damaged or of another index."""
     try:
-        state = _state_of(pq.read_schema(io.BytesIO(read_sealed(store, _SEAL, INDEX))).metadata)
-        first, *lines = gzip.decompress(read_sealed(store, _SEAL, _ROWS)).decode().split("\n")
+        state = _state_of(pq.read_schema(io.BytesIO(read_sealed(store, SEAL, INDEX))).metadata)
+        first, *lines = gzip.decompress(read_sealed(store, SEAL, _ROWS)).decode().split("\n")
         token, *rows = json.loads(f"[{','.join([first, *lines])}]")
     except (OSError, EOFError, ValueError, AttributeError, RecursionError, zlib.error, pa.ArrowException):
         return None

@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from dsabench.errors import StoreError
-from dsabench.store import atomic_folder
+from dsabench.store import atomic_folder, seals
 from dsabench.store.files import explain, explained, is_held
 from dsabench.store.layout import LOCK, METRICS, RECORD, SWEEPS, existing_store, run_folder
 from dsabench.store.record_values import is_step, is_whole, shown
@@ -220,24 +220,40 @@ def sealed_metrics(folder: Path, lists: bool = True) -> list[dict[str, Any]]:
     """
     path = folder / METRICS
     while True:
-        sealed = _sealed(folder)
+        seal = _seal(folder)
         try:
-            return parse_metrics(path, lists, sealed)[0]
+            files = seal.files if seal is not None else None
+            told = None if files is None else files.get(METRICS)
+            if files is not None and told is None and path.exists():
+                raise DamagedError(f"{path}: it was not there when the run ended")
+            if seal is not None and files is None:
+                _check_past(folder)
+            return parse_metrics(path, lists, told)[0]
         except DamagedError:
             # A run that is taken up again loses its seal before its metrics change.
-            if _sealed(folder) == sealed:
+            if _seal(folder) == seal and not is_held(folder / LOCK):
                 raise
 
 
-def _sealed(folder: Path) -> FileSeal | None:
-    """The seal of metrics.jsonl in the record of `folder`, which is what was written itself; None without one."""
+def _check_past(folder: Path) -> None:
+    """Raise DamagedError when the metrics of a killed run are not what was written before its checkpoint."""
+    saved = atomic_folder.whole(folder)
+    if saved is None or is_held(folder / LOCK) is not False:
+        return
+    with explained(folder / METRICS):
+        problem = seals.past_problem(saved, folder / METRICS)
+    if problem is not None:
+        raise DamagedError(f"{folder / METRICS}: damaged, {problem}")
+
+
+def _seal(folder: Path) -> Seal | None:
+    """The seal in the record of `folder`, which is what was written itself; None without one."""
     try:
         document = read_document(folder / RECORD)
     except FileNotFoundError:
         return None
     try:
         check_seal(folder / RECORD, document)
-        files = Seal.model_validate(document["seal"]).files if "seal" in document else None
+        return Seal.model_validate(document["seal"]) if document.get("seal") is not None else None
     except ValidationError as error:
         raise StoreError(f"{folder / RECORD}: damaged, its seal is none") from error
-    return None if files is None else files.get(METRICS)

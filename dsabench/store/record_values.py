@@ -195,7 +195,9 @@ def _checks(model: type[BaseModel]) -> dict[str, _Check]:
     found = {}
     for name, field in model.model_fields.items():
         models = models_in(field.annotation)
-        kind = functools.reduce(lambda of, mark: Annotated[of, mark], field.metadata, field.annotation)
+        kind: Any = field.annotation
+        for mark in field.metadata:
+            kind = Annotated[kind, mark]
         adapter: TypeAdapter[Any] | None = None if models else TypeAdapter(kind, config=_STRICT)
         found[name] = _Check(field, adapter, models[0] if len(models) == 1 else None, _takes_words(field.annotation))
     return found

@@ -22,7 +22,9 @@ from dsabench.store.reader import run_names
 from dsabench.store.records import RunBusyError
 from dsabench.store.sweep_records import readable_sweeps
 
-_GONE = ".removed."
+GONE = ".removed."
+"""Beginning of the name of a removed run's folder, until its files are deleted."""
+
 _PATIENCE_S = 1.0
 
 LISTED = 20
@@ -136,7 +138,7 @@ def _remove(folder: Path) -> str:
     lock = acquire(folder / LOCK, _PATIENCE_S)
     if lock is None:
         raise RunBusyError(f"run {folder.name}: another process is writing it")
-    gone = folder.with_name(f"{_GONE}{folder.name}.{secrets.token_hex(4)}")
+    gone = folder.with_name(f"{GONE}{folder.name}.{secrets.token_hex(4)}")
     try:
         if sys.platform == "win32":  # which renames no folder with an open file in it
             lock.release()
@@ -154,5 +156,5 @@ def _remove(folder: Path) -> str:
 
 def _delete_leftovers(store: Path) -> None:
     """Delete what a kill left of runs that were removed before."""
-    for left in store.glob(f"{_GONE}*"):
+    for left in store.glob(f"{GONE}*"):
         shutil.rmtree(left, ignore_errors=True)

@@ -26,7 +26,10 @@ def read_sealed(store: Path, seal: str, name: str) -> bytes:
         ValueError: it is not what was written, or a kill kept its seal from being.
     """
     content = read_regular(store / name)
-    digests = json.loads(read_regular(store / seal))
+    try:
+        digests = json.loads(read_regular(store / seal))
+    except RecursionError:
+        digests = None
     if not isinstance(digests, dict) or digests.get(name) != digest_of(content):
         raise ValueError(f"{store / name} is not what was written")
     return content

@@ -20,7 +20,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from dsabench.errors import StoreError
-from dsabench.store.files import explain, read_regular
+from dsabench.store.files import explain, read_regular, write_atomic
 
 CHECKPOINT_SEAL = "seal.json"
 """Name of a checkpoint folder's own seal."""
@@ -105,10 +105,32 @@ def file_seal(path: Path, size: int | None = None) -> FileSeal:
     return FileSeal(size=n - left, digest=whole.hexdigest())
 
 
+class Growing:
+    """The seal of a file that only grows, of what was written to it: a byte that goes bad on the disk later is told."""
+
+    def __init__(self, path: Path) -> None:
+        """Begins with what `path` holds; nothing, where it is not there. Raises OSError."""
+        self._digest = hashlib.blake2b(digest_size=_BYTES)
+        self.size = 0
+        if path.exists():
+            self.add(read_regular(path))
+
+    def add(self, data: bytes) -> None:
+        """Take in what was appended."""
+        self._digest.update(data)
+        self.size += len(data)
+
+    def seal(self) -> FileSeal:
+        """The seal of all so far."""
+        return FileSeal(size=self.size, digest=self._digest.hexdigest())
+
+
 def seal_is_missing(document: Mapping[str, Any]) -> bool:
-    """Whether the record of a run has no seal although its version wrote one."""
-    version = document.get("version")
-    if "seal" in document or not isinstance(version, str):
+    """Whether a record has no seal although its version wrote one. That of a run names its version, that of a sweep the
+    one of its environment."""
+    environment = document.get("environment")
+    version = document.get("version", environment.get("dsabench") if isinstance(environment, Mapping) else None)
+    if document.get("seal") is not None or not isinstance(version, str):
         return False
     numbers = version.split(".")[:2]
     return all(part.isdecimal() for part in numbers) and tuple(map(int, numbers)) >= _SINCE
@@ -134,13 +156,15 @@ def differing(folder: Path, files: Mapping[str, FileSeal]) -> list[str]:
     return found
 
 
-def seal_checkpoint(folder: Path, metrics: Path) -> None:
-    """Write the seal of a checkpoint folder whose files are all there. Raises OSError."""
+def seal_checkpoint(folder: Path, past: FileSeal) -> None:
+    """Write the seal of a checkpoint folder whose files are all there, and of the metrics before it, atomically.
+
+    Raises OSError.
+    """
     files = {path.name: file_seal(path).model_dump() for path in sorted(folder.iterdir())}
-    past = file_seal(metrics) if metrics.exists() else FileSeal(size=0, digest=digest_of(b""))
     document = {"files": files, "metrics": past.model_dump()}
     text = json.dumps({"digest": record_digest(document), **document}, indent=1)
-    (folder / CHECKPOINT_SEAL).write_text(text + "\n", encoding="ascii")
+    write_atomic(folder / CHECKPOINT_SEAL, (text + "\n").encode("ascii"))
 
 
 def checkpoint_seal(folder: Path) -> CheckpointSeal | None:
@@ -162,6 +186,21 @@ def checkpoint_seal(folder: Path) -> CheckpointSeal | None:
     if record_digest(document) != seal.digest:
         raise StoreError(f"{path}: damaged, not what was written (its digest differs)")
     return seal
+
+
+def past_problem(folder: Path, metrics: Path) -> str | None:
+    """What is wrong with the metrics up to the checkpoint in `folder`; None: nothing, or it has no seal that is whole.
+
+    Raises OSError.
+    """
+    try:
+        seal = checkpoint_seal(folder)
+    except StoreError:
+        return None
+    if seal is None or not seal.metrics.size:
+        return None
+    there = file_seal(metrics, seal.metrics.size) if metrics.exists() else None
+    return None if there == seal.metrics else f"{metrics.name} is not what was written before its checkpoint"
 
 
 def is_sealed(folder: Path) -> bool:

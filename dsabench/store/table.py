@@ -14,6 +14,7 @@ import pandas as pd
 
 from dsabench.errors import StoreError
 from dsabench.metrics import columns as metric_columns
+from dsabench.metrics import epochs
 from dsabench.plain import encodable
 from dsabench.store.files import is_held, signature
 from dsabench.store.layout import LOCK, RECORD, existing_store
@@ -57,13 +58,15 @@ def row_of(folder: Path) -> tuple[Row, bool]:
     A run that is not what was written, or whose parts contradict each other, has status `damaged`, and one that cannot
     be read `unreadable`; `error` says what is wrong.
     """
+    record: RunRecord | None
     while True:
         seen = signature(folder / RECORD)
         try:
             record, may_change = read_folder(folder)
-            wrong = [] if may_change else damage(folder, record)
+            wrong = [] if record.status == "running" else damage(folder, record)
         except DamagedError as error:
-            record, may_change, wrong = error.record, False, [str(error)]
+            record, may_change = error.record, False
+            wrong = [str(error).removeprefix(f"run {folder.name}: ").replace(f"{folder}/", "")]
             if record is not None and record.run_id == folder.name:
                 wrong += damage(folder, record)
         except StoreError as error:
@@ -90,6 +93,7 @@ def _flat_record(record: RunRecord) -> Row:
         row
         | with_floors(record.summary, record.spec)
         | {
+            "epochs": epochs(record.summary.get("tokens"), record.summary.get("text_tokens")),
             "run_id": record.run_id,
             "status": record.status,
             "attention": record.spec.get("attention", {}).get("kind"),

@@ -15,6 +15,7 @@ from dsabench.spec.stored_spec import needed_plugins, stored_spec
 from dsabench.store import atomic_folder, seals
 from dsabench.store.files import read_regular
 from dsabench.store.layout import METRICS
+from dsabench.store.reader import parse_metrics
 from dsabench.store.records import DamagedError, RunRecord
 
 TOLERANCE = 1e-4
@@ -85,6 +86,12 @@ def _of_metrics(folder: Path, record: RunRecord) -> list[str]:
             return differs
         if told is None and (folder / METRICS).exists():
             return [f"{METRICS} was not there when the run ended"]
+    elif record.seal is not None and (saved := atomic_folder.whole(folder)) is not None:  # it was killed
+        try:
+            problem = seals.past_problem(saved, folder / METRICS)
+        except OSError as error:
+            problem = f"{METRICS} cannot be read: {error.strerror or error}"
+        return [problem] if problem else []
     return _disagreements(folder, record, sealed is not None)
 
 
@@ -100,6 +107,11 @@ def _disagreements(folder: Path, record: RunRecord, is_sealed: bool) -> list[str
         return [f"{METRICS} cannot be read: {error.strerror or error}"]
     except StoreError as error:
         return [str(error)]
+    if not is_sealed:  # of a sealed file every byte is known
+        try:
+            parse_metrics(folder / METRICS, lists=False)
+        except StoreError as error:
+            return [str(error)]
     if evaluation is None:
         losses = "val_loss" in record.summary and not is_sealed  # a run of training records alone may be sealed
         return [f"{METRICS} ends without an evaluation, and the run is done"] if losses else []
@@ -115,8 +127,11 @@ def _disagreements(folder: Path, record: RunRecord, is_sealed: bool) -> list[str
 
 def _agree(a: Any, b: Any) -> bool:
     if isinstance(a, int | float) and isinstance(b, int | float):
-        both_nan = math.isnan(a) and math.isnan(b)
-        return both_nan or math.isclose(a, b, rel_tol=TOLERANCE, abs_tol=1e-9)
+        try:
+            both_nan = math.isnan(a) and math.isnan(b)
+            return both_nan or math.isclose(a, b, rel_tol=TOLERANCE, abs_tol=1e-9)
+        except OverflowError:  # JSON knows whole numbers beyond every float
+            return a == b
     return bool(a == b)
 
 
@@ -138,6 +153,12 @@ def _last_evaluation(data: bytes) -> Mapping[str, Any] | None:
     if any(line.startswith(b'{"kind": "eval"') for line in lines):
         raise StoreError(f"{METRICS} does not end in an evaluation, and the run is done")
     return None
+
+
+def has_its_id(record: RunRecord) -> bool:
+    """Whether the id of a run can be told to be that of its spec: not that of a plugin, which is not executed."""
+    is_known = _IDENTITY.fullmatch(record.run_id) and not needed_plugins(record.spec)
+    return bool(is_known) and not _of_identity(record)
 
 
 def _of_identity(record: RunRecord) -> list[str]:

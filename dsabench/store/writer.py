@@ -21,6 +21,7 @@ from dsabench.store.layout import LOCK, LOG, METRICS, RECORD, make_store, run_fo
 from dsabench.store.order import next_order
 from dsabench.store.reader import parse_metrics, read_raw
 from dsabench.store.records import RunBusyError, RunDoneError, RunRecord, Scalar, now
+from dsabench.store.seals import FileSeal, Growing
 
 _PATIENCE_S = 1.0
 """How long to wait for a run's lock: a reader that looks at it holds it for some microseconds."""
@@ -34,7 +35,14 @@ class RunWriter:
     or without an exception. A kill leaves `running`, which readers show as `interrupted`.
     """
 
-    def __init__(self, path: Path, record: RunRecord, lock: FileLock, tell: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        record: RunRecord,
+        lock: FileLock,
+        tell: Callable[[str], None],
+        before: Mapping[str, FileSeal] | None = None,
+    ) -> None:
         self.path = path
         """The run's folder."""
         self.record = record
@@ -42,6 +50,10 @@ class RunWriter:
         self._lock = lock
         self._tell = tell
         self._metrics_fd: int | None = None
+        self._so_far: Growing | None = None
+        """The seal of what was written to metrics.jsonl; None while this writer has not looked at it."""
+        self._before = {name: its for name, its in (before or {}).items() if name.startswith("checkpoint/")}
+        """Seals of the checkpoint's files in the record of the run's end before."""
         self._past: int | None = None
         """Bytes of metrics.jsonl that the checkpoint which `checkpoint` gave has behind it, by its seal."""
 
@@ -100,14 +112,16 @@ class RunWriter:
                 atomic_folder.recover(path)
                 for leftover in (*path.glob(".*.tmp"), path / LOG):  # the log of a failure before
                     leftover.unlink(missing_ok=True)
-            _cut_torn_line(path / METRICS)
+            whole = parse_metrics(path / METRICS)[1]  # or raises, while the record is still what it was
             write_atomic(path / RECORD, record.to_json())
+            # Only now: the record before may have sealed the torn line as well.
+            _cut(path / METRICS, whole)
         except BaseException:
             if is_new:
                 shutil.rmtree(path, ignore_errors=True)
             lock.release()
             raise
-        return cls(path, record, lock, tell)
+        return cls(path, record, lock, tell, before.seal.files if before is not None and before.seal else None)
 
     def metrics(self, record: Mapping[str, Any]) -> None:
         """Append one record, {"kind": str, "step": int, ...}, in one write; NaN and infinities stay.
@@ -125,6 +139,7 @@ class RunWriter:
                 self._check_open()
                 flags = os.O_RDWR | os.O_CREAT | os.O_APPEND
                 self._metrics_fd = os.open(self.path / METRICS, flags, 0o666)
+            so_far = self._written()
             size = os.fstat(self._metrics_fd).st_size
             try:
                 write_all(self._metrics_fd, line)
@@ -132,6 +147,7 @@ class RunWriter:
                 with suppress(OSError):
                     os.ftruncate(self._metrics_fd, size)
                 raise
+            so_far.add(line)
 
     def rewind(self, step: int) -> None:
         """Drop the metrics records after `step` (the checkpoint's; -1 drops all), and a torn last line.
@@ -146,13 +162,14 @@ class RunWriter:
         if self._past is not None:
             self._close_metrics()
             _cut(path, self._past)
-        records, _ = parse_metrics(path)
+        records, whole = parse_metrics(path)
         kept = [record for record in records if record["step"] <= step]
         self._close_metrics()
+        self._so_far = None
         if len(kept) < len(records):
             write_atomic(path, "".join(json.dumps(record) + "\n" for record in kept).encode("ascii"))
         else:
-            _cut_torn_line(path)
+            _cut(path, whole)
 
     def replace_checkpoint(self, write: Callable[[Path], None]) -> None:
         """Call `write(empty_folder)` and make what it wrote, sealed, the run's checkpoint, atomically.
@@ -170,8 +187,11 @@ class RunWriter:
 
         def sealed(folder: Path) -> None:
             write(folder)
-            (folder / seals.CHECKPOINT_SEAL).unlink(missing_ok=True)  # that of another store
-            seals.seal_checkpoint(folder, self.path / METRICS)
+            # It may come with a seal, from the machine that trained it.
+            if problems := seals.checkpoint_problems(folder):
+                raise StoreError(f"run {self.record.run_id}: a checkpoint arrived damaged ({problems[0]})")
+            (folder / seals.CHECKPOINT_SEAL).unlink(missing_ok=True)
+            seals.seal_checkpoint(folder, self._written().seal())
 
         atomic_folder.replace(self.path, sealed)
 
@@ -198,18 +218,16 @@ class RunWriter:
 
     def _sealed_past(self, folder: Path) -> int | str | None:
         """Bytes of metrics before a checkpoint, None without a seal; or what is wrong with it."""
-        if problems := seals.checkpoint_problems(folder):
+        problems = seals.checkpoint_problems(folder)
+        seal = None if problems else seals.checkpoint_seal(folder)
+        if seal is None and not problems and folder.name == "checkpoint":  # of an earlier version
+            problems = seals.differing(self.path, self._before)
+        if problems:
             return f"its checkpoint is damaged ({problems[0]})"
-        seal = seals.checkpoint_seal(folder)
-        if seal is None:  # of an earlier version: only the last one can be told to be whole
+        if seal is None:  # only the last one can be told to be whole
             return None if folder.name == "checkpoint" else f"its checkpoint {folder.name} has no seal"
-        past = seal.metrics
-        path = self.path / METRICS
-        with explained(path):
-            there = seals.file_seal(path, past.size) if path.exists() else None
-        if past.size and there != past:
-            return f"{METRICS} is not what was written before its checkpoint"
-        return past.size
+        with explained(self.path / METRICS):
+            return seals.past_problem(folder, self.path / METRICS) or seal.metrics.size
 
     def finish(
         self,
@@ -262,12 +280,13 @@ class RunWriter:
         """The seals of the run's files: metrics.jsonl, and what its checkpoint holds. Raises OSError."""
         files = {}
         if (self.path / METRICS).exists():
-            files[METRICS] = seals.file_seal(self.path / METRICS)
+            # What was written counts, not what lies there now; but for half a line, of a full disk.
+            files[METRICS] = self._written().seal()
+            _cut(self.path / METRICS, files[METRICS].size)
         folder = atomic_folder.whole(self.path)
         if folder is not None:
             told = {path.name: seals.file_seal(path) for path in sorted(folder.iterdir())}
             with suppress(StoreError):  # its seal is damaged: named when it is read
-                # What was written counts, not what lies there now.
                 told |= seal.files if (seal := seals.checkpoint_seal(folder)) else {}
             files |= {f"checkpoint/{name}": its for name, its in told.items()}
         return {name: its.model_dump() for name, its in files.items()}
@@ -301,6 +320,12 @@ class RunWriter:
         if self.record.status != "running" or not self._lock.is_locked:
             raise RuntimeError(f"run {self.record.run_id} is {self.record.status} and its writer is closed")
 
+    def _written(self) -> Growing:
+        """The seal of metrics.jsonl as it was written. Raises OSError."""
+        if self._so_far is None:
+            self._so_far = Growing(self.path / METRICS)
+        return self._so_far
+
     def _sync_metrics(self) -> None:
         if self._metrics_fd is not None:
             with explained(self.path / METRICS):
@@ -312,12 +337,8 @@ class RunWriter:
             self._metrics_fd = None
 
 
-def _cut_torn_line(path: Path) -> None:
-    """Cut off a line that a kill left unfinished: the next record would be appended to it."""
-    _cut(path, parse_metrics(path)[1])
-
-
 def _cut(path: Path, end: int) -> None:
+    """Cut off what follows, such as a line that a kill left unfinished: the next record would be appended to it."""
     try:
         if path.stat().st_size > end:
             with path.open("r+b") as file:

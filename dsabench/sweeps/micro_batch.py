@@ -21,7 +21,7 @@ class MicroBatches:
         self.planned = planned
         self.agreed: dict[str, int] = {}
         for run in planned:
-            if run.status != "new":
+            if run.status != "new" and not run.problem:
                 stored = read_run(store, run.run_id).spec.get("engine", {}).get("micro_batch")
                 if isinstance(stored, int) and stored < (run.spec.engine.micro_batch or run.spec.batch_size):
                     key = company(run.spec)
@@ -44,6 +44,7 @@ class MicroBatches:
         key = company(run.spec)
         self.agreed[key] = size
         others = [other for other in self.planned if other.run_id != run.run_id and company(other.spec) == key]
+        others = [other for other in others if not other.problem]
         stored = [(run, read_run(store, run.run_id)) for run in others if status(store, run.run_id) != "new"]
         return [other for other, record in stored if record.status == "done" and not _fits(record, size)]
 

@@ -17,14 +17,20 @@ from dsabench.engine.device import Execution, matmul_rate
 from dsabench.engine.memory_plan import MemoryPlan
 from dsabench.engine.slot import shape_of
 from dsabench.errors import StoreError
+from dsabench.metrics import epochs
 from dsabench.model.transformer import flops_per_window, outline
 from dsabench.progress.time_left import Kind, RunParts, Timetable
 from dsabench.spec.data_settings import DataSpec
 from dsabench.spec.parent_spec import parent_spec
 from dsabench.spec.run import RunSpec
 from dsabench.spec.sweep import Sweep
-from dsabench.store import find_checkpoint, read_run
+from dsabench.store import DamagedError, find_checkpoint, read_run
+from dsabench.store.remedies import way_out
+from dsabench.store.table import row_of
 from dsabench.sweeps.origin import identity_of
+
+DAMAGED = ("damaged", "unreadable")
+"""Statuses of a row of the store's table whose run cannot be believed."""
 
 MOST_AT_A_TIME = 5
 """Runs that share a GPU unless the user says another number: the default number of seeds."""
@@ -44,7 +50,7 @@ class PlannedRun:
     spec: RunSpec
     run_id: str
     status: str
-    """`new`, or the status that the store's record has."""
+    """`new`, or the status that the store's record has; `damaged` also of one that cannot be read."""
     amounts: Amounts | None = None
     """Text to train on and held out; None for a task."""
 
@@ -56,6 +62,20 @@ class PlannedRun:
 
     for_children: bool = False
     """Whether it is trained only because others start from it: it is none of the sweep's runs."""
+
+    epochs: float | None = None
+    """Times that it sees its training text; None for a task."""
+
+    is_rough: bool = False
+    """Whether epochs is an estimate, because the text was not encoded yet."""
+
+    problem: str = ""
+    """Why it is damaged, and the way out; such a run is neither taken for done nor trained over."""
+
+    @property
+    def is_left(self) -> bool:
+        """Whether it is to be trained."""
+        return self.status not in ("done", *DAMAGED)
 
 
 def plan(specs: Sequence[RunSpec], store: str | Path) -> list[PlannedRun]:
@@ -70,8 +90,8 @@ def plan(specs: Sequence[RunSpec], store: str | Path) -> list[PlannedRun]:
         found = surveys[spec.data]
         name, _ = identity_of(spec, store, found.fingerprint)
         if name not in planned:
-            run = _planned_run(spec, name, store, found.amounts)
-            waits_for = None if run.status == "done" else parent
+            run = _planned_run(spec, name, store, found)
+            waits_for = parent if run.is_left else None
             planned[name] = replace(run, parent=waits_for, for_children=for_children)
         elif not for_children:
             planned[name] = replace(planned[name], for_children=False)
@@ -89,12 +109,16 @@ def of_sweep(planned: Sequence[PlannedRun]) -> list[PlannedRun]:
     return [run for run in planned if not run.for_children]
 
 
-def _planned_run(spec: RunSpec, identity: str, store: str | Path, amounts: Amounts | None) -> PlannedRun:
-    known, at = status(store, identity), 0
+def _planned_run(spec: RunSpec, identity: str, store: str | Path, found: Survey) -> PlannedRun:
+    try:
+        known, at = status(store, identity), 0
+    except DamagedError as error:
+        return PlannedRun(spec, identity, "damaged", found.amounts, problem=str(error))
     if known == "interrupted" and (saved := find_checkpoint(store, identity)) is not None:
         with suppress(StoreError):  # whether it is whole is seen when it is taken up
             at = steps_done(saved)
-    return PlannedRun(spec, identity, known, amounts, at)
+    seen = epochs(spec.tokens_per_step * spec.train.steps, found.train_tokens)
+    return PlannedRun(spec, identity, known, found.amounts, at, epochs=seen, is_rough=found.is_rough)
 
 
 def rungs(sweep: Sweep, store: str | Path) -> dict[str, list[str]]:
@@ -110,10 +134,22 @@ def rungs(sweep: Sweep, store: str | Path) -> dict[str, list[str]]:
 
 
 def status(store: str | Path, identity: str) -> str:
-    """The status of a run's record in the store, or `new`."""
-    if not (Path(store) / identity / "run.json").exists():
+    """The status of a run's record in the store, or `new`.
+
+    Raises:
+        DamagedError: it cannot be read or is not what was written, or it is done and its metrics are not; the message
+            names the way out. What an unfinished run left is compared when it is taken up.
+    """
+    folder = Path(store) / identity
+    if not (folder / "run.json").exists():
         return "new"
-    return read_run(store, identity).status
+    with suppress(StoreError):
+        if (known := read_run(store, identity).status) != "done":
+            return known
+    row, _ = row_of(folder)
+    if row["status"] in DAMAGED:
+        raise DamagedError(way_out(store, identity, str(row["status"]), str(row["error"])))
+    return str(row["status"])
 
 
 def timetable(
@@ -126,7 +162,7 @@ def timetable(
     to be slower than that on two CPU cores: evaluations, and twice so those that look at a selection. Runs that share
     a device, or processes that share a CPU's cores, take as many times longer.
     """
-    todo = [run for run in planned if run.status != "done"]
+    todo = [run for run in planned if run.is_left]
     if not todo:
         return Timetable({})
     is_cpu = execution.device.type == "cpu"
@@ -180,7 +216,7 @@ def check_data(
     """
     lengths: dict[DataSpec, dict[int, None]] = {}
     for run in planned:
-        if run.status != "done":
+        if run.is_left:
             lengths.setdefault(run.spec.data, {})[run.spec.length] = None
     for spec, wanted in lengths.items():
         data = data_package.prepare(spec, progress=notify, counted=counted)
@@ -203,7 +239,7 @@ def fit(planned: Sequence[PlannedRun], execution: Execution) -> list[tuple[RunSp
 
     With the vocabulary that the spec asks for: reads no data. Raises SpecError and DeviceError, as memory_plan does.
     """
-    shapes = {shape_of(run.spec).model_dump_json(): run.spec for run in planned if run.status != "done"}
+    shapes = {shape_of(run.spec).model_dump_json(): run.spec for run in planned if run.is_left}
     return [(spec, memory_plan.plan(spec, spec.data.expected_vocab_size, execution)) for spec in shapes.values()]
 
 
@@ -216,7 +252,7 @@ def flops_per_step(spec: RunSpec, stage: Stage = "sparse") -> dict[str, float]:
 
 def choose_concurrency(planned: Sequence[PlannedRun], execution: Execution, n_devices: int = 1) -> int:
     """How many runs share a device: several when their steps are too small to fill a GPU, as many as fit; else 1."""
-    todo = [run.spec for run in planned if run.status != "done"]
+    todo = [run.spec for run in planned if run.is_left]
     if why_alone(todo, execution) or len(todo) < 2:
         return 1
     rate = matmul_rate(execution.device, execution.precision)

@@ -10,6 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -25,6 +26,7 @@ from dsabench.spec.data_settings import DataSpec
 from dsabench.spec.run import RunSpec
 from dsabench.spec.sweep import Sweep
 from dsabench.store import RunBusyError, RunRecord, SweepRecord, index, read_sweep, write_sweep
+from dsabench.store.remedies import OF_A_SWEEP
 from dsabench.sweeps.dead_run import record_death
 from dsabench.sweeps.in_process import Here
 from dsabench.sweeps.launcher import Busy, Crowded, Died, Ended, Job, Launcher, Refused, TooManyWindows
@@ -54,7 +56,7 @@ def run_sweep(
     counted: Callable[[str, float], None] = lambda part, share: None,
 ) -> Iterator[RunRecord]:
     """Train the planned runs in order, yielding each one's record when it ends; a run that fails does not stop the
-    others, and one that another process trains is waited for.
+    others, one that another process trains is waited for, and a damaged one is left as it is.
 
     execution: of the sweep's `engine`, in this process, which audits the models. launcher: where runs are trained; None
     is in this process, `concurrency` runs at a time (None chooses: `choose_concurrency`). It is closed at the end.
@@ -63,8 +65,8 @@ def run_sweep(
     observer of its updates; `counted` is told how much of the audit is done.
     """
     remove_abandoned()
-    kept = {"done"} if retry_failed else {"done", "failed"}
-    left = [run.spec for run in planned if run.status not in kept]
+    # A failed run that is not tried again is not trained.
+    left = [run.spec for run in planned if run.is_left and (retry_failed or run.status != "failed")]
     check_origins(left, store)
     _refuse_leaks(left, len(left) == len(planned), execution, notify, counted)
     identity = _record_sweep(sweep, planned, Path(store), execution, command, notify)
@@ -130,7 +132,7 @@ class _Schedule:
         notify: Callable[[str], None],
     ) -> None:
         self.store, self.micro_batches, self.notify = store, micro_batches, notify
-        self.waiting = deque(planned)
+        self.waiting = deque(run for run in planned if not run.problem)
         self.active: dict[str, PlannedRun] = {}
         self.crowded: list[PlannedRun] = []
         """To be trained one at a time when all others have ended."""
@@ -138,6 +140,9 @@ class _Schedule:
         """Runs that another process trains, and when they were last looked at."""
         self.done = {run.run_id for run in planned if run.status == "done"}
         """Runs that others can start from."""
+        for run in planned:
+            if run.problem:
+                self._give_up(run.run_id, partial(_damaged_parent, run.run_id))
 
     def goes_on(self) -> bool:
         """Whether a run is under way or left."""
@@ -179,9 +184,13 @@ class _Schedule:
         if record.status == "done":
             self.done.add(run.run_id)
             return
-        if children := [other for other in self.waiting if other.parent == run.run_id]:
-            self.notify(without_parent(record, len(children)))
-            self.waiting = deque(other for other in self.waiting if other.parent != run.run_id)
+        self._give_up(run.run_id, lambda n: without_parent(record, n))
+
+    def _give_up(self, parent: str, message: Callable[[int], str]) -> None:
+        """Take the children of a parent off those that wait, and say so; message(how many they are)."""
+        if n := sum(run.parent == parent for run in self.waiting):
+            self.notify(message(n))
+            self.waiting = deque(run for run in self.waiting if run.parent != parent)
 
     def is_busy(self, run: PlannedRun) -> None:
         """Put off a run that another process trains."""
@@ -206,6 +215,10 @@ class _Schedule:
         self.notify(f"{run.run_id} ran out of memory; it is trained with {fewer} windows at a time{more}")
 
 
+def _damaged_parent(name: str, n_children: int) -> str:
+    return f"{count(n_children, 'run')} not trained: the parent {name} is damaged"
+
+
 def _record_sweep(
     sweep: Sweep,
     planned: Sequence[PlannedRun],
@@ -218,7 +231,10 @@ def _record_sweep(
     identity = sweep_id(sweep, planned)
     spec, created = sweep.plain(), {}
     if (store / "sweeps" / f"{identity}.json").exists():
-        before = read_sweep(store, identity)
+        try:
+            before = read_sweep(store, identity)
+        except StoreError as error:
+            raise type(error)(f"{error}; {OF_A_SWEEP}") from error
         created = {"created": before.created}
         first = before.spec.get("verdict", spec["verdict"])
         if first != spec["verdict"]:  # a margin moved after runs were seen proves nothing

@@ -165,8 +165,8 @@ def train_by_turns(job: RunJob, place: Place, observe: Callable[[Update], None])
         notify(note)
     died = "" if job.retry_failed else failures.death(store / identity)
     about: dict[str, Any] = {"concurrency": slots.count, "data_notes": notes, "audit": audit.record()}
-    if origin is not None:
-        about["start"] = origin.about
+    about |= {"text_versions": dict(data.versions)} if data.versions else {}
+    about |= {"start": origin.about} if origin is not None else {}
     mark = {"leak": audit.leak if audit.crash is None else None}
     try:
         writer = RunWriter.open(

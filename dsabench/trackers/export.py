@@ -13,9 +13,10 @@ from importlib import import_module
 from pathlib import Path
 
 from dsabench.errors import StoreError
-from dsabench.store import read_metrics, read_run
+from dsabench.store import DamagedError, read_metrics, read_run
+from dsabench.store.verification import damage
 from dsabench.trackers.content import points_of, run_of
-from dsabench.trackers.names import TRACKERS
+from dsabench.trackers.names import TARGETS, TRACKERS
 from dsabench.trackers.tracker import Run, Session, Tracker, TrackerError
 
 POLL_S = 1.0
@@ -34,12 +35,12 @@ class Outcome:
     """run_id -> the reason why it was not written, or not wholly."""
 
 
-def known_tracker(name: str | None) -> str:
-    """The name of a tracker. Raises TrackerError when none was given, or there is no such tracker."""
+def known_target(name: str | None) -> str:
+    """The name of a target. Raises TrackerError when none was given, or there is no such target."""
     if name is None:
-        raise TrackerError(f"--to is missing; give one of: {', '.join(TRACKERS)}")
-    if name not in TRACKERS:
-        raise TrackerError(f"--to {name}: no such tracker; there are: {', '.join(TRACKERS)}")
+        raise TrackerError(f"--to is missing; give one of: {', '.join(TARGETS)}")
+    if name not in TARGETS:
+        raise TrackerError(f"--to {name}: no such target; there are: {', '.join(TARGETS)}")
     return name
 
 
@@ -49,11 +50,19 @@ def open_tracker(name: str, out: Path, store: Path) -> Tracker:
     Raises:
         TrackerError: no such tracker, it is not installed, or `out` cannot be its folder.
     """
-    known_tracker(name)
+    if known_target(name) not in TRACKERS:
+        raise TrackerError(f"--to {name}: no tracker; there are: {', '.join(TRACKERS)}")
     if missing := [package for package in TRACKERS[name].packages if importlib.util.find_spec(package) is None]:
         raise TrackerError(
             f"--to {name}: the package {missing[0]} is not installed; install it with\npip install 'dsabench[trackers]'"
         )
+    make_folder(out, store)
+    opened: Tracker = import_module(f"dsabench.trackers.{name}").open_at(out.resolve())
+    return opened
+
+
+def make_folder(out: Path, store: Path) -> None:
+    """Make the folder `out` to write to. Raises TrackerError where it is inside the store or cannot be written."""
     inside, around = out.resolve(), store.resolve()
     if inside == around or around in inside.parents:
         raise TrackerError(f"--out {out}: inside the store {store}, which keeps its own files; name a place outside it")
@@ -63,8 +72,6 @@ def open_tracker(name: str, out: Path, store: Path) -> Tracker:
         raise TrackerError(f"--out {out}: {error.strerror}; name a folder that can be made and written") from error
     if not os.access(out, os.W_OK):
         raise TrackerError(f"--out {out}: cannot be written to; name another folder")
-    opened: Tracker = import_module(f"dsabench.trackers.{name}").open_at(out.resolve())
-    return opened
 
 
 def export(
@@ -126,6 +133,8 @@ class _Following:
         # The record first: nothing is recorded after it says `done`.
         record = read_run(self.store, self.run_id)
         records = read_metrics(self.store, self.run_id)
+        if record.status != "running" and (wrong := damage(self.store / self.run_id, record)):
+            raise DamagedError(f"damaged: {'; '.join(wrong)}", record)
         run = run_of(record)
         lines = [json.dumps(one) for one in records]
         if self.session is not None and not self._goes_on(run, lines):

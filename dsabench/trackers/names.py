@@ -1,4 +1,4 @@
-"""The trackers by name, listed without importing any of them."""
+"""The trackers by name, and the other targets of an export, listed without importing any of them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class Kind(NamedTuple):
-    """A tracker that `dsabench export --to` names."""
+    """A target that `dsabench export --to` names."""
 
     title: str
     packages: tuple[str, ...]
@@ -23,3 +23,14 @@ TRACKERS = {
         "MLflow", ("mlflow", "sqlalchemy", "alembic"), "mlflow ui --backend-store-uri sqlite:///{out}/mlflow.db"
     ),
 }
+
+MODELS = "transformers"
+"""The target that takes models, not numbers; see model_folders."""
+
+TARGETS = {
+    **TRACKERS,
+    MODELS: Kind(
+        "transformers", ("torch",), 'transformers.AutoModelForCausalLM.from_pretrained("{out}/RUN") in Python'
+    ),
+}
+"""All that `--to` takes."""

@@ -178,12 +178,12 @@ def test_a_selection_that_keeps_everything(recorded: Recorded, k: int, outcome: 
     assert recorded.checks(audited=6)["recall"].outcome == ("ok" if outcome == "ok" else "not recorded")
 
 
-@pytest.mark.parametrize(("tokens", "outcome"), [(1_025_000, "ok"), (1_023_000, "warn"), (0, "not recorded")])
-def test_text_that_was_repeated_often(recorded: Recorded, tokens: int, outcome: str) -> None:
-    """A run trains on 4,096,000 tokens: four times 1,024,000."""
-    recorded.runs["text_tokens"] = tokens
+@pytest.mark.parametrize(("epochs", "outcome"), [(1.5, "ok"), (1.51, "warn"), (math.nan, "not recorded")])
+def test_text_that_was_repeated_often(recorded: Recorded, epochs: float, outcome: str) -> None:
+    recorded.runs["epochs"] = epochs
     if outcome == "warn":
-        assert len(recorded.only("repeats", "warn", "12 of 12 runs more than 4 times").run_ids) == 12
+        found = recorded.only("repeats", "warn", "12 of 12 runs more than 1.5 times", "disturbs memorising")
+        assert len(found.run_ids) == 12
     else:
         assert recorded.checks()["repeats"].outcome == outcome
 

@@ -5,9 +5,15 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from shell import Shell
+
+from dsabench.metrics import epochs
+from dsabench.store import load_runs
 
 SMALL = [
     "--config", "quick", "--device", "cpu", "--length", "16", "--seed", "1",
@@ -76,8 +82,49 @@ def test_plan_and_record_say_how_much_text_is_on_either_side(shell: Shell, uneve
     assert "readme.md" in err
 
 
+def test_plan_and_record_say_how_often_the_text_is_seen(
+    shell: Shell, uneven: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """64 tokens of 2 steps, or 64,000 of 2000, of a text of some 28,000; exactly so when it was encoded once."""
+    monkeypatch.setenv("DSABENCH_CACHE", str(shell.folder / "cache"))
+    source = ["--set", f"data.source=path:{uneven}"]
+    (planned,) = json.loads(shell("train", *SMALL, *source, "--dry-run", "--json")[1])["runs"]
+    assert planned["epochs_are_rough"] and planned["epochs"] == pytest.approx(64 / 28_000, rel=0.1)
+    assert (
+        "  epochs: about 0.002 (times that the training text is seen)\n"
+        in shell("train", *SMALL, *source, "--dry-run")[1]
+    )
+    code, out, err = shell("train", *SMALL, *source)
+    assert code == 0 and "  epochs                      0.002  times that the training text is seen\n" in out, err
+    (path,) = (shell.folder / "runs").glob("*/run.json")
+    tokens = json.loads(path.read_text())["summary"]["text_tokens"]
+    (planned,) = json.loads(shell("train", *SMALL, *source, "--dry-run", "--json")[1])["runs"]
+    assert not planned["epochs_are_rough"] and planned["epochs"] == 64 / tokens
+    assert json.loads(shell("runs", "show", "dense", "--json")[1])["epochs"] == 64 / tokens
+    assert load_runs("runs")["epochs"].to_list() == [64 / tokens]
+    often = shell("train", *SMALL, *source, "--set", "train.steps=2000", "--dry-run")[1]
+    assert (
+        f"  epochs: {64_000 / tokens:.3f} (" in often
+        and "  note: that is more than 1.5 times: models memorise" in often
+    )
+
+
+@given(
+    st.one_of(st.none(), st.booleans(), st.text(), st.floats(), st.integers()), st.one_of(st.floats(), st.integers())
+)
+def test_epochs_of_whatever_a_record_holds(tokens: Any, text_tokens: Any) -> None:
+    found = epochs(tokens, text_tokens)
+    numbers = isinstance(tokens, int | float) and not isinstance(tokens, bool)
+    if numbers and 0 < tokens < 2**1000 and 0 < text_tokens < 2**1000:
+        assert found == tokens / text_tokens
+    elif not numbers or not tokens > 0 or not text_tokens > 0:
+        assert found is None
+
+
 def test_a_task_has_no_text(shell: Shell) -> None:
     task = ["--set", "data.source=task:induction", "--set", "data.tokenizer=bpe", "--set", "data.task.n_copied=8"]
     code, out, err = shell("train", *SMALL, *task, "--dry-run", "--json")
     assert code == 0, err
     assert json.loads(out)["texts"] == []
+    assert [run["epochs"] for run in json.loads(out)["runs"]] == [None]
+    assert "epochs" not in shell("train", *SMALL, *task, "--dry-run")[1]

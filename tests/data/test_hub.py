@@ -1,10 +1,12 @@
 """hf: sources, with a stand-in for `datasets`: what is taken, kept, and said when something is missing."""
 
+import re
 import sys
 import types
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,6 +23,7 @@ class Hub:
         self.asked: list[tuple[Any, ...]] = []
         self.read = 0
         self.error: Exception | None = None
+        self.text = "text number"
         self.config = types.SimpleNamespace(STREAMING_READ_MAX_RETRIES=20)
 
     def load_dataset(self, name: str, config: str | None, *, split: str, streaming: bool) -> Iterator[dict[str, Any]]:
@@ -32,7 +35,7 @@ class Hub:
             if self.error is not None and number == 3:
                 raise self.error
             self.read += 1
-            yield {"text": f"text number {number} \u20ac", "none": None, "n": number}
+            yield {"text": f"{self.text} {number} \u20ac", "none": None, "n": number}
 
 
 @pytest.fixture
@@ -101,3 +104,61 @@ def test_a_wrong_column(hub: Hub, column: str, told: str) -> None:
 def test_a_column_of_nulls_has_no_text(hub: Hub) -> None:
     with pytest.raises(DataError, match="no text: 10 documents, all of them empty"):
         fingerprint(spec(text_column="none"))
+
+
+def damaged(cache: Path, pattern: str) -> None:
+    (path,) = cache.glob(pattern)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("pattern", ["hub/*.jsonl", "hub/*.jsonl.blake2b"])
+def test_a_damaged_copy_is_downloaded_anew_and_said_once(hub: Hub, cache: Path, pattern: str) -> None:
+    first, told = prepare(spec()), list[str]()
+    damaged(cache, pattern)
+    again = prepare(spec(), progress=told.append)
+    assert again.fingerprint == first.fingerprint
+    assert [line for line in told if "copy" in line] == [told[1]]
+    assert re.fullmatch(r"hf:some/name,config:test: the copy in .*\.jsonl is damaged: downloading anew", told[1])
+    told.clear()
+    assert prepare(spec(), progress=told.append).fingerprint == first.fingerprint
+    assert len(hub.asked) == 2
+    assert not any("copy" in line for line in told)
+
+
+def test_a_damaged_copy_without_a_network_says_what_to_do(hub: Hub, cache: Path) -> None:
+    prepare(spec())
+    damaged(cache, "hub/*.blake2b")
+    hub.error = RuntimeError("the stream broke")
+    with pytest.raises(
+        DataError, match=r"jsonl: this copy .* its digest .* the stream broke; .* delete .*jsonl.blake2b"
+    ):
+        prepare(spec())
+    (beside,) = cache.glob("hub/*.blake2b")
+    beside.unlink()
+    assert prepare(spec()).vocab_size == 257
+
+
+def test_a_dataset_that_changed_since_its_copy_was_damaged_is_said_once(hub: Hub, cache: Path) -> None:
+    first = prepare(spec())
+    damaged(cache, "hub/*.jsonl")
+    hub.text = "another text"
+    with pytest.raises(DataError, match=r"jsonl: this copy .* was damaged, .* has another text"):
+        prepare(spec())
+    assert prepare(spec()).fingerprint["corpus"] != first.fingerprint["corpus"]
+    assert len(hub.asked) == 2
+
+
+def test_a_copy_of_an_older_version_is_taken_and_said_once(hub: Hub, cache: Path) -> None:
+    first, told = prepare(spec()), list[str]()
+    (beside,) = cache.glob("hub/*.blake2b")
+    beside.unlink()
+    for _ in range(2):
+        assert prepare(spec(), progress=told.append).fingerprint == first.fingerprint
+    (line,) = [line for line in told if "copy" in line]
+    assert line.endswith(".jsonl is from an older dsabench, without a digest: it is taken as it is, and gets one now")
+    assert len(hub.asked) == 1
+    damaged(cache, "hub/*.jsonl")
+    assert prepare(spec()).fingerprint == first.fingerprint
+    assert len(hub.asked) == 2, "its digest is from the first time that it was read"

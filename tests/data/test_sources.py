@@ -151,7 +151,7 @@ def test_parquet_without_the_column_or_with_another_type(folder: Folder, tmp_pat
 @pytest.mark.parametrize(
     ("source", "told"),
     [
-        ("stou", ["'stou'", "sotu, stdlib, path:", "did you mean 'sotu'"]),
+        ("stou", ["'stou'", "sotu, stdlib, packages, path:", "did you mean 'sotu'"]),
         ("paht:x", ["did you mean 'path:x'"]),
         ("here", ["did you mean 'path:here'"]),
         ("path:", ["names no file"]),

@@ -29,20 +29,20 @@ def test_columns_of_files_keep_their_names_and_order() -> None:
         *("train_loss", "val_loss", "val_bits_per_byte", "val_accuracy", "unigram_loss"),
         *("mass_recall", "mass_recall_chance", "step_ms", "tokens_per_second", "peak_memory_mb"),
         *("task_accuracy", "chance_accuracy", "target_recall", "target_recall_best", "target_recall_chance"),
-        *("leak", "sweep", "error", "created", "updated", "version", "order"),
+        *("epochs", "leak", "sweep", "error", "created", "updated", "version", "order"),
     ]
     assert [name for name, dtype in columns().items() if dtype == "Int64"] == [
         "steps", "params", "indexer_params", "tokens",
     ]  # fmt: skip
     assert list(mean_fields()) == [
         *("mass_recall", "mass_recall_chance", "target_recall_best", "target_recall_chance"),
-        *("task_accuracy", "baseline_task_accuracy", "chance_accuracy"),
+        *("task_accuracy", "baseline_task_accuracy", "chance_accuracy", "epochs", "baseline_epochs"),
     ]
     assert spreads() == ["val_loss", "val_accuracy", "step_ms"]
     assert means() == [
         *("val_bits_per_byte", "train_loss", "unigram_loss", "tokens_per_second", "mass_recall", "mass_recall_chance"),
         *("params", "indexer_params", "task_accuracy", "chance_accuracy"),
-        *("target_recall_best", "target_recall_chance"),
+        *("target_recall_best", "target_recall_chance", "epochs"),
     ]
 
 

@@ -281,13 +281,27 @@ def test_unfused_is_plain_and_ends_where_it_began() -> None:
     assert not ops.fused(x), "never on a CPU outside of tests"
 
 
+BIASES = {"qkv_bias": True, "tied_head": False, "head_width": 12, "rope_scaling": {"factor": 8.0}}
+HALF = {"kind": "dsa", "top_k_ratio": 0.5}
+
+
 @pytest.mark.parametrize(
-    ("attention", "d_ff"),
-    others_slow([({"kind": "dense"}, 12), ({"kind": "dsa", "top_k_ratio": 0.5}, 13)], 1),
-    ids=["dense, experts grouped", "dsa, experts side by side"],
+    ("attention", "changed"),
+    others_slow(
+        [
+            ({"kind": "dense"}, {"d_ff": 12}),
+            (HALF, {"d_ff": 13}),
+            ({"kind": "dense"}, {"d_ff": 12, **BIASES}),
+            (HALF, {"d_ff": 12, **BIASES, "qk_norm": True}),
+        ],
+        1,
+        2,
+        3,
+    ),
+    ids=["dense, experts grouped", "dsa, experts side by side", "biases", "biases, normed heads"],
 )
-def test_a_whole_training_step_is_the_same(attention: dict[str, Any], d_ff: int) -> None:
-    model = {"d_model": 16, "n_layers": 2, "n_heads": 2, "d_ff": d_ff, "n_experts": 3, "n_kv_heads": 1}
+def test_a_whole_training_step_is_the_same(attention: dict[str, Any], changed: dict[str, Any]) -> None:
+    model = {"d_model": 16, "n_layers": 2, "n_heads": 2, "n_experts": 3, "n_kv_heads": 1, **changed}
     spec = validate({"length": 7, "attention": attention, "model": model, "train": {"tokens_per_step": 14}})
     tokens = torch.randint(50, (2, 8), generator=torch.Generator().manual_seed(0))
     grads = []

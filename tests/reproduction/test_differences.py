@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from resealed import reseal
 from shell import Shell
 from stored_pair import add_to, contents, edit, folder
 
@@ -21,7 +22,7 @@ def test_a_run_gives_the_same_bits_again_and_is_only_read(shell: Shell, store: P
     code, out, err = shell("reproduce", run)
     assert code == 0, out + err
     assert out.startswith(f"{folder(store, run).name}: same bits\n")
-    assert "7 of 7 the same bit for bit (4 train and 3 eval, to step 12)" in out
+    assert "8 of 8 the same bit for bit (4 train, 3 eval and 1 summary, to step 12)" in out
     assert "tensors the same bit for bit" in out and "difference" not in out and "explain" not in out
     assert contents(store) == before
     assert sorted(path.name for path in store.parent.iterdir()) == ["runs"], "nothing is left"
@@ -49,7 +50,7 @@ def test_a_run_whose_records_were_edited_differs_unless_within_the_tolerance(she
     edit(folder(store, "dense") / "metrics.jsonl", add_to("train", 6, "loss", 1e-3))
     code, out, _ = shell("reproduce", "dense", "-q", "--json")
     document = json.loads(out)
-    assert (code, document["verdict"], document["same"], document["records"]) == (1, "differs", 6, 7)
+    assert (code, document["verdict"], document["same"], document["records"]) == (1, "differs", 7, 8)
     assert (document["first_difference"]["step"], document["first_difference"]["metric"]) == (6, "loss")
     assert document["weights"]["same"] == document["weights"]["tensors"] > 0
     code, out, _ = shell("reproduce", "dense", "-q", "--tolerance", "0.002")
@@ -68,18 +69,24 @@ def test_the_last_bit_of_a_weight_counts(shell: Shell, store: Path) -> None:
     name = max(weights, key=lambda name: weights[name].numel())
     weights[name].view(torch.int32).view(-1)[0] ^= 1
     save_file(weights, path)
+    code, out, err = shell("reproduce", "dense", "-q")
+    assert (code, out) == (2, "") and "model.safetensors is not what was written" in err
+    seal = path.with_name("seal.json")
+    seal.unlink()  # as if it had been written so
+    reseal(path.parents[1])
     code, out, _ = shell("reproduce", "dense", "-q")
     assert code == 1 and ": differs\n" in out
     assert f"{len(weights) - 1} of {len(weights)} tensors the same" in out and name in out
-    assert "7 of 7 the same" in out
+    assert "8 of 8 the same" in out
 
 
 def test_records_that_are_missing_or_too_many_differ(shell: Shell, store: Path) -> None:
     path = folder(store, "dense") / "metrics.jsonl"
     lines = path.read_text().splitlines(keepends=True)
     path.write_text("".join([*lines[:-1], lines[-1].replace('"step": 12', '"step": 13')]))
+    reseal(path.parent)
     code, out, _ = shell("reproduce", "dense", "-q", "--tolerance", "1")
-    assert code == 1 and "6 of 7" in out
+    assert code == 1 and "7 of 8" in out
     assert "missing: the eval record of step 13" in out and "only in the second: the eval record of step 12" in out
 
 
@@ -88,6 +95,7 @@ def test_an_interrupted_run_is_compared_as_far_as_it_came(shell: Shell, store: P
     edit(run / "run.json", lambda record: record.update(status="interrupted"))
     lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
     (run / "metrics.jsonl").write_text("".join(lines[:4]))
+    reseal(run)
     code, out, _ = shell("reproduce", "dense", "-q")
     assert code == 0 and "same bits" in out and "the run was interrupted" in out
     assert "4 of 4 the same bit for bit (2 train and 2 eval, to step 6)" in out
@@ -170,3 +178,33 @@ def test_the_same_content_at_another_path_is_no_difference(shell: Shell, store: 
     assert " ".join(out.split()).startswith("same spec, the same corpus at another path, same environment")
     document = json.loads(shell("runs", "diff", "dense", "--other-store", "other", "--json")[1])
     assert document["spec"] == [] and [change["field"] for change in document["same_content"]] == ["data.source"]
+
+
+@pytest.mark.parametrize("metric", ["val_loss", "train_loss", "val_accuracy", "params", "tokens", "flops", "leak"])
+def test_the_recorded_summary_is_compared(shell: Shell, store: Path, metric: str) -> None:
+    run = folder(store, "dense")
+
+    def change(record: dict[str, Any]) -> None:
+        value = record["summary"][metric]
+        record["summary"][metric] = not value if isinstance(value, bool) else value + (2 if value > 1 else 2**-20)
+
+    edit(run / "run.json", change, sealed=False)
+    code, out, err = shell("reproduce", "dense", "-q")
+    assert (code, out) == (2, "") and "run.json: damaged, not what was written" in err
+    reseal(run)  # as if it had been written so
+    code, out, _ = shell("reproduce", "dense", "-q", "--json")
+    document = json.loads(out)
+    assert (code, document["verdict"], document["same"], document["records"]) == (1, "differs", 7, 8)
+    first = document["first_difference"]
+    assert (first["kind"], first["step"], first["metric"]) == ("summary", 12, metric)
+    if metric in ("val_loss", "flops"):
+        code, out, _ = shell("reproduce", "dense", "-q")
+        assert code == 1 and f"first difference    step 12, summary: {metric} " in out
+
+
+def test_times_and_memory_of_a_summary_may_differ(shell: Shell, store: Path) -> None:
+    names = "step_ms", "tokens_per_second", "peak_memory_mb", "train_seconds"
+    run = folder(store, "dense")
+    edit(run / "run.json", lambda record: record["summary"].update(dict.fromkeys(names, 1e6)))
+    code, out, _ = shell("reproduce", "dense", "-q")
+    assert code == 0 and "8 of 8 the same" in out

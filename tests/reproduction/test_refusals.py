@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from resealed import reseal
 from shell import Shell, loaded
 from stored_pair import PLUGIN, edit, folder, values
 
@@ -104,6 +105,9 @@ def test_a_device_that_is_not_here_is_one_message(shell: Shell, store: Path) -> 
 def test_a_run_that_recorded_nothing_is_one_message(shell: Shell, store: Path) -> None:
     (folder(store, "dense") / "metrics.jsonl").unlink()
     code, out, err = shell("reproduce", "dense")
+    assert (code, out) == (2, "") and "metrics.jsonl: it was removed since the run ended" in err
+    reseal(folder(store, "dense"))  # as if none had been written
+    code, out, err = shell("reproduce", "dense")
     assert (code, out) == (2, "") and "recorded nothing to compare with" in err and err.count("\n") == 1
 
 
@@ -127,7 +131,7 @@ def test_runs_diff_needs_no_torch(store: Path) -> None:
     ("damage", "message"),
     [
         ({"engine": 5}, "engine = 5 is not accepted"),
-        ({"plugins": 5, "attention": {"kind": "mine"}}, "cannot be trained by this one"),
+        ({"plugins": 5, "attention": {"kind": "mine"}}, "plugins = 5 is not accepted"),
         ({"train": 5}, "train = 5 is not accepted"),
     ],
 )

@@ -30,8 +30,10 @@ from dsabench.cli import app
 from dsabench.cli.views import sweep_result
 from dsabench.engine.evaluation import Evaluator
 from dsabench.engine.step import TrainStep
-from dsabench.store import RunWriter, index, load_runs, read_metrics
+from dsabench.store import RunWriter, index, load_runs, read_metrics, read_run
 from dsabench.store.files import is_held
+from dsabench.store.sweep_records import readable_sweeps
+from dsabench.store.verification import damage
 
 CONFIG = """
 base:
@@ -83,7 +85,8 @@ def picture(root: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for path in sorted(root.rglob("*")):
         name = path.relative_to(root).as_posix()
-        if path.is_dir() or path.name in (".index.json.gz", ".order"):  # a cache of run.json; the time of a write
+        if path.is_dir() or path.name in (".index.json.gz", ".order") or path.suffix == ".seal":
+            # Caches of run.json; the time of a write.
             found[name] = None
         elif path.name == "index.parquet":
             frame = pd.read_parquet(path)
@@ -97,8 +100,11 @@ def picture(root: Path) -> dict[str, Any]:
         elif path.name in ("run.json", "state.json", "store.json") or path.parent.name == "sweeps":
             document = json.loads(path.read_bytes())
             document.pop("command", None)  # names the store
+            assert document.pop("seal", None) or path.name in ("state.json", "store.json")
             document.get("environment", {}).get("audit", {}).pop("seconds", None)
             found[name] = comparable(document)
+        elif path.name == "seal.json":  # of files with times in them
+            found[name] = sorted(json.loads(path.read_bytes())["files"])
         else:
             found[name] = path.read_bytes()
     return found
@@ -113,6 +119,20 @@ def differences(one: Path, other: Path) -> list[str]:
         if json.dumps(ours[name], default=repr) != json.dumps(theirs[name], default=repr):
             wrong.append(f"{name} differs")
     return wrong + [f"held: {path}" for path in other.rglob(".*lock") if is_held(path)]
+
+
+def alarms(root: Path) -> list[str]:
+    """What a reader would call damage; a kill is none. Every byte of the store is compared with its seal."""
+    found = []
+    for run in sorted(root.glob("*-L*")):
+        row, _ = index.row_of(run)
+        if row["status"] in ("damaged", "unreadable") and (run / "run.json").exists():
+            found.append(f"{run.name} reads as {row['status']}: {row['error']}")
+        elif (run / "run.json").exists():
+            record = read_run(root, run.name)
+            found += [f"{run.name}: {phrase}" for phrase in damage(run, record, weights=True)]
+            read_metrics(root, run.name)
+    return found + (readable_sweeps(root)[1] if root.exists() else [])
 
 
 # Sweeps in processes of their own
@@ -199,6 +219,7 @@ def kill_and_restart(folder: Path, words: list[str], kills: int, seed: int) -> d
     n_runs = len(list((folder / "calm").glob("*-L*")))
     killed = starts = 0
     inside = Counter[str]()
+    false_alarms: list[str] = []
     while True:
         starts += 1
         moments = folder / "moments"
@@ -220,12 +241,14 @@ def kill_and_restart(folder: Path, words: list[str], kills: int, seed: int) -> d
             break
         killed += 1
         inside[moments.read_text().strip() if moments.exists() else "from outside"] += 1
+        false_alarms += [f"{alarm} (killed at {list(inside)[-1]})" for alarm in alarms(folder / "wild")]
     return {
         "kills": killed,
         "starts": starts,
         "exit code": code,
         "seconds": round(time.monotonic() - began, 1),
         "killed at": dict(inside.most_common()),
+        "false alarms": false_alarms + alarms(folder / "wild"),
         "differences": differences(folder / "calm", folder / "wild") + results_differ(folder, "wild"),
     }
 

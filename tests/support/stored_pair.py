@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from resealed import reseal
+
 PLUGIN = """
 from typing import Literal
 from dsabench.attention.dense import Dense, DenseSpec
@@ -42,13 +44,15 @@ def folder(store: Path, start: str) -> Path:
     return found
 
 
-def edit(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
-    """Change run.json, or every record of metrics.jsonl."""
+def edit(path: Path, change: Callable[[dict[str, Any]], None], sealed: bool = True) -> None:
+    """Change run.json, or every record of metrics.jsonl; sealed: as if it had been written so."""
     lines = [path.read_text()] if path.suffix == ".json" else path.read_text().splitlines()
     documents = [json.loads(line) for line in lines]
     for document in documents:
         change(document)
     path.write_text("".join(json.dumps(document) + "\n" for document in documents))
+    if sealed:
+        reseal(path.parent)
 
 
 def contents(store: Path) -> dict[str, bytes]:

@@ -128,7 +128,7 @@ def finished(
         "vocab_size": 8192,
         "tokens_per_step": spec.tokens_per_step,
         "tokens": spec.tokens_per_step * steps,
-        "text_tokens": 2_700_000,
+        "text_tokens": 5_000_000,
         "flops": flops,
         "val_loss": loss,
         "val_accuracy": 0.25,

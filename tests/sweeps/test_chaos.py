@@ -32,6 +32,7 @@ def test_a_sweep_that_is_killed_again_and_again_ends_as_one_that_is_not() -> Non
     assert found["killed"]["exit code"] == 0
     assert found["killed"]["kills"] >= (KILLS or 1), found
     assert found["killed"]["differences"] == []
+    assert found["killed"]["false alarms"] == []
     assert found["crashed"] == {"exit codes": [-signal.SIGSEGV, 1, 0], "said": True, "differences": []}
     if KILLS:
         assert found["together"]["exit codes"] == [0, 0]

@@ -239,10 +239,10 @@ def test_usage_errors_say_what_would_be_right(shell: Shell, memory: Memory) -> N
 def test_a_misspelt_tracker_is_told_before_a_store_is_looked_for(shell: Shell) -> None:
     code, _, errors = shell("export", "--to", "tensorbored")
     assert code == 2
-    assert errors == "error: --to tensorbored: no such tracker; there are: tensorboard, wandb, mlflow\n"
+    assert errors == "error: --to tensorbored: no such target; there are: tensorboard, wandb, mlflow, transformers\n"
     code, output, errors = shell("export")
     assert (code, output) == (2, "")
-    assert errors == "error: --to is missing; give one of: tensorboard, wandb, mlflow\n"
+    assert errors == "error: --to is missing; give one of: tensorboard, wandb, mlflow, transformers\n"
 
 
 @pytest.mark.parametrize("kind", TRACKERS)

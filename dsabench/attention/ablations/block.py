@@ -53,5 +53,5 @@ class Block(SelectingAttention):
         return min(self.selecting.block_size, self.selecting.n_selected(self.spec.length))
 
     def selection_flops(self) -> float:
-        """Q against one mean key a block: 2 D_model for each causal pair of query and block."""
-        return 2.0 * pairs(self.spec) * self.spec.model.d_model / self._size()
+        """Q against one mean key a block: 2 H head_dim for each causal pair of query and block."""
+        return 2.0 * pairs(self.spec) * self.spec.model.heads_width / self._size()

@@ -29,5 +29,5 @@ class Oracle(SelectingAttention):
         return p_BTS
 
     def selection_flops(self) -> float:
-        """Q K^T of every causal pair, forward: 2 D_model for each."""
-        return 2.0 * pairs(self.spec) * self.spec.model.d_model
+        """Q K^T of every causal pair, forward: 2 H head_dim for each."""
+        return 2.0 * pairs(self.spec) * self.spec.model.heads_width

@@ -77,7 +77,7 @@ class SelectingAttention(Attention):
         chosen = pairs(self.spec, None if stage == "dense" else self.selecting.n_selected(self.spec.length))
         items = {
             "attention projections": self.projections.flops(self.spec),
-            "attention": 12.0 * chosen * self.spec.model.d_model,
+            "attention": 12.0 * chosen * self.spec.model.heads_width,
         }
         if stage == "sparse" and self.selection_flops():
             items["selection"] = self.selection_flops()

@@ -54,7 +54,7 @@ def limit_of(k: int, head_dim: int, index_heads: int, index_dim: int) -> str | N
     """Why the sparse kernels do not take these sizes; None when they do. k: keys of a query, at most the length."""
     for what, value, most in (
         ("attention.top_k keeps", k, MOST_KEYS),
-        ("model.d_model / model.n_heads is", head_dim, WIDEST_HEAD),
+        ("a head's width (model.head_width, or model.d_model / model.n_heads) is", head_dim, WIDEST_HEAD),
         ("attention.indexer.head_dim is", index_dim, WIDEST_HEAD),
         ("attention.indexer.n_heads is", index_heads, MOST_INDEX_HEADS),
     ):

@@ -29,7 +29,8 @@ class LightningIndexer(nn.Module):
         super().__init__()
         indexer, self.plain = attention.indexer, attention.backend == "reference"
         self.learns = indexer.loss == "kl"
-        self.n_heads, self.head_dim, self.rope_base = indexer.n_heads, indexer.head_dim, spec.model.rope_base
+        self.n_heads, self.head_dim = indexer.n_heads, indexer.head_dim
+        self.rope_base, self.rope_scaling = spec.model.rope_base, spec.model.rope_scaling
         self.query = nn.Linear(spec.model.d_model, self.n_heads * self.head_dim, bias=False)
         self.key = nn.Linear(spec.model.d_model, self.head_dim, bias=False)
         self.key_norm = nn.LayerNorm(self.head_dim, eps=indexer.norm_eps)
@@ -41,6 +42,10 @@ class LightningIndexer(nn.Module):
         """Scores (B, T, S), unmasked; no gradient reaches x."""
         return self.scores(*self.heads(x_BTD, context))
 
+    def rotation(self, context: AttentionContext) -> tuple[Tensor, Tensor]:
+        """cos and sin that turn the first half of a head, at the frequencies of the attention around it."""
+        return context.rotation(self.head_dim // 2, self.rope_base, self.rope_scaling)
+
     def scores(self, q_BTJI: Tensor, k_BTI: Tensor, w_BTJ: Tensor) -> Tensor:
         """(B, T, S) of what `heads` gives."""
         index_scores = reference.index_scores if self.plain else masked.index_scores
@@ -50,7 +55,7 @@ class LightningIndexer(nn.Module):
         """q (B, T, J, I), k (B, T, I) and w (B, T, J), all in the dtype of products. The input is detached here: no
         gradient of the indexer's loss reaches it."""
         x_BTD = x_BTD.detach()
-        cos_TD, sin_TD = context.rotation(self.head_dim // 2, self.rope_base)
+        cos_TD, sin_TD = self.rotation(context)
         if not self.plain and fused(x_BTD, self.query.weight, self.key_norm.weight):
             return self._fused_heads(x_BTD, cos_TD, sin_TD)
         q_BTJI = rotate(self.query(x_BTD).unflatten(-1, (-1, self.head_dim)), cos_TD, sin_TD)  # the first half only

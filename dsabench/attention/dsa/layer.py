@@ -62,7 +62,7 @@ class DSA(Attention):
     def prepare(self, context: AttentionContext) -> None:
         """As Attention.prepare; also the indexer's rotation and, for a backend that uses one, the mask."""
         super().prepare(context)
-        context.rotation(self.indexer.head_dim // 2, self.indexer.rope_base)
+        self.indexer.rotation(context)
         if self.backend_on(context.positions_T.device) != "triton":
             _ = context.allowed
 
@@ -172,7 +172,7 @@ class DSA(Attention):
         chosen = pairs(self.spec, None if stage == "dense" else self.config.n_selected(self.spec.length))
         items = {
             "attention projections": self.projections.flops(self.spec),
-            "attention": 12.0 * chosen * self.spec.model.d_model,
+            "attention": 12.0 * chosen * self.spec.model.heads_width,
         }
         if stage == "sparse" or self.config.indexer.loss == "kl":
             items["indexer"] = self.indexer.flops(self.spec)

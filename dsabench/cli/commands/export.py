@@ -1,4 +1,4 @@
-"""`dsabench export`: runs of a store as an experiment tracker shows them."""
+"""`dsabench export`: runs of a store as an experiment tracker shows them, or models as `transformers` loads them."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from dsabench.cli import completion
 from dsabench.cli.command_help import ANSWERS, OUTPUT, STORED, HelpfulCommand, epilog
 from dsabench.cli.options import AllFlag, JsonFlag, StoreOption, SweepOption, WhereOption
 from dsabench.plain import count
-from dsabench.trackers.names import TRACKERS
+from dsabench.trackers.names import MODELS, TRACKERS
 
 TrackerOption = Annotated[
     str | None,
     typer.Option(
         "--to",
-        help=f"Tracker: {', '.join(TRACKERS)}.",
+        help=f"Tracker: {', '.join(TRACKERS)}; or {MODELS}: the models of dense runs.",
         metavar="NAME",
         rich_help_panel=OUTPUT,
         autocompletion=completion.trackers,
@@ -46,6 +46,7 @@ _EXAMPLES = (
     ("The newest sweep, for TensorBoard", "dsabench export --to tensorboard"),
     ("A sweep that still trains, until it ends", "dsabench export --to tensorboard --follow"),
     ("Two runs alone", "dsabench export dense-L64-s42 dsa-L64-s42 --to tensorboard"),
+    ("A dense model for AutoModelForCausalLM", "dsabench export dense-L64-s42 --to transformers"),
 )
 
 
@@ -54,7 +55,7 @@ def add_to(app: typer.Typer) -> None:
     app.command(
         "export",
         cls=HelpfulCommand,
-        short_help="Write runs for TensorBoard, Weights & Biases or MLflow.",
+        short_help="Write runs for a tracker, or models for transformers.",
         epilog=epilog("store", *_EXAMPLES),
         rich_help_panel=ANSWERS,
     )(export)
@@ -75,20 +76,29 @@ def export(
 
     The runs of the newest sweep, unless told otherwise. Only reads the store, and uses no network: W&B runs are
     offline. Exporting again replaces what was written of a run. (`runs export` writes tables.)
+
+    `--to transformers` writes the models of dense runs, each a folder with its tokenizer: Llama (one expert) or
+    Mixtral. DSA has no class there.
     """
     if runs and (sweep is not None or where is not None or everything):
         raise typer.BadParameter("name the runs (RUN ...), or choose them by --sweep, --all or --where")
 
     from dsabench.cli.views.export_text import say_what_was_written, tell_of
     from dsabench.trackers.export import export as write
-    from dsabench.trackers.export import known_tracker, open_tracker
+    from dsabench.trackers.export import known_target, open_tracker
 
-    to = known_tracker(to)  # before a store is looked for
+    to = known_target(to)  # before a store is looked for
+    if follow and to == MODELS:
+        raise typer.BadParameter(f"--follow is for trackers; {MODELS} takes a model when it is trained")
     out = Path("results", to) if out is None else out
     names = _chosen(store, runs, sweep, everything, where, follow)
-    tracker = open_tracker(to, out, store)
     try:
-        outcome = write(store, names, tracker, follow=follow, told=tell_of)
+        if to == MODELS:
+            from dsabench.trackers.model_folders import export_models
+
+            outcome = export_models(store, names, out, tell_of)
+        else:
+            outcome = write(store, names, open_tracker(to, out, store), follow=follow, told=tell_of)
     except KeyboardInterrupt:
         print("interrupted; the same command begins anew", file=sys.stderr)
         raise typer.Exit(130) from None

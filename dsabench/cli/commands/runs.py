@@ -1,4 +1,4 @@
-"""`dsabench runs`: the runs of a store listed, shown, compared, removed, and exported as a table."""
+"""`dsabench runs`: the runs of a store listed, shown, compared, removed, verified, sealed, and exported as a table."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import typer
 
 from dsabench.cli import completion
 from dsabench.cli.command_help import ANSWERS, OUTPUT, STORED, HelpfulCommand, HelpfulGroup, epilog
+from dsabench.cli.commands import runs_seals
 from dsabench.cli.list_options import ListCommand, texts
 from dsabench.cli.options import AllFlag, JsonFlag, RunArgument, StoreOption, WhereOption
 from dsabench.errors import ScopeError
@@ -67,10 +68,6 @@ OtherStoreOption = Annotated[
         "--other-store", help="The store that B lies in, if not that of A.", metavar="DIR", rich_help_panel=STORED
     ),
 ]
-RunsArgument = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="RUN", help="A run's id, or the start of it.", autocompletion=completion.runs),
-]
 ShowAllFlag = Annotated[
     bool,
     typer.Option("--all", help="Everything that the store knows of the run.", rich_help_panel=OUTPUT),
@@ -110,6 +107,7 @@ _EXAMPLES = {
         ("One row a run, for a spreadsheet", "dsabench runs export runs.csv"),
         ("What was recorded at each step", "dsabench runs export curves.parquet --metrics"),
     ),
+    **runs_seals.EXAMPLES,
 }
 
 
@@ -126,13 +124,15 @@ def add_to(app: typer.Typer) -> None:
     """Register the group of commands."""
     group = typer.Typer(
         cls=_ListByDefault,
-        help="List, show, compare, remove or export stored runs. Without a command: list, and its options.",
+        help="List, show, compare, verify, remove, export runs. Without a command: list, and its options.",
         epilog=epilog("store", *_EXAMPLES["list"][:2], _EXAMPLES["show"][0]),
     )
     _add(group, list_, ListCommand, None)
     _add(group, show, HelpfulCommand, "Show one run, and the command that trains it again.")
     _add(group, diff, HelpfulCommand, "How two runs differ: spec, environment, outcome.")
     _add(group, rm, HelpfulCommand, "Remove runs, after a question.")
+    _add(group, runs_seals.verify, HelpfulCommand, "Compare runs with what was written, every byte.")
+    _add(group, runs_seals.seal, HelpfulCommand, "Seal runs that were stored before 0.3.")
     _add(group, export, HelpfulCommand, "Write the table of runs, or their metrics, to a file.")
     app.add_typer(group, name="runs", rich_help_panel=ANSWERS)
 
@@ -194,9 +194,8 @@ def show(
     from dsabench.cli.console import stdout_console
     from dsabench.cli.views import runs_show
     from dsabench.cli.views.json_document import print_json
-    from dsabench.store import find_run
 
-    record = find_run(store, run)
+    record = runs_show.found(store, run)
     if json:
         print_json(runs_show.document(record, store))
     else:
@@ -220,14 +219,17 @@ def diff(
     from dsabench.reproduction.difference import diff_runs
 
     found = diff_runs(store, run, other, other_store=other_store)
+    damage = runs_diff.damage_lines(found)
+    for line in damage:
+        _tell(f"WARNING: {line}")
     if json:
-        print_json(found.document())
+        print_json({**found.document(), "warnings": damage})
     else:
         runs_diff.print_difference(found, stdout_console())
 
 
 def rm(
-    runs: RunsArgument = None,
+    runs: runs_seals.RunsArgument = None,
     where: WhereOption = None,
     sweep: OfSweepOption = None,
     yes: YesFlag = False,
@@ -258,6 +260,7 @@ def export(
 
     All runs, unless --sweep or --where choose (--all is the default here).
     """
+    from dsabench.analysis.damaged_runs import damage_sentence, damaged_ids
     from dsabench.analysis.scope import choose
     from dsabench.cli.safe_text import printable
     from dsabench.store import check_table_path, metrics_in_parts, write_table
@@ -266,11 +269,17 @@ def export(
     chosen = choose(store, sweep=sweep, everything=everything, where=where)
     if chosen.runs.empty:
         raise ScopeError(f"nothing to export: of {count(chosen.total, 'run')} ({chosen.title}) none is chosen")
-    n = write_table(metrics_in_parts(store, list(chosen.runs["run_id"])) if metrics else [chosen.runs], file)
+    names = [str(name) for name in chosen.runs["run_id"]]
+    if metrics:
+        damaged = damaged_ids(chosen.runs)
+        names = [name for name in names if name not in damaged]
+        if damaged:
+            _tell(f"WARNING: {damage_sentence(chosen.runs)}")
+    n = write_table(metrics_in_parts(store, names) if metrics else [chosen.runs], file)
     for note in chosen.notes:
         _tell(f"note: {note}")
     written = count(n, "record" if metrics else "row")
-    print(printable(f"Written: {file} ({written} of {count(len(chosen.runs), 'run')})"))
+    print(printable(f"Written: {file} ({written} of {count(len(names), 'run')})"))
 
 
 def _tell(message: str) -> None:

@@ -21,6 +21,7 @@ class Document(StrEnum):
     config = "config"
     compare = "compare"
     bench = "bench"
+    verify = "verify"
 
 
 def add_to(app: typer.Typer) -> None:
@@ -37,8 +38,8 @@ def schema(
     of: Annotated[
         Document,
         typer.Argument(
-            metavar="config|compare|bench",
-            help="config (what --config reads), compare or bench (what these print with --json).",
+            metavar="config|compare|bench|verify",
+            help="config (what --config reads); compare, bench or runs verify (what these print with --json).",
         ),
     ] = Document.config,
 ) -> None:
@@ -56,6 +57,10 @@ def schema(
         from dsabench.bench.document import Document as Bench
 
         found = Bench.model_json_schema(mode="serialization")
+    elif of is Document.verify:
+        from dsabench.store import StoreHealth
+
+        found = StoreHealth.model_json_schema(mode="serialization")
     else:
         from dsabench.spec.schema import config_schema
 

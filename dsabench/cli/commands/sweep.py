@@ -123,7 +123,7 @@ def sweep(
     _report(agreed, store, out, json)
     if not quiet:
         next_steps.after_sweep(agreed, store, out, took)
-    raise typer.Exit(1 if failed else 0)
+    raise typer.Exit(1 if failed or any(run.problem for run in agreed.runs) else 0)
 
 
 def _report(plan: SweepPlan, store: Path, out: Path, as_json: bool) -> None:

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from dsabench.cli.safe_text import first_line, printable
 from dsabench.cli.views.json_document import print_json
+from dsabench.plain import count
 from dsabench.trackers.export import Outcome
-from dsabench.trackers.names import TRACKERS
+from dsabench.trackers.names import TARGETS
 from dsabench.trackers.tracker import Run
 
 
@@ -34,5 +35,7 @@ def say_what_was_written(outcome: Outcome, to: str, out: Path, as_json: bool) ->
         return
     same = f", {len(outcome.same)} were there as they are" if outcome.same else ""
     failed = f", {len(outcome.failed)} failed" if outcome.failed else ""
-    print(printable(f"Written: {out} ({len(outcome.written)} runs for {TRACKERS[to].title}{same}{failed})"))
-    print(printable(f"To see them: {TRACKERS[to].view.format(out=out)}"))
+    runs = count(len(outcome.written), "run")
+    print(printable(f"Written: {out} ({runs} for {TARGETS[to].title}{same}{failed})"))
+    if outcome.written or outcome.same:
+        print(printable(f"To see them: {TARGETS[to].view.format(out=out)}"))

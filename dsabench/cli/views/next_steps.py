@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 
 def after_sweep(plan: SweepPlan, store: Path, out: Path, seconds: float) -> None:
     """Print the end of a sweep that took so many seconds."""
-    trained = sum(run.status != "done" for run in plan.runs)
-    took = f"{trained} run{'s' * (trained != 1)} in {duration(seconds)}" if trained else "All runs were done before"
+    trained = sum(run.is_left for run in plan.runs)
+    nothing = "No run was left to train" if any(run.problem for run in plan.runs) else "All runs were done before"
+    took = f"{trained} run{'s' * (trained != 1)} in {duration(seconds)}" if trained else nothing
     there = _flag("--store", store, os.environ.get("DSABENCH_STORE", "runs"))
     where = f"{there}{_flag('--out', out, 'results')}"
     commands = [

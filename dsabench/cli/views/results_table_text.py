@@ -88,6 +88,9 @@ def _notes(rows: list[dict[str, Any]]) -> Iterator[str]:
     if unigram:
         known = METRICS["unigram_loss"]
         yield f"{known.words.capitalize()}: {_span(unigram, '.3f')} {known.unit}."
+    if seen := [row["epochs"] for row in rows if math.isfinite(row["epochs"])]:
+        known = METRICS["epochs"]
+        yield f"{known.words.capitalize()}: {_span(seen, f'.{known.digits}f')} ({known.meaning})."
     tasks = [row for row in rows if math.isfinite(row["task_accuracy"])]
     if tasks:
         guess = METRICS["unigram_loss"].per("answer")

@@ -6,11 +6,19 @@ from collections.abc import Iterator, Sequence
 
 from rich.console import Console
 
+from dsabench.analysis.damaged_runs import STATUSES
 from dsabench.cli.safe_text import first_line, printable
 from dsabench.cli.views.text_table import Column, print_table, say
 from dsabench.reproduction.compare_records import Deviation, Records
 from dsabench.reproduction.difference import RunDifference, difference
 from dsabench.reproduction.environments import Change, text
+from dsabench.store.table import row_of
+
+
+def damage_lines(found: RunDifference) -> list[str]:
+    """A line for each of the runs that is damaged, with what is wrong."""
+    rows = [row_of(store / run.run_id)[0] for run, store in zip((found.a, found.b), found.stores, strict=True)]
+    return [f"run {row['run_id']} is damaged: {row['error']}" for row in rows if row["status"] in STATUSES]
 
 
 def print_difference(found: RunDifference, console: Console) -> None:
@@ -60,7 +68,8 @@ def print_changes(console: Console, title: str, changes: Sequence[Change], numbe
 
 def record_lines(records: Records) -> Iterator[str]:
     """How many records agree, the first that does not, and how far the losses are apart."""
-    kinds = " and ".join(f"{count} {kind}" for kind, count in records.counts.items())
+    *most, last = [f"{count} {kind}" for kind, count in records.counts.items()]
+    kinds = f"{', '.join(most)} and {last}"
     yield f"{records.same} of {records.total} the same bit for bit ({kinds}, to step {records.last_step})"
     if records.first is not None:
         yield f"first difference    {_deviation(records.first)}"

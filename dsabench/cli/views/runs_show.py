@@ -6,7 +6,7 @@ import json
 import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.console import Console
 from rich.text import Text
@@ -16,34 +16,75 @@ from dsabench.cli.safe_text import first_line, printable
 from dsabench.cli.views.run_outcome import measure_lines, origin_text
 from dsabench.cli.views.text_table import say
 from dsabench.errors import StoreError
+from dsabench.metrics import epochs
 from dsabench.spec.identity import flatten
 from dsabench.spec.rerun_command import command_words, non_default
-from dsabench.store import RunRecord, read_metrics, run_files
+from dsabench.store import DamagedError, RunRecord, find_name, read_metrics, read_run, run_files
+from dsabench.store.table import row_of
+
+_SEALS = {
+    "sealed": "record and metrics are what was written",
+    "unsealed": "none: stored before 0.3 (dsabench runs seal)",
+    "damaged": "damaged: never judged (dsabench runs verify says what to do)",
+}
 
 _ERROR_LINES = 8
 """Lines of a failed run's error that are shown without --all."""
 
 
-def document(record: RunRecord, store: Path) -> dict[str, Any]:
-    """The record as it is stored, and beside it what `print_run` shows: files, last records, and the command."""
+class Found(NamedTuple):
+    """A run, and whether it is what was written."""
+
+    record: RunRecord
+    seal: str
+    """sealed, unsealed or damaged."""
+    damage: str
+    """What is wrong with it, by its record and its metrics."""
+
+
+def found(store: Path, run: str) -> Found:
+    """The run whose id is or starts with `run`; StoreError when nothing of it can be read."""
+    name = find_name(store, run)
+    try:
+        record = read_run(store, name)
+    except DamagedError as error:
+        if error.record is None:
+            raise
+        record = error.record
+    row, _ = row_of(store / name)
+    return Found(record, str(row.get("seal")), str(row["error"]) if row["status"] == "damaged" else "")
+
+
+def document(run: Found, store: Path) -> dict[str, Any]:
+    """The record as it is stored, and beside it what `print_run` shows: damage, files, epochs, last records, and
+    the command."""
+    record = run.record
     return {
         **json.loads(record.to_json()),  # pydantic's own JSON cannot say half a surrogate pair
+        "seal": None if record.seal is None else record.seal.model_dump(),
+        "seal_state": run.seal,
+        "damage": run.damage or None,
         "non_default": non_default(record.spec),
         "folder": str(store / record.run_id),
         "files": run_files(store, record.run_id),
+        "epochs": epochs(record.summary.get("tokens"), record.summary.get("text_tokens")),
         "last_metrics": _last_metrics(record, store)[0],
         "command": _command(record, store),
     }
 
 
-def print_run(record: RunRecord, store: Path, console: Console, everything: bool = False) -> None:
+def print_run(run: Found, store: Path, console: Console, everything: bool = False) -> None:
     """Print what a reader needs of the run, or `everything`, section by section; nothing of it is cut."""
+    record = run.record
     leak = " LEAK: this attention sees later tokens; its loss means nothing" if record.summary.get("leak") else ""
-    say(console, printable(f"{record.run_id}: {record.status}{leak}"), style="bold")
+    status = f"damaged (recorded as {record.status})" if run.damage else record.status
+    say(console, printable(f"{record.run_id}: {status}{leak}"), style="bold")
+    if run.damage:
+        say(console, printable(f"  {run.damage}"), style="red")
     if everything:
-        _all(record, store, console)
+        _all(run, store, console)
     else:
-        _short(record, store, console)
+        _short(run, store, console)
     done = " (done already: remove it first, or name another --store)" * (record.status == "done")
     say(console, f"train it again{done}", style="bold")
     say(console, "  " + " \\\n    ".join(_lines(_words(record, store))))
@@ -53,7 +94,8 @@ def print_run(record: RunRecord, store: Path, console: Console, everything: bool
         say(console, printable(f"All of it: {shlex.join(words)}"))
 
 
-def _short(record: RunRecord, store: Path, console: Console) -> None:
+def _short(run: Found, store: Path, console: Console) -> None:
+    record = run.record
     if record.error:
         lines = [line for line in record.error.splitlines() if line.strip()]
         more = len(lines) - _ERROR_LINES
@@ -69,11 +111,13 @@ def _short(record: RunRecord, store: Path, console: Console) -> None:
         "by": f"dsabench {record.version}, {f'sweep {record.sweep}' if record.sweep else 'of no sweep'}",
         **({"from": origin} if (origin := origin_text(record)) else {}),
         "in": f"{store / record.run_id} ({len(sizes)} files, {sum(sizes) / 1e6:,.1f} MB)",
+        "seal": _SEALS[run.seal],
     }
     _section(console, "", {name: first_line(value) for name, value in about.items()})
 
 
-def _all(record: RunRecord, store: Path, console: Console) -> None:
+def _all(run: Found, store: Path, console: Console) -> None:
+    record = run.record
     different = non_default(record.spec)
     same = {path: value for path, value in flatten(record.spec).items() if path not in different}
     about = {
@@ -83,6 +127,7 @@ def _all(record: RunRecord, store: Path, console: Console) -> None:
         "updated": f"{record.updated:%Y-%m-%d %H:%M:%S} UTC",
         "dsabench": record.version,
         "folder": store / record.run_id,
+        "seal": _SEALS[run.seal],
     }
     _section(console, "", about)
     if record.error:

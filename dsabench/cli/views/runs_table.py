@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -10,11 +11,13 @@ from typing import Any
 import pandas as pd
 from rich.console import Console
 
+from dsabench.analysis.damaged_runs import STATUSES
 from dsabench.analysis.scope import Choice
 from dsabench.cli.safe_text import first_line, printable
 from dsabench.cli.views.text_table import Column, Row, print_table
 from dsabench.errors import ScopeError
 from dsabench.metrics import METRICS, Metric
+from dsabench.plain import count
 from dsabench.spec.messages import near_miss
 
 _HEADINGS = {
@@ -28,7 +31,7 @@ _HEADINGS = {
 _DROPS = {"attention": 5, "length": 4, "seed": 3, "steps": 2, "step_ms": 1}
 """What goes first where a terminal is too narrow: the id says attention, length and seed, too."""
 
-_STYLES = {"failed": "red", "unreadable": "red", "interrupted": "yellow", "running": "cyan"}
+_STYLES = {"failed": "red", "damaged": "red", "unreadable": "red", "interrupted": "yellow", "running": "cyan"}
 
 
 def known_columns(runs: pd.DataFrame, columns: Sequence[str] | None) -> list[str] | None:
@@ -95,6 +98,11 @@ def print_counts(runs: pd.DataFrame, hidden: int, limit: int | None) -> None:
     several = ", ".join(f"{count} {status}" for status, count in counts.most_common())
     left_out = f"; {hidden} of them are not shown (--limit {limit})" if hidden else ""
     print(printable(f"{len(runs)} run{'s' * (len(runs) != 1)}: {several}{left_out}"))
+    if counts.keys() & set(STATUSES):
+        print("note: damaged runs are never judged; `dsabench runs verify` says what to do", file=sys.stderr)
+    if n := int((runs["seal"] == "unsealed").sum()):
+        note = f"note: {count(n, 'run')} without a seal, stored before 0.3; `dsabench runs seal --all` checks and seals"
+        print(note, file=sys.stderr)
 
 
 def _known(runs: pd.DataFrame, wanted: str, option: str) -> str:

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from rich.console import Console
 
 from dsabench.cli.console import stdout_console
+from dsabench.cli.safe_text import printable
 from dsabench.cli.views.json_document import print_json
+from dsabench.metrics import METRICS
 from dsabench.plain import count
 from dsabench.progress.durations import duration
 
@@ -68,6 +70,9 @@ def plan_document(plan: SweepPlan) -> dict[str, Any]:
                 "status": run.status,
                 "parent": run.parent,
                 "for_children": run.for_children,
+                "epochs": run.epochs,
+                "epochs_are_rough": run.is_rough,
+                "problem": run.problem or None,
                 "selects_everything": run.spec.attention.selects_everything(run.spec.length),
                 "spec": run.spec.model_dump(mode="json"),
             }
@@ -97,6 +102,8 @@ def print_plan(plan: SweepPlan, console: Console, *, config: str = "", full: boo
     texts = _texts(plan.runs)
     for source, amounts in texts:
         console.print(f"  {'text' if len(texts) == 1 else source}: {amounts}")
+    for line in epochs_lines(plan.runs):
+        console.print(f"  {line}")
     _print_windows(plan.runs, console)
     for line in selecting_everything(plan.runs):
         console.print(line)
@@ -115,16 +122,23 @@ def print_plan(plan: SweepPlan, console: Console, *, config: str = "", full: boo
             console.print("  (documents are checked to be long enough for a window when training starts)")
     if plan.fits and (full or execution.device.type == "cuda"):
         _print_memory(plan, console)
+    for line in damaged_lines(plan.runs):
+        console.print(line, style="bold yellow", soft_wrap=not console.is_terminal)
     done = sum(run.status == "done" for run in plan.runs)
     todo = f"{done:,} of {count(len(plan.runs), 'run')} done already; " if done else ""
     left = (
         f"estimated time: about {duration(plan.seconds)} (rough)"
-        if done < len(plan.runs)
+        if any(run.is_left for run in plan.runs)
         else "nothing is left to train"
     )
     console.print(f"{todo}{left}")
     if execution.device.type == "cpu" and plan.seconds > 600 and config != "quick":
         console.print("This is long for a CPU; `dsabench sweep --config quick` is a smaller experiment for it.")
+
+
+def damaged_lines(runs: Sequence[PlannedRun]) -> list[str]:
+    """A line for each damaged run with the way out; the others are trained."""
+    return [printable(f"WARNING: {run.problem}.") for run in runs if run.problem]
 
 
 def warmup_note(spec: RunSpec) -> str | None:
@@ -189,6 +203,21 @@ def _print_windows(runs: Sequence[PlannedRun], console: Console) -> None:
         kept = [f"{k} (everything)" if k >= length else str(k) for k in sorted(filter(None, selected))]
         keeps = f", selecting variants keep {', '.join(kept)} keys" if kept else ""
         console.print(f"  length {length}: {batch} windows a step = {tokens:,} tokens{keeps}")
+
+
+def epochs_lines(runs: Sequence[PlannedRun]) -> Iterator[str]:
+    """How many times the runs see their training text, and what that means where it is often; none of tasks."""
+    from dsabench.analysis.learning_checks import MOST_EPOCHS, REPEATED
+
+    known = [run for run in runs if run.epochs is not None]
+    if not known:
+        return
+    values = [run.epochs for run in known if run.epochs is not None]
+    low, high = (METRICS["epochs"].text(value) for value in (min(values), max(values)))
+    rough = "about " if any(run.is_rough for run in known) else ""
+    yield f"epochs: {rough}{low if low == high else f'{low} to {high}'} ({METRICS['epochs'].meaning})"
+    if max(values) > MOST_EPOCHS:
+        yield f"note: that is more than {MOST_EPOCHS:g} times: {REPEATED}"
 
 
 def selecting_everything(runs: Sequence[PlannedRun]) -> Iterator[str]:

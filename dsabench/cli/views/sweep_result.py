@@ -15,9 +15,11 @@ if TYPE_CHECKING:
 def report_sweep(sweep_id: str, planned: Sequence[PlannedRun], store: Path, out: Path, as_json: bool) -> None:
     """Write the experiment's files and picture under `out`, and print its table (or summary.json) on stdout."""
     from dsabench.analysis.compare import compare
+    from dsabench.analysis.damaged_runs import damage_sentence, damaged_ids
     from dsabench.analysis.record_checks import check_alone, said_first
     from dsabench.analysis.results_table import experiment_table, not_averaged, write_results
     from dsabench.analysis.scope import look_at
+    from dsabench.analysis.variants import label_variants
     from dsabench.cli.views.compare_tables import answer_lines, comparison_lines, warning_lines
     from dsabench.cli.views.results_table_text import experiment_lines
     from dsabench.figures.catalogue import file_name
@@ -29,10 +31,13 @@ def report_sweep(sweep_id: str, planned: Sequence[PlannedRun], store: Path, out:
         return
     scope = look_at(store, sweep=sweep_id)
     runs = scope.runs
-    metrics = load_metrics(store, run_ids=stored)
-    found = compare(scope) if (runs["attention"] == "dense").any() else None
+    damaged = damaged_ids(runs)
+    metrics = load_metrics(store, run_ids=[name for name in stored if name not in damaged])
+    found = compare(scope) if (label_variants(runs)["attention"] == "dense").any() else None
     warnings = found.warnings if found else said_first(check_alone(scope))
     answer = found.answer if found else "No answer: no dense run among these, with which others are compared."
+    if damaged and not found:
+        answer += f"\n{damage_sentence(runs, named=False)}."
     files = write_results(runs, metrics, out, sweep=sweep_id, answer=answer, warnings=warnings)
     files.append(sequence_length_comparison(runs, metrics, out / file_name("experiment", 1, "png")))
     if as_json:

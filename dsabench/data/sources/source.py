@@ -35,6 +35,7 @@ class Kind(NamedTuple):
 SOURCES = {
     "sotu": Kind("sotu", "sotu"),
     "stdlib": Kind("stdlib", "stdlib"),
+    "packages": Kind("packages", "packages"),
     "path:": Kind("path", f"path:FILE_FOLDER_OR_GLOB ({' '.join(readers.SUFFIXES)})"),
     "hf:": Kind("hub", "hf:NAME[,CONFIG][:SPLIT]"),
 }
@@ -66,6 +67,9 @@ class Source:
 
     cuts: Mapping[tuple[int, int], int] = field(default_factory=dict)
     """(index of the file, record) of each document that is read as several, and into how many pieces it is cut."""
+
+    versions: Mapping[str, str] = field(default_factory=dict)
+    """Versions of the distributions that the files belong to, for the run's record."""
 
     def documents(self) -> Iterator[tuple[int, Document]]:
         """(index of the file, document), lazily. Raises DataError for a file that cannot be read."""

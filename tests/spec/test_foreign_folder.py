@@ -1,0 +1,119 @@
+"""PATH and hf:NAME: a stand-in for huggingface_hub, no library, no network, names that are none."""
+
+from __future__ import annotations
+
+import json
+import socket
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dsabench.errors import CheckpointError, SpecError
+from dsabench.spec.foreign_folder import foreign_config, foreign_folder
+
+CONFIG = {
+    "architectures": ["LlamaForCausalLM"], "vocab_size": 9, "hidden_size": 8, "intermediate_size": 8,
+    "num_hidden_layers": 1, "num_attention_heads": 2,
+}  # fmt: skip
+
+
+class Hub:
+    """Gives its folder, and remembers what was asked for."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.asked, self.error = folder, list[tuple[str, str | None, list[str]]](), None
+
+    def snapshot_download(
+        self, name: str, *, revision: str | None, allow_patterns: list[str], etag_timeout: float
+    ) -> str:
+        assert etag_timeout <= 10
+        self.asked.append((name, revision, allow_patterns))
+        if self.error is not None:
+            raise self.error
+        return str(self.folder)
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    stand_in = Hub(tmp_path)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", stand_in)
+    return stand_in
+
+
+def silent(line: str) -> None:
+    pass
+
+
+def test_a_model_of_the_hub_is_downloaded_without_pickles(hub: Hub) -> None:
+    told: list[str] = []
+    assert foreign_folder("hf:some/model@v2", told.append) == hub.folder
+    assert {(name, revision) for name, revision, _ in hub.asked} == {("some/model", "v2")}
+    assert hub.asked[0][2] == ["config.json", "tokenizer.json"], "before the weights"
+    patterns = hub.asked[1][2]
+    assert "model.safetensors" in patterns
+    assert all(pattern.endswith((".json", ".safetensors")) for pattern in patterns)
+    assert all(line.startswith("hf:some/model@v2: ") for line in told)
+
+
+def test_its_config_needs_no_weights(hub: Hub) -> None:
+    assert foreign_config("hf:some/model", silent).model.d_model == 8
+    assert hub.asked == [("some/model", None, ["config.json", "tokenizer.json"])]
+
+
+def test_a_model_that_cannot_be_read_is_refused_before_its_weights(hub: Hub) -> None:
+    (hub.folder / "config.json").write_text(json.dumps({**CONFIG, "mlp_bias": True}))
+    with pytest.raises(CheckpointError, match="mlp_bias"):
+        foreign_folder("hf:some/model", silent)
+    assert len(hub.asked) == 1
+
+
+def test_a_failure_is_one_message(hub: Hub) -> None:
+    hub.error = RuntimeError("404 for the model\nwith a long story")  # type: ignore[assignment]
+    with pytest.raises(
+        CheckpointError, match=r"hf:some/model cannot be downloaded: RuntimeError: 404 for the model; ch"
+    ):
+        foreign_folder("hf:some/model", silent)
+
+
+def test_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(CheckpointError, match=r"needs the package huggingface_hub .* pip install 'dsabench\[hf\]'"):
+        foreign_folder("hf:some/model", silent)
+
+
+def test_without_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The real library, offline: what is in no cache cannot be downloaded, and no address is asked for."""
+    pytest.importorskip("huggingface_hub")
+    from huggingface_hub import constants
+
+    def refuse(*given: Any, **named: Any) -> Any:
+        raise OSError("no network in this test")
+
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(
+        CheckpointError, match=r"hf:dsabench/none cannot be downloaded: .*check the name and the network"
+    ):
+        foreign_folder("hf:dsabench/none", silent)
+
+
+def test_a_folder_is_taken_as_it_is(hub: Hub) -> None:
+    assert foreign_folder(str(hub.folder), silent) == hub.folder
+    assert foreign_config(str(hub.folder), silent).model.n_heads == 2
+    assert not hub.asked
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("hf:", "names no model; write hf:OWNER/NAME"),
+        ("no/such/folder", "no/such/folder: no such folder; accepted: a folder with config.json"),
+        ("{folder}/config.json", "is a file; name the folder"),
+    ],
+)
+def test_names_that_are_none(name: str, told: str, hub: Hub) -> None:
+    with pytest.raises(SpecError, match=told):
+        foreign_folder(name.replace("{folder}", str(hub.folder)), silent)
