@@ -171,8 +171,8 @@ def _name(labelled: pd.DataFrame, ignoring: Collection[str]) -> None:
             given = texts[field].where(texts[field] != "")
             differs = known & (given.groupby([group, *of_a_seed]).transform("nunique") > 1) & given.notna()
             name = field.removeprefix(_DIGEST)
-            digest = texts[field].str[-8:] if field == START else texts[field].str[:8]  # a parent's id ends in one
-            extra = (f" {name}=" + digest).where(differs, "")
+            short_text = texts[field].str[-8:] if field == START else texts[field].str[:8]  # a parent's id ends in one
+            extra = (f" {name}=" + short_text).where(differs, "")
             labelled["variant"] = labelled["variant"] + extra
             if "plugin" not in field:
                 labelled["setting"] = labelled["setting"] + extra
