@@ -102,7 +102,8 @@ def sweep(
         ):
             display.finish(record.run_id, describe(record))
     runs = load_runs(store).set_index("run_id", drop=False).rename_axis(None)
-    runs = runs.loc[[run.run_id for run in planned]].reset_index(drop=True)
+    names = [run.run_id for run in plan.of_sweep(planned)]
+    runs = runs.loc[[name for name in names if name in runs.index]].reset_index(drop=True)  # none of a failed parent's
     runs.attrs["sweep"] = sweep_id(experiment, planned)
     return runs
 

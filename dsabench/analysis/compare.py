@@ -8,6 +8,7 @@ import pandas as pd
 from dsabench.analysis import statistics
 from dsabench.analysis.answer import answer
 from dsabench.analysis.best_rates import best_rates
+from dsabench.analysis.children import child_notes
 from dsabench.analysis.compared_rows import Judging, rows_of
 from dsabench.analysis.comparison import Comparison, LeftOut, Table
 from dsabench.analysis.comparison_row import Row
@@ -78,6 +79,7 @@ def compare(
     left_out += [(run_id, reason) for run_id in dict.fromkeys(lost) if run_id not in used]
     pairs = pairs.loc[usable, [name for name in pairs if str(name).count(".") < 2]]  # digests and machines: done with
     bound, unit, source = _margin(scope, about, METRICS["val_loss"].per(scored).unit, margin)
+    notes += child_notes(pairs, curves.frame)
     most_rise = margin if margin is not None and about.margin_in_nats else scope.verdict.margin
     by = Judging(
         metric,

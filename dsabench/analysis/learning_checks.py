@@ -8,7 +8,7 @@ import pandas as pd
 from dsabench.analysis.check_wording import count, missing, of, span
 from dsabench.analysis.comparison import Check
 from dsabench.analysis.selection_width import selects_everything
-from dsabench.analysis.variants import display_name, variant_order
+from dsabench.analysis.variants import START, display_name, variant_order
 from dsabench.plain import is_or_are
 
 START_TOLERANCE = 0.5
@@ -35,7 +35,10 @@ def starts_at_chance(done: pd.DataFrame, curves: pd.DataFrame) -> Check:
     first = curves[(curves["step"] == 0) & np.isfinite(curves["val_loss"])].drop_duplicates("run_id")
     if "vocab_size" not in done or first.empty:
         return Check(name=name, outcome="not recorded", text="No evaluation before the first step is recorded.")
-    known = first.merge(done[["run_id", "vocab_size"]].dropna(), on="run_id")
+    drawn = done if START not in done else done[done[START].isna()]  # a trained model has learnt something
+    if drawn.empty:
+        return Check(name=name, outcome="ok", text="Every run starts from a trained model.")
+    known = first.merge(drawn[["run_id", "vocab_size"]].dropna(), on="run_id")
     expected = np.log(known["vocab_size"].astype(float))
     off = known["val_loss"] - expected
     if known.empty:
@@ -46,7 +49,7 @@ def starts_at_chance(done: pd.DataFrame, curves: pd.DataFrame) -> Check:
     if wrong:
         far = f"{of(len(wrong), len(known), 'run')} {is_or_are(len(wrong))} far off at the start."
         return Check(name=name, outcome="warn", text=f"{far} {text}", run_ids=wrong)
-    return Check(name=name, outcome="ok", text=text + missing(len(done) - len(known)))
+    return Check(name=name, outcome="ok", text=text + missing(len(drawn) - len(known)))
 
 
 def learnt_nothing(runs: pd.DataFrame, prefix: str = "") -> pd.Series[bool]:

@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
-Cost = Literal["flops", "seconds"]
+Cost = Literal["flops", "seconds", "tokens"]
 
 
 @dataclass(frozen=True)

@@ -26,8 +26,8 @@ _FIRST = ("device_name", "precision", "cpu", "torch", "cuda", "cudnn", "driver",
 
 _PREFIX = "environment."
 
-NO_ENVIRONMENT = ("audit", "data_notes")
-"""Fields of a record's environment that are about the run itself: what its audit found, and its data."""
+NO_ENVIRONMENT = ("audit", "data_notes", "start")
+"""Fields of a record's environment that are about the run itself: what its audit found, its data, its origin."""
 
 TEXT_VERSIONS = "text_versions"
 """The field with the versions of the distributions that a text is of: no part of the machine, but different versions

@@ -34,6 +34,9 @@ _SECTIONS = set(RunSpec.model_fields) - {"length", "seed", "engine", "plugins", 
 _DIGEST = "fingerprint."
 """Prefix of the columns that hold content digests of corpus, tokenizer and plugin files."""
 
+START = f"{_DIGEST}start"
+"""The column that holds the identity of the trained model that a run starts from."""
+
 _CONTENT = {"data.source": f"{_DIGEST}corpus", "data.tokenizer": f"{_DIGEST}tokenizer"}
 """Fields that may hold a path, and the column of what lies there: the same content is the same data anywhere."""
 
@@ -161,12 +164,15 @@ def _name(labelled: pd.DataFrame, ignoring: Collection[str]) -> None:
     labelled["variant"] = kinds + joined(list(labels))
     for field in texts:
         if field.startswith(_DIGEST):
+            # Seeds and lengths have parents of their own, so only two at one seed tell runs apart.
+            of_a_seed = [labelled["length"], labelled["seed"]] if field == START else []
             # A plugin's code belongs to its variant; other content must agree for dense to be compared with.
             group = labelled["variant" if "plugin" in field else "setting"]
             given = texts[field].where(texts[field] != "")
-            differs = known & (given.groupby(group).transform("nunique") > 1) & given.notna()
+            differs = known & (given.groupby([group, *of_a_seed]).transform("nunique") > 1) & given.notna()
             name = field.removeprefix(_DIGEST)
-            extra = (f" {name}=" + texts[field].str[:8]).where(differs, "")
+            short_text = texts[field].str[-8:] if field == START else texts[field].str[:8]  # a parent's id ends in one
+            extra = (f" {name}=" + short_text).where(differs, "")
             labelled["variant"] = labelled["variant"] + extra
             if "plugin" not in field:
                 labelled["setting"] = labelled["setting"] + extra

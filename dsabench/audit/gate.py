@@ -42,6 +42,7 @@ from dsabench.audit.findings import Audit, Finding, Mode
 from dsabench.audit.small_models import VOCABULARY, randomise, small_copies
 from dsabench.engine.backend import resolved
 from dsabench.engine.device import Execution
+from dsabench.engine.starting_weights import StartingPoint
 from dsabench.errors import DsabenchError, LeakError
 from dsabench.model.transformer import Transformer, build
 from dsabench.spec.run import RunSpec
@@ -71,17 +72,20 @@ def forget() -> None:
     _audits.clear()
 
 
-def audit(spec: RunSpec, vocab_size: int, execution: Execution) -> Audit:
+def audit(spec: RunSpec, vocab_size: int, execution: Execution, start: StartingPoint | None = None) -> Audit:
     """The audit of the spec's initial model, by the backend that it trains with. Runs that differ only in what it does
-    not look at, such as their seed, are audited once a process."""
+    not look at, such as their seed, are audited once a process. start: the trained model whose weights it has."""
     spec = resolved(spec, execution)
     looked_at = spec.model_dump_json(include={"length", "attention", "model"})
     stages = len(list(_circumstances(spec)))
     how = (stages, spec.train.steps, spec.data.packing, vocab_size, execution.device, execution.fused)
-    key = (looked_at, variant(spec.attention.kind), *how)
+    weights = None if start is None or start.folder is None else (start.folder, spec.seed)
+    key = (looked_at, variant(spec.attention.kind), *how, weights)
     if key not in _audits:
         with torch.random.fork_rng(devices=[]):
             model = build(spec, vocab_size)
+        if start is not None and weights is not None:
+            start.load_into(model)
         found = audit_model(model.to(execution.device), execution)
         if found.crash is not None:
             return found
@@ -89,10 +93,10 @@ def audit(spec: RunSpec, vocab_size: int, execution: Execution) -> Audit:
     return _audits[key]
 
 
-def refuse_leaks(spec: RunSpec, vocab_size: int, execution: Execution) -> Audit:
+def refuse_leaks(spec: RunSpec, vocab_size: int, execution: Execution, start: StartingPoint | None = None) -> Audit:
     """The audit, if the spec may be trained. Raises LeakError if it may not, and SpecError when the attention breaks
     another part of its contract; both name its file."""
-    found = audit(spec, vocab_size, execution)
+    found = audit(spec, vocab_size, execution, start)
     if isinstance(found.crash, DsabenchError):
         raise found.crash
     if found.first is not None and not spec.allow_leak:

@@ -53,6 +53,16 @@ AttentionOption = Annotated[
 SeedOption = Annotated[
     int | None, typer.Option("--seed", help="Training seed.", metavar="N", rich_help_panel=EXPERIMENT)
 ]
+FromOption = Annotated[
+    str | None,
+    typer.Option(
+        "--from",
+        help="Start from a trained model: a run of the store, or a checkpoint's folder.",
+        metavar="RUN|PATH",
+        rich_help_panel=EXPERIMENT,
+        autocompletion=completion.runs,
+    ),
+]
 DeviceOption = Annotated[
     str | None,
     typer.Option(
@@ -144,6 +154,18 @@ def run_fields(
         "--seed": ("seed", seed),
         "--device": ("engine.device", device),
     }
+
+
+def start_at(trained: str | None, store: Path) -> dict[str, tuple[str, Any]]:
+    """The field that `--from` sets, for `overridden`: a folder or `hf:NAME` is a checkpoint, anything else the id of a
+    run, or the start of it. Raises StoreError for a run that is not there."""
+    if trained is None:
+        return {}
+    if trained.startswith("hf:") or "/" in trained or os.sep in trained or Path(trained).is_dir():
+        return {"--from": ("start", {"checkpoint": trained})}
+    from dsabench.store import find_name
+
+    return {"--from": ("start", {"run": find_name(store, trained)})}
 
 
 def overridden(

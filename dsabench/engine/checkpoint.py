@@ -100,20 +100,25 @@ def check_weights(folder: Path, model: Transformer) -> None:
     """Raise StoreError when the checkpoint is damaged or of another model. The model may be an `outline`: a record that
     asks for a huge model is refused before that is built."""
     path = folder / "model.safetensors"
-    try:
-        with safe_open(path, "pt") as file:
-            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 (no mapping)
-    except (OSError, SafetensorError) as error:
-        raise StoreError(f"{path} cannot be read: {error}") from error
+    shapes = tensor_shapes(path)
     for name, parameter in model.named_parameters():
         if shapes.get(name) != tuple(parameter.shape):
             raise StoreError(f"{path} holds no {name} of shape {tuple(parameter.shape)}")
 
 
+def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """{name: shape} of a safetensors file's tensors, whose values are not read. Raises StoreError."""
+    try:
+        with safe_open(path, "pt") as file:
+            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 (no mapping)
+    except (OSError, SafetensorError) as error:
+        raise StoreError(f"{path} cannot be read: {error}") from error
+
+
 def load_weights(folder: Path, model: Transformer) -> None:
     """Copy the checkpoint's weights into the model. Raises StoreError when they are damaged or of another model."""
     check_weights(folder, model)
-    weights = _tensors(folder / "model.safetensors")
+    weights = tensors(folder / "model.safetensors")
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(weights[name])
@@ -130,7 +135,7 @@ def load(folder: Path, model: Transformer, optimizer: Optimizer) -> Progress:
     load_weights(folder, model)
     # The last checkpoint has no optimizer. A run killed between it and its record resumes from it, with no steps left.
     if progress.step < model.spec.train.steps:
-        moments = _tensors(folder / "optimizer.safetensors")
+        moments = tensors(folder / "optimizer.safetensors")
         _check_moments(folder / "optimizer.safetensors", moments, model)
         optimizer.load_state(moments)
     return progress
@@ -146,7 +151,8 @@ def _check_moments(path: Path, moments: dict[str, torch.Tensor], model: Transfor
             )
 
 
-def _tensors(path: Path) -> dict[str, torch.Tensor]:
+def tensors(path: Path) -> dict[str, torch.Tensor]:
+    """{name: tensor} of a safetensors file. Raises StoreError."""
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:

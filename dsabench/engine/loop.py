@@ -174,6 +174,8 @@ class TrainingRun:
         if saved is not None:
             self.progress = checkpoint.load(saved, self.model, self.optimizer)
             self.saved_step = self.progress.step
+        elif self.run.start is not None:
+            self.run.start.load_into(self.model)
         self.times = StepTimes(self.progress, self.shared)
         self.records = RunRecords(self.run, self.slot, self.progress, self.times)
         self.sink.rewind(-1 if saved is None else self.progress.step)
@@ -186,9 +188,8 @@ class TrainingRun:
 
     def _launch(self, first: int, end: int, stage: Stage) -> _Flight:
         """Set the device to work on steps first..end-1, which lie in one stage."""
-        spec, alone = self.spec, self.times.wants_alone(stage)
-        size, steps = spec.batch_size, spec.train.steps
-        batches = [self.ranks.share(self.windows.batch(spec.seed, step, size, steps)) for step in range(first, end)]
+        alone = self.times.wants_alone(stage)
+        batches = [self.ranks.share(self.run.batch(self.windows, step)) for step in range(first, end)]
         given = staged(batches, self.execution.device)
         if alone:
             self.execution.synchronize()  # the other runs' work too

@@ -45,6 +45,9 @@ class Group:
 
     parameters: list[nn.Parameter]
     peak: float
+    warmup_peak: float
+    """The peak in the dense warm-up stage."""
+
     weight_decay: float
     rate: Tensor | float = 0.0
     """In a CUDA graph it must be a tensor: a number would be baked in at capture."""
@@ -67,25 +70,33 @@ class Optimizer:
         self.names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
         own_rate = spec.attention.own_learning_rate() or spec.train.learning_rate
         self.groups: list[Group] = []
-        for parameters, rate in ((self.backbone, spec.train.learning_rate), (self.own, own_rate)):
+        own_warmup, warmup = spec.attention.warmup_rates()
+        for parameters, rate, first in (
+            (self.backbone, spec.train.learning_rate, warmup),
+            (self.own, own_rate, own_warmup),
+        ):
             for decays in (True, False):
                 chosen = [p for p in parameters if (p.ndim > 1 and self.names[p] not in _UNDECAYED) == decays]
                 if chosen:
-                    self.groups.append(Group(chosen, rate, spec.train.weight_decay if decays else 0.0))
+                    decay = spec.train.weight_decay if decays else 0.0
+                    self.groups.append(Group(chosen, rate, rate if first is None else first, decay))
         self.beta2 = spec.train.beta2
         self.moments: dict[Tensor, dict[str, Tensor]] = {}
         """Of every parameter that has been updated: `step` (), `exp_avg` and `exp_avg_sq` of its own shape."""
         self._on_device = device.type == "cuda"
         self._fused = device.type in ("cuda", "cpu")
-        self.peaks_G = torch.tensor([group.peak for group in self.groups], device=device)
-        self.rates_G = torch.zeros_like(self.peaks_G)
+        self.peaks_G: dict[Stage, Tensor] = {
+            "dense": torch.tensor([group.warmup_peak for group in self.groups], device=device),
+            "sparse": torch.tensor([group.peak for group in self.groups], device=device),
+        }
+        self.rates_G = torch.zeros_like(self.peaks_G["sparse"])
         if self._on_device:
             for group, rate_1 in zip(self.groups, self.rates_G, strict=True):
                 group.rate = rate_1
 
-    def set_rate(self, factor_1: Tensor) -> None:
-        """Set every group's learning rate to its peak times factor (1,), without waiting for the device."""
-        torch.mul(self.peaks_G, factor_1, out=self.rates_G)
+    def set_rate(self, factor_1: Tensor, stage: Stage = "sparse") -> None:
+        """Set every group's learning rate to its peak in the stage times factor (1,); does not wait for the device."""
+        torch.mul(self.peaks_G[stage], factor_1, out=self.rates_G)
         if not self._on_device:
             for group, rate in zip(self.groups, self.rates_G.tolist(), strict=True):
                 group.rate = rate

@@ -43,7 +43,8 @@ class RunRecords:
         record["loss"] = float(history_SM[:, 0].mean())
         if not self.slot.step.has_own_loss:
             record["kl"] = record["indexer_grad_norm"] = None
-        record["learning_rate"] = spec.train.learning_rate * learning_rate_factor(spec.train, end - 1)
+        warmup = spec.attention.warmup_rates()[1] if stage == "dense" else None
+        record["learning_rate"] = (warmup or spec.train.learning_rate) * learning_rate_factor(spec.train, end - 1)
         record["seconds"] = self.progress.seconds
         record["shared"] = self.times.shared
         record["flops"] = self.flops_after(end)
@@ -67,6 +68,7 @@ class RunRecords:
             "batch_size": windows,
             "tokens_per_step": spec.tokens_per_step,
             "tokens": spec.tokens_per_step * steps,
+            **self._backbone_tokens(),
             **self._text_tokens(),
             "flops": self.flops_after(steps),
             **last_evaluation,
@@ -83,6 +85,12 @@ class RunRecords:
             "micro_batch": self.slot.step.micro_batch,
             "recompute": self.slot.step.recompute,
         }
+
+    def _backbone_tokens(self) -> dict[str, int]:
+        """Tokens of the steps that trained the backbone, where a warm-up left it frozen."""
+        spec, steps = self.spec, self.spec.train.steps
+        frozen = spec.attention.warmup_steps(steps) if spec.attention.warmup_freezes_backbone() else 0
+        return {"backbone_tokens": spec.tokens_per_step * (steps - frozen)} if frozen else {}
 
     def _text_tokens(self) -> dict[str, int]:
         """Tokens of the text on both sides of the split; of an overlapping one, they are the same."""

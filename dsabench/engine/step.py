@@ -171,7 +171,7 @@ class TrainStep:
             for x_SBT in (self.scored_SBT, self.documents_SBT)
         )
         with part("optimizer"):
-            self.optimizer.set_rate(self.factors_S.index_select(0, self.index_1))
+            self.optimizer.set_rate(self.factors_S.index_select(0, self.index_1), stage)
             self.optimizer.zero_grad()
             self.weights.cast()
         parts = tokens_BT.split(self.micro_batch)

@@ -8,6 +8,7 @@ from typing import NamedTuple
 _ORDER = (
     "start",
     "experiment",
+    "convert",
     "verdicts",
     "attention",
     "tasks",

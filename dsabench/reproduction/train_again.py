@@ -14,6 +14,7 @@ from dsabench.data import Survey
 from dsabench.engine.checkpoint import steps_done
 from dsabench.engine.device import Execution, default_device, environment, resolve
 from dsabench.engine.loop import to_the_end
+from dsabench.engine.prepared_run import unobserved
 from dsabench.engine.random_state import kept_random_state
 from dsabench.engine.slot import Slots
 from dsabench.errors import DataError, DeviceError, ScopeError, SpecError, StoreError
@@ -35,6 +36,7 @@ from dsabench.reproduction.environments import (
     text,
     unrecorded,
 )
+from dsabench.spec.parent_spec import parent_spec
 from dsabench.spec.run import RunSpec, validate
 from dsabench.spec.stored_spec import needed_plugins
 from dsabench.store import RunRecord, find_checkpoint, find_run, read_metrics
@@ -43,7 +45,8 @@ from dsabench.store.records import DamagedError
 from dsabench.store.verification import checkpoint_damage
 from dsabench.sweeps import plan
 from dsabench.sweeps.launcher import RunJob
-from dsabench.sweeps.single_run import Place, train_by_turns
+from dsabench.sweeps.origin import WEIGHTS, fingerprint, origin_of
+from dsabench.sweeps.single_run import Place, train_by_turns, without_parent
 from dsabench.user_folders import expanded, temporary_folder
 
 Verdict = Literal["same bits", "within tolerance", "differs"]
@@ -130,14 +133,14 @@ def reproduce(
     _same_files(original, data_package.survey(spec.data), spec)
     if into is None:
         with temporary_folder("keep the second run elsewhere (--into DIR)") as folder:
-            found = _trained_again(spec, execution, original, folder / "runs", observe, notify)
+            found = _trained_again(spec, execution, original, Path(store), folder / "runs", observe, notify)
             return _compare(Path(store), original, metrics, folder / "runs", found, tolerance, kept=None)
     target = Path(into)
     if target.resolve() == Path(store).resolve():
         raise ScopeError(f"{target} is the store of the run itself, which is never written to; name another")
     if plan.status(target, original.run_id) in ("done", "failed"):
         raise StoreError(f"{target} holds run {original.run_id} already; name another store, or remove it there")
-    found = _trained_again(spec, execution, original, target, observe, notify)
+    found = _trained_again(spec, execution, original, Path(store), target, observe, notify)
     return _compare(Path(store), original, metrics, target, found, tolerance, kept=target)
 
 
@@ -201,7 +204,7 @@ def _found(original: RunRecord, stored: Sequence[str], given: Sequence[str]) -> 
 
 def _same_files(original: RunRecord, survey: Survey, spec: RunSpec) -> None:
     """Raises DataError when corpus, tokenizer or plugin are not those of the run."""
-    now = plan.fingerprint(spec, survey.fingerprint)
+    now = fingerprint(spec, survey.fingerprint, None)
     where = {"corpus": spec.data.source, "tokenizer": spec.data.tokenizer, "plugin": ", ".join(spec.plugins)}
     for name, digest in original.fingerprint.items():
         if name in now and now[name] != digest:
@@ -224,16 +227,39 @@ def _trained_again(
     spec: RunSpec,
     execution: Execution,
     original: RunRecord,
+    source: Path,
     store: Path,
     observe: Callable[[RunSpec], Callable[[Any], None]],
     notify: Callable[[str], None],
 ) -> RunRecord:
+    """Train the run of the store `source` again in `store`, after its parent, if it has one."""
     here = original.model_copy(update={"environment": environment(execution), "version": __version__, "summary": {}})
     found = reasons(original, here)
     if others := ", ".join(f"{c.field} {text(c.a)} -> {text(c.b)}" for c in found):
         notify("; ".join([f"the environment is not the run's: {others}", *remedies(found)]))
-    job, place = RunJob(spec, retry_failed=True), Place(store, execution, Slots(), notify)
+    place = Place(store, execution, Slots(), notify)
+    origin = None
+    if (parent := parent_spec(spec)) is not None:
+        _parent_again(parent, place, original)
+    elif spec.start is not None:
+        origin = origin_of(spec, source, original.fingerprint, notify)
+    job = RunJob(spec, retry_failed=True, origin=origin)
     return to_the_end(train_by_turns(job, place, observe(spec)))
+
+
+def _parent_again(parent: RunSpec, place: Place, child: RunRecord) -> None:
+    """Train the parent of a run again, where the second run will look for it, and say whether its weights are the same.
+
+    Raises StoreError where it fails.
+    """
+    record = to_the_end(train_by_turns(RunJob(parent, retry_failed=True), place, unobserved))
+    if record.status != "done":
+        raise StoreError(without_parent(record, 1))
+    then = child.environment.get("start")
+    known = then.get("weights") if isinstance(then, Mapping) else None
+    sealed = ((record.seal.files if record.seal else None) or {}).get(f"checkpoint/{WEIGHTS}")
+    same = "the same weights" if sealed is not None and sealed.digest == known else "other weights"
+    place.notify(f"its parent {record.run_id} was trained again: {same} as then")
 
 
 def _compare(

@@ -50,6 +50,11 @@ class AttentionSpec(Spec):
         """Peak learning rate of the variant's own parameters (an indexer's); None for the model's."""
         return None
 
+    def warmup_rates(self) -> tuple[float | None, float | None]:
+        """Peak learning rates of the dense warm-up stage, of the variant's own parameters and of all others; None for
+        those of the stage after it."""
+        return None, None
+
     def own_loss_weight(self) -> float:
         """Weight of the variant's own loss (an indexer's; the mean over layers) in the training loss."""
         return 1.0
@@ -148,6 +153,8 @@ class BlockSpec(AblationSpec):
 class IndexerSpec(Spec):
     """The lightning indexer and how it is trained."""
 
+    alternatives: ClassVar[tuple[tuple[str, str], ...]] = (("warmup_share", "warmup_steps"),)
+
     n_heads: Annotated[int, Field(ge=1, le=1024)] = 4
     """Indexer heads J."""
 
@@ -169,8 +176,18 @@ class IndexerSpec(Spec):
     learning_rate: Annotated[float, Field(gt=0, le=10)] = 1e-3
     """The indexer's own peak learning rate, on the same schedule as the model's."""
 
-    warmup_share: Annotated[float, Field(ge=0, lt=1)] = 0.2
+    warmup_learning_rate: Annotated[float, Field(gt=0, le=10)] | None = None
+    """The indexer's peak learning rate in the warm-up stage; null is learning_rate. DeepSeek-V3.2 had 1e-3 in the
+    warm-up and 7.3e-6 after it."""
+
+    warmup_backbone_learning_rate: Annotated[float, Field(gt=0, le=10)] | None = None
+    """The peak learning rate of everything else in the warm-up stage; null is train.learning_rate."""
+
+    warmup_share: Annotated[float, Field(ge=0, lt=1)] | None = 0.2
     """Share of the steps in the dense warm-up stage."""
+
+    warmup_steps: Annotated[int, Field(ge=0)] | None = None
+    """Steps of the dense warm-up stage, in place of warmup_share; 0 is no warm-up. At least the last step is sparse."""
 
     freeze_backbone: bool = False
     """True trains only the indexer during warm-up (for a backbone that is already trained)."""
@@ -179,6 +196,8 @@ class IndexerSpec(Spec):
     def _frozen_backbone_needs_a_learner(self) -> Self:
         if self.freeze_backbone and self.loss == "none":
             raise ValueError("freeze_backbone = true with loss = none would train nothing in the warm-up stage")
+        if self.freeze_backbone and self.warmup_backbone_learning_rate is not None:
+            raise ValueError("freeze_backbone = true trains nothing at warmup_backbone_learning_rate; keep one of them")
         return self
 
 
@@ -202,12 +221,18 @@ class DSASpec(SelectingSpec):
         return self.model_copy(update={"backend": "auto"}) if self.backend == "triton" else self
 
     def warmup_steps(self, steps: int) -> int:
-        """indexer.warmup_share of the steps."""
-        return warmup_steps(self.indexer.warmup_share, steps)
+        """indexer.warmup_steps, or indexer.warmup_share of the steps; never the last step."""
+        if self.indexer.warmup_steps is not None:
+            return min(steps - 1, self.indexer.warmup_steps)
+        return warmup_steps(self.indexer.warmup_share or 0.0, steps)
 
     def own_learning_rate(self) -> float:
         """indexer.learning_rate."""
         return self.indexer.learning_rate
+
+    def warmup_rates(self) -> tuple[float | None, float | None]:
+        """indexer.warmup_learning_rate and indexer.warmup_backbone_learning_rate."""
+        return self.indexer.warmup_learning_rate, self.indexer.warmup_backbone_learning_rate
 
     def own_loss_weight(self) -> float:
         """indexer.loss_weight."""

@@ -117,7 +117,8 @@ def _fields(model: type[BaseModel], prefix: str) -> Iterator[Field]:
     """Each field of a model, those of mappings inside included."""
     for name, field in model.model_fields.items():
         inner = models_in(field.annotation)
-        if field.exclude or name == "kind" or (prefix == "" and inner):  # not to be given; or a section of its own
+        is_section = prefix == "" and inner and type(None) not in get_args(field.annotation)
+        if field.exclude or name == "kind" or is_section:  # not to be given; or listed apart
             continue
         path = f"{prefix}{name}"
         if len(inner) != 1 or type(None) in get_args(field.annotation):

@@ -13,15 +13,16 @@ from dsabench.spec.run import RunSpec
 FORMAT = 1
 """Raised when a change to the model or the engine alters what a spec computes: old and new runs are then not one."""
 
-_OUTSIDE = ("engine", "plugins")
-"""Fields that do not count: how a run is executed, and the names of plugin files, whose content digests count."""
+_OUTSIDE = ("engine", "plugins", "start")
+"""Fields that do not count: how a run is executed, and what names files and models whose content digests count."""
 
 
 def run_id(spec: RunSpec, fingerprint: dict[str, str]) -> str:
     """<kind>-L<length>-s<seed>-<8 hex>.
 
     The hash covers the fields that differ from their defaults, so that a new field with a default renames no old run,
-    and `fingerprint`, the content digests of corpus, tokenizer and plugin files. Engine, paths and names stay out.
+    and `fingerprint`, the content digests of corpus, tokenizer, plugin files and the model that it starts from. Engine,
+    paths and names stay out.
     """
     values = flatten(spec.model_dump(mode="json"))
     # A plugin's field without a default is missing among the defaults, and so always counts.

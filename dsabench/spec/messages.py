@@ -126,6 +126,8 @@ def _words(annotation: Any) -> str:
         return " or ".join("null" if part is type(None) else _words(part) for part in get_args(annotation))
     if origin is typing.Annotated:
         return _words(get_args(annotation)[0])
+    if origin is dict:
+        return "a mapping"
     if origin is list:
         return "a list of " + ", ".join(_words(part) for part in get_args(annotation))
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):

@@ -16,6 +16,7 @@ from dsabench.errors import SpecError
 from dsabench.spec import yaml_file
 from dsabench.spec.messages import models_in
 from dsabench.spec.run import RunSpec, settings_class
+from dsabench.spec.sweep import PARENT
 
 _SINGLE = re.compile(r"'((?:[^']|'')*)'")
 _DOUBLE = re.compile(r'"((?:[^"\\]|\\.)*)"', re.DOTALL)
@@ -72,7 +73,7 @@ def _value(text: str, parts: list[Any], name: str) -> Any:
 
 def _annotations(path: str, kinds: Iterable[Any]) -> list[Any]:
     """The types of the field at `path`: of several where the path leads through a union; none of an unknown field."""
-    names = path.split(".")
+    names = path.removeprefix(PARENT).split(".")
     if names[0] == "attention" and len(names) > 1:
         if names[1] == "kind":
             return [str]

@@ -16,13 +16,18 @@ from dsabench.spec.attention import BUILT_IN
 from dsabench.spec.data_settings import DataSpec
 from dsabench.spec.identity import flatten
 from dsabench.spec.run import EngineSpec, ModelSpec, RunSpec, TrainSpec
+from dsabench.spec.start import StartSpec
 from dsabench.spec.tasks import task_name
 
 TRAIN_SELECTING = "dsabench train --config quick --attention dsa"
 """The command that is advised where no run selects: minutes on a CPU, on which the default config takes hours."""
 
 _FLAGS = {"attention.kind": "--attention", "length": "--length", "seed": "--seed"}
-_STANDS_FOR = {"train.tokens_per_step": "train.batch_size", "attention.top_k_ratio": "attention.top_k"}
+_STANDS_FOR = {
+    "train.tokens_per_step": "train.batch_size",
+    "attention.top_k_ratio": "attention.top_k",
+    "attention.indexer.warmup_share": "attention.indexer.warmup_steps",
+}
 """Field -> the field that may stand in its place; when that one is given, null for the first need not be."""
 
 
@@ -33,10 +38,12 @@ def non_default(spec: Mapping[str, Any]) -> dict[str, Any]:
     """
     sections = {"model": ModelSpec(), "data": _default_data(spec), "train": TrainSpec(), "engine": EngineSpec()}
     default: dict[str, Any] = {name: section.model_dump(mode="json") for name, section in sections.items()}
-    default |= {name: RunSpec.model_fields[name].get_default() for name in ("length", "seed", "plugins", "allow_leak")}
+    default |= {
+        name: RunSpec.model_fields[name].get_default() for name in ("length", "seed", "plugins", "allow_leak", "start")
+    }
     default["attention"] = _defaults_of(_kind(spec))
     default["data"]["source"] = DataSpec().source
-    defaults = flatten(default)
+    defaults = flatten(default) | {f"start.{name}": None for name in StartSpec.model_fields}
     missing = object()
     return {
         path: value

@@ -19,6 +19,7 @@ from dsabench.spec.attention import BUILT_IN, AttentionSpec, DSASpec
 from dsabench.spec.data_settings import DataSpec
 from dsabench.spec.messages import explain
 from dsabench.spec.model_settings import ModelSpec as ModelSpec
+from dsabench.spec.start import StartSpec
 from dsabench.spec.strict_model import Positive, Spec
 
 
@@ -156,6 +157,9 @@ class RunSpec(Spec):
 
     allow_leak: bool = False
     """True trains a model that fails the causality audit, and marks its run LEAK wherever it shows; false refuses."""
+
+    start: StartSpec | None = None
+    """The trained model that the run starts from; null draws all weights."""
 
     @property
     def batch_size(self) -> int:

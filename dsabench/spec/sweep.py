@@ -24,6 +24,9 @@ from dsabench.spec.verdict import VerdictSpec
 
 MAX_RUNS = 100_000
 
+PARENT = "start.parent."
+"""What stands before the path of a field of a parent, where it is set alone."""
+
 
 @dataclass
 class Sweep:
@@ -58,6 +61,8 @@ class Sweep:
             self._clear_alternative(path, origin)
         if path == "data.source":
             self._forget_task(value)
+        if path in ("start.parent", "start.run", "start.checkpoint"):  # one of them stands for all
+            self.base["start"] = {}
         _put(self.base, path, value)
         self.origins[path] = origin
         if path == "plugins":
@@ -202,7 +207,7 @@ class Sweep:
             self.base["plugins"] = [load_plugin(str(plugin), origin) for plugin in plugins]
 
     def _known(self, path: str, origin: str) -> None:
-        names = path.split(".")
+        names = path.removeprefix(PARENT).split(".")
         if names[0] == "attention":  # its fields depend on the kind, and are checked once that is known
             return
         models: list[type[BaseModel]] = [RunSpec]
@@ -261,8 +266,13 @@ def _kind_is_text(value: Any, origin: str) -> None:
 
 
 def _owners(parent: str, kinds: list[Any]) -> list[type[Spec]]:
-    if parent == "attention":
-        return [settings_class(kind, "") for kind in kinds]
+    section, _, inside = parent.partition(".")
+    if section == "attention":
+        found: list[type[BaseModel]] = [settings_class(kind, "") for kind in kinds]
+        for name in filter(None, inside.split(".")):
+            fields = [model.model_fields[name] for model in found if name in model.model_fields]
+            found = [inner for field in fields for inner in models_in(field.annotation)]
+        return [model for model in found if issubclass(model, Spec)]
     annotation = RunSpec.model_fields[parent].annotation if parent in RunSpec.model_fields else None
     return [annotation] if isinstance(annotation, type) and issubclass(annotation, Spec) else []
 

@@ -233,6 +233,9 @@ class SweepRecord(Record):
     run_ids: list[str]
     """Its runs in the order of the plan."""
 
+    parents: list[str] = []
+    """Runs that were trained only for its runs to start from, and are none of them."""
+
     rungs: dict[str, list[str]] = {}
     """Runs of each rung of its ladder, by the rung's name, first to last; a run may be on several. {}: no ladder."""
 

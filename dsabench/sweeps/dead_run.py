@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dsabench import data as data_package
 from dsabench.engine import failures
 from dsabench.engine.device import environment, resolve
 from dsabench.store import RunBusyError, RunDoneError, RunRecord, RunWriter, read_run
 from dsabench.sweeps.launcher import Job
-from dsabench.sweeps.plan import fingerprint
+from dsabench.sweeps.origin import identity_of
 
 
 def record_death(job: Job, store: Path, how: str, log: str) -> RunRecord:
@@ -24,7 +23,7 @@ def record_death(job: Job, store: Path, how: str, log: str) -> RunRecord:
             store,
             job.run_id,
             spec=job.spec.model_dump(mode="json"),
-            fingerprint=fingerprint(job.spec, data_package.fingerprint(job.spec.data)),
+            fingerprint=identity_of(job.spec, store)[1],
             environment=environment(resolve(job.spec.engine)),  # that process's device, perhaps not this one's
             sweep=job.sweep,
         )

@@ -13,6 +13,7 @@ from dsabench.engine.sink import Update
 from dsabench.errors import DsabenchError
 from dsabench.spec.run import RunSpec
 from dsabench.store import RunRecord
+from dsabench.sweeps.origin import Origin
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,9 @@ class RunJob:
 
     data_parallel: int = 1
     """Processes that train it together."""
+
+    origin: Origin | None = None
+    """What it starts from, where the store that it is trained in has not that."""
 
 
 @dataclass(frozen=True)

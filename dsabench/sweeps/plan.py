@@ -10,7 +10,6 @@ from pathlib import Path
 
 from dsabench import data as data_package
 from dsabench.attention.base import Stage
-from dsabench.attention.plugins import plugin_digest
 from dsabench.data import Amounts, Survey, cut
 from dsabench.engine import memory_plan
 from dsabench.engine.checkpoint import steps_done
@@ -22,12 +21,13 @@ from dsabench.metrics import epochs
 from dsabench.model.transformer import flops_per_window, outline
 from dsabench.progress.time_left import Kind, RunParts, Timetable
 from dsabench.spec.data_settings import DataSpec
-from dsabench.spec.identity import run_id
+from dsabench.spec.parent_spec import parent_spec
 from dsabench.spec.run import RunSpec
 from dsabench.spec.sweep import Sweep
 from dsabench.store import DamagedError, find_checkpoint, read_run
 from dsabench.store.remedies import way_out
 from dsabench.store.table import DAMAGED, row_of
+from dsabench.sweeps.origin import identity_of
 
 MOST_AT_A_TIME = 5
 """Runs that share a GPU unless the user says another number: the default number of seeds."""
@@ -54,6 +54,12 @@ class PlannedRun:
     at: int = 0
     """Steps that its checkpoint has behind it, where it was interrupted."""
 
+    parent: str | None = None
+    """The run of this plan that must be done before, because this one starts from it; None of a done run."""
+
+    for_children: bool = False
+    """Whether it is trained only because others start from it: it is none of the sweep's runs."""
+
     epochs: float | None = None
     """Times that it sees its training text; None for a task."""
 
@@ -70,17 +76,34 @@ class PlannedRun:
 
 
 def plan(specs: Sequence[RunSpec], store: str | Path) -> list[PlannedRun]:
-    """The runs in order, with their identities and the store's status. Reads the corpus, trains nothing."""
+    """The runs in order, each after the parent that it starts from, with their identities and the store's status. A
+    parent that is not there is left out where all its children are done. Reads the corpus, trains nothing."""
     surveys: dict[DataSpec, Survey] = {}
     planned: dict[str, PlannedRun] = {}
-    for spec in specs:
+
+    def add(spec: RunSpec, parent: str | None = None, for_children: bool = False) -> str:
         if spec.data not in surveys:
             surveys[spec.data] = data_package.survey(spec.data)
         found = surveys[spec.data]
-        identity = run_id(spec, fingerprint(spec, found.fingerprint))
-        if identity not in planned:
-            planned[identity] = _planned_run(spec, identity, store, found)
-    return list(planned.values())
+        name, _ = identity_of(spec, store, found.fingerprint)
+        if name not in planned:
+            run = _planned_run(spec, name, store, found)
+            waits_for = parent if run.is_left else None
+            planned[name] = replace(run, parent=waits_for, for_children=for_children)
+        elif not for_children:
+            planned[name] = replace(planned[name], for_children=False)
+        return name
+
+    for spec in specs:
+        above = parent_spec(spec)
+        add(spec, None if above is None else add(above, for_children=True))
+    needed = {run.parent for run in planned.values()}
+    return [run for name, run in planned.items() if not run.for_children or run.status == "done" or name in needed]
+
+
+def of_sweep(planned: Sequence[PlannedRun]) -> list[PlannedRun]:
+    """The runs that were asked for, without those that are trained only for others to start from."""
+    return [run for run in planned if not run.for_children]
 
 
 def _planned_run(spec: RunSpec, identity: str, store: str | Path, found: Survey) -> PlannedRun:
@@ -92,10 +115,10 @@ def _planned_run(spec: RunSpec, identity: str, store: str | Path, found: Survey)
         with suppress(StoreError):  # whether it is whole is seen when it is taken up
             at = steps_done(saved)
     seen = epochs(spec.tokens_per_step * spec.train.steps, found.train_tokens)
-    return PlannedRun(spec, identity, known, found.amounts, at, seen, found.is_rough)
+    return PlannedRun(spec, identity, known, found.amounts, at, epochs=seen, is_rough=found.is_rough)
 
 
-def rungs(sweep: Sweep) -> dict[str, list[str]]:
+def rungs(sweep: Sweep, store: str | Path) -> dict[str, list[str]]:
     """The identities of the runs of each rung of a sweep's ladder; none without one. Reads the corpus."""
     digests: dict[DataSpec, dict[str, str]] = {}
     found: dict[str, list[str]] = {}
@@ -103,7 +126,7 @@ def rungs(sweep: Sweep) -> dict[str, list[str]]:
         for spec in specs:
             if spec.data not in digests:
                 digests[spec.data] = data_package.fingerprint(spec.data)
-        found[name] = [run_id(spec, fingerprint(spec, digests[spec.data])) for spec in specs]
+        found[name] = [identity_of(spec, store, digests[spec.data])[0] for spec in specs]
     return found
 
 
@@ -124,12 +147,6 @@ def status(store: str | Path, identity: str) -> str:
     if row["status"] in DAMAGED:
         raise DamagedError(way_out(store, identity, str(row["status"]), str(row["error"])))
     return str(row["status"])
-
-
-def fingerprint(spec: RunSpec, corpus: dict[str, str]) -> dict[str, str]:
-    """The digests of a run's files that are part of its identity: the corpus's, and a plugin's."""
-    plugin = plugin_digest(spec.attention.kind)
-    return {**corpus, **({"plugin": plugin} if plugin else {})}
 
 
 def timetable(

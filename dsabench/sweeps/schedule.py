@@ -10,6 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -30,7 +31,9 @@ from dsabench.sweeps.dead_run import record_death
 from dsabench.sweeps.in_process import Here
 from dsabench.sweeps.launcher import Busy, Crowded, Died, Ended, Job, Launcher, Refused, TooManyWindows
 from dsabench.sweeps.micro_batch import MicroBatches
-from dsabench.sweeps.plan import PlannedRun, choose_concurrency, rungs, status
+from dsabench.sweeps.origin import check_origins
+from dsabench.sweeps.plan import PlannedRun, choose_concurrency, of_sweep, rungs, status
+from dsabench.sweeps.single_run import without_parent
 from dsabench.user_folders import remove_abandoned
 
 BUSY_SECONDS = 0.5
@@ -64,6 +67,7 @@ def run_sweep(
     remove_abandoned()
     # A failed run that is not tried again is not trained.
     left = [run.spec for run in planned if run.is_left and (retry_failed or run.status != "failed")]
+    check_origins(left, store)
     _refuse_leaks(left, len(left) == len(planned), execution, notify, counted)
     identity = _record_sweep(sweep, planned, Path(store), execution, command, notify)
     if launcher is None:
@@ -94,11 +98,14 @@ def run_sweep(
             run = schedule.active.pop(job.run_id)
             match outcome:
                 case Ended(record, lost):
+                    schedule.has_ended(run, record)
                     yield record
                     if lost:
                         raise DeviceError(f"{failures.LOST} in {run.run_id}; the same command goes on with the others")
                 case Died(how, log):
-                    yield record_death(job, Path(store), how, log)
+                    record = record_death(job, Path(store), how, log)
+                    schedule.has_ended(run, record)
+                    yield record
                 case Busy():
                     schedule.is_busy(run)
                 case Crowded(why):
@@ -131,6 +138,11 @@ class _Schedule:
         """To be trained one at a time when all others have ended."""
         self.elsewhere: dict[str, float] = {}
         """Runs that another process trains, and when they were last looked at."""
+        self.done = {run.run_id for run in planned if run.status == "done"}
+        """Runs that others can start from."""
+        for run in planned:
+            if run.problem:
+                self._give_up(run.run_id, partial(_damaged_parent, run.run_id))
 
     def goes_on(self) -> bool:
         """Whether a run is under way or left."""
@@ -138,16 +150,20 @@ class _Schedule:
 
     def only_the_crowded_are_left(self) -> bool:
         """Whether only runs are left that must be alone. If so they wait like others from now on."""
-        if self.waiting or self.active:
+        put_off = {run.run_id for run in self.crowded}
+        if self.active or any(run.parent not in put_off for run in self.waiting):
             return False
         self.waiting.extend(self.crowded)
         self.crowded.clear()
         return True
 
     def next(self) -> PlannedRun | None:
-        """Take the next run off those that wait; None where all of them were looked at a moment ago."""
+        """Take the next run off those that wait; None where each of them was looked at a moment ago, or waits for its
+        parent."""
         now = time.monotonic()
         for place, run in enumerate(self.waiting):
+            if run.parent is not None and run.parent not in self.done:
+                continue
             if now - self.elsewhere.get(run.run_id, -math.inf) >= BUSY_SECONDS:
                 del self.waiting[place]  # by its place: runs are slow to compare
                 return run
@@ -162,6 +178,19 @@ class _Schedule:
     def look_again(self) -> None:
         """Let `next` return any run that waits, for time has passed."""
         self.elsewhere = dict.fromkeys(self.elsewhere, -math.inf)
+
+    def has_ended(self, run: PlannedRun, record: RunRecord) -> None:
+        """Let the runs that start from this one begin; where it failed, give them up."""
+        if record.status == "done":
+            self.done.add(run.run_id)
+            return
+        self._give_up(run.run_id, lambda n: without_parent(record, n))
+
+    def _give_up(self, parent: str, message: Callable[[int], str]) -> None:
+        """Take the children of a parent off those that wait, and say so; message(how many they are)."""
+        if n := sum(run.parent == parent for run in self.waiting):
+            self.notify(message(n))
+            self.waiting = deque(run for run in self.waiting if run.parent != parent)
 
     def is_busy(self, run: PlannedRun) -> None:
         """Put off a run that another process trains."""
@@ -184,6 +213,10 @@ class _Schedule:
         self.waiting.appendleft(run)
         more = f", and so are {len(others)} done runs that it is compared with" if others else ""
         self.notify(f"{run.run_id} ran out of memory; it is trained with {fewer} windows at a time{more}")
+
+
+def _damaged_parent(name: str, n_children: int) -> str:
+    return f"{count(n_children, 'run')} not trained: the parent {name} is damaged"
 
 
 def _record_sweep(
@@ -214,8 +247,9 @@ def _record_sweep(
         id=identity,
         **created,
         spec=spec,
-        run_ids=[run.run_id for run in planned],
-        rungs=rungs(sweep),
+        run_ids=[run.run_id for run in of_sweep(planned)],
+        parents=[run.run_id for run in planned if run.for_children],
+        rungs=rungs(sweep, store),
         command=command,
         environment=environment(execution),
     )
@@ -258,6 +292,6 @@ def _audit_weight(spec: RunSpec) -> float:
 
 def sweep_id(sweep: Sweep, planned: Sequence[PlannedRun]) -> str:
     """<config name>-<8 hex over the run ids>: the same sweep is the same record."""
-    text = json.dumps(sorted(run.run_id for run in planned))
+    text = json.dumps(sorted(run.run_id for run in of_sweep(planned)))
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", sweep.name).strip("-._")[:100] or "sweep"
     return f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"

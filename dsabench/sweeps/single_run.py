@@ -7,6 +7,7 @@ from collections.abc import Callable, Generator
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from dsabench import data as data_package
 from dsabench.audit import gate
@@ -18,14 +19,16 @@ from dsabench.engine.prepared_run import PreparedRun, unobserved
 from dsabench.engine.random_state import kept_random_state
 from dsabench.engine.sink import Update
 from dsabench.engine.slot import Slots
-from dsabench.errors import DeviceError, DsabenchError
+from dsabench.errors import DeviceError, DsabenchError, StoreError
 from dsabench.progress.time_left import AUDIT
 from dsabench.shutdown import deferred
 from dsabench.spec.identity import run_id
+from dsabench.spec.parent_spec import parent_spec
 from dsabench.spec.run import RunSpec
 from dsabench.store import RunDoneError, RunRecord, RunWriter, read_run
 from dsabench.sweeps.launcher import RunJob
-from dsabench.sweeps.plan import fingerprint, plan, status, timetable
+from dsabench.sweeps.origin import check_origins, check_shapes, fingerprint, identity_of, origin_of, start_digest
+from dsabench.sweeps.plan import plan, status, timetable
 from dsabench.user_folders import remove_abandoned
 
 
@@ -42,7 +45,8 @@ def train(
     notify: Callable[[str], None] = lambda message: None,
     counted: Callable[[str, float], None] = lambda part, share: None,
 ) -> RunRecord:
-    """Train one run and store it; a run that is done is returned as it is, an interrupted one resumes.
+    """Train one run and store it; a run that is done is returned as it is, an interrupted one resumes. The parent of
+    `start.parent` is trained before, as a run of its own, where the store does not have it.
 
     A run that fails (a loss that is not finite, out of memory, an exception in a plugin) is returned with status
     `failed` and its reason; a stored failure is returned again unless `retry_failed`. Raises DsabenchError for bad
@@ -56,6 +60,7 @@ def train(
     user, and `counted` the share that is done of what comes before the first step.
     """
     remove_abandoned()
+    _train_parent(spec, store, retry_failed, data_parallel, progress, observe, notify, counted)
     job = RunJob(spec, sweep, retry_failed, data_parallel=data_parallel)
     place = Place(Path(store), resolve(spec.engine), Slots(), notify, counted)
     if not (progress and sys.stderr.isatty()):
@@ -71,6 +76,41 @@ def train(
             observe(update)
 
         return loop.to_the_end(train_by_turns(job, replace(place, counted=display.counted), both))
+
+
+def _train_parent(spec: RunSpec, store: str | Path, retry_failed: bool, *rest: Any) -> None:
+    """Train the parent that the run starts from, if it has one and that is not done; `rest`: arguments of `train`.
+
+    Raises StoreError where it fails.
+    """
+    parent = parent_spec(spec)
+    kept = ("done",) if retry_failed else ("done", "failed")
+    if parent is None or status(store, identity_of(spec, store)[0]) in kept:
+        return
+    check_origins([spec], store)
+    data_parallel, progress, observe, notify, counted = rest
+    record = train(
+        parent,
+        store,
+        retry_failed=retry_failed,
+        data_parallel=data_parallel,
+        progress=progress,
+        observe=observe,
+        notify=notify,
+        counted=counted,
+    )
+    if record.status != "done":
+        raise StoreError(without_parent(record, 1))
+
+
+def without_parent(parent: RunRecord, n_children: int) -> str:
+    """The message for runs whose parent failed."""
+    first = (parent.error or "no reason is recorded").splitlines()[0]
+    those = "1 run starts" if n_children == 1 else f"{n_children} runs start"
+    return (
+        f"{those} from {parent.run_id}, which is {parent.status} ({first}); nothing was trained from it. When it is "
+        "mended, --retry-failed trains it again"
+    )
 
 
 def label_of(spec: RunSpec) -> str:
@@ -105,7 +145,7 @@ def train_by_turns(job: RunJob, place: Place, observe: Callable[[Update], None])
     notes = [*data.notes, *windows.notes]
     for note in notes:
         notify(note)
-    digests = fingerprint(spec, data.fingerprint)
+    digests = fingerprint(spec, data.fingerprint, job.origin.key if job.origin else start_digest(spec, store))
     identity = run_id(spec, digests)
     if not job.retry_failed and status(store, identity) == "failed":
         return read_run(store, identity)
@@ -114,14 +154,19 @@ def train_by_turns(job: RunJob, place: Place, observe: Callable[[Update], None])
     windows_at_a_time = memory_plan.plan(
         spec, data.vocab_size, execution, share=1 / slots.count
     ).micro_batch  # or raises
+    origin = job.origin or origin_of(spec, store, digests, notify)
+    if origin is not None:
+        check_shapes(spec, data.vocab_size, origin)
+    point = None if origin is None else origin.point
     place.counted(AUDIT, 0.0)
-    audit = gate.refuse_leaks(spec, data.vocab_size, execution)
+    audit = gate.refuse_leaks(spec, data.vocab_size, execution, point)
     place.counted(AUDIT, 1.0)
     for note in audit.notes(spec):
         notify(note)
     died = "" if job.retry_failed else failures.death(store / identity)
-    about = {"concurrency": slots.count, "data_notes": notes, "audit": audit.record()}
+    about: dict[str, Any] = {"concurrency": slots.count, "data_notes": notes, "audit": audit.record()}
     about |= {"text_versions": dict(data.versions)} if data.versions else {}
+    about |= {"start": origin.about} if origin is not None else {}
     mark = {"leak": audit.leak if audit.crash is None else None}
     try:
         writer = RunWriter.open(
@@ -142,7 +187,7 @@ def train_by_turns(job: RunJob, place: Place, observe: Callable[[Update], None])
             if audit.crash is not None:  # training would raise the same
                 raise audit.crash
             listening = failures.deaths(writer.path) if slots.count == 1 else nullcontext()
-            run = PreparedRun(spec, data, execution, writer, observe)
+            run = PreparedRun(spec, data, execution, writer, observe, point)
             with listening:
                 if execution.ranks.size > 1:
                     summary = leader.train_with_ranks(run, identity)

@@ -328,7 +328,7 @@ def test_a_plugin_cannot_replace_a_built_in_attention(tmp_path: Path) -> None:
 
 def test_a_plugin_counts_in_its_own_runs_alone(tmp_path: Path) -> None:
     """Editing a plugin renames the runs of its variants, not the dense ones; a required field is no crash."""
-    from dsabench.sweeps import plan
+    from dsabench.sweeps import origin
 
     source = (
         "from typing import Literal\n"
@@ -350,7 +350,7 @@ def test_a_plugin_counts_in_its_own_runs_alone(tmp_path: Path) -> None:
             validate({"plugins": [str(plugin)], "attention": {"kind": "ours", "window": 3}}),
             validate({"plugins": [str(plugin)], "attention": {"kind": "dense"}}),
         ]
-        ids.append([run_id(spec, plan.fingerprint(spec, {})) for spec in specs])
+        ids.append([run_id(spec, origin.fingerprint(spec, {}, None)) for spec in specs])
     assert ids[0][0] != ids[1][0]
     assert ids[0][1] == ids[1][1] == run_id(validate({"attention": {"kind": "dense"}}), {})
 

@@ -17,6 +17,7 @@ from dsabench.cli.list_options import ListCommand
 from dsabench.cli.options import (
     ConfigOption,
     DeviceOption,
+    FromOption,
     JsonFlag,
     NoPluginsFlag,
     OutOption,
@@ -25,6 +26,7 @@ from dsabench.cli.options import (
     StoreOption,
     check_out,
     overridden,
+    start_at,
 )
 from dsabench.cli.places import LauncherName, workers_of
 from dsabench.cli.sweep_options import (
@@ -71,6 +73,7 @@ def sweep(
     learning_rates: RatesOption = None,
     sources: SourcesOption = None,
     margin: MarginOption = None,
+    start: FromOption = None,
     sets: SetOption = None,
     device: DeviceOption = None,
     devices: DevicesOption = None,
@@ -105,9 +108,9 @@ def sweep(
     from dsabench.cli.views.sweep_plan import print_dry_run
     from dsabench.engine.busy_cores import Others
 
-    one = workers[0] if workers else device  # planned and audited for one device, the same for all
     where = (store, launcher, workers, concurrency)
-    planned = partial(_planned, axes=axes, sets=sets, device=one, margin=margin, where=where, check=dry_run)
+    fields = {"--device": ("engine.device", workers[0] if workers else device), **start_at(start, store)}
+    planned = partial(_planned, axes=axes, sets=sets, fields=fields, margin=margin, where=where, check=dry_run)
     others = Others()  # looks at the machine while torch is loaded and the sweep is planned
     plan = planned(config)
     if dry_run:
@@ -136,7 +139,7 @@ def _planned(
     *,
     axes: dict[str, tuple[str, Any]],
     sets: list[str] | None,
-    device: str | None,
+    fields: dict[str, tuple[str, Any]],
     margin: float | None,
     where: tuple[Path, LauncherName | None, Sequence[str], int | None],
     check: bool,
@@ -147,7 +150,7 @@ def _planned(
     they are too small to train on, which is done before training otherwise.
     """
     store, launcher, workers, concurrency = where
-    experiment = overridden(config, sets, {"--device": ("engine.device", device)}, axes)
+    experiment = overridden(config, sets, fields, axes)
     if margin is not None:
         experiment.set_verdict({"margin": margin}, lambda path: "--margin: ")
     specs = experiment.runs()

@@ -13,6 +13,7 @@ from dsabench.cli.options import (
     AttentionOption,
     ConfigOption,
     DeviceOption,
+    FromOption,
     JsonFlag,
     LengthOption,
     NoPluginsFlag,
@@ -22,7 +23,9 @@ from dsabench.cli.options import (
     StoreOption,
     overridden,
     run_fields,
+    start_at,
 )
+from dsabench.errors import StoreError
 
 if TYPE_CHECKING:
     from dsabench.spec.run import RunSpec
@@ -60,6 +63,7 @@ def train(
     length: LengthOption = None,
     attention: AttentionOption = None,
     seed: SeedOption = None,
+    start: FromOption = None,
     sets: SetOption = None,
     device: DeviceOption = None,
     store: StoreOption = Path("runs"),
@@ -78,7 +82,8 @@ def train(
     from dsabench.cli.views.run_outcome import print_run
     from dsabench.store import check_writable
 
-    experiment = overridden(config, sets, run_fields(length, attention, seed, device), {})
+    fields = {**run_fields(length, attention, seed, device), **start_at(start, store)}
+    experiment = overridden(config, sets, fields, {})
     spec = experiment.first()
     check_writable(store)
     if dry_run:
@@ -113,20 +118,23 @@ def _trained(spec: RunSpec, store: Path, data_parallel: int, quiet: bool) -> tup
         if times.runs and (note := warmup_note(spec)):
             display.note(note)
         try:
-            record = single_run.train(
-                spec,
-                store,
-                retry_failed=True,
-                data_parallel=data_parallel,
-                progress=False,
-                observe=display.start(planned[0].run_id, single_run.label_of(spec)),
-                notify=display.note_once,
-                counted=display.counted,
-            )
+            for run in planned:  # a parent first, where the run starts from one
+                record = single_run.train(
+                    run.spec,
+                    store,
+                    retry_failed=True,
+                    data_parallel=data_parallel,
+                    progress=False,
+                    observe=display.start(run.run_id, single_run.label_of(run.spec)),
+                    notify=display.note_once,
+                    counted=display.counted,
+                )
+                display.finish(record.run_id, describe(record))
+                if record.status != "done" and run.for_children:
+                    raise StoreError(single_run.without_parent(record, 1))
         except KeyboardInterrupt:
             display.note("interrupted; the same command resumes from the last checkpoint")
             raise typer.Exit(130) from None
-        display.finish(record.run_id, describe(record))
     return record, display.seconds if times.runs else 0.0
 
 

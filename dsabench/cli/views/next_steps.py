@@ -45,7 +45,9 @@ def after_run(record: RunRecord, spec: RunSpec, store: Path, seconds: float) -> 
 
 def _baseline(plan: SweepPlan) -> list[str]:
     """The option of `compare`: none where dense was trained; empty where nothing can be compared by a kind alone."""
-    variants = {run.spec.attention.model_dump_json(): run.spec.attention.kind for run in plan.runs}
+    variants = {
+        run.spec.attention.model_dump_json(): run.spec.attention.kind for run in plan.runs if not run.for_children
+    }
     kinds = list(variants.values())
     if "dense" in kinds:
         return [""]

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dsabench.cli.console import stdout_console
+from dsabench.cli.safe_text import printable
 from dsabench.metrics import METRICS, epochs
 
 if TYPE_CHECKING:
@@ -42,7 +43,21 @@ def print_run(record: RunRecord, store: Path) -> None:
     console.print(f"{record.run_id}: {record.status}{': ' + record.error if record.error else ''}")
     for line in measure_lines(record) if record.status == "done" else ():
         console.print(line)
+    if origin := origin_text(record):
+        console.print(f"  from {origin}", markup=False)
     console.print(f"  stored in {store / record.run_id}")
+
+
+def origin_text(record: RunRecord) -> str:
+    """The trained model that a run started from, in words; "" where its weights were drawn."""
+    about = record.environment.get("start")
+    if not isinstance(about, dict):
+        return ""
+    name = about.get("run") or "a checkpoint"
+    loss = _number(about, "val_loss", ".4f")
+    own = "" if loss == "-" else f", val loss {loss}"
+    weights = str(about.get("weights"))[:12]
+    return printable(f"{name} ({_number(about, 'steps', ',.0f')} steps behind it{own}; weights {weights})")
 
 
 def measure_lines(record: RunRecord) -> list[str]:

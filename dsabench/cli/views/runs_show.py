@@ -13,7 +13,7 @@ from rich.text import Text
 
 from dsabench.cli.console import lines_of_words
 from dsabench.cli.safe_text import first_line, printable
-from dsabench.cli.views.run_outcome import measure_lines
+from dsabench.cli.views.run_outcome import measure_lines, origin_text
 from dsabench.cli.views.text_table import say
 from dsabench.errors import StoreError
 from dsabench.metrics import epochs
@@ -109,6 +109,7 @@ def _short(run: Found, store: Path, console: Console) -> None:
     about = {
         "trained": f"{record.created:%Y-%m-%d %H:%M} to {record.updated:%Y-%m-%d %H:%M} UTC, {', '.join(on) or '-'}",
         "by": f"dsabench {record.version}, {f'sweep {record.sweep}' if record.sweep else 'of no sweep'}",
+        **({"from": origin} if (origin := origin_text(record)) else {}),
         "in": f"{store / record.run_id} ({len(sizes)} files, {sum(sizes) / 1e6:,.1f} MB)",
         "seal": _SEALS[run.seal],
     }
@@ -121,6 +122,7 @@ def _all(run: Found, store: Path, console: Console) -> None:
     same = {path: value for path, value in flatten(record.spec).items() if path not in different}
     about = {
         "sweep": record.sweep or "none",
+        **({"from": origin} if (origin := origin_text(record)) else {}),
         "begun": f"{record.created:%Y-%m-%d %H:%M:%S} UTC",
         "updated": f"{record.updated:%Y-%m-%d %H:%M:%S} UTC",
         "dsabench": record.version,

@@ -68,6 +68,8 @@ def plan_document(plan: SweepPlan) -> dict[str, Any]:
             {
                 "run_id": run.run_id,
                 "status": run.status,
+                "parent": run.parent,
+                "for_children": run.for_children,
                 "epochs": run.epochs,
                 "epochs_are_rough": run.is_rough,
                 "problem": run.problem or None,
@@ -84,11 +86,15 @@ def print_plan(plan: SweepPlan, console: Console, *, config: str = "", full: boo
 
     config: the config's name, by which `quick` is not recommended to itself.
     """
-    execution, first = plan.execution, plan.runs[0].spec
+    execution = plan.execution
+    runs = [run for run in plan.runs if not run.for_children]
+    first = runs[0].spec
     where = ", ".join(plan.devices) or execution.device
     console.print(
-        f"{count(len(plan.runs), 'run')} of {count(first.train.steps, 'step')} on {where} ({execution.precision}):"
+        f"{count(len(runs), 'run')} of {count(first.train.steps, 'step')} on {where} ({execution.precision}):"
     )
+    for line in parents(plan.runs):
+        console.print(line)
     for path, values in plan.sweep.axes.items():
         console.print(f"  {path:20} {', '.join(map(str, values))}")
     if plan.sweep.ladder:
@@ -110,6 +116,7 @@ def print_plan(plan: SweepPlan, console: Console, *, config: str = "", full: boo
 
         for run in plan.runs:
             mark = "  selects everything" if run.spec.attention.selects_everything(run.spec.length) else ""
+            mark += "  parent of others" if run.for_children else ""
             console.print(f"  {run.status:12} {run.run_id}{mark}")
         if not all(is_soon_checked(run) for run in plan.runs):
             console.print("  (documents are checked to be long enough for a window when training starts)")
@@ -150,15 +157,28 @@ def no_verdict_notes(plan: SweepPlan) -> Iterator[str]:
 
     if not (plan.sweep.axes or plan.sweep.ladder):
         return
-    kinds = {run.spec.attention.kind for run in plan.runs}
+    runs = [run for run in plan.runs if not run.for_children]
+    kinds = {run.spec.attention.kind for run in runs}
     if "dense" not in kinds:
         both = " ".join(["dense", *sorted(kinds)])
         yield f"note: no dense runs, so no verdict against dense attention; --attentions {both}"
     elif len(kinds) == 1:
         yield "note: dense runs alone, and nothing to compare them with; --attentions dense dsa"
-    seeds = {run.spec.seed for run in plan.runs}
+    seeds = {run.spec.seed for run in runs}
     if len(seeds) < MIN_PAIRS:
         yield f"note: {count(len(seeds), 'seed')}, and a verdict needs {MIN_PAIRS} or more; --seeds 1 2 3"
+
+
+def parents(runs: Sequence[PlannedRun]) -> Iterator[str]:
+    """A line for the runs that are trained before others, which start from them."""
+    above = [run for run in runs if run.for_children]
+    if above:
+        kinds = " and ".join(dict.fromkeys(run.spec.attention.kind for run in above))
+        steps = " or ".join(f"{n:,}" for n in dict.fromkeys(run.spec.train.steps for run in above))
+        yield (
+            f"  {'first':20} {count(len(above), 'parent')} ({kinds}, {steps} steps), from which "
+            f"{sum(run.parent is not None for run in runs):,} of them start"
+        )
 
 
 def print_dry_run(plan: SweepPlan, as_json: bool) -> None:

@@ -26,10 +26,13 @@ def report_sweep(sweep_id: str, planned: Sequence[PlannedRun], store: Path, out:
     from dsabench.figures.sequence_length import sequence_length_comparison
     from dsabench.store import load_metrics
 
+    stored = [run.run_id for run in planned if not run.for_children and (store / run.run_id).is_dir()]
+    if not stored:  # their parents failed
+        return
     scope = look_at(store, sweep=sweep_id)
     runs = scope.runs
     damaged = damaged_ids(runs)
-    metrics = load_metrics(store, run_ids=[run.run_id for run in planned if run.run_id not in damaged])
+    metrics = load_metrics(store, run_ids=[name for name in stored if name not in damaged])
     found = compare(scope) if (label_variants(runs)["attention"] == "dense").any() else None
     warnings = found.warnings if found else said_first(check_alone(scope))
     answer = found.answer if found else "No answer: no dense run among these, with which others are compared."

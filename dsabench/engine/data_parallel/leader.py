@@ -86,7 +86,7 @@ def train_with_ranks(run: PreparedRun, run_id: str) -> dict[str, Any]:
     if device.type == "cuda":
         torch.cuda.empty_cache()  # rank 0 uses the same GPU
     threads = max(1, torch.get_num_threads() // size)
-    task = Task(run.spec.model_dump(mode="json"), run_id, run.data.fingerprint, device.type, threads)
+    task = Task(run.spec.model_dump(mode="json"), run_id, run.data.fingerprint, device.type, threads, run.start)
     with temporary_folder() as folder:
         others = Others()
         ranks = _Ranks(run, task, folder)

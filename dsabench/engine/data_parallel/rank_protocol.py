@@ -18,9 +18,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from dsabench.user_folders import remove_if_abandoned
+
+if TYPE_CHECKING:
+    from dsabench.engine.starting_weights import StartingPoint
 
 STOP = "stop"
 
@@ -44,6 +47,9 @@ class Task:
 
     threads: int
     """CPU threads of each rank."""
+
+    start: StartingPoint | None = None
+    """The trained model that the run starts from."""
 
 
 Kind = Literal[

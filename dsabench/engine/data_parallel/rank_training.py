@@ -54,7 +54,7 @@ def _trained(task: Task, ranks: Ranks, line: Line) -> dict[str, Any]:
 
     try:
         ranks.connect(execution.device)
-        return loop.to_the_end(loop.train_steps(PreparedRun(spec, data, execution, sink, observe)))
+        return loop.to_the_end(loop.train_steps(PreparedRun(spec, data, execution, sink, observe, task.start)))
     except (DsabenchError, LostRankError, RankFailedError):
         raise
     except Exception as error:

@@ -19,14 +19,15 @@ from typing import Any
 
 from dsabench import data as data_package
 from dsabench.engine.sink import Update
-from dsabench.errors import DeviceError, StoreError
+from dsabench.errors import DeviceError, DsabenchError, StoreError
 from dsabench.spec.data_settings import DataSpec
 from dsabench.spec.run import RunSpec
 from dsabench.store import RunBusyError, RunRecord, index
 from dsabench.sweeps.launcher import Busy, Ended, Job, Note, Outcome, Refused
-from dsabench.sweeps.plan import fingerprint
+from dsabench.sweeps.origin import WEIGHTS, Origin, identity_of, origin_of
+from dsabench.sweeps.plan import status
 from dsabench.sweeps.ray import node, ray_session
-from dsabench.sweeps.ray.payload import Order, absolute, contents, pieces
+from dsabench.sweeps.ray.payload import ORIGIN, Order, absolute, contents, pieces
 from dsabench.sweeps.ray.receive import Arrival
 from dsabench.user_folders import remove_abandoned
 
@@ -59,6 +60,7 @@ class _Run:
     job: Job
     observe: Callable[[Update], None]
     arrival: Arrival | None = None
+    origin: Origin | None = None
     stream: Any = None
     """Of its task's reports, several at a time."""
 
@@ -136,7 +138,7 @@ class Cluster:
         if job.spec.data not in self.digests:
             self.digests[job.spec.data] = data_package.fingerprint(job.spec.data)
         run = _Run(job, observe)
-        run.work = self.threads.submit(self._start, run, fingerprint(job.spec, self.digests[job.spec.data]))
+        run.work = self.threads.submit(self._start, run, self.digests[job.spec.data])
         self.runs.append(run)
 
     def turn(self) -> tuple[Job, Outcome] | None:
@@ -180,11 +182,16 @@ class Cluster:
 
     # Done in threads, so that other runs go on while one waits for the disk or for a large checkpoint.
 
-    def _start(self, run: _Run, digests: dict[str, str]) -> Outcome | None:
+    def _start(self, run: _Run, corpus: dict[str, str]) -> Outcome | None:
         try:
+            _, digests = identity_of(run.job.spec, self.store, corpus)
+            if status(self.store, run.job.run_id) != "done":
+                run.origin = origin_of(run.job.spec, self.store, digests, self._say)
             found = Arrival.expect(run.job, self.store, digests)
         except RunBusyError:
             return Busy()
+        except DsabenchError as error:
+            return Refused(error)
         if isinstance(found, RunRecord):
             return Ended(found)
         run.arrival = found
@@ -197,7 +204,10 @@ class Cluster:
         spec = absolute(run.job.spec.model_dump(mode="json"), cpu=not self.on_gpu)
         digests = arrival.writer.record.fingerprint
         halve = run.job.halve
-        order = Order(run.job.run_id, spec, digests, halve, self.concurrency, self.cpu_threads, metrics)
+        if run.origin is not None and run.origin.folder is not None and not files:
+            files = {ORIGIN + WEIGHTS: run.origin.folder / WEIGHTS}
+        about = None if run.origin is None else run.origin.about
+        order = Order(run.job.run_id, spec, digests, halve, self.concurrency, self.cpu_threads, metrics, about)
         parts = {name: [self.ray.put(part) for part in pieces(file)] for name, file in files.items()}
         run.reports.clear()
         run.stream = self.task.remote(ray_session.versions(), self.train, self.ray.cloudpickle.dumps(order), parts)

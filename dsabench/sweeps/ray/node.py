@@ -30,8 +30,8 @@ from dsabench.store.files import explained, signature
 from dsabench.store.layout import LOG, METRICS, run_folder
 from dsabench.sweeps.in_process import Here
 from dsabench.sweeps.launcher import Crowded, Ended, Job, Note, Outcome, Refused
-from dsabench.sweeps.plan import fingerprint
-from dsabench.sweeps.ray.payload import PIECE_BYTES, Order, pieces
+from dsabench.sweeps.origin import Origin, fingerprint
+from dsabench.sweeps.ray.payload import ORIGIN, PIECE_BYTES, Order, pieces
 from dsabench.sweeps.single_run import DeviceLostError
 from dsabench.user_folders import temporary_folder
 
@@ -119,7 +119,9 @@ def train_on_node(
         names.update({ours: theirs for theirs, ours in here.items()})
         spec = validate({**order.spec, "plugins": [here[path] for path in order.spec["plugins"]]})
         with temporary_folder() as folder:
-            _train_here(order, Job(spec, "", halve=order.halve, run_id=order.run_id), folder, checkpoint, say)
+            origin, files = _origin(order, checkpoint, folder / "origin")
+            job = Job(spec, "", halve=order.halve, run_id=order.run_id, origin=origin)
+            _train_here(order, job, folder / "runs", files, say)
 
     try:
         for report in _said(work):
@@ -149,10 +151,27 @@ def _said(work: Callable[[Callable[[Report], None]], None]) -> Iterator[Report]:
         yield report
 
 
+def _origin(
+    order: Order, files: Mapping[str, Iterable[bytes]], folder: Path
+) -> tuple[Origin | None, dict[str, Iterable[bytes]]]:
+    """What the run starts from, its files written into `folder`; and the files of the run's own checkpoint."""
+    own = {name: parts for name, parts in files.items() if not name.startswith(ORIGIN)}
+    if order.origin is None:
+        return None, own
+    theirs = {name.removeprefix(ORIGIN): parts for name, parts in files.items() if name.startswith(ORIGIN)}
+    folder.mkdir()
+    for name, parts in theirs.items():
+        with (folder / name).open("wb") as file:
+            file.writelines(parts)
+    name = str(order.origin.get("run") or "start.checkpoint")
+    return Origin(name, folder if theirs else None, order.origin, key=order.fingerprint["start"]), own
+
+
 def _train_here(
     order: Order, job: Job, store: Path, checkpoint: Mapping[str, Iterable[bytes]], say: Callable[[Report], None]
 ) -> None:
-    found = fingerprint(job.spec, data_package.fingerprint(job.spec.data))
+    start = None if job.origin is None else job.origin.key
+    found = fingerprint(job.spec, data_package.fingerprint(job.spec.data), start)
     if found != order.fingerprint:
         other = ", ".join(name for name in order.fingerprint if found.get(name) != order.fingerprint[name])
         raise DataError(

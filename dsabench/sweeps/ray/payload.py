@@ -13,6 +13,9 @@ from dsabench.errors import DataError, SpecError
 from dsabench.spec.run import RunSpec
 from dsabench.user_folders import expanded
 
+ORIGIN = "origin/"
+"""What stands before the name of a file of the model that a run starts from."""
+
 PIECE_BYTES = 8 * 2**20
 """Size of a piece of a checkpoint: about as much of it is in memory at a time, at a node or the driver."""
 
@@ -35,6 +38,9 @@ class Order:
 
     metrics: bytes
     """The run's records so far, up to its checkpoint's step."""
+
+    origin: dict[str, Any] | None = None
+    """What is recorded of the model that it starts from, whose weights are sent with it."""
 
 
 def contents(specs: Sequence[RunSpec]) -> dict[str, bytes]:
