@@ -36,7 +36,7 @@ class Pairs:
 
     frame: pd.DataFrame
     """One row a pair: setting, length, seed, variant, the columns of the variant's run as `a.COLUMN` and those of the
-    baseline's as `b.COLUMN`, without the fields of spec and environment but for k and MACHINE, and `timed`: whether
+    baseline's as `b.COLUMN`, without the fields of spec and environment but for k, MACHINE and the origin, and `timed`: whether
     both were timed on the same kind of machine."""
 
     left_out: list[tuple[str, str]]
@@ -117,7 +117,11 @@ def machines(runs: pd.DataFrame) -> pd.Series[str]:
 def _is_kept(column: str) -> bool:
     """Whether pairs have a column of the runs: the fields of spec and environment are most of a table, and every
     selection of rows would copy them."""
-    return "." not in column or column.startswith("fingerprint.") or column in (*MACHINE, TOP_K, RATIO)
+    return (
+        "." not in column
+        or column.startswith(("fingerprint.", "environment.start."))
+        or column in (*MACHINE, TOP_K, RATIO)
+    )
 
 
 def _lonely(run: dict[Any, Any], kind: str) -> str:

@@ -126,7 +126,7 @@ def test_a_win_too_large_to_believe_is_said_first(
             assert ("WARNING: 15 of 15 pairs" in written) == said
     comparison_lines(found, Console(width=100))
     assert capsys.readouterr().out.splitlines()[1].startswith(f"WARNING: {text}") == said
-    runs = [SimpleNamespace(run_id=run_id) for run_id in load_runs(store)["run_id"]]
+    runs = [SimpleNamespace(run_id=run_id, for_children=False) for run_id in load_runs(store)["run_id"]]
     report_sweep("synthetic-00000000", cast(Any, runs), store, tmp_path / "out", as_json=False)
     assert (f"WARNING: {text}" in capsys.readouterr().out) == said
 

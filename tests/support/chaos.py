@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 import random
+import shutil
 import signal
 import sys
 import tempfile
@@ -31,6 +32,7 @@ from dsabench.cli.views import sweep_result
 from dsabench.engine.evaluation import Evaluator
 from dsabench.engine.step import TrainStep
 from dsabench.store import RunWriter, index, load_runs, read_metrics, read_run
+from dsabench.store.curves import load_curves
 from dsabench.store.files import is_held
 from dsabench.store.sweep_records import readable_sweeps
 from dsabench.store.verification import damage
@@ -94,6 +96,12 @@ def picture(root: Path) -> dict[str, Any]:
             pd.testing.assert_frame_equal(
                 frame, index.table(index.row_of(f)[0] for f in root.iterdir() if "-L" in f.name)
             )
+            found[name] = json.loads(frame.drop(columns=TIMES, errors="ignore").to_json())
+        elif path.name == "curves.parquet":  # its metadata hold signatures of files, its columns times
+            with tempfile.TemporaryDirectory() as copied:  # where no cache is
+                bare = shutil.copytree(root, Path(copied) / "runs", ignore=shutil.ignore_patterns("curves.parquet"))
+                pd.testing.assert_frame_equal(load_curves(root).frame, load_curves(bare).frame)
+            frame = load_curves(root).frame
             found[name] = json.loads(frame.drop(columns=TIMES, errors="ignore").to_json())
         elif path.name == "metrics.jsonl":
             found[name] = [comparable(record) for record in read_metrics(root, path.parent.name)]
