@@ -36,8 +36,8 @@ class Pairs:
 
     frame: pd.DataFrame
     """One row a pair: setting, length, seed, variant, the columns of the variant's run as `a.COLUMN` and those of the
-    baseline's as `b.COLUMN`, without the fields of spec and environment but for k, MACHINE and the origin, and `timed`: whether
-    both were timed on the same kind of machine."""
+    baseline's as `b.COLUMN`, without the fields of spec and environment but for k, MACHINE and the origin, and
+    `timed`: whether both were timed on the same kind of machine."""
 
     left_out: list[tuple[str, str]]
     """(run id, why it is in no pair), in the runs' order."""

@@ -41,9 +41,8 @@ def test_the_parts_are_about_the_whole(document: Document) -> None:
             if (cell.implementation, cell.stage, cell.length) == ("dsa-triton", "sparse", length)
         )
         parts = {part.part: part.ms for part in document.parts if (part.stage, part.length) == ("sparse", length)}
-        assert [name.partition(",")[0] for name in parts] == [
-            "scores + top-k", "unions of neighbours", "attention forward", "attention backward", "KL loss",
-        ]  # fmt: skip
+        shared = [name for name in parts if name == "unions of neighbours"]  # where neighbours share enough
+        assert list(parts) == ["scores + top-k", *shared, "attention forward", "attention backward", "KL loss"]
         assert whole is not None
         assert 0.7 < sum(ms for ms in parts.values() if ms is not None) / whole < 2.0
 
