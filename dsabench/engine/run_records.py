@@ -44,7 +44,7 @@ class RunRecords:
         if not self.slot.step.has_own_loss:
             record["kl"] = record["indexer_grad_norm"] = None
         warmup = spec.attention.warmup_rates()[1] if stage == "dense" else None
-        record["learning_rate"] = (warmup or spec.train.learning_rate) * learning_rate_factor(spec.train, end - 1)
+        record["learning_rate"] = (warmup or spec.train.learning_rate) * learning_rate_factor(spec, end - 1)
         record["seconds"] = self.progress.seconds
         record["shared"] = self.times.shared
         record["flops"] = self.flops_after(end)

@@ -128,7 +128,7 @@ class TrainStep:
         self, first: int, stage: Stage, batches_SBT: Tensor, scored_SBT: Tensor | None, documents_SBT: Tensor | None
     ) -> Tensor:
         steps = len(batches_SBT)
-        factors_S = torch.tensor([learning_rate_factor(self.spec.train, first + i) for i in range(steps)])
+        factors_S = torch.tensor([learning_rate_factor(self.spec, first + i) for i in range(steps)])
         given = [(self.batches_SBT, batches_SBT), (self.factors_S, factors_S)]
         if self.scored_SBT is not None:
             assert scored_SBT is not None, "the spec is a task's or packs documents, and these windows do not"
