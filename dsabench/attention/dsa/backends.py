@@ -22,6 +22,11 @@ at 2048, 2.9 / 4.3 at 4096, 56 / 9.0 at 8192 (where the masks take 19 GB)."""
 SHARING = 8
 """Query heads to a KV head from which on `shared` holds; measured at 16 and 1 only."""
 
+LISTS_FROM = {"shared": 1024, "own": 2048}
+"""Least length from which `auto` takes the sparse kernels for a selection without an indexer, as in CROSSOVER."""
+
+ELSEWHERE = "it needs a CUDA GPU with Triton, and its tensors are elsewhere"
+
 MOST_KEYS = 4096
 """Largest k of the top-k kernel."""
 
@@ -48,6 +53,22 @@ def choose(wanted: str, length: int, k: int, sharing: int, limit: str | None, no
         least, share = CROSSOVER["shared" if sharing >= SHARING else "own"]
         return "triton" if length >= least and k * share <= length and obstacle is None else "masked"
     return "reference" if wanted == "reference" else "masked"
+
+
+def choose_lists(wanted: str, length: int, sharing: int, limit: str | None, no_kernels: str | None) -> Backend:
+    """The backend of a selection without an indexer; as `choose`."""
+    obstacle = limit or no_kernels
+    if wanted == "triton" and obstacle:
+        raise SpecError(f"attention.backend = triton cannot run: {obstacle}; use auto or masked")
+    if wanted == "auto":
+        least = LISTS_FROM["shared" if sharing >= SHARING else "own"]
+        return "triton" if length >= least and obstacle is None else "masked"
+    return "triton" if wanted == "triton" else "masked"
+
+
+def limit_of_head(head_dim: int) -> str | None:
+    """Why the sparse kernels do not take heads of this width; None when they do."""
+    return limit_of(1, head_dim, 1, 1)
 
 
 def limit_of(k: int, head_dim: int, index_heads: int, index_dim: int) -> str | None:

@@ -35,6 +35,7 @@ import torch
 import triton
 from torch import Tensor
 
+from dsabench.attention.dsa.reference import document_starts
 from dsabench.attention.dsa.triton.tiles import check, fitting, held, power_of_two, precision
 from dsabench.attention.dsa.triton.top_k_kernels import append, emit, guess, redo, sample
 
@@ -90,14 +91,6 @@ class Lists(NamedTuple):
             if length <= 2 * entries * stride:
                 return cls(entries, usual, stride, rank)
             stride *= 2
-
-
-def document_starts(document_ids_BT: Tensor) -> Tensor:
-    """(B, T) int32: the first position of each position's document. A document's positions lie side by side."""
-    position_T = torch.arange(document_ids_BT.shape[1], device=document_ids_BT.device, dtype=torch.int32)
-    fresh_BT = torch.ones_like(document_ids_BT, dtype=torch.bool)
-    fresh_BT[:, 1:] = document_ids_BT[:, 1:] != document_ids_BT[:, :-1]
-    return (position_T * fresh_BT).cummax(dim=1).values.to(torch.int32)
 
 
 def top_k(
