@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from cases import others_slow
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -14,17 +16,29 @@ pytest.importorskip("triton", reason="needs triton, which CPU builds of PyTorch 
 if torch.cuda.is_available():
     pytest.skip("the interpreter is off where there is a GPU; tests/gpu compares there", allow_module_level=True)
 
-from sparse_reference import ascending
+from sparse_reference import ascending, error
+from watch import Watch
 
+from dsabench.attention import base
 from dsabench.attention.ablations import block, oracle, selecting
 from dsabench.attention.ablations.selecting import SelectingAttention
+from dsabench.attention.ablations.sliding_window import SlidingWindow
 from dsabench.attention.base import AttentionContext
 from dsabench.attention.dsa import reference
 from dsabench.attention.registry import variant
+from dsabench.audit import gate
+from dsabench.engine.backend import backend
+from dsabench.engine.device import Execution
+from dsabench.errors import SpecError
+from dsabench.model.transformer import build, outline
+from dsabench.spec.attention import SlidingWindowSpec
 from dsabench.spec.run import RunSpec, validate
+from dsabench.testing import check_calls, check_capture, check_dense_at_full_k, check_documents_are_separate
 
 POSITIONAL = ("sliding_window", "sink_window", "strided")
 KINDS = (*POSITIONAL, "random", "oracle", "block")
+CPU = Execution(torch.device("cpu"), "fp32", graph=False, deterministic=True)
+GPU = Execution(torch.device("cuda", 0), "bf16", graph=True, deterministic=False, fused=True)
 
 
 @pytest.fixture
@@ -108,3 +122,132 @@ def test_lists_by_kernels_are_the_selection_of_the_scores(
             patch.setattr(module, "SLAB_NUMBERS", slab)
         found, expected = both(spec, context, seed, layer=seed % 2)
     assert torch.equal(found, expected)
+
+
+def learnt(spec: RunSpec, stage: Any, ids: Tensor | None, dtype: torch.dtype) -> dict[str, Tensor]:
+    """The output of one layer, and the gradients of its parameters and its input."""
+    module = layer_of(spec).to(dtype)
+    generator = torch.Generator().manual_seed(1)
+    x, d_out = (torch.randn(2, spec.length, 16, generator=generator).to(dtype) for _ in range(2))
+    context = AttentionContext(torch.arange(spec.length), stage, ids, step=torch.tensor([5]))
+    module.prepare(context)
+    out = module(x.requires_grad_(), context).out_BTD
+    (out * d_out).sum().backward()
+    assert x.grad is not None
+    grads = {name: parameter.grad for name, parameter in module.named_parameters() if parameter.grad is not None}
+    return {"out": out.detach(), "x": x.grad, **grads}
+
+
+@pytest.mark.parametrize("stage", others_slow(["dense", "sparse"], 1))
+@pytest.mark.parametrize("documents", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_layer_by_lists_is_the_masked_one_in_fp64(
+    interpreted: None, kind: str, documents: bool, stage: str
+) -> None:
+    """At an odd length, with unions where neighbours share, and heads that share keys."""
+    ids = ids_of(21, 3) if documents else None
+    sizes = {"g": 2 if documents else 1, **({"block_size": 2} if kind == "block" else {})}
+    expected = learnt(spec_of(kind, 21, 5, "masked", **sizes), stage, ids, torch.float64)
+    found = learnt(spec_of(kind, 21, 5, "triton", **sizes), stage, ids, torch.float32)
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert error(found[name], value) < 1e-5, name
+
+
+@pytest.mark.parametrize("kind", POSITIONAL)
+def test_a_list_by_position_is_made_once_for_all_layers_and_rows(kind: str) -> None:
+    spec = spec_of(kind, 12, 4)
+    context = AttentionContext(torch.arange(12))
+    first, second = (layer_of(spec, layer)._once(context) for layer in (0, 1))  # type: ignore[attr-defined]
+    assert first is second
+    assert first[0].shape == (1, 12, 4)
+    packed = AttentionContext(torch.arange(12), document_ids_BT=ids_of(12, 1))
+    assert layer_of(spec)._once(packed)[0].shape == (2, 12, 4)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("kind", others_slow(KINDS, 0, 3))
+@pytest.mark.parametrize("check", [check_calls, check_documents_are_separate, check_dense_at_full_k, check_capture])
+def test_contract(interpreted: None, kind: str, check: Callable[[RunSpec], None]) -> None:
+    check(spec_of(kind, 6, 3, "triton"))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_tensor_of_l_by_l_elements(interpreted: None, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    """Forward and backward, with documents, and as the recall of a selection is captured."""
+    length = 48
+    for module in (block, oracle):
+        monkeypatch.setattr(module, "SLAB_NUMBERS", length * 8)
+    monkeypatch.setattr(base, "RECALL_PAIRS", length * 16)
+    ids = (torch.arange(length) // 30)[None]
+    more = {"block_size": 4} if kind == "block" else {}
+
+    def use(backend: str) -> None:
+        module = layer_of(spec_of(kind, length, 4, backend, **more))
+        for documents in (None, ids):
+            context = AttentionContext(torch.arange(length), "sparse", documents, {}, whole_mass=False)
+            module.prepare(context)
+            module(torch.randn(1, length, 16, requires_grad=True), context).out_BTD.sum().backward()
+
+    with Watch(length**2):
+        use("triton")
+        with pytest.raises(AssertionError, match="gives"):
+            use("masked")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_auto_takes_lists_where_they_pay_and_run(kind: str) -> None:
+    def chosen(length: int, n_kv_heads: int | None, execution: Execution = GPU, **fields: Any) -> str | None:
+        model = {"n_heads": 8, "n_kv_heads": n_kv_heads, **fields}
+        return backend(validate({"length": length, "attention": {"kind": kind}, "model": model}), execution)
+
+    assert [chosen(length, 1) for length in (1023, 1024)] == ["masked", "triton"]
+    assert [chosen(length, None) for length in (2047, 2048)] == ["masked", "triton"]
+    assert chosen(4096, 1, CPU) == "masked"
+    assert chosen(4096, 1, head_width=512) == "masked"
+
+
+def test_lists_that_cannot_be_are_refused() -> None:
+    with pytest.raises(SpecError, match="triton cannot run: a head's width .* is 512"):
+        outline(validate({"attention": {"kind": "strided", "backend": "triton"}, "model": {"head_width": 512}}), 31)
+    with pytest.raises(SpecError, match="triton cannot run: it needs a CUDA GPU"):
+        module, context = layer_of(spec_of("random", 6, 3, "triton")), AttentionContext(torch.arange(6))
+        module(torch.randn(1, 6, 16), context)
+
+
+class ByScores(SelectingAttention):
+    """A variant of a plugin, which has scores alone."""
+
+    spec_class = SlidingWindowSpec
+    scores = SlidingWindow.scores
+
+
+def test_scores_alone_have_masks_alone(interpreted: None) -> None:
+    spec = spec_of("sliding_window", 4096, 8, g=2)
+    assert SlidingWindow._backend(spec, None) == "triton"
+    assert ByScores._backend(spec, None) == "masked"
+    with pytest.raises(SpecError, match="sliding_window has scores and no index lists"):
+        ByScores._backend(spec_of("sliding_window", 64, 8, "triton"), None)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_memory_estimate_follows_the_backend(kind: str) -> None:
+    """Quadratic with masks; of lists seven bytes for each of a query's keys, once for all layers where one serves all."""
+
+    def kept(backend: str, length: int) -> float:
+        attention = {"kind": kind, "top_k": 1024, "backend": backend}
+        spec = validate({"length": length, "attention": attention, "train": {"batch_size": 1}})
+        return outline(spec, 31).layers()[0].attention.kept_per_pair(2) * length
+
+    assert kept("masked", 32_768) == 2 * kept("masked", 16_384)
+    layers = RunSpec().model.n_layers if kind in POSITIONAL else 1
+    assert kept("triton", 32_768) == kept("triton", 16_384) == 7 * 1024 / layers
+
+
+@pytest.mark.parametrize("kind", others_slow(KINDS, 3))
+def test_the_audit_runs_over_lists(interpreted: None, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small copies too."""
+    spec = spec_of(kind, 6, 3)
+    spec = spec.model_copy(update={"attention": spec.attention.model_copy(update={"backend": "triton"})})
+    model, execution = build(spec, 31), Execution(torch.device("cpu"), "fp32", False, True, fused=True)
+    monkeypatch.setattr(gate, "resolved", lambda spec, execution: spec)
+    assert gate.audit_model(model, execution).first is None

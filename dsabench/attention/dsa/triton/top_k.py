@@ -164,22 +164,28 @@ def launch(
         if lists.stride and length > room:
             most = triton.cdiv(length, lists.stride)
             sample[(n, triton.cdiv(most, SAMPLE_TILES * tiling.keys))](
-                *inputs, samples, base, length, n_blocks, lists.stride, room, TILES=SAMPLE_TILES, **heads, **shape
+                *inputs, samples, base, length, n_batch, n_blocks, lists.stride, room, TILES=SAMPLE_TILES, **heads, **shape
             )
             guess[(n * queries,)](
-                samples, start_BT, bounds, base, length, n_blocks, lists.stride, lists.rank, room,
-                M=power_of_two(most), num_warps=4 if most <= 4096 else 8, **shape,
+                samples, start_BT, bounds, base, length, n_batch, n_blocks, lists.stride, lists.rank, room,
+                M=power_of_two(most), num_warps=_warps(power_of_two(most)), **shape,
             )  # fmt: skip
         append[(n,)](
-            *inputs, bounds, entries, counts, base, length, n_blocks, k, PLAIN=not q_BTJI.is_cuda,
+            *inputs, bounds, entries, counts, base, length, n_batch, n_blocks, k, PLAIN=not q_BTJI.is_cuda,
             num_stages=tiling.stages, **more, **heads, **shape,
         )  # fmt: skip
-        redo[(n,)](*inputs, entries, counts, base, length, n_blocks, k, k // 8, **heads, **shape)
+        redo[(n,)](*inputs, entries, counts, base, length, n_batch, n_blocks, k, k // 8, **heads, **shape)
         shorter = 0
         for width in sorted({lists.usual, lists.entries}):
             emit[(n * queries,)](
-                entries, counts, selected_BTK, lse_BT, base, length, n_blocks, k, k, shorter, WIDTH=width,
-                PIECE=min(1024, width), num_warps=4, **shape,
+                entries, counts, selected_BTK, lse_BT, base, length, n_batch, n_blocks, k, k, shorter, WIDTH=width,
+                PIECE=min(256 * _warps(width), width), num_warps=_warps(width), **shape,
             )  # fmt: skip
             shorter = width
     return selected_BTK, lse_BT
+
+
+def _warps(entries: int) -> int:
+    """Of a program that searches so many numbers by counting them, in its registers: a warp, where it holds them, waits
+    for no other one after each count."""
+    return 1 if entries <= 1024 else 4 if entries <= 4096 else 8
