@@ -111,7 +111,8 @@ def test_a_model_asked_for_kernels_where_there_are_none_says_so() -> None:
         build(small_spec("triton"), VOCAB)(TOKENS)
 
 
-def test_small_copies_are_audited_by_the_runs_own_backend(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", ["dsa", "random", "sliding_window"])
+def test_small_copies_are_audited_by_the_runs_own_backend(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[str] = []
 
     def copies(spec: RunSpec, device: torch.device) -> list[RunSpec]:
@@ -119,7 +120,7 @@ def test_small_copies_are_audited_by_the_runs_own_backend(monkeypatch: pytest.Mo
         raise RuntimeError("seen enough")
 
     monkeypatch.setattr(gate, "small_copies", copies)
-    model = outline(long_spec(), VOCAB)
+    model = outline(long_spec(kind=kind), VOCAB)
     for fused in (True, False):
         gate.audit_model(model, Execution(torch.device("cpu"), "fp32", False, True, fused=fused))
     assert seen == ["triton", "masked"]

@@ -142,7 +142,8 @@ def _masked(mask, out, first_query, R, T, S, K, N: tl.constexpr):
 
 
 def hashed(query_T: Tensor, start_BT: Tensor, k: int) -> Tensor:
-    """(B, T, K) int32: the k keys from start[t] to t whose hash with query[t], int32, is highest, ties to the lowest."""
+    """(B, T, K) int32: the k keys from start[t] to t whose hash with query[t], int32, is highest, of equal ones the
+    first."""
     out_BTK: Tensor = _hashed_op(query_T, start_BT, k)
     return out_BTK
 

@@ -78,12 +78,12 @@ def attend(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """out (B, T, H, D) in the inputs' dtype; logsumexp of the scaled scores over the kept slots, (B, T, H), fp32, nats.
 
-    selected: int32 or int64, -1 where a slot is empty; indices must differ within a row. One batch row of it, (1, T, K),
-    serves all rows of the batch. A query without any key gives 0, and -inf. `ascending` promises that each row's indices ascend and its empty slots come last, as top_k gives them:
-    the backward pass may then go through the keys in ranges that fit the cache. `unions` of this selection, as
-    `unions.share` gives them, let neighbouring queries share their work. `deterministic` asks for gradients whose bits
-    repeat; None asks PyTorch's setting. The logsumexp has no gradient. D from 1 to 256, H a multiple of G;
-    fp32 (multiplied exactly) or bf16 with fp32 sums.
+    selected: int32 or int64, -1 where a slot is empty; indices must differ within a row. One batch row of it serves all
+    rows of the batch. A query without any key gives 0, and -inf. `ascending` promises that each row's indices ascend
+    and its empty slots come last, as top_k gives them: the backward pass may then go through the keys in ranges that
+    fit the cache. `unions` of this selection, as `unions.share` gives them, let neighbouring queries share their work.
+    `deterministic` asks for gradients whose bits repeat; None asks PyTorch's setting. The logsumexp has no gradient. D
+    from 1 to 256, H a multiple of G; fp32 (multiplied exactly) or bf16 with fp32 sums.
     """
     check(q_BTHD, k_BSGD, v_BSGD)
     if q_BTHD.shape[2] % k_BSGD.shape[2] or q_BTHD.shape[3] > 256 or q_BTHD.shape[1] != k_BSGD.shape[1]:
@@ -200,7 +200,8 @@ def forward(
     queries, sizes = (unions.queries, unions.sizes_U) if unions else (0, None)
     attend_forward[(n_batch * length * groups * blocks,)](
         q_BTHD, k_BSGD, v_BSGD, selected_BTK.contiguous(), sizes, out_BTHD, lse_BTH, length, n_heads, groups, slots,
-        len(selected_BTK) * length, blocks, width**-0.5, N=tiling.slots, Q=queries, num_warps=tiling.warps, num_stages=tiling.stages, **shape,
+        len(selected_BTK) * length, blocks, width**-0.5, N=tiling.slots, Q=queries, num_warps=tiling.warps,
+        num_stages=tiling.stages, **shape,
     )  # fmt: skip
     if unions:
         units, words = unions.words_UC.shape

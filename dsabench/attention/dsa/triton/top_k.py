@@ -143,8 +143,7 @@ def launch(
     n_blocks = triton.cdiv(length, queries)
     units = n_batch * n_blocks
     processors = torch.cuda.get_device_properties(device).multi_processor_count if q_BTJI.is_cuda else 2
-    fit = SCRATCH_BYTES // (queries * lists.entries * 8)
-    chunk = max(1, min(processors * tiling.programs, units, fit))
+    chunk = _together(units, processors * tiling.programs, queries * lists.entries * 8)
     entries = torch.empty(chunk * queries * lists.entries, dtype=torch.int64, device=device)
     counts = torch.empty(chunk * queries, dtype=torch.int32, device=device)
     bounds = torch.full((chunk * queries,), -float("inf"), device=device)
@@ -164,8 +163,9 @@ def launch(
         if lists.stride and length > room:
             most = triton.cdiv(length, lists.stride)
             sample[(n, triton.cdiv(most, SAMPLE_TILES * tiling.keys))](
-                *inputs, samples, base, length, n_batch, n_blocks, lists.stride, room, TILES=SAMPLE_TILES, **heads, **shape
-            )
+                *inputs, samples, base, length, n_batch, n_blocks, lists.stride, room, TILES=SAMPLE_TILES, **heads,
+                **shape,
+            )  # fmt: skip
             guess[(n * queries,)](
                 samples, start_BT, bounds, base, length, n_batch, n_blocks, lists.stride, lists.rank, room,
                 M=power_of_two(most), num_warps=_warps(power_of_two(most)), **shape,
@@ -183,6 +183,13 @@ def launch(
             )  # fmt: skip
             shorter = width
     return selected_BTK, lse_BT
+
+
+def _together(units: int, wanted: int, unit_bytes: int) -> int:
+    """Units of a chunk: as many as are wanted, and twice as many where their lists are short, so that long and short
+    units fill the multiprocessors together."""
+    few = min(wanted, SCRATCH_BYTES // unit_bytes)
+    return max(1, min(units, max(few, min(2 * wanted, SCRATCH_BYTES // 2 // unit_bytes))))
 
 
 def _warps(entries: int) -> int:

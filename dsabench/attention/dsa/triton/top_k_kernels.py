@@ -40,7 +40,8 @@ def _unit(start, base, L, n_rows, n_blocks, T: tl.constexpr):
 @triton.jit(do_not_specialize=_PLAIN_NUMBERS)
 def sample(
     q, k, w, start, samples, base, L, n_rows, n_blocks, stride, room, J: tl.constexpr, DI: tl.constexpr,
-    WIDE: tl.constexpr, N: tl.constexpr, T: tl.constexpr, S: tl.constexpr, C: tl.constexpr, PRECISION: tl.constexpr, TILES: tl.constexpr,
+    WIDE: tl.constexpr, N: tl.constexpr, T: tl.constexpr, S: tl.constexpr, C: tl.constexpr, PRECISION: tl.constexpr,
+    TILES: tl.constexpr,
 ):  # fmt: skip
     """Scores of every stride-th key of a unit, 2C fp32 a row; -inf where a query may not see the key."""
     batch, t, first, lowest, end = _unit(start, base, L, n_rows, n_blocks, T)
@@ -116,7 +117,8 @@ def _append_range(
 @triton.jit(do_not_specialize=_PLAIN_NUMBERS)
 def append(
     q, k, w, start, bound, entries, counts, base, L, n_rows, n_blocks, K, J: tl.constexpr, DI: tl.constexpr,
-    WIDE: tl.constexpr, N: tl.constexpr, T: tl.constexpr, S: tl.constexpr, C: tl.constexpr, PRECISION: tl.constexpr, PLAIN: tl.constexpr,
+    WIDE: tl.constexpr, N: tl.constexpr, T: tl.constexpr, S: tl.constexpr, C: tl.constexpr, PRECISION: tl.constexpr,
+    PLAIN: tl.constexpr,
 ):  # fmt: skip
     """A row's list: every key above its bound, and the first ones at it; and their number."""
     batch, t, first, lowest, end = _unit(start, base, L, n_rows, n_blocks, T)
