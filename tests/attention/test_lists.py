@@ -50,7 +50,11 @@ def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
 def spec_of(kind: str, length: int, k: int, backend: str = "auto", **fields: Any) -> RunSpec:
     model = {"d_model": 16, "n_layers": 2, "n_heads": 2, "d_ff": 16, "n_experts": 2, "n_kv_heads": fields.pop("g", 1)}
     return validate(
-        {"length": length, "attention": {"kind": kind, "top_k": k, "backend": backend, **fields}, "model": model}
+        {
+            "length": length,
+            "attention": {"kind": kind, "top_k": k, "selection_backend": backend, **fields},
+            "model": model,
+        }
     )
 
 
@@ -201,17 +205,21 @@ def test_no_tensor_of_l_by_l_elements(interpreted: None, monkeypatch: pytest.Mon
 def test_auto_takes_lists_where_they_pay_and_run(kind: str) -> None:
     def chosen(length: int, n_kv_heads: int | None, execution: Execution = GPU, **fields: Any) -> str | None:
         model = {"n_heads": 8, "n_kv_heads": n_kv_heads, **fields}
-        return backend(validate({"length": length, "attention": {"kind": kind}, "model": model}), execution)
+        return backend(
+            validate({"length": length, "attention": {"kind": kind}, "model": model, "train": {"batch_size": 1}}),
+            execution,
+        )
 
     assert [chosen(length, 1) for length in (1023, 1024)] == ["masked", "triton"]
-    assert [chosen(length, None) for length in (2047, 2048)] == ["masked", "triton"]
+    assert [chosen(length, None) for length in (8191, 8192)] == ["masked", "triton"]
     assert chosen(4096, 1, CPU) == "masked"
     assert chosen(4096, 1, head_width=512) == "masked"
 
 
 def test_lists_that_cannot_be_are_refused() -> None:
-    with pytest.raises(SpecError, match=r"triton cannot run: a head's width .* is 512"):
-        outline(validate({"attention": {"kind": "strided", "backend": "triton"}, "model": {"head_width": 512}}), 31)
+    attention = {"kind": "strided", "selection_backend": "triton"}
+    with pytest.raises(SpecError, match=r"attention.selection_backend = triton cannot run: a head's width .* is 512"):
+        outline(validate({"attention": attention, "model": {"head_width": 512}}), 31)
     module, context = layer_of(spec_of("random", 6, 3, "triton")), AttentionContext(torch.arange(6))
     with pytest.raises(SpecError, match="triton cannot run: it needs a CUDA GPU"):
         module(torch.randn(1, 6, 16), context)
@@ -224,8 +232,9 @@ class ByScores(SelectingAttention):
     scores = SlidingWindow.scores
 
 
-def test_scores_alone_have_masks_alone(interpreted: None) -> None:
-    spec = spec_of("sliding_window", 4096, 8, g=2)
+def test_scores_alone_have_masks_alone() -> None:
+    model = {"n_heads": 8, "n_kv_heads": 1}
+    spec = validate({"length": 4096, "attention": {"kind": "sliding_window"}, "model": model})
     assert SlidingWindow._backend(spec, None) == "triton"
     assert ByScores._backend(spec, None) == "masked"
     with pytest.raises(SpecError, match="sliding_window has scores and no index lists"):
@@ -237,7 +246,7 @@ def test_the_memory_estimate_follows_the_backend(kind: str) -> None:
     """Quadratic with masks; of lists seven bytes for each of a query's keys, once where one serves all layers."""
 
     def kept(backend: str, length: int) -> float:
-        attention = {"kind": kind, "top_k": 1024, "backend": backend}
+        attention = {"kind": kind, "top_k": 1024, "selection_backend": backend}
         spec = validate({"length": length, "attention": attention, "train": {"batch_size": 1}})
         return outline(spec, 31).layers()[0].attention.kept_per_pair(2) * length
 

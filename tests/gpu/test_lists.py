@@ -36,7 +36,7 @@ VOCAB = 500
 
 
 def spec_of(kind: str, backend: str, length: int = 256, top_k: int = 48, **fields: Any) -> RunSpec:
-    attention = {"kind": kind, "top_k": top_k, "backend": backend, "warmup_share": 0.3}
+    attention = {"kind": kind, "top_k": top_k, "selection_backend": backend, "warmup_share": 0.3}
     train = {"steps": 40, "batch_size": 4, "warmup_steps": 5, "eval_every": 20, "log_every": 5}
     return validate({"length": length, "attention": attention, "model": MODEL, "train": train, **fields})
 

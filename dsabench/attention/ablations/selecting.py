@@ -64,12 +64,12 @@ class SelectingAttention(Attention):
         limit = backends.limit_of_head(spec.model.head_dim)
         if not cls.lists:
             limit = f"{spec.attention.kind} has scores and no index lists"
-        return backends.choose_lists(spec.attention.backend, spec.length, sharing, limit, no_kernels)
+        return backends.choose_lists(spec.attention.selection_backend, spec.length, sharing, limit, no_kernels)
 
     @classmethod
     def resolve(cls, spec: RunSpec, no_kernels: str | None) -> AttentionSpec:
         """As Attention.resolve: the backend, where it is `auto`."""
-        return spec.attention.model_copy(update={"backend": cls._backend(spec, no_kernels)})
+        return spec.attention.model_copy(update={"selection_backend": cls._backend(spec, no_kernels)})
 
     def backend_on(self, device: torch.device) -> backends.Backend:
         """The backend on this device, chosen for the run's length. Raises SpecError where `triton` is asked for and
@@ -83,7 +83,7 @@ class SelectingAttention(Attention):
     def kept_per_pair(self, width: int) -> float:
         """Probabilities of every head, and the mask; of lists 7 bytes for each of a query's k keys, their unions among
         them."""
-        if self.selecting.backend == "triton":
+        if self.selecting.selection_backend == "triton":
             return 7.0 * min(self.selecting.n_selected(self.spec.length), self.spec.length) / self.spec.length
         return self.spec.model.n_heads * width + 1.0
 
@@ -179,7 +179,7 @@ class PositionalAttention(SelectingAttention):
     def kept_per_pair(self, width: int) -> float:
         """As SelectingAttention.kept_per_pair, but one list serves all layers."""
         kept = super().kept_per_pair(width)
-        return kept / self.spec.model.n_layers if self.selecting.backend == "triton" else kept
+        return kept / self.spec.model.n_layers if self.selecting.selection_backend == "triton" else kept
 
     def prepare(self, context: AttentionContext) -> None:
         """As SelectingAttention.prepare; also the lists."""
