@@ -20,9 +20,10 @@ from sparse_reference import ascending, error
 from watch import Watch
 
 from dsabench.attention import base
-from dsabench.attention.ablations import block, oracle, selecting
+from dsabench.attention.ablations import block, oracle, random, selecting
 from dsabench.attention.ablations.selecting import SelectingAttention
 from dsabench.attention.ablations.sliding_window import SlidingWindow
+from dsabench.attention.ablations.triton import index_lists
 from dsabench.attention.base import AttentionContext
 from dsabench.attention.dsa import reference
 from dsabench.attention.registry import variant
@@ -128,6 +129,18 @@ def test_lists_by_kernels_are_the_selection_of_the_scores(
             patch.setattr(module, "SLAB_NUMBERS", slab)
         found, expected = both(spec, context, seed, layer=seed % 2)
     assert torch.equal(found, expected)
+
+
+def test_of_equal_hashes_the_first_keys_are_kept() -> None:
+    """A query whose k-th and next highest hashes are equal: one of 20,000 has such a pair among 40 keys."""
+    key_S = torch.arange(40)
+    hashed_QS = random._mix(torch.arange(1 << 17)[:, None] + key_S * 0x27D4EB2F) >> 8
+    highest_QS = hashed_QS.sort(-1, descending=True).values
+    query, place = (highest_QS[:, 1:] == highest_QS[:, :-1]).nonzero()[0].tolist()
+    found = index_lists.hashed(torch.full((40,), query, dtype=torch.int32), torch.zeros(1, 40).int(), place + 1)
+    scores_TS = hashed_QS[query].float().expand(40, 40)
+    expected = reference.select_top_k(scores_TS, key_S <= key_S[:, None], place + 1)
+    assert torch.equal(found[0], ascending(expected))
 
 
 def learnt(spec: RunSpec, stage: Any, ids: Tensor | None, dtype: torch.dtype) -> dict[str, Tensor]:
