@@ -149,7 +149,8 @@ def learnt(spec: RunSpec, stage: Any, ids: Tensor | None, dtype: torch.dtype) ->
     module = layer_of(spec).to(dtype)
     generator = torch.Generator().manual_seed(1)
     x, d_out = (torch.randn(2, spec.length, 16, generator=generator).to(dtype) for _ in range(2))
-    context = AttentionContext(torch.arange(spec.length), stage, ids, step=torch.tensor([5]))
+    capture: dict[int, base.Selection] | None = {} if stage == "dense" else None  # which selects, and changes nothing
+    context = AttentionContext(torch.arange(spec.length), stage, ids, capture, torch.tensor([5]))
     module.prepare(context)
     out = module(x.requires_grad_(), context).out_BTD
     (out * d_out).sum().backward()
