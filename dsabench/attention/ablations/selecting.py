@@ -107,8 +107,7 @@ class SelectingAttention(Attention):
         return AttentionOutput(self.projections.merge(attend(q_BTHD, k_BTGD, v_BTGD, context)))
 
     def _masked(self, q_BTHD: Tensor, k_BTGD: Tensor, v_BTGD: Tensor, context: AttentionContext) -> Tensor:
-        n_batch, length = q_BTHD.shape[:2]
-        k = self.selecting.n_selected(length)
+        n_batch, k = len(q_BTHD), self._keys_kept(context)
         keep = context.allowed
         if context.stage == "sparse" or context.capture is not None:
             with torch.no_grad(), part("indexer"):
@@ -131,7 +130,7 @@ class SelectingAttention(Attention):
         from dsabench.attention.dsa.triton.unions import neighbours
 
         n_batch, length = q_BTHD.shape[:2]
-        k = min(self.selecting.n_selected(length), length)
+        k = min(self._keys_kept(context), length)
         if context.stage == "sparse" or context.capture is not None:
             with torch.no_grad(), part("top-k"):
                 selected_BTK, unions = self._selected(q_BTHD.detach(), k_BTGD.detach(), k, context)
@@ -146,6 +145,9 @@ class SelectingAttention(Attention):
                 unions = unions if neighbours(q_BTHD, k_BTGD) else None
                 return attend(q_BTHD, k_BTGD, v_BTGD, selected_BTK, ascending=True, unions=unions)[0]
         return scaled_dot_product.attention(q_BTHD, k_BTGD, v_BTGD, context.document_ids_BT, context.most_documents)
+
+    def _keys_kept(self, context: AttentionContext) -> int:
+        return self.selecting.n_selected(len(context.positions_T))
 
     def _scores(self, q_BTHD: Tensor, k_BTGD: Tensor, context: AttentionContext) -> Tensor:
         """`scores` with a dimension for rows, (1 or B, T, S)."""
@@ -212,7 +214,7 @@ class PositionalAttention(SelectingAttention):
         length, model = len(context.positions_T), self.spec.model
         with torch.no_grad(), part("top-k"):
             first_BT = first_keys(context)
-            selected_BTK = self.keys(first_BT, min(self.selecting.n_selected(length), length))
+            selected_BTK = self.keys(first_BT, min(self._keys_kept(context), length))
             queries = queries_of(length, model.n_heads, model.kv_heads, model.head_dim)
             return selected_BTK, unions_of(selected_BTK, queries) if queries else None
 
