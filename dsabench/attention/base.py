@@ -10,8 +10,9 @@ K selected slots, Q queries whose mass is looked at.
 from __future__ import annotations
 
 import abc
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from dsabench.spec.attention import AttentionSpec
     from dsabench.spec.model_settings import RopeScaling
     from dsabench.spec.run import RunSpec
+
+Made = TypeVar("Made")
 
 Stage = Literal["dense", "sparse"]
 """`dense`: the warm-up, in which a selecting variant attends to everything while its indexer learns; then `sparse`."""
@@ -80,9 +83,7 @@ class AttentionContext:
     may compute it all the same."""
 
     _allowed: Tensor | None = field(default=None, init=False, repr=False)
-    _rotations: dict[tuple[int, float, RopeScaling | None], tuple[Tensor, Tensor]] = field(
-        default_factory=dict, init=False, repr=False
-    )
+    _once: dict[Hashable, Any] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def allowed(self) -> Tensor:
@@ -93,10 +94,14 @@ class AttentionContext:
 
     def rotation(self, width: int, base: float, scaling: RopeScaling | None = None) -> tuple[Tensor, Tensor]:
         """cos and sin of the rotary embedding for heads of `width`, computed once a forward pass."""
-        key = width, base, scaling
-        if key not in self._rotations:
-            self._rotations[key] = rotation(self.positions_T, width, base, scaling)
-        return self._rotations[key]
+        return self.once(("rotation", width, base, scaling), lambda: rotation(self.positions_T, width, base, scaling))
+
+    def once(self, key: Hashable, make: Callable[[], Made]) -> Made:
+        """What `make` gives, computed at the first call with this key: for what all layers share. Ask in `prepare`."""
+        if key not in self._once:
+            self._once[key] = make()
+        made: Made = self._once[key]
+        return made
 
 
 @dataclass(frozen=True)

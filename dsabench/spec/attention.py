@@ -97,6 +97,15 @@ class AblationSpec(SelectingSpec):
     warmup_share: Annotated[float, Field(ge=0, lt=1)] = 0.2
     """Share of the steps in the dense warm-up stage; DSA's by default, so that only the selection differs."""
 
+    selection_backend: Literal["auto", "masked", "triton"] = "auto"
+    """How it is computed; results differ by rounding alone. `masked` masks a dense product; `triton` (a CUDA GPU) gives
+    index lists to the sparse kernels, without any L x L tensor. `auto` takes `triton` on a GPU from 1024 tokens on
+    where at least 8 query heads share a KV head (model.n_kv_heads), else from 8192 tokens on; `masked` elsewhere."""
+
+    def anywhere(self) -> Self:
+        """`triton` needs a GPU; `auto` does not."""
+        return self.model_copy(update={"selection_backend": "auto"}) if self.selection_backend == "triton" else self
+
     def warmup_steps(self, steps: int) -> int:
         """warmup_share of the steps."""
         return warmup_steps(self.warmup_share, steps)
@@ -210,8 +219,9 @@ class DSASpec(SelectingSpec):
     backend: Literal["auto", "reference", "masked", "triton"] = "auto"
     """How it is computed; results differ by rounding alone. `reference` gathers, slowly and plainly; `masked` masks a
     dense product; `triton` (a CUDA GPU) streams scores and gathers the selection, without any L x L tensor. `auto`
-    takes `triton` on a GPU where it was measured to be faster: from 2048 tokens on and k <= L/4 where at least 8 query
-    heads share a KV head (model.n_kv_heads), else from 8192 tokens on and k <= L/8; `masked` elsewhere."""
+    takes `triton` on a GPU where it was measured to be faster: where at least 8 query heads share a KV head
+    (model.n_kv_heads) from 1024 tokens on and k <= L/16 and from 2048 on and k <= L/4, else from 8192 on and k <= L/8;
+    `masked` elsewhere."""
 
     indexer: IndexerSpec = IndexerSpec()
     """The lightning indexer."""

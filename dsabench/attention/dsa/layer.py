@@ -56,8 +56,7 @@ class DSA(Attention):
     def backend_on(self, device: torch.device) -> backends.Backend:
         """The backend on this device. It is chosen for the run's length, so that shorter windows use the same one.
         Raises SpecError where `triton` is asked for and does not run."""
-        reason = None if runs_on(device) else "it needs a CUDA GPU with Triton, and its tensors are elsewhere"
-        return backends.choose(*self.size, reason)
+        return backends.choose(*self.size, None if runs_on(device) else backends.ELSEWHERE)
 
     def prepare(self, context: AttentionContext) -> None:
         """As Attention.prepare; also the indexer's rotation and, for a backend that uses one, the mask."""
