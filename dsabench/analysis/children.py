@@ -17,6 +17,7 @@ from dsabench.analysis.variants import display_name
 from dsabench.plain import count
 
 PARENT, WEIGHTS, LOSS = "environment.start.run", "environment.start.weights", "environment.start.val_loss"
+STEPS = "environment.start.steps"
 """Columns of what a run's record says of its origin."""
 
 BACKBONE = "backbone_tokens"

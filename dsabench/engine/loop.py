@@ -22,7 +22,7 @@ import torch
 
 from dsabench.attention.base import Stage
 from dsabench.data import cut
-from dsabench.engine import checkpoint
+from dsabench.engine import checkpoint, conversion_cost
 from dsabench.engine.evaluation import evaluation_metrics, selection_recall
 from dsabench.engine.optimizer import recorded_stage, stage_at
 from dsabench.engine.prepared_run import PreparedRun
@@ -207,7 +207,7 @@ class TrainingRun:
         assert flight is not None
         self._land(flight)
         spec, end = self.spec, flight.end
-        evaluates = end % spec.train.eval_every == 0 or end == spec.train.steps
+        evaluates = end % spec.train.eval_every == 0 or end == spec.train.steps or conversion_cost.is_due(self.run, end)
         self.progress.owes_evaluation = evaluates
         if evaluates or end % spec.train.log_every == 0:
             self.last_record = self.records.train(flight.stage)
@@ -268,6 +268,7 @@ class TrainingRun:
                 raise TrainingDiverged(f"{name} is {found[name]} after step {self.progress.step}; {_ADVICE}")
         if not record:
             return found
+        cost = conversion_cost.of(self.run, self.progress.step, stage, val, lambda it: evaluate(self.held_out, it))
         with deferred():  # recorded once
             self.progress.owes_evaluation = False
             self.sink.metrics(
@@ -278,6 +279,7 @@ class TrainingRun:
                     "seconds": self.progress.seconds,
                     "flops": self.records.flops_after(self.progress.step),
                     **found,
+                    **cost,
                     "loss_by_position": val["loss_by_position"],
                     **lists,
                     "eval_seconds": time.perf_counter() - start,

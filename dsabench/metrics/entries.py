@@ -170,6 +170,14 @@ _LIST = (
         "stage and one k compare.",
     ),
     Metric(
+        name="conversion_loss", words="loss of the conversion", unit="nats per token", better="lower", dtype="",
+        source="evaluation", selecting=True,
+        least=-math.inf,
+        meaning="validation loss of sparse minus dense attention, with the same weights, before the first sparse step",
+        remark="Of runs that start from a trained model. What the selection alone costs; the mass recall of the same "
+        "record says how much attention it holds.",
+    ),
+    Metric(
         name="eval_seconds", words="evaluation time", unit="s", better="lower", dtype="", source="evaluation",
         finite=True,
         meaning="time that the evaluation took",

@@ -41,7 +41,10 @@ MOST_PAGES = 4
 MOST_LEFT_OUT = 400
 """Runs without a partner that are listed before the rest are only counted."""
 
-_ORDER = ("forest", "experiment", "task", "sparsity", "positions", "learning", "indexer", "flops", "seconds", "cost")
+_ORDER = (
+    *("forest", "conversion", "experiment", "task", "sparsity", "positions"),
+    *("learning", "indexer", "flops", "seconds", "cost"),
+)
 """The figures in the order of the questions that a reader asks; others follow."""
 
 
