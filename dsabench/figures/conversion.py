@@ -103,11 +103,12 @@ def _lines(runs: pd.DataFrame, parents: set[str]) -> list[_Line]:
     """A line for each variant and setting. An attention has one colour; runs from scratch are dashed. parents: the
     parents' attentions, which go on in some children."""
     first = next(iter(runs.loc[runs["past"].notna(), "setting"]), "")
+    alone = runs.loc[runs["past"].isna(), "setting"].nunique() == 1
     groups = []
     for (variant, setting), mine in runs.groupby(["variant", "setting"], sort=False):
         name = display_name(str(variant), str(setting)).replace("indexer.", "")
-        apart = "" if setting == first else _said(str(setting))
         converted = bool(mine["past"].notna().all())
+        apart = "" if setting == first else "from scratch" if alone and not converted else _said(str(setting))
         name += " continued" if converted and mine["attention"].iloc[0] in parents else ""
         leak = " [LEAK]" if mine["leak"].any() else ""
         groups.append((not converted, variant_order(str(variant)), f"{name}{', ' * bool(apart)}{apart}{leak}", mine))
@@ -176,7 +177,8 @@ def _page(
         at_end = mine[mine["run_id"].isin(line.runs["run_id"]) & (mine["tokens"] >= start)]
         if len(at_end):
             x, y = _mean(at_end, "since")
-            ends.append(EndLabel(line.name, line.colour, float(x[-1]), float(y[-1])))
+            outside = " (below)" if y[-1] < low else " (above)" if y[-1] > high else ""
+            ends.append(EndLabel(line.name + outside, line.colour, float(x[-1]), float(y[-1])))
     label_ends(right, ends)
     figure.supxlabel(balanced(_caption(runs, parents, children, page), 128), fontsize=8, color=GREY, linespacing=1.4)
     return figure
@@ -191,7 +193,7 @@ def _caption(runs: pd.DataFrame, parents: pd.DataFrame, children: pd.DataFrame, 
         f"n = {many}{spread}.",
         "Solid: from the trained parent; dashed: from scratch." if runs["past"].isna().any() else "",
         f"Dotted: where the parent ended, and its own loss{' (its curve is not here)' if parents.empty else ''}.",
-        "Right: each seed against its parent; what lies above the panel is the loss just after a change of attention.",
+        "Right: each seed against its parent, on the scale that the children end on.",
         LEAK if runs["leak"].any() else "",
         f"Page {page[0]} of {page[1]}." if page[1] > 1 else "",
     ]
