@@ -37,6 +37,18 @@ class AttentionSpec(Spec):
         """Keys that a query may attend to in a window of `length` tokens, or None when the variant does not select."""
         return None
 
+    def top_k_at(self, step: int) -> int | None:
+        """Keys that a query keeps at the 0-based step, where a schedule says other than `n_selected`; else None."""
+        return None
+
+    def key_changes(self) -> tuple[int, ...]:
+        """Steps, rising, before which `top_k_at` changes."""
+        return ()
+
+    def at_most_keys(self, length: int) -> AttentionSpec:
+        """The same attention, keeping in all steps the most keys that it keeps in any: what memory is planned by."""
+        return self
+
     def selects_everything(self, length: int) -> bool:
         """Whether k >= L: every query then attends to all that dense attention does."""
         k = self.n_selected(length)
@@ -91,6 +103,43 @@ class SelectingSpec(AttentionSpec):
         return keys_kept(length, self.top_k, self.top_k_ratio)
 
 
+class ScheduledSpec(SelectingSpec):
+    """Settings of an attention in which each query keeps its k best keys, whose number may change in training."""
+
+    top_k_schedule: list[tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]]] | None = None
+    """Pairs [step, k]: k keys are kept before that step, those of the next pair after it, and in the end top_k (or
+    top_k_ratio): with top_k: 64, [[200, 256], [400, 128]] keeps 256 keys in the first 200 steps, 128 in the next 200,
+    then 64. Steps count the dense warm-up, which attends to everything. An evaluation keeps the keys of the step before
+    it. null keeps the same number throughout."""
+
+    @model_validator(mode="after")
+    def _steps_rise(self) -> Self:
+        steps = [step for step, _ in self.top_k_schedule or []]
+        if self.top_k_schedule is not None and (not steps or sorted(set(steps)) != steps):
+            raise ValueError(
+                f"top_k_schedule = {[list(pair) for pair in self.top_k_schedule]}; accepted: pairs [step, k] with "
+                "rising steps, such as [[200, 256], [400, 128]]"
+            )
+        return self
+
+    def top_k_at(self, step: int) -> int | None:
+        """k of the first pair whose step is yet to come."""
+        return next((k for end, k in self.top_k_schedule or [] if step < end), None)
+
+    def key_changes(self) -> tuple[int, ...]:
+        """The steps of top_k_schedule."""
+        return tuple(step for step, _ in self.top_k_schedule or [])
+
+    def keeping(self, k: int) -> Self:
+        """The same attention with k keys in all steps."""
+        return self.model_copy(update={"top_k": k, "top_k_ratio": None, "top_k_schedule": None})
+
+    def at_most_keys(self, length: int) -> Self:
+        """Of all steps' k the largest."""
+        most = max([self.n_selected(length), *(k for _, k in self.top_k_schedule or [])])
+        return self if self.top_k_schedule is None else self.keeping(most)
+
+
 class AblationSpec(SelectingSpec):
     """Settings of a selection by a rule: as many keys as DSA keeps, after a dense warm-up as long as DSA's."""
 
@@ -102,7 +151,7 @@ class AblationSpec(SelectingSpec):
         return warmup_steps(self.warmup_share, steps)
 
 
-class SlidingWindowSpec(AblationSpec):
+class SlidingWindowSpec(ScheduledSpec, AblationSpec):
     """A sliding window has no settings of its own: it is k wide."""
 
     kind: Literal["sliding_window"] = "sliding_window"
@@ -126,14 +175,14 @@ class StridedSpec(AblationSpec):
     """The variant's name."""
 
 
-class RandomSpec(AblationSpec):
+class RandomSpec(ScheduledSpec, AblationSpec):
     """A random selection has no settings of its own."""
 
     kind: Literal["random"] = "random"
     """The variant's name."""
 
 
-class OracleSpec(AblationSpec):
+class OracleSpec(ScheduledSpec, AblationSpec):
     """The oracle has no settings of its own."""
 
     kind: Literal["oracle"] = "oracle"
@@ -201,7 +250,7 @@ class IndexerSpec(Spec):
         return self
 
 
-class DSASpec(SelectingSpec):
+class DSASpec(ScheduledSpec):
     """Settings of DeepSeek Sparse Attention."""
 
     kind: Literal["dsa"] = "dsa"

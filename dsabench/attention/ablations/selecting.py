@@ -53,7 +53,7 @@ class SelectingAttention(Attention):
     def forward(self, x_BTD: Tensor, context: AttentionContext) -> AttentionOutput:
         """(B, T, D) -> (B, T, D); no loss of its own."""
         q_BTHD, k_BTGD, v_BTGD = self.projections.heads(x_BTD, context, head_major=True)
-        k = self.selecting.n_selected(x_BTD.shape[1])
+        k = context.keys_kept(self.selecting, x_BTD.shape[1])
         keep = context.allowed
         if context.stage == "sparse" or context.capture is not None:
             with torch.no_grad(), part("indexer"):
