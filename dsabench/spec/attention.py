@@ -6,6 +6,7 @@ Each class is the spec of the variant named by its `kind`; the module that compu
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Annotated, ClassVar, Literal, Self
 
@@ -106,19 +107,22 @@ class SelectingSpec(AttentionSpec):
 class ScheduledSpec(SelectingSpec):
     """Settings of an attention in which each query keeps its k best keys, whose number may change in training."""
 
-    top_k_schedule: list[tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]]] | None = None
+    top_k_schedule: list[list[int]] | None = None
     """Pairs [step, k]: k keys are kept before that step, those of the next pair after it, and in the end top_k (or
     top_k_ratio): with top_k: 64, [[200, 256], [400, 128]] keeps 256 keys in the first 200 steps, 128 in the next 200,
     then 64. Steps count the dense warm-up, which attends to everything. An evaluation keeps the keys of the step before
     it. null keeps the same number throughout."""
 
     @model_validator(mode="after")
-    def _steps_rise(self) -> Self:
-        steps = [step for step, _ in self.top_k_schedule or []]
-        if self.top_k_schedule is not None and (not steps or sorted(set(steps)) != steps):
+    def _is_a_schedule(self) -> Self:
+        pairs = self.top_k_schedule
+        if pairs is None:
+            return self
+        whole = bool(pairs) and all(len(pair) == 2 and min(pair) >= 1 for pair in pairs)
+        if not whole or any(one[0] >= other[0] for one, other in itertools.pairwise(pairs)):
             raise ValueError(
-                f"top_k_schedule = {[list(pair) for pair in self.top_k_schedule]}; accepted: pairs [step, k] with "
-                "rising steps, such as [[200, 256], [400, 128]]"
+                f"top_k_schedule = {pairs}; accepted: pairs [step, k] of whole numbers from 1, steps rising, such as "
+                "[[200, 256], [400, 128]]"
             )
         return self
 
