@@ -158,8 +158,8 @@ _LIST = (
     Metric(
         name="epochs", words="epochs", source="analysis", runs="text", over_seeds="beside",
         meaning="times that the training text is seen",
-        remark="Tokens of all steps over tokens of the training text. Text that is seen again is memorised, and an "
-        "attention that disturbs memorising then looks better than it learns.",
+        remark="Tokens of all steps, those of a parent included, over tokens of the training text. Text that is seen "
+        "again is memorised, and an attention that disturbs memorising then looks better than it learns.",
     ),
     Metric(
         name="val_kl", words="indexer KL", unit="nats", better="lower", dtype="", source="evaluation", selecting=True,

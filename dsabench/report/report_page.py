@@ -157,6 +157,7 @@ def _page(
             environments=environments,
             environment_fields=fields,
             differing={name for name in fields if len({e.fields.get(name, "") for e in environments}) > 1},
+            lineage=provenance.lineage(scope.runs),
             data_notes=provenance.data_notes(scope.runs),
             sweeps=provenance.sweep_sources(scope),
             commands=provenance.run_sources(scope.store, labelled),

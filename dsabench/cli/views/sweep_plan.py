@@ -90,8 +90,9 @@ def print_plan(plan: SweepPlan, console: Console, *, config: str = "", full: boo
     runs = [run for run in plan.runs if not run.for_children]
     first = runs[0].spec
     where = ", ".join(plan.devices) or execution.device
+    lengths = " or ".join(f"{steps:,}" for steps in dict.fromkeys(run.spec.train.steps for run in runs))
     console.print(
-        f"{count(len(runs), 'run')} of {count(first.train.steps, 'step')} on {where} ({execution.precision}):"
+        f"{count(len(runs), 'run')} of {lengths} step{'s' * (lengths != '1')} on {where} ({execution.precision}):"
     )
     for line in parents(plan.runs):
         console.print(line)
