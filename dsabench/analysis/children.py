@@ -128,7 +128,7 @@ def _backbones(pairs: pd.DataFrame, evaluations: pd.DataFrame, rows: Mapping[tup
         )
         if np.isfinite(equal).any():
             line += f", {_estimate(equal)} at the fewer tokens of the two"
-        row = rows.get((int(length), str(variant)))
+        row = rows.get((int(group["length"].iloc[0]), str(variant)))
         if row is not None and row.equal_seconds.n:
             line += f", {doubted(half_width(row.equal_seconds), row.time_doubt)} in equal seconds"
         yield line

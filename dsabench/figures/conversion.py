@@ -91,12 +91,13 @@ def _curves(data: FigureData, done: pd.DataFrame, parents: pd.DataFrame) -> pd.D
         for run in done[done["past"].notna()].to_dict("records")
     }
     records = load_curves(data.scope.store, list(runs["run_id"]), columns=["val_loss"]).frame
-    found = records.merge(runs[["run_id", "length", "seed", "a_step", "past"]], on="run_id")
+    found: pd.DataFrame = records.merge(runs[["run_id", "length", "seed", "a_step", "past"]], on="run_id")
     found = found[np.isfinite(found["val_loss"]) & ((found["step"] > 0) | found["past"].notna())]
     found = found.drop_duplicates(["run_id", "step"], keep="last")
     found["tokens"] = found["past"].fillna(0.0) + found["step"] * found["a_step"]
     keys = zip(found["length"], found["seed"], strict=True)
-    return found.assign(since=found["val_loss"] - np.array([float(of_seed.get(key, np.nan)) for key in keys]))
+    found["since"] = found["val_loss"] - np.array([float(of_seed.get(key, np.nan)) for key in keys])
+    return found
 
 
 def _lines(runs: pd.DataFrame, parents: set[str]) -> list[_Line]:

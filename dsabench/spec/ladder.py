@@ -40,8 +40,7 @@ def overridden(ladder: Ladder, path: str) -> Ladder:
         name: {
             other: value
             for other, value in changes.items()
-            if not f"{other}.".startswith(f"{path}.")
-            and (value is None or not f"{path}.".startswith(f"{other}."))
+            if not f"{other}.".startswith(f"{path}.") and (value is None or not f"{path}.".startswith(f"{other}."))
         }
         for name, changes in ladder.items()
     }

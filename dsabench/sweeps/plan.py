@@ -126,7 +126,8 @@ def _steps_behind(spec: RunSpec, store: str | Path) -> int:
     if spec.start is not None and spec.start.run is not None:
         record = find_run(store, spec.start.run)
         before = record.environment.get("start")
-        return record.summary.get("steps", 0) + (before.get("steps", 0) if isinstance(before, dict) else 0)
+        behind = before.get("steps") if isinstance(before, dict) else None
+        return sum(steps for steps in (record.summary.get("steps"), behind) if isinstance(steps, int))
     return 0
 
 
