@@ -23,7 +23,7 @@ from dsabench.attention.rotary import rotation
 from dsabench.ops import fused, head_norm, rotate, split_heads
 
 if TYPE_CHECKING:
-    from dsabench.spec.attention import AttentionSpec
+    from dsabench.spec.attention import AttentionSpec, SelectingSpec
     from dsabench.spec.model_settings import RopeScaling
     from dsabench.spec.run import RunSpec
 
@@ -78,12 +78,19 @@ class AttentionContext:
     most_documents: int | None = None
     """Most documents that a window of document_ids_BT has parts of, where that is known beforehand."""
 
+    top_k: int | None = None
+    """Keys that a query keeps in this pass, where a schedule says so; None: those of the spec (`keys_kept`)."""
+
     losses: bool = True
     """Whether AttentionOutput.aux_loss is used. False where only outputs are, so that no time is spent on it; a variant
     may compute it all the same."""
 
     _allowed: Tensor | None = field(default=None, init=False, repr=False)
     _once: dict[Hashable, Any] = field(default_factory=dict, init=False, repr=False)
+
+    def keys_kept(self, spec: SelectingSpec, length: int) -> int:
+        """k of this pass: the schedule's, or else that of the spec."""
+        return spec.n_selected(length) if self.top_k is None else self.top_k
 
     @property
     def allowed(self) -> Tensor:

@@ -147,7 +147,7 @@ class SelectingAttention(Attention):
         return scaled_dot_product.attention(q_BTHD, k_BTGD, v_BTGD, context.document_ids_BT, context.most_documents)
 
     def _keys_kept(self, context: AttentionContext) -> int:
-        return self.selecting.n_selected(len(context.positions_T))
+        return context.keys_kept(self.selecting, len(context.positions_T))
 
     def _scores(self, q_BTHD: Tensor, k_BTGD: Tensor, context: AttentionContext) -> Tensor:
         """`scores` with a dimension for rows, (1 or B, T, S)."""
