@@ -36,6 +36,7 @@ from dsabench.reproduction.environments import (
     text,
     unrecorded,
 )
+from dsabench.spec.foreign_folder import WEIGHTS
 from dsabench.spec.parent_spec import parent_spec
 from dsabench.spec.run import RunSpec, validate
 from dsabench.spec.stored_spec import needed_plugins
@@ -45,7 +46,7 @@ from dsabench.store.records import DamagedError
 from dsabench.store.verification import checkpoint_damage
 from dsabench.sweeps import plan
 from dsabench.sweeps.launcher import RunJob
-from dsabench.sweeps.origin import WEIGHTS, fingerprint, origin_of
+from dsabench.sweeps.origin import fingerprint, origin_of
 from dsabench.sweeps.single_run import Place, train_by_turns, without_parent
 from dsabench.user_folders import expanded, temporary_folder
 

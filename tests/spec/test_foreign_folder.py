@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import socket
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from dsabench.errors import CheckpointError, SpecError
-from dsabench.spec.foreign_folder import foreign_config, foreign_folder
+from dsabench.spec import foreign_folder as foreign_folder_module
+from dsabench.spec.foreign_folder import foreign_config, foreign_folder, is_foreign, pinned
 
 CONFIG = {
     "architectures": ["LlamaForCausalLM"], "vocab_size": 9, "hidden_size": 8, "intermediate_size": 8,
@@ -43,30 +45,48 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
     return stand_in
 
 
-def silent(line: str) -> None:
-    pass
+@pytest.fixture(autouse=True)
+def asked_anew() -> Iterator[None]:
+    """A process asks the hub for a model once."""
+    foreign_folder_module._downloaded.cache_clear()
+    yield
+    foreign_folder_module._downloaded.cache_clear()
 
 
 def test_a_model_of_the_hub_is_downloaded_without_pickles(hub: Hub) -> None:
-    told: list[str] = []
-    assert foreign_folder("hf:some/model@v2", told.append) == hub.folder
+    (hub.folder / "model.safetensors").write_bytes(b"weights")
+    assert foreign_folder("hf:some/model@v2") == hub.folder
     assert {(name, revision) for name, revision, _ in hub.asked} == {("some/model", "v2")}
     assert hub.asked[0][2] == ["config.json", "tokenizer.json"], "before the weights"
     patterns = hub.asked[1][2]
     assert "model.safetensors" in patterns
     assert all(pattern.endswith((".json", ".safetensors")) for pattern in patterns)
-    assert all(line.startswith("hf:some/model@v2: ") for line in told)
+    assert foreign_folder("hf:some/model@v2") == hub.folder
+    assert len(hub.asked) == 2, "once a process"
+
+
+def test_a_model_without_safetensors_is_refused(hub: Hub) -> None:
+    """Published as a pickle, which is not even downloaded; or offline, with no more than config.json in the cache."""
+    with pytest.raises(CheckpointError, match=r"hf:some/model has no model\.safetensors .* pickle.* no network"):
+        foreign_folder("hf:some/model")
+
+
+def test_a_model_of_the_hub_is_pinned_to_its_commit(tmp_path: Path) -> None:
+    commit = tmp_path / "snapshots" / ("0123456789" * 4)
+    assert pinned("hf:some/model", commit) == pinned("hf:some/model@main", commit) == f"hf:some/model@{commit.name}"
+    assert pinned("hf:some/model", tmp_path) == "hf:some/model"
+    assert pinned(str(commit), commit) == str(commit)
 
 
 def test_its_config_needs_no_weights(hub: Hub) -> None:
-    assert foreign_config("hf:some/model", silent).model.d_model == 8
+    assert foreign_config("hf:some/model").model.d_model == 8
     assert hub.asked == [("some/model", None, ["config.json", "tokenizer.json"])]
 
 
 def test_a_model_that_cannot_be_read_is_refused_before_its_weights(hub: Hub) -> None:
     (hub.folder / "config.json").write_text(json.dumps({**CONFIG, "mlp_bias": True}))
     with pytest.raises(CheckpointError, match="mlp_bias"):
-        foreign_folder("hf:some/model", silent)
+        foreign_folder("hf:some/model")
     assert len(hub.asked) == 1
 
 
@@ -75,13 +95,13 @@ def test_a_failure_is_one_message(hub: Hub) -> None:
     with pytest.raises(
         CheckpointError, match=r"hf:some/model cannot be downloaded: RuntimeError: 404 for the model; ch"
     ):
-        foreign_folder("hf:some/model", silent)
+        foreign_folder("hf:some/model")
 
 
 def test_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(CheckpointError, match=r"needs the package huggingface_hub .* pip install 'dsabench\[hf\]'"):
-        foreign_folder("hf:some/model", silent)
+        foreign_folder("hf:some/model")
 
 
 def test_without_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,12 +117,12 @@ def test_without_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     with pytest.raises(
         CheckpointError, match=r"hf:dsabench/none cannot be downloaded: .*check the name and the network"
     ):
-        foreign_folder("hf:dsabench/none", silent)
+        foreign_folder("hf:dsabench/none")
 
 
 def test_a_folder_is_taken_as_it_is(hub: Hub) -> None:
-    assert foreign_folder(str(hub.folder), silent) == hub.folder
-    assert foreign_config(str(hub.folder), silent).model.n_heads == 2
+    assert foreign_folder(str(hub.folder)) == hub.folder
+    assert foreign_config(str(hub.folder)).model.n_heads == 2
     assert not hub.asked
 
 
@@ -116,4 +136,14 @@ def test_a_folder_is_taken_as_it_is(hub: Hub) -> None:
 )
 def test_names_that_are_none(name: str, told: str, hub: Hub) -> None:
     with pytest.raises(SpecError, match=told):
-        foreign_folder(name.replace("{folder}", str(hub.folder)), silent)
+        foreign_folder(name.replace("{folder}", str(hub.folder)))
+
+
+def test_what_is_foreign(hub: Hub, tmp_path: Path) -> None:
+    """A folder of dsabench's own is not, even with a config.json beside; and what is not there is nothing."""
+    assert is_foreign("hf:some/model") and is_foreign(hub.folder)
+    assert not any(map(is_foreign, (tmp_path / "none", hub.folder / "config.json", "x" * 5000, "a\0b")))
+    for own in ("state.json", "run.json"):
+        (hub.folder / own).write_text("{}")
+        assert not is_foreign(hub.folder)
+        (hub.folder / own).unlink()

@@ -250,7 +250,6 @@ WIDE = {"d_model": 48, "n_layers": 2, "n_heads": 2, "d_ff": 32, "n_experts": 2, 
 REFUSED: dict[str, tuple[dict[str, Any], type[DsabenchError], str]] = {
     "no such run": ({"start": {"run": "dense-L99"}}, StoreError, r"start\.run = dense-L99: .*no run starts with that"),
     "no such folder": ({"start": {"checkpoint": "/no/such"}}, StoreError, r"start\.checkpoint = /no/such: no such"),
-    "from elsewhere": ({"start": {"checkpoint": "hf:some/model"}}, StoreError, r"no checkpoint of dsabench"),
     "another width": ({"start": {"run": "dense"}, "model": WIDE}, SpecError, r"model\.d_model is 32, and here 48"),
     "another tokenizer": ({"start": {"run": "dense"}, "tokenizer": 280}, DataError, r"another tokenizer .*digest"),
     "a parent of another width": (
