@@ -77,9 +77,9 @@ def compare(
     used = {*pairs.loc[usable, "a.run_id"], *pairs.loc[usable, "b.run_id"]}
     lost = [*pairs.loc[~usable, "a.run_id"], *pairs.loc[~usable, "b.run_id"]]
     left_out += [(run_id, reason) for run_id in dict.fromkeys(lost) if run_id not in used]
+    notes += child_notes(pairs.loc[usable], curves.frame)
     pairs = pairs.loc[usable, [name for name in pairs if str(name).count(".") < 2]]  # digests and machines: done with
     bound, unit, source = _margin(scope, about, METRICS["val_loss"].per(scored).unit, margin)
-    notes += child_notes(pairs, curves.frame)
     most_rise = margin if margin is not None and about.margin_in_nats else scope.verdict.margin
     by = Judging(
         metric,

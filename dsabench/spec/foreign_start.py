@@ -15,7 +15,7 @@ from dsabench.spec.tasks import TASK_PREFIX
 
 
 def with_foreign_model(
-    values: Mapping[str, Any], is_given: Callable[[str], bool], where: Callable[[str], str]
+    values: Mapping[str, Any], is_given: Callable[[str], bool], where: Callable[[str], str] = lambda path: ""
 ) -> dict[str, Any]:
     """The nested plain values of a spec, with the model fields and the tokenizer of the foreign model that it starts
     from; as they are where it starts from none. A model of the hub gets the commit that was found.

@@ -203,6 +203,7 @@ def test_a_sweep_trains_each_parent_once_and_before_its_children(corpus: Path, t
     scope = dsabench.compare(tmp_path, sweep=sweep.stem).comparison
     assert [row.seeds for row in scope.rows] == [[1, 2]], "children of one parent are pairs; parents are none of them"
     assert scope.tables[0].setting == ""
+    assert [note for note in scope.notes if "2 parents (dense-L32-s1-" in note and "whose own val_loss is" in note]
     assert {run.status for run in plan.plan([validate(child(corpus))], tmp_path)} == {"done"}
 
 
