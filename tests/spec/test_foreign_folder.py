@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from foreign_models import Hub, hub_with
 
 from dsabench.errors import CheckpointError, SpecError
 from dsabench.spec import foreign_folder as foreign_folder_module
@@ -21,28 +22,10 @@ CONFIG = {
 }  # fmt: skip
 
 
-class Hub:
-    """Gives its folder, and remembers what was asked for."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.asked, self.error = folder, list[tuple[str, str | None, list[str]]](), None
-
-    def snapshot_download(
-        self, name: str, *, revision: str | None, allow_patterns: list[str], etag_timeout: float
-    ) -> str:
-        assert etag_timeout <= 10
-        self.asked.append((name, revision, allow_patterns))
-        if self.error is not None:
-            raise self.error
-        return str(self.folder)
-
-
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
     (tmp_path / "config.json").write_text(json.dumps(CONFIG))
-    stand_in = Hub(tmp_path)
-    monkeypatch.setitem(sys.modules, "huggingface_hub", stand_in)
-    return stand_in
+    return hub_with(tmp_path, monkeypatch)
 
 
 @pytest.fixture(autouse=True)
@@ -91,7 +74,7 @@ def test_a_model_that_cannot_be_read_is_refused_before_its_weights(hub: Hub) -> 
 
 
 def test_a_failure_is_one_message(hub: Hub) -> None:
-    hub.error = RuntimeError("404 for the model\nwith a long story")  # type: ignore[assignment]
+    hub.error = RuntimeError("404 for the model\nwith a long story")
     with pytest.raises(
         CheckpointError, match=r"hf:some/model cannot be downloaded: RuntimeError: 404 for the model; ch"
     ):
@@ -118,6 +101,30 @@ def test_without_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         CheckpointError, match=r"hf:dsabench/none cannot be downloaded: .*check the name and the network"
     ):
         foreign_folder("hf:dsabench/none")
+
+
+@pytest.mark.parametrize("has_weights", [True, False])
+@pytest.mark.parametrize("name", ["hf:some/model", "hf:some/model@main"])
+def test_offline_from_the_cache(name: str, has_weights: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The real library, offline, with a cache as it lays it out: what is there is taken, and its commit named."""
+    pytest.importorskip("huggingface_hub")
+    from huggingface_hub import constants
+
+    commit = "0123456789" * 4
+    snapshot = tmp_path / "models--some--model/snapshots" / commit
+    snapshot.mkdir(parents=True)
+    (snapshot / "config.json").write_text(json.dumps(CONFIG))
+    (tmp_path / "models--some--model/refs").mkdir()
+    (tmp_path / "models--some--model/refs/main").write_text(commit)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert pinned(name, foreign_config(name).folder) == f"hf:some/model@{commit}"
+    if has_weights:
+        (snapshot / "model.safetensors").write_bytes(b"weights")
+        assert foreign_folder(name) == foreign_folder(f"hf:some/model@{commit}") == snapshot
+    else:
+        with pytest.raises(CheckpointError, match=r"has no model\.safetensors .*there was no network"):
+            foreign_folder(name)
 
 
 def test_a_folder_is_taken_as_it_is(hub: Hub) -> None:
