@@ -61,7 +61,7 @@ class Sweep:
             _kind_is_text(value, origin)
         for axis in [axis for axis in self.axes if axis == path or axis.startswith(f"{path}.")]:
             del self.axes[axis]
-        self.ladder = ladders.overridden(self.ladder, path)
+        self.ladder = ladders.overridden(ladders.of_a_start(self.ladder, path, value), path)
         if value is not None:
             self._clear_alternative(path, origin)
         if path == "data.source":
