@@ -24,6 +24,9 @@ PARENT, WEIGHTS, LOSS = "environment.start.run", "environment.start.weights", "e
 STEPS = "environment.start.steps"
 """Columns of what a run's record says of its origin."""
 
+CHECKPOINT = "environment.start.checkpoint"
+"""The column of what a model was called that others trained."""
+
 BACKBONE = "backbone_tokens"
 """The column of the tokens that trained the backbone, recorded where these are not all."""
 
@@ -68,8 +71,9 @@ def _children(pairs: pd.DataFrame) -> pd.DataFrame:
 def _parents(pairs: pd.DataFrame) -> Iterator[str]:
     for (setting, length), group in _children(pairs).groupby(["setting", "length"], sort=False):
         own = group.drop_duplicates(f"a.{WEIGHTS}")
-        name = own[f"a.{PARENT}"].iloc[0] if f"a.{PARENT}" in own else None
-        named = f" ({name}{' and others' if len(own) > 1 else ''})" if isinstance(name, str) else ""
+        names = [own[f"a.{column}"].iloc[0] for column in (PARENT, CHECKPOINT) if f"a.{column}" in own]
+        name = next((name for name in names if isinstance(name, str)), None)
+        named = f" ({name}{' and others' if len(own) > 1 else ''})" if name is not None else ""
         line = f"{_of(setting, length)}pairs are children of one parent each: {count(len(own), 'parent')}{named}"
         losses = _numbers(own, f"a.{LOSS}")
         if np.isfinite(losses).any():

@@ -205,13 +205,16 @@ def _gradient(name: str, wrong: set[str], verb: str, fine: str) -> Check:
 
 
 def _first_loss(spec: RunSpec, vocab_size: int, windows_NT: np.ndarray, execution: Execution) -> Check:
+    name = "first loss near ln V"
+    if spec.start is not None:
+        return Check(name, "n.a.", "the run starts from a trained model, not from drawn weights")
     few_NT = windows_NT[: max(1, FIRST_LOSS_TOKENS // spec.length)]
     tokens_NT = torch.from_numpy(few_NT.astype(np.int64)).to(execution.device)
     model = build(spec, vocab_size).to(execution.device)
     loss = soundness.mean_loss(model, tokens_NT, stage_at(spec, 0))
     fine = soundness.starts_sanely(loss, vocab_size)
     detail = f"{loss:.3f} nats before training; ln V = {math.log(vocab_size):.3f}"
-    return Check("first loss near ln V", "ok" if fine else "FAIL", detail)
+    return Check(name, "ok" if fine else "FAIL", detail)
 
 
 def _overlap(data: TokenData, windows_NT: np.ndarray) -> Check:

@@ -57,8 +57,8 @@ FromOption = Annotated[
     str | None,
     typer.Option(
         "--from",
-        help="Start from a trained model: a run of the store, or a checkpoint's folder.",
-        metavar="RUN|PATH",
+        help="Start from a trained model: a run, a folder of a run, or of transformers.",
+        metavar="RUN|PATH|hf:NAME",
         rich_help_panel=EXPERIMENT,
         autocompletion=completion.runs,
     ),

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from dsabench.engine.checkpoint import tensor_shapes, tensors
+from dsabench.model.foreign import read_checkpoint
 from dsabench.model.transformer import Transformer
+from dsabench.spec.foreign_folder import is_foreign
 
 _SHOWN = 6
 """Parameters that a message names."""
@@ -26,14 +28,18 @@ class StartingPoint:
     """Steps behind that model, those of its own parents included: step s takes the batch of step `steps` + s."""
 
     folder: Path | None = None
-    """The checkpoint's folder; None for a run that resumes from a checkpoint of its own."""
+    """The folder of its weights, a checkpoint of dsabench or a model that others trained; None for a run that resumes
+    from a checkpoint of its own."""
 
     def load_into(self, model: Transformer) -> None:
-        """Give the model the checkpoint's values of all parameters that both have; `mismatch` must have found none.
+        """Give the model the values of all parameters that both have, in fp32; `mismatch` must have found none.
 
-        Raises StoreError when the file cannot be read.
+        Raises StoreError or CheckpointError when a file cannot be read.
         """
         assert self.folder is not None, "the run resumes"
+        if is_foreign(self.folder):
+            read_checkpoint(self.folder).copy_into(model)
+            return
         values = tensors(self.folder / "model.safetensors")
         with torch.no_grad():
             for name, parameter in model.named_parameters():
@@ -47,19 +53,21 @@ def shapes_of(model: Transformer) -> Shapes:
 
 
 def stored_shapes(folder: Path) -> Shapes:
-    """The shapes of a checkpoint's parameters. Raises StoreError."""
-    return tensor_shapes(folder / "model.safetensors")
+    """The shapes of the parameters in a folder of weights. Raises StoreError, or CheckpointError."""
+    return read_checkpoint(folder).shapes if is_foreign(folder) else tensor_shapes(folder / "model.safetensors")
 
 
-def mismatch(trained: Shapes, wanted: Shapes) -> str:
+def mismatch(trained: Shapes, wanted: Shapes, own: Collection[str] | None = None) -> str:
     """Why a model of the shapes `wanted` cannot start from a trained one, parameter by parameter; "" if it can.
 
-    A parameter of an attention may be in one of them alone (an indexer), any other must be in both.
+    A parameter of an attention may be in one of them alone (an indexer), any other must be in both. own: the only ones
+    that the trained model need not have; it then has none that is not wanted.
     """
     found = []
     for name in dict.fromkeys([*wanted, *trained]):
         ours, theirs = wanted.get(name), trained.get(name)
-        if ours != theirs and not (None in (ours, theirs) and ".attention." in name):
+        alone = ".attention." in name if own is None else name in own and theirs is None
+        if ours != theirs and not (None in (ours, theirs) and alone):
             found.append(f"{name} is {_words(theirs)}, and here {_words(ours)}")
     more = f"; and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
     return "; ".join(found[:_SHOWN]) + more

@@ -20,12 +20,12 @@ from torch import Tensor
 from dsabench.errors import CheckpointError
 from dsabench.model.parameter_names import as_ours, their_names, their_shape
 from dsabench.model.transformer import Transformer, outline
-from dsabench.spec.foreign_config import ForeignConfig, read_config
+from dsabench.spec.foreign_config import CONFIG, ForeignConfig, read_config
+from dsabench.spec.foreign_folder import INDEX, WEIGHTS
 from dsabench.spec.run import RunSpec
 
 DTYPES = ("F32", "BF16", "F16")
 
-_SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _COMPUTED = ".rotary_emb.inv_freq"
 """End of the name of a tensor that old files of Llama hold, and that follows from config.json."""
 
@@ -40,6 +40,9 @@ class ForeignModel:
 
     files: Mapping[str, Path]
     """The file of each tensor, by the name that it has there."""
+
+    sources: tuple[Path, ...]
+    """All files that were looked at: with a copy of them, the model can be read elsewhere."""
 
     def parameters(self) -> Iterator[tuple[str, Tensor]]:
         """(name, fp32 tensor) of every parameter, each read when it is its turn. The router of the one expert, which
@@ -120,14 +123,16 @@ def read_checkpoint(folder: Path) -> ForeignModel:
         raise CheckpointError(
             f"{folder} holds a tensor {sorted(others)[0]}, which a {config.architecture} with its config.json has not"
         )
-    return ForeignModel(config, shapes, {name: files[name] for name in expected})
+    known = (folder / name for name in (CONFIG, INDEX))
+    sources = (*(path for path in known if path.is_file()), *sorted(set(files.values())))
+    return ForeignModel(config, shapes, {name: files[name] for name in expected}, sources)
 
 
 def _files(folder: Path) -> dict[str, Path]:
     """The file of each tensor."""
-    single, index = folder / _SINGLE, folder / _INDEX
+    single, index = folder / WEIGHTS, folder / INDEX
     if single.is_file() and index.is_file():
-        raise CheckpointError(f"{folder} holds {_SINGLE} and {_INDEX}: two sets of weights; remove one of them")
+        raise CheckpointError(f"{folder} holds {WEIGHTS} and {INDEX}: two sets of weights; remove one of them")
     if single.is_file():
         with _open(single) as file:
             return dict.fromkeys(file.keys(), single)
@@ -135,10 +140,10 @@ def _files(folder: Path) -> dict[str, Path]:
         return _sharded(folder, index)
     if pickled := sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern)):
         raise CheckpointError(
-            f"{folder} holds no {_SINGLE}, only {pickled[0]}: a pickle, which executes code when it is read, and is "
+            f"{folder} holds no {WEIGHTS}, only {pickled[0]}: a pickle, which executes code when it is read, and is "
             "never read here; save the model as safetensors (`transformers` does: model.save_pretrained(FOLDER))"
         )
-    raise CheckpointError(f"{folder} holds neither {_SINGLE} nor {_INDEX}")
+    raise CheckpointError(f"{folder} holds neither {WEIGHTS} nor {INDEX}")
 
 
 def _sharded(folder: Path, index: Path) -> dict[str, Path]:
@@ -163,7 +168,7 @@ def _headers(files: Mapping[str, Path]) -> dict[str, tuple[tuple[int, ...], str]
             inside = set(file.keys())
             for name in (name for name, place in files.items() if place == path):
                 if name not in inside:
-                    raise CheckpointError(f"{path} holds no tensor {name}, though {_INDEX} says so")
+                    raise CheckpointError(f"{path} holds no tensor {name}, though {INDEX} says so")
                 part = file.get_slice(name)
                 found[name] = tuple(part.get_shape()), str(part.get_dtype())
     return found

@@ -36,6 +36,8 @@ from dsabench.reproduction.environments import (
     text,
     unrecorded,
 )
+from dsabench.spec.foreign_folder import WEIGHTS
+from dsabench.spec.foreign_start import with_foreign_model
 from dsabench.spec.parent_spec import parent_spec
 from dsabench.spec.run import RunSpec, validate
 from dsabench.spec.stored_spec import needed_plugins
@@ -45,7 +47,7 @@ from dsabench.store.records import DamagedError
 from dsabench.store.verification import checkpoint_damage
 from dsabench.sweeps import plan
 from dsabench.sweeps.launcher import RunJob
-from dsabench.sweeps.origin import WEIGHTS, fingerprint, origin_of
+from dsabench.sweeps.origin import fingerprint, origin_of
 from dsabench.sweeps.single_run import Place, train_by_turns, without_parent
 from dsabench.user_folders import expanded, temporary_folder
 
@@ -168,8 +170,11 @@ def _spec(original: RunRecord, device: str | None, plugins: Sequence[str]) -> Ru
         elif engine.get("device", "auto") == "auto" and recorded not in ("", default_device().type):
             engine = {**engine, "device": recorded}
     values["engine"] = engine
+    data = values.get("data")
+    tokenizer = str(data.get("tokenizer")) if isinstance(data, Mapping) else ""
     try:
-        return validate(values)
+        is_there = expanded(tokenizer, SpecError).is_file()  # where others' model lies now, its tokenizer does, too
+        return validate(with_foreign_model(values, lambda path: path != "data.tokenizer" or is_there))
     except SpecError as error:
         raise SpecError(
             f"run {original.run_id} of dsabench {original.version} cannot be trained by this one: {error}"

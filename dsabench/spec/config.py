@@ -32,7 +32,8 @@ def load_sweep(name_or_path: str = DEFAULT_CONFIG) -> Sweep:
     for key, part in zip(_PARTS, (base, axes, verdict, ladder), strict=True):
         if not isinstance(part, dict):
             raise SpecError(f"{origins[key]}{key} must be a mapping")
-    sweep = Sweep(base, {}, path.stem, path=path)
+    shipped = path.resolve() in [one.resolve() for one in shipped_configs().values()]
+    sweep = Sweep(base, {}, path.stem, path=path, is_shipped=shipped)
     sweep.set_verdict(verdict, lambda field: origins.get(field, ""))
     sweep.origins = {key.partition(".")[2]: origin for key, origin in origins.items() if "." in key}
     sweep.origins |= {key: origin for key, origin in origins.items() if key.startswith("ladder.")}

@@ -7,7 +7,7 @@ not known, unless it is off. Loads no torch.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +18,8 @@ from dsabench.errors import CheckpointError, SpecError
 from dsabench.spec.foreign_rope import brief, rope_fields
 from dsabench.spec.model_settings import ModelSpec
 from dsabench.user_folders import expanded
+
+CONFIG = "config.json"
 
 
 class Architecture(NamedTuple):
@@ -102,22 +104,22 @@ class ForeignConfig:
         path = self.folder / "tokenizer.json"
         return path if path.is_file() else None
 
-    def agreed(self, given: Mapping[str, Any]) -> dict[str, Any]:
+    def agreed(self, given: Mapping[str, Any], where: Callable[[str], str] = lambda path: "") -> dict[str, Any]:
         """`given` model fields of a spec, the model's own filled in. Raises SpecError where one that is given says
-        something else than the model. What a model does not decide (dropout) is free; an unknown field is left for the
-        spec's validation to refuse."""
+        something else than the model; `where(path)` is what set it, put before the problem. What a model does not
+        decide (dropout) is free; an unknown field is left for the spec's validation to refuse."""
         ours = self.model
-        decided = {*SOURCES, *_OF_ALL, "qkv_bias", "qk_norm"}
         problems = []
         for name, value in given.items():
-            if name in decided and not _same(ours, name, value):
+            if name in DECIDED and not _same(ours, name, value):
                 problems.append(
-                    f"model.{name} = {json.dumps(value)} contradicts {self.origin(name)} of {self.folder}, where it is "
-                    f"{json.dumps(_shown(ours, name))}; leave model.{name} out, or start from another model"
+                    f"{where(f'model.{name}')}model.{name} = {json.dumps(value)} contradicts {self.origin(name)} of "
+                    f"{self.folder}, where it is {json.dumps(_shown(ours, name))}; leave model.{name} out, or start "
+                    "from another model"
                 )
         if problems:
             raise SpecError("\n".join(problems))
-        return {**{name: value for name, value in given.items() if name not in decided}, **self.fields}
+        return {**{name: value for name, value in given.items() if name not in DECIDED}, **self.fields}
 
     def tokenizer_agreed(self, given: str | None) -> str:
         """data.tokenizer of a run of this model: its own file, unless a file of the same content is given. Raises
@@ -139,11 +141,14 @@ class ForeignConfig:
 _OF_ALL: dict[str, Any] = {"n_experts": 1, "experts_per_token": 1, "embedding_std": 1.0}
 """Fields that are alike in all these architectures: one expert, and an embedding that is not multiplied."""
 
+DECIDED = {*SOURCES, *_OF_ALL, "qkv_bias", "qk_norm"}
+"""The fields of ModelSpec that such a model decides."""
+
 
 def read_config(folder: Path) -> ForeignConfig:
     """The config.json of a folder. Raises CheckpointError that names the file, the field and its value where the model
     is one that dsabench does not compute."""
-    path = folder / "config.json"
+    path = folder / CONFIG
     values = _mapping(path)
     name = _architecture(path, values)
     architecture = ARCHITECTURES[name]

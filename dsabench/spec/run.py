@@ -174,6 +174,14 @@ class RunSpec(Spec):
         """Training tokens a step: batch_size * length; near, not always at, train.tokens_per_step."""
         return self.batch_size * self.length
 
+    @property
+    def expected_vocab_size(self) -> int:
+        """Ids of the tokenizer, as far as the spec tells: those of a tokenizer.json fit into model.vocab_size, where
+        that is set."""
+        trained = self.data.task is not None or self.data.tokenizer in ("bpe", "bytes")
+        expected = self.data.expected_vocab_size
+        return expected if trained or self.model.vocab_size is None else self.model.vocab_size
+
     @model_validator(mode="after")
     def _a_window_holds_the_task(self) -> Self:
         if self.data.task is not None:

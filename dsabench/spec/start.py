@@ -46,7 +46,9 @@ class StartSpec(Spec):
     """A done run of the same store, by its id."""
 
     checkpoint: str | None = None
-    """A checkpoint's folder, or a run's folder in any store."""
+    """A run's folder in any store, or a checkpoint's; or a model that others trained, of the architecture of Llama,
+    Qwen2 or Qwen3: a folder of `transformers` (config.json and safetensors), or `hf:NAME[@REVISION]` of the Hugging
+    Face Hub (extra `hf`). The fields of `model` and `data.tokenizer` are then that model's own."""
 
     @model_validator(mode="after")
     def _is_one_thing(self) -> Self:

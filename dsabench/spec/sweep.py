@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from pydantic import BaseModel, ValidationError
 
 from dsabench.errors import SpecError
 from dsabench.spec import ladder as ladders
+from dsabench.spec.foreign_start import with_foreign_model
 from dsabench.spec.messages import explain, field_at, models_in, near_miss
 from dsabench.spec.run import RunSpec, settings_class, validate
 from dsabench.spec.strict_model import Spec
@@ -39,6 +41,9 @@ class Sweep:
     path: Path | None = None
     """The file it was read from."""
 
+    is_shipped: bool = False
+    """Whether that file comes with dsabench: what it says is then nobody's choice."""
+
     verdict: VerdictSpec = field(default_factory=VerdictSpec)
     """The margin by which `compare` will judge it."""
 
@@ -56,7 +61,7 @@ class Sweep:
             _kind_is_text(value, origin)
         for axis in [axis for axis in self.axes if axis == path or axis.startswith(f"{path}.")]:
             del self.axes[axis]
-        self.ladder = ladders.overridden(self.ladder, path)
+        self.ladder = ladders.overridden(ladders.of_a_start(self.ladder, path, value), path)
         if value is not None:
             self._clear_alternative(path, origin)
         if path == "data.source":
@@ -64,7 +69,8 @@ class Sweep:
         if path in ("start.parent", "start.run", "start.checkpoint"):  # one of them stands for all
             self.base["start"] = {}
         _put(self.base, path, value)
-        self.origins[path] = origin
+        kept = {other: one for other, one in self.origins.items() if not other.startswith(f"{path}.")}
+        self.origins = {**kept, path: origin}
         if path == "plugins":
             self.load_plugins()
 
@@ -97,9 +103,7 @@ class Sweep:
     def runs(self) -> list[RunSpec]:
         """Every combination of the axes, in their order, validated. An axis that a variant lacks is dropped for it, and
         runs that are then the same are one. Raises SpecError with every problem of the first bad combination."""
-        total = 1
-        for values in self.axes.values():
-            total *= len(values)
+        total = math.prod(len(values) for values in self.axes.values())
         if total > MAX_RUNS:
             raise SpecError(f"{self.name} has {total} combinations of axis values; at most {MAX_RUNS} are accepted")
         if self.ladder:
@@ -168,7 +172,7 @@ class Sweep:
             kind = attention.setdefault("kind", "dsa")
             owned = settings_class(kind, self._where("attention.kind")).model_fields
             values["attention"] = {name: value for name, value in attention.items() if name in owned}
-        return validate(values, self._where)
+        return validate(with_foreign_model(values, self._is_given, self._where), self._where)
 
     def kinds(self) -> list[Any]:
         """Every attention kind that the base, an axis or the file names. Raises SpecError for one that is no text."""
@@ -250,6 +254,11 @@ class Sweep:
                 data["task"] = kept
         for axis in [axis for axis in self.axes if axis.startswith("data.task.") and from_file(axis)]:
             del self.axes[axis]
+
+    def _is_given(self, path: str) -> bool:
+        """Whether the user set a field, or a part of it: it is not from a shipped config."""
+        below = [origin for other, origin in self.origins.items() if other.startswith(f"{path}.")]
+        return not self.is_shipped or any(not one.startswith(str(self.path)) for one in (self._where(path), *below))
 
     def _where(self, path: str) -> str:
         """'FILE:LINE: ' or '--flag: ' of the nearest enclosing path that somebody set."""

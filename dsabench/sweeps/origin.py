@@ -12,7 +12,9 @@ from dsabench.attention.plugins import plugin_digest
 from dsabench.engine import checkpoint
 from dsabench.engine.starting_weights import Shapes, StartingPoint, mismatch, shapes_of, stored_shapes
 from dsabench.errors import DataError, SpecError, StoreError
+from dsabench.model.foreign import ForeignModel
 from dsabench.model.transformer import outline
+from dsabench.spec.foreign_folder import INDEX, WEIGHTS, is_foreign
 from dsabench.spec.identity import run_id
 from dsabench.spec.parent_spec import parent_spec
 from dsabench.spec.run import RunSpec
@@ -20,9 +22,8 @@ from dsabench.store import RunRecord, find_checkpoint, find_run, read_run
 from dsabench.store.layout import RECORD
 from dsabench.store.seals import checkpoint_problems, file_seal
 from dsabench.store.verification import sound_checkpoint
+from dsabench.sweeps.foreign_origin import check_foreign, foreign_model
 from dsabench.user_folders import expanded
-
-WEIGHTS = "model.safetensors"
 
 _FREE = ("dropout", "balance_loss_weight", "rope_base")
 """Fields of a model in which it may differ from the one that it starts from: what it computes stays near. Other fields
@@ -50,6 +51,16 @@ class Origin:
 
     key: str | None = None
     """What the run's identity holds of it (`start_digest`)."""
+
+    foreign: ForeignModel | None = None
+    """What was read of its folder, where others trained it."""
+
+    @property
+    def files(self) -> list[Path]:
+        """The files that a machine without its folder needs to start from it."""
+        if self.foreign is not None:
+            return list(self.foreign.sources)
+        return [] if self.folder is None else [self.folder / WEIGHTS]
 
     @property
     def point(self) -> StartingPoint:
@@ -103,14 +114,23 @@ def origin_of(
         if before is None:
             raise
         return Origin(str(before.get("run")), None, before, key=digests["start"])
-    _check_spec(found, spec, digests)
+    if found.foreign is None:
+        _check_spec(found, spec, digests)
+    else:
+        check_foreign(found.foreign.config, spec, found.name, tell)
+    if spec.start.parent is None and found.about["weights"] != digests["start"]:
+        raise StoreError(
+            f"{found.name} has other weights than those that run {run_id(spec, dict(digests))} starts from: their "
+            f"digest is {found.about['weights'][:12]}, and not {digests['start'][:12]}. Nothing was trained"
+        )
     return replace(found, about=before or found.about, key=digests["start"])
 
 
 def check_shapes(spec: RunSpec, vocab_size: int, found: Origin) -> None:
     """Raise SpecError, parameter by parameter, when the origin's weights are not those of the spec's model."""
     if found.folder is not None:
-        _check_shapes(found.name, stored_shapes(found.folder), spec, vocab_size)
+        is_whole = is_foreign(found.folder)
+        _check_shapes(found.name, stored_shapes(found.folder), spec, vocab_size, is_whole)
 
 
 def check_parent(spec: RunSpec, vocab_size: int) -> None:
@@ -137,8 +157,11 @@ def check_origins(specs: Sequence[RunSpec], store: str | Path) -> None:
             check_shapes(spec, vocab_size, found)
 
 
-def _check_shapes(name: str, theirs: Shapes, spec: RunSpec, vocab_size: int) -> None:
-    if wrong := mismatch(theirs, shapes_of(outline(spec, vocab_size))):
+def _check_shapes(name: str, theirs: Shapes, spec: RunSpec, vocab_size: int, is_whole: bool = False) -> None:
+    """is_whole: the trained model has all parameters but those of a selection, and all are wanted."""
+    model = outline(spec, vocab_size)
+    own = model.attention_own_parameters() if is_whole else None
+    if wrong := mismatch(theirs, shapes_of(model), own):
         raise SpecError(f"{name} has parameters of other shapes than this spec's model: {wrong}. Nothing was trained")
 
 
@@ -183,8 +206,9 @@ def _of_run(name: str, record: RunRecord, folder: Path, tell: Callable[[str], No
 
 def _checkpoint(text: str, tell: Callable[[str], None], whole: bool) -> Origin:
     name = f"start.checkpoint = {text}"
-    if text.startswith("hf:"):
-        return _foreign(name, text)
+    if is_foreign(text):
+        model, about = foreign_model(text)
+        return Origin(name, model.config.folder, about, foreign=model)
     path = expanded(text, SpecError).absolute()
     if not path.is_dir():
         raise StoreError(f"{name}: no such folder; name a checkpoint's folder, or a run's")
@@ -193,20 +217,18 @@ def _checkpoint(text: str, tell: Callable[[str], None], whole: bool) -> Origin:
         record = read_run(run.parent, run.name)
         return _of_run(f"{name} (run {record.run_id})", record, run, tell, whole)
     if not ((path / WEIGHTS).is_file() and (path / "state.json").is_file()):
-        return _foreign(name, text)
+        pickled = next((file.name for end in ("bin", "pt", "pth") for file in sorted(path.glob(f"*.{end}"))), None)
+        never = f"; {pickled} is a pickle, which executes code and is never read" if pickled else ""
+        raise StoreError(
+            f"{name}: no model that can be read{never}; accepted: a run's folder, a checkpoint's, with {WEIGHTS} and "
+            f"state.json, or one of transformers, with config.json and {WEIGHTS} or {INDEX}"
+        )
     if whole and (problems := checkpoint_problems(path)):
         raise StoreError(f"{name} is damaged: {problems[0]}")
     if whole:
         tell(f"{name} says nothing of its tokenizer: whether its text was cut into the same tokens is not known")
     return Origin(
         name, path, {"run": None, "weights": _digest(path), "steps": checkpoint.steps_done(path), "val_loss": None}
-    )
-
-
-def _foreign(name: str, text: str) -> Origin:
-    """A model that another program trained and saved: the one place where such a folder, or `hf:NAME`, is read."""
-    raise StoreError(
-        f"{name}: no checkpoint of dsabench; accepted: a run's folder, or a folder with {WEIGHTS} and state.json"
     )
 
 

@@ -250,13 +250,13 @@ def fit(planned: Sequence[PlannedRun], execution: Execution) -> list[tuple[RunSp
     With the vocabulary that the spec asks for: reads no data. Raises SpecError and DeviceError, as memory_plan does.
     """
     shapes = {shape_of(run.spec).model_dump_json(): run.spec for run in planned if run.is_left}
-    return [(spec, memory_plan.plan(spec, spec.data.expected_vocab_size, execution)) for spec in shapes.values()]
+    return [(spec, memory_plan.plan(spec, spec.expected_vocab_size, execution)) for spec in shapes.values()]
 
 
 def flops_per_step(spec: RunSpec, stage: Stage = "sparse") -> dict[str, float]:
     """Model FLOPs of a step, of the last stage unless told otherwise, by item, with the vocabulary that the spec asks
     for."""
-    model = outline(spec, spec.data.expected_vocab_size)
+    model = outline(spec, spec.expected_vocab_size)
     return {item: spec.batch_size * value for item, value in flops_per_window(model, stage).items()}
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from theirs import CASES, LENGTH, STRETCHED, VOCABULARY, greedy, theirs_of
 from torch import Tensor
 
 from dsabench.model.foreign import read_checkpoint
@@ -16,52 +17,6 @@ from dsabench.model.transformer import ForwardPass, Transformer, build
 from dsabench.spec.run import RunSpec, validate
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing is downloaded
-
-LENGTH, VOCABULARY = 48, 96
-
-SIZES = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 32,
-    "intermediate_size": 40,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 64,
-}
-
-STRETCHED = {  # of a window so short that all three parts of the formula have frequencies
-    "rope_type": "llama3",
-    "rope_theta": 500.0,
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 40,
-}
-
-CASES: dict[str, tuple[str, dict[str, Any]]] = {
-    "llama": ("Llama", {"rms_norm_eps": 3e-3}),
-    "llama, tied": ("Llama", {"tie_word_embeddings": True}),
-    "llama, MHA": ("Llama", {"num_key_value_heads": 4}),
-    "llama 3 stretched": ("Llama", {"rope_parameters": STRETCHED}),
-    "llama, wide heads": ("Llama", {"head_dim": 24}),
-    "qwen2": ("Qwen2", {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}),
-    "qwen2, tied": ("Qwen2", {"tie_word_embeddings": True, "num_key_value_heads": 1}),
-    "qwen3": ("Qwen3", {"head_dim": 16, "rms_norm_eps": 3e-3}),
-    "qwen3, tied": ("Qwen3", {"head_dim": 8, "tie_word_embeddings": True}),
-}
-
-
-def theirs_of(kind: str, **settings: Any) -> Any:
-    """A model of `transformers` with random weights; gains and biases too, which begin at 1 and 0."""
-    import transformers
-
-    torch.manual_seed(11)
-    config = getattr(transformers, f"{kind}Config")(**{**SIZES, **settings}, attn_implementation="eager")
-    model = getattr(transformers, f"{kind}ForCausalLM")(config).eval()
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.normal_(1.0 if "norm" in name else 0.0, 0.3 if parameter.ndim == 1 else 0.15)
-    return model
 
 
 def ours_of(folder: Path, attention: dict[str, Any] | None = None, **fields: Any) -> Transformer:
@@ -141,14 +96,6 @@ def test_twenty_greedy_tokens_are_the_same(kind: str, tmp_path: Path) -> None:
     )
     assert torch.equal(found_BT, expected_BT)
     assert len(found_BT[:, 9:].unique()) > 5, "they are not one token over and over"
-
-
-def greedy(model: Transformer, tokens_BT: Tensor, count: int) -> Tensor:
-    for _ in range(count):
-        with torch.no_grad():
-            next_B = model(tokens_BT).logits_BTV[:, -1].argmax(-1)
-        tokens_BT = torch.cat([tokens_BT, next_B[:, None]], dim=1)
-    return tokens_BT
 
 
 @pytest.mark.parametrize("kind", ["Llama", "Qwen2", "Qwen3"])

@@ -242,6 +242,7 @@ def test_a_sweep_trains_each_parent_once_and_before_its_children(corpus: Path, t
     scope = dsabench.compare(tmp_path, sweep=sweep.stem).comparison
     assert [row.seeds for row in scope.rows] == [[1, 2]], "children of one parent are pairs; parents are none of them"
     assert scope.tables[0].setting == ""
+    assert [note for note in scope.notes if "2 parents (dense-L32-s1-" in note and "whose own val_loss is" in note]
     assert {run.status for run in plan.plan([validate(child(corpus))], tmp_path)} == {"done"}
 
 
@@ -289,7 +290,6 @@ WIDE = {"d_model": 48, "n_layers": 2, "n_heads": 2, "d_ff": 32, "n_experts": 2, 
 REFUSED: dict[str, tuple[dict[str, Any], type[DsabenchError], str]] = {
     "no such run": ({"start": {"run": "dense-L99"}}, StoreError, r"start\.run = dense-L99: .*no run starts with that"),
     "no such folder": ({"start": {"checkpoint": "/no/such"}}, StoreError, r"start\.checkpoint = /no/such: no such"),
-    "from elsewhere": ({"start": {"checkpoint": "hf:some/model"}}, StoreError, r"no checkpoint of dsabench"),
     "another width": ({"start": {"run": "dense"}, "model": WIDE}, SpecError, r"model\.d_model is 32, and here 48"),
     "another tokenizer": ({"start": {"run": "dense"}, "tokenizer": 280}, DataError, r"another tokenizer .*digest"),
     "a parent of another width": (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,7 @@ def test_a_node_without_the_store_trains_the_same_child(corpus: Path, family: Pa
 @pytest.mark.parametrize("start", ["parent", "run"])
 def test_a_child_is_reproduced_to_the_bit(corpus: Path, family: Path, tmp_path: Path, start: str) -> None:
     """With a parent by trained-again weights, with a stored run by its own."""
+    family = Path(shutil.copytree(family, tmp_path / "family"))  # which gets another child here
     chosen = PARENT if start == "parent" else {"run": next(path.name for path in family.glob("dense-*"))}
     record = single_run.train(validate(values_of(corpus, chosen)), family)
     lines: list[str] = []

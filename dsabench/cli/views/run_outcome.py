@@ -53,7 +53,9 @@ def origin_text(record: RunRecord) -> str:
     about = record.environment.get("start")
     if not isinstance(about, dict):
         return ""
-    name = about.get("run") or "a checkpoint"
+    name = about.get("run") or about.get("checkpoint") or "a checkpoint"
+    if about.get("model"):
+        return printable(f"{name} ({about['model']} that others trained; weights {str(about.get('weights'))[:12]})")
     loss = _number(about, "val_loss", ".4f")
     own = "" if loss == "-" else f", val loss {loss}"
     weights = str(about.get("weights"))[:12]

@@ -96,6 +96,8 @@ def print_plan(plan: SweepPlan, console: Console, *, config: str = "", full: boo
     )
     for line in parents(plan.runs):
         console.print(line)
+    for line in origins(runs):
+        console.print(line, soft_wrap=not console.is_terminal)
     for path, values in plan.sweep.axes.items():
         console.print(f"  {path:20} {', '.join(map(str, values))}")
     if plan.sweep.ladder:
@@ -180,6 +182,15 @@ def parents(runs: Sequence[PlannedRun]) -> Iterator[str]:
             f"  {'first':20} {count(len(above), 'parent')} ({kinds}, {steps} steps), from which "
             f"{sum(run.parent is not None for run in runs):,} of them start"
         )
+
+
+def origins(runs: Sequence[PlannedRun]) -> Iterator[str]:
+    """A line for each trained model that is there already and that runs start from, with the sizes of theirs."""
+    for start, model in dict.fromkeys((run.spec.start, run.spec.model) for run in runs if run.spec.start is not None):
+        if start.parent is None:
+            heads = f"{model.n_heads} heads of {model.head_dim} on {model.kv_heads} KV heads"
+            sizes = f"d_model {model.d_model:,}, {count(model.n_layers, 'layer')}, {heads}, d_ff {model.d_ff:,}"
+            yield printable(f"  {'from':20} {start.run or start.checkpoint}: {sizes}")
 
 
 def print_dry_run(plan: SweepPlan, as_json: bool) -> None:

@@ -24,10 +24,10 @@ from dsabench.spec.data_settings import DataSpec
 from dsabench.spec.run import RunSpec
 from dsabench.store import RunBusyError, RunRecord, index
 from dsabench.sweeps.launcher import Busy, Ended, Job, Note, Outcome, Refused
-from dsabench.sweeps.origin import WEIGHTS, Origin, identity_of, origin_of
+from dsabench.sweeps.origin import Origin, identity_of, origin_of
 from dsabench.sweeps.plan import status
 from dsabench.sweeps.ray import node, ray_session
-from dsabench.sweeps.ray.payload import ORIGIN, Order, absolute, contents, pieces
+from dsabench.sweeps.ray.payload import ORIGIN, TOKENIZER, Order, absolute, contents, pieces
 from dsabench.sweeps.ray.receive import Arrival
 from dsabench.user_folders import remove_abandoned
 
@@ -204,8 +204,10 @@ class Cluster:
         spec = absolute(run.job.spec.model_dump(mode="json"), cpu=not self.on_gpu)
         digests = arrival.writer.record.fingerprint
         halve = run.job.halve
-        if run.origin is not None and run.origin.folder is not None and not files:
-            files = {ORIGIN + WEIGHTS: run.origin.folder / WEIGHTS}
+        if run.origin is not None and not files:
+            files = {ORIGIN + path.name: path for path in run.origin.files}
+        if spec["data"]["tokenizer"] not in ("bpe", "bytes"):
+            files = {**files, TOKENIZER: Path(spec["data"]["tokenizer"])}
         about = None if run.origin is None else run.origin.about
         order = Order(run.job.run_id, spec, digests, halve, self.concurrency, self.cpu_threads, metrics, about)
         parts = {name: [self.ray.put(part) for part in pieces(file)] for name, file in files.items()}

@@ -24,14 +24,14 @@ from dsabench.data.cache import cache_folder, replace_file
 from dsabench.engine.device import resolve
 from dsabench.engine.sink import Update
 from dsabench.errors import DataError, DsabenchError, StoreError
-from dsabench.spec.run import validate
+from dsabench.spec.run import RunSpec, validate
 from dsabench.store import RunRecord, find_checkpoint
 from dsabench.store.files import explained, signature
 from dsabench.store.layout import LOG, METRICS, run_folder
 from dsabench.sweeps.in_process import Here
 from dsabench.sweeps.launcher import Crowded, Ended, Job, Note, Outcome, Refused
 from dsabench.sweeps.origin import Origin, fingerprint
-from dsabench.sweeps.ray.payload import ORIGIN, PIECE_BYTES, Order, pieces
+from dsabench.sweeps.ray.payload import ORIGIN, PIECE_BYTES, TOKENIZER, Order, pieces
 from dsabench.sweeps.single_run import DeviceLostError
 from dsabench.user_folders import temporary_folder
 
@@ -119,7 +119,8 @@ def train_on_node(
         names.update({ours: theirs for theirs, ours in here.items()})
         spec = validate({**order.spec, "plugins": [here[path] for path in order.spec["plugins"]]})
         with temporary_folder() as folder:
-            origin, files = _origin(order, checkpoint, folder / "origin")
+            spec, files = _with_tokenizer(spec, checkpoint, folder / "tokenizer.json")
+            origin, files = _origin(order, files, folder / "origin")
             job = Job(spec, "", halve=order.halve, run_id=order.run_id, origin=origin)
             _train_here(order, job, folder / "runs", files, say)
 
@@ -149,6 +150,20 @@ def _said(work: Callable[[Callable[[Report], None]], None]) -> Iterator[Report]:
         if isinstance(report, BaseException):
             raise report
         yield report
+
+
+def _with_tokenizer(
+    spec: RunSpec, files: Mapping[str, Iterable[bytes]], path: Path
+) -> tuple[RunSpec, dict[str, Iterable[bytes]]]:
+    """The spec with the tokenizer that came with the files, written to `path`, and the other files."""
+    others = dict(files)
+    parts = others.pop(TOKENIZER, None)
+    if parts is None:
+        return spec, others
+    with path.open("wb") as file:
+        file.writelines(parts)
+    data = spec.data.model_copy(update={"tokenizer": str(path)})
+    return spec.model_copy(update={"data": data}), others
 
 
 def _origin(

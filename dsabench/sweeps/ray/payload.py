@@ -16,6 +16,9 @@ from dsabench.user_folders import expanded
 ORIGIN = "origin/"
 """What stands before the name of a file of the model that a run starts from."""
 
+TOKENIZER = "data.tokenizer"
+"""The name of the file that data.tokenizer names."""
+
 PIECE_BYTES = 8 * 2**20
 """Size of a piece of a checkpoint: about as much of it is in memory at a time, at a node or the driver."""
 
