@@ -43,6 +43,7 @@ ORDER = [
     "guide",
     "cli",
     "notebook",
+    "__main__",
 ]
 """Left to right: a room may import the rooms before it. `attention` is part of `model` and comes before it."""
 

@@ -8,7 +8,7 @@ import pandas as pd
 from dsabench.analysis import statistics
 from dsabench.analysis.answer import answer
 from dsabench.analysis.best_rates import best_rates
-from dsabench.analysis.children import child_notes
+from dsabench.analysis.children import CONVERSION, child_notes, worse_than_parents
 from dsabench.analysis.compared_rows import Judging, rows_of
 from dsabench.analysis.comparison import Comparison, LeftOut, Table
 from dsabench.analysis.comparison_row import Row
@@ -59,7 +59,7 @@ def compare(
         raise ScopeError(f"{error}. {damaged}") from error
     pairs, left_out = paired.frame, list(paired.left_out)
     done = labelled[labelled["finished"]]
-    curves = load_curves(scope.store, list(done["run_id"]), columns=["flops", "seconds", *LOOKED_AT])
+    curves = load_curves(scope.store, list(done["run_id"]), columns=["flops", "seconds", *LOOKED_AT, *CONVERSION])
     if curves.damaged:  # they went bad since the store was read
         return compare(scope.with_damaged(curves.damaged), baseline=baseline, metric=metric, margin=margin)
     checks = audit_scope(scope, labelled, pairs, curves)
@@ -77,8 +77,8 @@ def compare(
     used = {*pairs.loc[usable, "a.run_id"], *pairs.loc[usable, "b.run_id"]}
     lost = [*pairs.loc[~usable, "a.run_id"], *pairs.loc[~usable, "b.run_id"]]
     left_out += [(run_id, reason) for run_id in dict.fromkeys(lost) if run_id not in used]
-    notes += child_notes(pairs.loc[usable], curves.frame)
-    pairs = pairs.loc[usable, [name for name in pairs if str(name).count(".") < 2]]  # digests and machines: done with
+    whole = pairs[usable]
+    pairs = whole[[name for name in pairs if str(name).count(".") < 2]]  # digests and machines: done with
     bound, unit, source = _margin(scope, about, METRICS["val_loss"].per(scored).unit, margin)
     most_rise = margin if margin is not None and about.margin_in_nats else scope.verdict.margin
     by = Judging(
@@ -99,6 +99,7 @@ def compare(
             rows, str(setting), baseline=baseline, margin=bound, margin_unit=unit, unit=about.unit, metric=metric
         )
         tables.append(Table(setting=str(setting), rows=rows, trends=trends, sentences=text))
+    notes += child_notes(whole, curves.frame, [row for table in tables for row in table.rows])
     if labelled["leak"].any():
         notes.append("LEAK: an attention that sees later tokens; its numbers are shown and never judged")
     rungs = rungs_of(scope.runs)
@@ -121,7 +122,7 @@ def compare(
         best_rates=[] if about.needs_one_machine or rungs else list(best_rates(scope.runs, baseline, metric)),
         left_out=[LeftOut(run_id=run_id, reason=why, error=errors[run_id]) for run_id, why in left_out],
         checks=checks,
-        warnings=[*_unfinished(scope), *said_first(checks), *warnings(scope.runs)],
+        warnings=[*_unfinished(scope), *worse_than_parents(whole), *said_first(checks), *warnings(scope.runs)],
         notes=notes,
     )
     return found.model_copy(

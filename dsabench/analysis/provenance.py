@@ -15,6 +15,7 @@ from ruamel.yaml import YAML
 from dsabench.analysis.scope import Scope
 from dsabench.analysis.variants import variant_order
 from dsabench.errors import StoreError
+from dsabench.plain import count
 from dsabench.spec.rerun_command import spec_as_command
 from dsabench.store import SweepRecord, read_run, readable_sweeps
 
@@ -88,6 +89,21 @@ def data_notes(runs: pd.DataFrame) -> list[str]:
         if isinstance(notes, list):
             found |= dict.fromkeys(str(note) for note in notes)
     return list(found)
+
+
+def lineage(runs: pd.DataFrame) -> list[str]:
+    """A line for each trained model that runs start from: its id, steps, loss, and the digest of its weights."""
+    if f"{_PREFIX}start.weights" not in runs:
+        return []
+    known = runs[runs[f"{_PREFIX}start.weights"].notna()].drop_duplicates("run_id")
+    found = []
+    for weights, mine in known.groupby(f"{_PREFIX}start.weights", sort=False):
+        about = {name: mine.iloc[0].get(f"{_PREFIX}start.{name}") for name in ("run", "steps", "val_loss")}
+        name = "a checkpoint without a record" if pd.isna(about["run"]) else str(about["run"])
+        loss = "" if pd.isna(about["val_loss"]) else f", own val_loss {float(str(about['val_loss'])):.4f}"
+        steps = "an unknown number of" if pd.isna(about["steps"]) else f"{int(str(about['steps'])):,}"
+        found.append(f"{name}: {steps} steps behind it{loss}, weights {str(weights)[:16]}; {count(len(mine), 'run')}")
+    return found
 
 
 def warnings(runs: pd.DataFrame) -> list[str]:

@@ -10,8 +10,9 @@ K selected slots, Q queries whose mass is looked at.
 from __future__ import annotations
 
 import abc
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -22,9 +23,11 @@ from dsabench.attention.rotary import rotation
 from dsabench.ops import fused, head_norm, rotate, split_heads
 
 if TYPE_CHECKING:
-    from dsabench.spec.attention import AttentionSpec
+    from dsabench.spec.attention import AttentionSpec, SelectingSpec
     from dsabench.spec.model_settings import RopeScaling
     from dsabench.spec.run import RunSpec
+
+Made = TypeVar("Made")
 
 Stage = Literal["dense", "sparse"]
 """`dense`: the warm-up, in which a selecting variant attends to everything while its indexer learns; then `sparse`."""
@@ -75,14 +78,19 @@ class AttentionContext:
     most_documents: int | None = None
     """Most documents that a window of document_ids_BT has parts of, where that is known beforehand."""
 
+    top_k: int | None = None
+    """Keys that a query keeps in this pass, where a schedule says so; None: those of the spec (`keys_kept`)."""
+
     losses: bool = True
     """Whether AttentionOutput.aux_loss is used. False where only outputs are, so that no time is spent on it; a variant
     may compute it all the same."""
 
     _allowed: Tensor | None = field(default=None, init=False, repr=False)
-    _rotations: dict[tuple[int, float, RopeScaling | None], tuple[Tensor, Tensor]] = field(
-        default_factory=dict, init=False, repr=False
-    )
+    _once: dict[Hashable, Any] = field(default_factory=dict, init=False, repr=False)
+
+    def keys_kept(self, spec: SelectingSpec, length: int) -> int:
+        """k of this pass: the schedule's, or else that of the spec."""
+        return spec.n_selected(length) if self.top_k is None else self.top_k
 
     @property
     def allowed(self) -> Tensor:
@@ -93,10 +101,14 @@ class AttentionContext:
 
     def rotation(self, width: int, base: float, scaling: RopeScaling | None = None) -> tuple[Tensor, Tensor]:
         """cos and sin of the rotary embedding for heads of `width`, computed once a forward pass."""
-        key = width, base, scaling
-        if key not in self._rotations:
-            self._rotations[key] = rotation(self.positions_T, width, base, scaling)
-        return self._rotations[key]
+        return self.once(("rotation", width, base, scaling), lambda: rotation(self.positions_T, width, base, scaling))
+
+    def once(self, key: Hashable, make: Callable[[], Made]) -> Made:
+        """What `make` gives, computed at the first call with this key: for what all layers share. Ask in `prepare`."""
+        if key not in self._once:
+            self._once[key] = make()
+        made: Made = self._once[key]
+        return made
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,8 @@ def resolved(spec: RunSpec, execution: Execution) -> RunSpec:
 
 def backend(spec: RunSpec, execution: Execution) -> str | None:
     """The backend by name; None for an attention that has no choice of them."""
-    name = getattr(resolved(spec, execution).attention, "backend", None)
+    attention = resolved(spec, execution).attention
+    name = getattr(attention, "backend", getattr(attention, "selection_backend", None))
     return name if isinstance(name, str) else None
 
 

@@ -47,9 +47,14 @@ class Evaluator:
         self.graphs: dict[_Key, tuple[torch.cuda.CUDAGraph, list[Tensor], _Scores]] = {}
 
     def evaluate(
-        self, windows: Batch, stage: Stage = "sparse", told: Callable[[float], None] = lambda share: None
+        self,
+        windows: Batch,
+        stage: Stage = "sparse",
+        told: Callable[[float], None] = lambda share: None,
+        top_k: int | None = None,
     ) -> dict[str, Any]:
         """Metrics on windows of L + 1 tokens, of the targets that are scored; `told` is given the share that is done.
+        top_k: keys that a query keeps; None: those of the spec.
 
         loss               nats per token, mean over all targets
         accuracy           share of targets that are the most probable token
@@ -69,7 +74,7 @@ class Evaluator:
                 tokens_BT = torch.from_numpy(tokens_NT[first : first + batch].astype(np.int64))
                 others = [x for x in (scored_NT, windows.documents) if x is not None]
                 given = [tokens_BT, *(torch.from_numpy(x[first : first + batch]) for x in others)]
-                scores = self._score(given, batch, stage, windows.most_documents)
+                scores = self._score(given, batch, stage, top_k, windows.most_documents)
                 nats_T += scores.nats_T.to(nats_T.device)
                 correct += scores.correct
                 if scores.kl is not None:
@@ -87,9 +92,11 @@ class Evaluator:
             "kl": float(kl) / n_windows if has_kl else None,
         }
 
-    def _score(self, given: list[Tensor], batch: int, stage: Stage, most_documents: int | None) -> _Scores:
+    def _score(
+        self, given: list[Tensor], batch: int, stage: Stage, top_k: int | None, most_documents: int | None
+    ) -> _Scores:
         tokens_BT = given[0]
-        key = (stage, most_documents, *tokens_BT.shape)
+        key = (stage, top_k, most_documents, *tokens_BT.shape)
         if key in self.graphs:
             graph, inputs, scores = self.graphs[key]
             for tensor, value in zip(inputs, given, strict=True):
@@ -97,7 +104,7 @@ class Evaluator:
             graph.replay()
             return scores
         given = [tensor.to(self.execution.device) for tensor in given]
-        scores = _scores(self.model, stage, most_documents, *given)
+        scores = _scores(self.model, *key[:3], *given)
         if self.execution.graph and len(tokens_BT) == batch:
             try:
                 self._capture(key, given)
@@ -112,12 +119,12 @@ class Evaluator:
         self.execution.synchronize()
         mode = self.execution.ranks.capture_mode
         with torch.cuda.graph(graph, self.pool, own_stream(self.execution), capture_error_mode=mode):
-            scores = _scores(self.model, *key[:2], *inputs)
+            scores = _scores(self.model, *key[:3], *inputs)
         self.graphs[key] = (graph, inputs, scores)
 
 
-_Key = tuple[Stage, int | None, int, int]
-"""Of a graph: stage, most documents of a window, and the shape of its tokens."""
+_Key = tuple[Stage, int | None, int | None, int, int]
+"""Of a graph: stage, top_k, most documents of a window, and the shape of its tokens."""
 
 
 @dataclass(frozen=True)
@@ -134,12 +141,13 @@ class _Scores:
 def _scores(
     model: Transformer,
     stage: Stage,
+    top_k: int | None,
     most_documents: int | None,
     tokens_BT: Tensor,
     scored_BT: Tensor | None = None,
     documents_BT: Tensor | None = None,
 ) -> _Scores:
-    forward_pass = ForwardPass(stage=stage, document_ids_BT=documents_BT, most_documents=most_documents)
+    forward_pass = ForwardPass(stage=stage, top_k=top_k, document_ids_BT=documents_BT, most_documents=most_documents)
     output = model(model_inputs(model.spec, tokens_BT, scored_BT), forward_pass)
     targets_BT = tokens_BT[:, 1:]
     nll_N, correct_N = token_scores(output.logits_BTV.flatten(0, 1), targets_BT.flatten())
@@ -199,9 +207,10 @@ def evaluation_metrics(
 
 
 def selection_recall(
-    model: Transformer, windows: Batch, execution: Execution, stage: Stage = "sparse"
+    model: Transformer, windows: Batch, execution: Execution, stage: Stage = "sparse", top_k: int | None = None
 ) -> dict[str, Any] | None:
     """Recall of a selecting variant on evenly spaced windows, beside its chance; None where nothing is to be judged.
+    top_k: keys that a query keeps; None: those of the spec.
 
         mass_recall              share of full softmax attention mass (mean of heads) inside S[t], mean over layers and
                                  rows that may see more than k keys (t >= k); of windows above RECALL_QUERIES tokens, of
@@ -220,7 +229,7 @@ def selection_recall(
     fewer), or captures nothing.
     """
     inputs_NT, length = windows.inputs, windows.tokens.shape[1] - 1
-    k = model.spec.attention.n_selected(length)
+    k = model.spec.attention.n_selected(length) if top_k is None else top_k
     if k is None or k >= length:
         return None
     pairs = CAPTURE_PAIRS if windows.targets is None else 4 * CAPTURE_PAIRS  # targets are few: more windows
@@ -246,6 +255,7 @@ def selection_recall(
             ids_BT = None if documents_NT is None else torch.from_numpy(documents_NT[some]).to(execution.device)
             forward_pass = ForwardPass(
                 stage=stage,
+                top_k=top_k,
                 document_ids_BT=ids_BT,
                 most_documents=windows.most_documents,
                 capture=captured,

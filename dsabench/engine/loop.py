@@ -16,13 +16,14 @@ import time
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
 
 from dsabench.attention.base import Stage
 from dsabench.data import cut
-from dsabench.engine import checkpoint
+from dsabench.engine import checkpoint, conversion_cost
 from dsabench.engine.evaluation import evaluation_metrics, selection_recall
 from dsabench.engine.optimizer import recorded_stage, stage_at
 from dsabench.engine.prepared_run import PreparedRun
@@ -114,7 +115,7 @@ class TrainingRun:
         self.step_seconds: float | None = None
         self.resumed_at = 0
         self.saved_at = time.monotonic()
-        self.change = spec.attention.warmup_steps(spec.train.steps)
+        self.changes = (spec.attention.warmup_steps(spec.train.steps), *spec.attention.key_changes())
 
     def to_summary(self) -> Generator[None, None, dict[str, Any]]:
         """Train to the end, as `train_steps` says."""
@@ -188,6 +189,8 @@ class TrainingRun:
 
     def _launch(self, first: int, end: int, stage: Stage) -> _Flight:
         """Set the device to work on steps first..end-1, which lie in one stage."""
+        if first in self.changes:
+            self.times.forget(stage)
         alone = self.times.wants_alone(stage)
         batches = [self.ranks.share(self.run.batch(self.windows, step)) for step in range(first, end)]
         given = staged(batches, self.execution.device)
@@ -207,7 +210,7 @@ class TrainingRun:
         assert flight is not None
         self._land(flight)
         spec, end = self.spec, flight.end
-        evaluates = end % spec.train.eval_every == 0 or end == spec.train.steps
+        evaluates = end % spec.train.eval_every == 0 or end == spec.train.steps or conversion_cost.is_due(self.run, end)
         self.progress.owes_evaluation = evaluates
         if evaluates or end % spec.train.log_every == 0:
             self.last_record = self.records.train(flight.stage)
@@ -224,7 +227,7 @@ class TrainingRun:
         self._check(history_SM, flight.first)
         self.progress.step = flight.end
         graph = slot.running.graph
-        steady = stage in self.step.graphs if graph else flight.first not in (self.resumed_at, self.change)
+        steady = stage in self.step.graphs if graph else flight.first not in (self.resumed_at, *self.changes)
         if steady and self.shared and flight.alone and self.times.warms_up(stage):
             steady = False
         charged = self.times.count(seconds, steps, stage, steady=steady, alone=flight.alone)
@@ -255,12 +258,13 @@ class TrainingRun:
         self.run.observe(Update(step, self.spec.train.steps, loss, val_loss, speed, evaluated))
 
     def _evaluated(self, record: bool) -> dict[str, Any]:
-        stage = stage_at(self.spec, max(0, self.progress.step - 1))
+        before = max(0, self.progress.step - 1)
+        stage, k = stage_at(self.spec, before), self.spec.attention.top_k_at(before)
         start = time.perf_counter()
-        evaluate, told = self.slot.evaluator.evaluate, Seldom(self._tell)
+        evaluate, told = partial(self.slot.evaluator.evaluate, top_k=k), Seldom(self._tell)
         val = evaluate(self.held_out, stage, lambda share: told(share / 2))
         train = evaluate(self.seen, stage, lambda share: told((1 + share) / 2))
-        recall = selection_recall(self.model, self.held_out, self.execution, stage) or {}
+        recall = selection_recall(self.model, self.held_out, self.execution, stage, k) or {}
         lists = {name: recall.pop(name) for name in [*recall] if isinstance(recall[name], list)}
         found = evaluation_metrics(val, train, recall, self.baseline, is_task=self.spec.data.task is not None)
         for name in ("val_loss", "train_loss"):
@@ -268,6 +272,7 @@ class TrainingRun:
                 raise TrainingDiverged(f"{name} is {found[name]} after step {self.progress.step}; {_ADVICE}")
         if not record:
             return found
+        cost = conversion_cost.of(self.run, self.progress.step, stage, val, lambda it: evaluate(self.held_out, it))
         with deferred():  # recorded once
             self.progress.owes_evaluation = False
             self.sink.metrics(
@@ -278,6 +283,7 @@ class TrainingRun:
                     "seconds": self.progress.seconds,
                     "flops": self.records.flops_after(self.progress.step),
                     **found,
+                    **cost,
                     "loss_by_position": val["loss_by_position"],
                     **lists,
                     "eval_seconds": time.perf_counter() - start,

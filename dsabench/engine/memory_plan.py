@@ -52,6 +52,7 @@ def plan(spec: RunSpec, vocab_size: int, execution: Execution, share: float = 1.
     DeviceError when nothing fits.
     """
     spec = resolved(spec, execution)
+    spec = spec.model_copy(update={"attention": spec.attention.at_most_keys(spec.length)})
     ranks = execution.ranks
     batch, wanted = ranks.windows(spec.batch_size), spec.engine.micro_batch
     divisors = [n for n in range(batch, 0, -1) if batch % n == 0]

@@ -13,16 +13,26 @@ from torch.optim.adamw import adamw
 from dsabench.attention.base import Stage
 from dsabench.model.transformer import Transformer
 from dsabench.spec.attention import DenseSpec
-from dsabench.spec.run import RunSpec, TrainSpec
+from dsabench.spec.run import RunSpec
 
 
-def learning_rate_factor(train: TrainSpec, step: int) -> float:
-    """Share of the peak learning rate at `step` (0-based): linear from 1/warmup_steps to 1, then cosine to 0.1 or 1."""
+def learning_rate_factor(spec: RunSpec, step: int) -> float:
+    """Share of the peak learning rate at `step` (0-based): linear from 1/warmup_steps to 1, then cosine to 0.1 or 1.
+
+    In a trained model's conversion by a frozen warm-up each stage has a schedule of its own, as in DeepSeek-V3.2
+    (arXiv 2512.02556, section 2.1.1): the warm-up's is linear and then 1, and the sparse stage begins at its step 0.
+    Else the backbone's first step after the warm-up, with new moments, would be one at the full rate.
+    """
+    train, apart = spec.train, 0
+    if spec.start is not None and spec.attention.warmup_freezes_backbone():
+        apart = spec.attention.warmup_steps(train.steps)
+    in_warmup = step < apart
+    step = step if in_warmup else step - apart
     if step < train.warmup_steps:
         return (step + 1) / train.warmup_steps
-    if train.schedule == "constant":
+    if in_warmup or train.schedule == "constant":
         return 1.0
-    progress = (step + 1 - train.warmup_steps) / max(1, train.steps - train.warmup_steps)
+    progress = (step + 1 - train.warmup_steps) / max(1, train.steps - apart - train.warmup_steps)
     return 0.1 + 0.9 * 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))
 
 

@@ -16,7 +16,8 @@ from dsabench.engine.prepared_run import PreparedRun
 from dsabench.engine.slot import Slot
 from dsabench.engine.step import METRICS
 from dsabench.engine.step_times import StepTimes
-from dsabench.model.transformer import flops_per_window
+from dsabench.model.transformer import flops_per_window, outline
+from dsabench.spec.attention import ScheduledSpec
 
 
 class RunRecords:
@@ -25,11 +26,30 @@ class RunRecords:
     def __init__(self, run: PreparedRun, slot: Slot, progress: Progress, times: StepTimes) -> None:
         self.run, self.spec, self.slot, self.progress, self.times = run, run.spec, slot, progress, times
         self.flops = {stage: sum(flops_per_window(slot.model, stage).values()) for stage in ("dense", "sparse")}
+        self.scheduled_flops: dict[int, float] = {}
 
     def flops_after(self, steps: int) -> float:
-        """Model FLOPs of the run's first `steps` steps, by the stage that each is in."""
+        """Model FLOPs of the run's first `steps` steps, by the stage that each is in, and the keys that it keeps."""
         dense = min(steps, self.spec.attention.warmup_steps(self.spec.train.steps))
-        return self.spec.batch_size * (dense * self.flops["dense"] + (steps - dense) * self.flops["sparse"])
+        windows, first = dense * self.flops["dense"], dense
+        for end in (*self.spec.attention.key_changes(), steps):
+            if first < (end := min(end, steps)):
+                windows += (end - first) * self._sparse_flops(self.spec.attention.top_k_at(first))
+                first = end
+        return self.spec.batch_size * windows
+
+    def _sparse_flops(self, top_k: int | None) -> float:
+        """Of a window in the sparse stage. top_k: keys that a query keeps; None: those of the spec."""
+        if top_k is None:
+            return self.flops["sparse"]
+        if top_k not in self.scheduled_flops:
+            attention = self.spec.attention
+            assert isinstance(attention, ScheduledSpec)
+            model = outline(
+                self.spec.model_copy(update={"attention": attention.keeping(top_k)}), self.slot.model.vocab_size
+            )
+            self.scheduled_flops[top_k] = sum(flops_per_window(model, "sparse").values())
+        return self.scheduled_flops[top_k]
 
     def train(self, stage: Stage) -> dict[str, Any]:
         """The train record of the steps since the last one, which it takes from the progress: the mean loss of all of
@@ -44,7 +64,7 @@ class RunRecords:
         if not self.slot.step.has_own_loss:
             record["kl"] = record["indexer_grad_norm"] = None
         warmup = spec.attention.warmup_rates()[1] if stage == "dense" else None
-        record["learning_rate"] = (warmup or spec.train.learning_rate) * learning_rate_factor(spec.train, end - 1)
+        record["learning_rate"] = (warmup or spec.train.learning_rate) * learning_rate_factor(spec, end - 1)
         record["seconds"] = self.progress.seconds
         record["shared"] = self.times.shared
         record["flops"] = self.flops_after(end)

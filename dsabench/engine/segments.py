@@ -23,7 +23,9 @@ def segments(
     steps = spec.train.steps
     change = spec.attention.warmup_steps(steps)
     # The first EAGER_STEPS of a stage, and of a resumed run, are a segment of their own, which is not timed.
-    cuts = {steps, change, change + EAGER_STEPS, EAGER_STEPS, start + EAGER_STEPS}
+    cuts = {steps, EAGER_STEPS, start + EAGER_STEPS}
+    for begin in (change, *spec.attention.key_changes()):  # another k is another graph
+        cuts |= {begin, begin + EAGER_STEPS}
     for every in (spec.train.log_every, spec.train.eval_every, checkpoint_every):
         cuts.update(range(every, steps, every))
     first = start

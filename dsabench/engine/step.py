@@ -75,6 +75,8 @@ class TrainStep:
         self.graphs: dict[Stage, torch.cuda.CUDAGraph] = {}
         self.pool = torch.cuda.graph_pool_handle() if execution.graph else None
         """Memory that the graphs of one model share: they run one after another, and keep nothing in it."""
+        self.top_k: int | None = None
+        """Keys that a query keeps in these steps, where a schedule says so; the graph of the sparse stage has it."""
         self.has_own_loss = False
         """Whether the last computed step had a loss of the attention's own (an indexer's KL)."""
         steps = max(1, min(SEGMENT_STEPS, SEGMENT_TOKENS // spec.tokens_per_step))
@@ -118,6 +120,9 @@ class TrainStep:
         """Train on batches[i], this rank's share of a batch, as step first + i; the arguments are the fields of Staged.
         Returns the share's metrics (S, M), on the device, where they may still be being computed."""
         self.most_documents = most_documents
+        if (k := self.spec.attention.top_k_at(first)) != self.top_k:
+            self.graphs.pop("sparse", None)
+            self.top_k = k
         size, parts = len(self.batches_SBT), []
         for i in range(0, len(batches_SBT), size):
             scored, documents = (None if x is None else x[i : i + size] for x in (scored_SBT, documents_SBT))
@@ -128,7 +133,7 @@ class TrainStep:
         self, first: int, stage: Stage, batches_SBT: Tensor, scored_SBT: Tensor | None, documents_SBT: Tensor | None
     ) -> Tensor:
         steps = len(batches_SBT)
-        factors_S = torch.tensor([learning_rate_factor(self.spec.train, first + i) for i in range(steps)])
+        factors_S = torch.tensor([learning_rate_factor(self.spec, first + i) for i in range(steps)])
         given = [(self.batches_SBT, batches_SBT), (self.factors_S, factors_S)]
         if self.scored_SBT is not None:
             assert scored_SBT is not None, "the spec is a task's or packs documents, and these windows do not"
@@ -208,6 +213,7 @@ class TrainStep:
         assert tokens_BT is not None
         forward_pass = ForwardPass(
             stage=stage,
+            top_k=self.top_k,
             step=self.step_1,
             document_ids_BT=documents_BT,
             most_documents=self.most_documents,

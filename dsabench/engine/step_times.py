@@ -50,6 +50,11 @@ class StepTimes:
         others, watched = self.progress.others_seconds, self.progress.watched_seconds
         return None if others is None or not watched else max(0.0, others / watched)
 
+    def forget(self, stage: Stage) -> None:
+        """The steps that follow do other work than those of this stage before them."""
+        self.progress.step_ms[stage].clear()
+        self.warm.discard(stage)
+
     def wants_alone(self, stage: Stage) -> bool:
         """Whether the next segment of the stage is to have the device for itself."""
         return not self.shared or len(self.progress.step_ms[stage]) < TIMED_SEGMENTS

@@ -22,11 +22,14 @@ class Kind(NamedTuple):
     function: str
     """`module:function` under dsabench.figures; the function takes FigureData and returns Drawn, or why it cannot."""
 
-    former: str
-    """What its files were called in version 0.1, which is accepted for its name."""
+    former: str = ""
+    """What its files were called in version 0.1, which is accepted for its name; empty for a younger figure."""
 
     of_tasks: bool = False
     """Whether only runs on a task have it."""
+
+    of_children: bool = False
+    """Whether only runs that start from trained models have it."""
 
 
 FIGURES = {
@@ -38,6 +41,11 @@ FIGURES = {
     ),
     "flops": Kind("loss against training FLOPs", "budget:loss_by_flops", "loss_by_flops"),
     "seconds": Kind("loss against training seconds", "budget:loss_by_seconds", "loss_by_seconds"),
+    "conversion": Kind(
+        "loss over tokens of parents and what starts from them",
+        "conversion:loss_by_tokens",
+        of_children=True,
+    ),
     "positions": Kind(
         "loss by position in the window, where a leak shows", "positions:loss_by_position", "loss_by_position"
     ),
@@ -57,9 +65,15 @@ FIGURES = {
 
 
 def fitting(data: FigureData) -> list[str]:
-    """The figures to draw of these runs when none is named: those of tasks where a run is of one, and all others."""
+    """The figures to draw of these runs when none is named: those of tasks where a run is of one, those of children
+    where one starts from a trained model, and all others."""
+    from dsabench.analysis.children import STEPS
+
     tasks = bool(data.done["task_accuracy"].notna().any())
-    return [name for name, kind in FIGURES.items() if tasks or not kind.of_tasks]
+    children = STEPS in data.runs and bool(data.runs.loc[data.runs["finished"], STEPS].notna().any())
+    return [
+        name for name, kind in FIGURES.items() if (tasks or not kind.of_tasks) and (children or not kind.of_children)
+    ]
 
 
 def draw(name: str, data: FigureData) -> Drawn | str:
@@ -75,7 +89,7 @@ def draw(name: str, data: FigureData) -> Drawn | str:
     return drawn
 
 
-FORMER_NAMES = {kind.former: name for name, kind in FIGURES.items()}
+FORMER_NAMES = {kind.former: name for name, kind in FIGURES.items() if kind.former}
 """Names of figures by what their files were called in version 0.1."""
 
 

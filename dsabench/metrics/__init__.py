@@ -11,5 +11,6 @@ from dsabench.metrics.choices import spreads as spreads
 from dsabench.metrics.entries import GAP as GAP
 from dsabench.metrics.entries import METRICS as METRICS
 from dsabench.metrics.epochs import epochs as epochs
+from dsabench.metrics.epochs import recorded_epochs as recorded_epochs
 from dsabench.metrics.metric import Metric as Metric
 from dsabench.metrics.metric import plural as plural

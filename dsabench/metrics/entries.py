@@ -158,8 +158,8 @@ _LIST = (
     Metric(
         name="epochs", words="epochs", source="analysis", runs="text", over_seeds="beside",
         meaning="times that the training text is seen",
-        remark="Tokens of all steps over tokens of the training text. Text that is seen again is memorised, and an "
-        "attention that disturbs memorising then looks better than it learns.",
+        remark="Tokens of all steps, those of a parent included, over tokens of the training text. Text that is seen "
+        "again is memorised, and an attention that disturbs memorising then looks better than it learns.",
     ),
     Metric(
         name="val_kl", words="indexer KL", unit="nats", better="lower", dtype="", source="evaluation", selecting=True,
@@ -168,6 +168,14 @@ _LIST = (
         meaning="KL divergence from the main attention to the indexer, on held-out windows",
         remark="Over all earlier tokens in the dense warm-up, over the selected ones after it: only values of one "
         "stage and one k compare.",
+    ),
+    Metric(
+        name="conversion_loss", words="loss of the conversion", unit="nats per token", better="lower", dtype="",
+        source="evaluation", selecting=True,
+        least=-math.inf,
+        meaning="validation loss of sparse minus dense attention, with the same weights, before the first sparse step",
+        remark="Of runs that start from a trained model. What the selection alone costs; the mass recall of the same "
+        "record says how much attention it holds.",
     ),
     Metric(
         name="eval_seconds", words="evaluation time", unit="s", better="lower", dtype="", source="evaluation",

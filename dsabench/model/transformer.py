@@ -38,6 +38,7 @@ class ForwardPass:
 
     capture: dict[int, Selection] | None = None
     whole_mass: bool = True
+    top_k: int | None = None
     losses: bool = True
     mean_load: Callable[[Tensor], Tensor] | None = None
     """In training by several processes: the mean over all of them of the experts' load of this one's tokens."""
@@ -52,6 +53,7 @@ class ForwardPass:
             step=self.step if training else None,
             whole_mass=self.whole_mass,
             most_documents=None if self.document_ids_BT is None else self.most_documents,
+            top_k=self.top_k,
             losses=self.losses,
         )
 

@@ -41,7 +41,10 @@ MOST_PAGES = 4
 MOST_LEFT_OUT = 400
 """Runs without a partner that are listed before the rest are only counted."""
 
-_ORDER = ("forest", "experiment", "task", "sparsity", "positions", "learning", "indexer", "flops", "seconds", "cost")
+_ORDER = (
+    *("forest", "conversion", "experiment", "task", "sparsity", "positions"),
+    *("learning", "indexer", "flops", "seconds", "cost"),
+)
 """The figures in the order of the questions that a reader asks; others follow."""
 
 
@@ -154,6 +157,7 @@ def _page(
             environments=environments,
             environment_fields=fields,
             differing={name for name in fields if len({e.fields.get(name, "") for e in environments}) > 1},
+            lineage=provenance.lineage(scope.runs),
             data_notes=provenance.data_notes(scope.runs),
             sweeps=provenance.sweep_sources(scope),
             commands=provenance.run_sources(scope.store, labelled),

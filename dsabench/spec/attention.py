@@ -6,12 +6,14 @@ Each class is the spec of the variant named by its `kind`; the module that compu
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from dsabench.spec.strict_model import Formerly, Spec
+from dsabench.spec.indexer_settings import IndexerSpec
+from dsabench.spec.strict_model import Spec
 
 
 def warmup_steps(share: float, steps: int) -> int:
@@ -36,6 +38,18 @@ class AttentionSpec(Spec):
     def n_selected(self, length: int) -> int | None:
         """Keys that a query may attend to in a window of `length` tokens, or None when the variant does not select."""
         return None
+
+    def top_k_at(self, step: int) -> int | None:
+        """Keys that a query keeps at the 0-based step, where a schedule says other than `n_selected`; else None."""
+        return None
+
+    def key_changes(self) -> tuple[int, ...]:
+        """Steps, rising, before which `top_k_at` changes."""
+        return ()
+
+    def at_most_keys(self, length: int) -> AttentionSpec:
+        """The same attention, keeping in all steps the most keys that it keeps in any: what memory is planned by."""
+        return self
 
     def selects_everything(self, length: int) -> bool:
         """Whether k >= L: every query then attends to all that dense attention does."""
@@ -91,18 +105,67 @@ class SelectingSpec(AttentionSpec):
         return keys_kept(length, self.top_k, self.top_k_ratio)
 
 
+class ScheduledSpec(SelectingSpec):
+    """Settings of an attention in which each query keeps its k best keys, whose number may change in training."""
+
+    top_k_schedule: list[list[int]] | None = None
+    """Pairs [step, k]: k keys are kept before that step, those of the next pair after it, and in the end top_k (or
+    top_k_ratio): with top_k: 64, [[200, 256], [400, 128]] keeps 256 keys in the first 200 steps, 128 in the next 200,
+    then 64. Steps count the dense warm-up, which attends to everything. An evaluation keeps the keys of the step before
+    it. null keeps the same number throughout."""
+
+    @model_validator(mode="after")
+    def _is_a_schedule(self) -> Self:
+        pairs = self.top_k_schedule
+        if pairs is None:
+            return self
+        whole = bool(pairs) and all(len(pair) == 2 and min(pair) >= 1 for pair in pairs)
+        if not whole or any(one[0] >= other[0] for one, other in itertools.pairwise(pairs)):
+            raise ValueError(
+                f"top_k_schedule = {pairs}; accepted: pairs [step, k] of whole numbers from 1, steps rising, such as "
+                "[[200, 256], [400, 128]]"
+            )
+        return self
+
+    def top_k_at(self, step: int) -> int | None:
+        """k of the first pair whose step is yet to come."""
+        return next((k for end, k in self.top_k_schedule or [] if step < end), None)
+
+    def key_changes(self) -> tuple[int, ...]:
+        """The steps of top_k_schedule."""
+        return tuple(step for step, _ in self.top_k_schedule or [])
+
+    def keeping(self, k: int) -> Self:
+        """The same attention with k keys in all steps."""
+        return self.model_copy(update={"top_k": k, "top_k_ratio": None, "top_k_schedule": None})
+
+    def at_most_keys(self, length: int) -> Self:
+        """Of all steps' k the largest."""
+        most = max([self.n_selected(length), *(k for _, k in self.top_k_schedule or [])])
+        return self if self.top_k_schedule is None else self.keeping(most)
+
+
 class AblationSpec(SelectingSpec):
     """Settings of a selection by a rule: as many keys as DSA keeps, after a dense warm-up as long as DSA's."""
 
     warmup_share: Annotated[float, Field(ge=0, lt=1)] = 0.2
     """Share of the steps in the dense warm-up stage; DSA's by default, so that only the selection differs."""
 
+    selection_backend: Literal["auto", "masked", "triton"] = "auto"
+    """How it is computed; results differ by rounding alone. `masked` masks a dense product; `triton` (a CUDA GPU) gives
+    index lists to the sparse kernels, without any L x L tensor. `auto` takes `triton` on a GPU from 1024 tokens on
+    where at least 8 query heads share a KV head (model.n_kv_heads), else from 8192 tokens on; `masked` elsewhere."""
+
+    def anywhere(self) -> Self:
+        """`triton` needs a GPU; `auto` does not."""
+        return self.model_copy(update={"selection_backend": "auto"}) if self.selection_backend == "triton" else self
+
     def warmup_steps(self, steps: int) -> int:
         """warmup_share of the steps."""
         return warmup_steps(self.warmup_share, steps)
 
 
-class SlidingWindowSpec(AblationSpec):
+class SlidingWindowSpec(ScheduledSpec, AblationSpec):
     """A sliding window has no settings of its own: it is k wide."""
 
     kind: Literal["sliding_window"] = "sliding_window"
@@ -126,14 +189,14 @@ class StridedSpec(AblationSpec):
     """The variant's name."""
 
 
-class RandomSpec(AblationSpec):
+class RandomSpec(ScheduledSpec, AblationSpec):
     """A random selection has no settings of its own."""
 
     kind: Literal["random"] = "random"
     """The variant's name."""
 
 
-class OracleSpec(AblationSpec):
+class OracleSpec(ScheduledSpec, AblationSpec):
     """The oracle has no settings of its own."""
 
     kind: Literal["oracle"] = "oracle"
@@ -150,58 +213,7 @@ class BlockSpec(AblationSpec):
     """Tokens of a block; k where that is less."""
 
 
-class IndexerSpec(Spec):
-    """The lightning indexer and how it is trained."""
-
-    alternatives: ClassVar[tuple[tuple[str, str], ...]] = (("warmup_share", "warmup_steps"),)
-
-    n_heads: Annotated[int, Field(ge=1, le=1024)] = 4
-    """Indexer heads J."""
-
-    head_dim: Annotated[int, Field(ge=4, le=1024, multiple_of=4)] = 64
-    """Width of an indexer head; the first half is rotated by position (in half-split pairs, as in DeepSeek's code since
-    November 2025), so a multiple of 4."""
-
-    norm_eps: Annotated[float, Field(gt=0, le=1), Formerly(1e-5)] = 1e-6
-    """Epsilon of the LayerNorm on the indexer's key. 1e-6 is that of DeepSeek's released code; runs of dsabench 0.1 had
-    PyTorch's 1e-5, which changes scores by about 2e-3 of their size, and keep their ids and their numbers with it."""
-
-    loss: Literal["kl", "none"] = "kl"
-    """`kl` trains the indexer to predict the attention's own probabilities; `none` leaves it as it was drawn."""
-
-    loss_weight: Annotated[float, Field(gt=0)] = 1.0
-    """Weight of the KL loss, which is the mean over queries and over layers; a trainer that adds the layers' losses has
-    the same with this weight divided by n_layers. Under Adam it hardly matters; learning_rate does."""
-
-    learning_rate: Annotated[float, Field(gt=0, le=10)] = 1e-3
-    """The indexer's own peak learning rate, on the same schedule as the model's."""
-
-    warmup_learning_rate: Annotated[float, Field(gt=0, le=10)] | None = None
-    """The indexer's peak learning rate in the warm-up stage; null is learning_rate. DeepSeek-V3.2 had 1e-3 in the
-    warm-up and 7.3e-6 after it."""
-
-    warmup_backbone_learning_rate: Annotated[float, Field(gt=0, le=10)] | None = None
-    """The peak learning rate of everything else in the warm-up stage; null is train.learning_rate."""
-
-    warmup_share: Annotated[float, Field(ge=0, lt=1)] | None = 0.2
-    """Share of the steps in the dense warm-up stage."""
-
-    warmup_steps: Annotated[int, Field(ge=0)] | None = None
-    """Steps of the dense warm-up stage, in place of warmup_share; 0 is no warm-up. At least the last step is sparse."""
-
-    freeze_backbone: bool = False
-    """True trains only the indexer during warm-up (for a backbone that is already trained)."""
-
-    @model_validator(mode="after")
-    def _frozen_backbone_needs_a_learner(self) -> Self:
-        if self.freeze_backbone and self.loss == "none":
-            raise ValueError("freeze_backbone = true with loss = none would train nothing in the warm-up stage")
-        if self.freeze_backbone and self.warmup_backbone_learning_rate is not None:
-            raise ValueError("freeze_backbone = true trains nothing at warmup_backbone_learning_rate; keep one of them")
-        return self
-
-
-class DSASpec(SelectingSpec):
+class DSASpec(ScheduledSpec):
     """Settings of DeepSeek Sparse Attention."""
 
     kind: Literal["dsa"] = "dsa"
@@ -210,8 +222,9 @@ class DSASpec(SelectingSpec):
     backend: Literal["auto", "reference", "masked", "triton"] = "auto"
     """How it is computed; results differ by rounding alone. `reference` gathers, slowly and plainly; `masked` masks a
     dense product; `triton` (a CUDA GPU) streams scores and gathers the selection, without any L x L tensor. `auto`
-    takes `triton` on a GPU where it was measured to be faster: from 2048 tokens on and k <= L/4 where at least 8 query
-    heads share a KV head (model.n_kv_heads), else from 8192 tokens on and k <= L/8; `masked` elsewhere."""
+    takes `triton` on a GPU where it was measured to be faster: where at least 8 query heads share a KV head
+    (model.n_kv_heads) from 1024 tokens on and k <= L/16 and from 2048 on and k <= L/4, else from 8192 on and k <= L/8;
+    `masked` elsewhere."""
 
     indexer: IndexerSpec = IndexerSpec()
     """The lightning indexer."""

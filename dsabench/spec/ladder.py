@@ -34,12 +34,13 @@ def read(content: Mapping[str, Any], origins: Mapping[str, str]) -> Ladder:
 
 def overridden(ladder: Ladder, path: str) -> Ladder:
     """The ladder after an override of `path`, which holds on all rungs: no rung then changes that field, a part of it,
-    or a field that it is part of."""
+    or a field that it is part of, but for one that takes the whole away: a rung without a parent (`start: null`) has
+    none after an override of the parent's steps."""
     return {
         name: {
             other: value
             for other, value in changes.items()
-            if not (f"{other}.".startswith(f"{path}.") or f"{path}.".startswith(f"{other}."))
+            if not f"{other}.".startswith(f"{path}.") and (value is None or not f"{path}.".startswith(f"{other}."))
         }
         for name, changes in ladder.items()
     }

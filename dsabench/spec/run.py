@@ -189,6 +189,17 @@ class RunSpec(Spec):
         return self
 
     @model_validator(mode="after")
+    def _a_schedule_of_keys_changes_sparse_steps(self) -> Self:
+        steps, dense = self.train.steps, self.attention.warmup_steps(self.train.steps)
+        for step in self.attention.key_changes():
+            if not dense < step < steps:
+                raise ValueError(
+                    f"attention.top_k_schedule changes k before step {step}; accepted: a step above the {dense} of the "
+                    f"dense warm-up and below train.steps = {steps}"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _a_step_holds_a_window(self) -> Self:
         if self.batch_size < 1:
             raise ValueError(

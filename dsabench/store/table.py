@@ -14,7 +14,7 @@ import pandas as pd
 
 from dsabench.errors import StoreError
 from dsabench.metrics import columns as metric_columns
-from dsabench.metrics import epochs
+from dsabench.metrics import recorded_epochs
 from dsabench.plain import encodable
 from dsabench.store.column_pieces import Piece, joined, nothing, piece
 from dsabench.store.files import is_held, signature
@@ -99,7 +99,7 @@ def _flat_record(record: RunRecord) -> Row:
         row
         | with_floors(record.summary, record.spec)
         | {
-            "epochs": epochs(record.summary.get("tokens"), record.summary.get("text_tokens")),
+            "epochs": recorded_epochs(record.summary, record.environment),
             "run_id": record.run_id,
             "status": record.status,
             "attention": record.spec.get("attention", {}).get("kind"),

@@ -24,7 +24,7 @@ from dsabench.spec.data_settings import DataSpec
 from dsabench.spec.parent_spec import parent_spec
 from dsabench.spec.run import RunSpec
 from dsabench.spec.sweep import Sweep
-from dsabench.store import DamagedError, find_checkpoint, read_run
+from dsabench.store import DamagedError, find_checkpoint, find_run, read_run
 from dsabench.store.remedies import way_out
 from dsabench.store.table import DAMAGED, row_of
 from dsabench.sweeps.origin import identity_of
@@ -114,8 +114,21 @@ def _planned_run(spec: RunSpec, identity: str, store: str | Path, found: Survey)
     if known == "interrupted" and (saved := find_checkpoint(store, identity)) is not None:
         with suppress(StoreError):  # whether it is whole is seen when it is taken up
             at = steps_done(saved)
-    seen = epochs(spec.tokens_per_step * spec.train.steps, found.train_tokens)
+    steps = spec.train.steps + _steps_behind(spec, store)
+    seen = epochs(spec.tokens_per_step * steps, found.train_tokens)
     return PlannedRun(spec, identity, known, found.amounts, at, epochs=seen, is_rough=found.is_rough)
+
+
+def _steps_behind(spec: RunSpec, store: str | Path) -> int:
+    """Steps of the parent, or of the stored run, that the run starts from: it goes on in the same text."""
+    if (parent := parent_spec(spec)) is not None:
+        return parent.train.steps
+    if spec.start is not None and spec.start.run is not None:
+        record = find_run(store, spec.start.run)
+        before = record.environment.get("start")
+        behind = before.get("steps") if isinstance(before, dict) else None
+        return sum(steps for steps in (record.summary.get("steps"), behind) if isinstance(steps, int))
+    return 0
 
 
 def rungs(sweep: Sweep, store: str | Path) -> dict[str, list[str]]:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
+import synthetic
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from dsabench.analysis.children import backbone_tokens, child_notes
+from dsabench.analysis.children import backbone_tokens, child_notes, worse_than_parents
+from dsabench.analysis.compare import compare
 from dsabench.analysis.pairing import find_pairs
+from dsabench.analysis.scope import look_at
 from dsabench.analysis.variants import label_variants
 
 
@@ -64,11 +70,50 @@ def test_frozen_steps_do_not_count_and_equal_tokens_are_compared() -> None:
     pairs, notes = notes_of(dense, dsa, losses=losses)
     assert list(backbone_tokens(pairs, "a.")) == [500] and list(backbone_tokens(pairs, "b.")) == [1000]
     assert notes[1] == (
-        "32 tokens: tokens that trained the backbone: DSA 500, the baseline 1,000; at the fewer tokens of the two the "
-        "difference of val_loss is -0.5000"
+        "32 tokens: tokens that trained the backbone: DSA 500, the baseline 1,000; difference of val_loss +0.5000 at "
+        "equal steps, -0.5000 at the fewer tokens of the two"
     )
 
 
 @pytest.mark.parametrize("parent", [None])
 def test_runs_from_scratch_have_no_such_notes(parent: int | None) -> None:
     assert notes_of(run("dense", 1, 3.0, parent), run("dsa", 1, 3.0, parent))[1] == []
+
+
+def test_a_comparison_tells_parents_and_what_the_selection_alone_costs(tmp_path: Path) -> None:
+    """Of a store: what `compare` keeps of the runs must be enough for its notes."""
+    synthetic.family(tmp_path)
+    found = compare(look_at(tmp_path))
+    notes = " ".join(found.notes)
+    assert "pairs are children of one parent each: 3 parents" in notes and "since then the baseline -0.1000" in notes
+    assert "before the first sparse step: DSA +0.2500" in notes and "mass recall 0.45, chance 0.30" in notes
+    assert not [text for text in found.warnings if "parent" in text]
+    assert {row.verdict for row in found.rows} == {"not worse"}
+
+
+@pytest.mark.parametrize("gain", [-0.1, 0.01, 0.14])
+def test_children_that_memorise_are_overfitted_and_a_baseline_that_is_worse_than_its_parent_is_said_first(
+    gain: float, tmp_path: Path
+) -> None:
+    """The training loss falls; where the validation loss rises by more than the margin there is no verdict."""
+    synthetic.family(tmp_path, gain=lambda spec: gain if spec.attention.kind == "dense" else gain - 0.05, scratch=False)
+    found = compare(look_at(tmp_path))
+    assert {row.withheld for row in found.rows} == ({"overfitted"} if gain > 0.02 else {None})
+    said = [text for text in found.warnings if "above its parent's own loss" in text]
+    assert len(said) == (gain > 0)
+    if said:
+        assert (
+            f"the baseline, trained on, ended {gain:.4f} nats above its parent's own loss (3 of 3 seeds did)" in said[0]
+        )
+
+
+@settings(max_examples=30, deadline=None)
+@given(gains=st.lists(st.floats(-0.5, 0.5), min_size=1, max_size=5))
+def test_a_baseline_is_worse_than_its_parents_when_its_mean_is(gains: list[float]) -> None:
+    runs = [run("dense", seed, 3.0 + seed + gain) for seed, gain in enumerate(gains, 1)]
+    pairs, _ = notes_of(
+        *runs, *(run(kind, seed, 2.0) for seed in range(1, len(gains) + 1) for kind in ("dsa", "random"))
+    )
+    found = list(worse_than_parents(pairs))
+    mean = sum(pairs.drop_duplicates("b.run_id")["b.val_loss"] - pairs.drop_duplicates("b.run_id")["seed"] - 3.0)
+    assert bool(found) == (mean > 0)

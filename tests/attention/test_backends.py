@@ -9,11 +9,12 @@ import pytest
 import torch
 from cases import others_slow
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 pytest.importorskip("triton", reason="needs triton, which CPU builds of PyTorch do not bring")
 if torch.cuda.is_available():
     pytest.skip("the interpreter is off where there is a GPU; tests/gpu compares there", allow_module_level=True)
+
+from watch import Watch
 
 from dsabench.attention import base, scaled_dot_product
 from dsabench.attention.dsa import layer, reference
@@ -152,24 +153,6 @@ def test_an_untrained_indexer_needs_no_loss(interpreted: None) -> None:
 
 
 # No tensor of L x L elements.
-
-
-class Watch(TorchDispatchMode):
-    """Fails at the first operation that gives a tensor of `limit` elements or more."""
-
-    def __init__(self, limit: int) -> None:
-        super().__init__()
-        self.limit, self.seen = limit, 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        for tensor in torch.utils._pytree.tree_leaves(out):
-            if isinstance(tensor, Tensor) and tensor.untyped_storage().nbytes() > 0:  # expanded ones take no memory
-                own = min(tensor.numel(), tensor.untyped_storage().nbytes() // tensor.element_size())
-                self.seen = max(self.seen, own)
-                if own >= self.limit:
-                    raise AssertionError(f"{func} gives {tuple(tensor.shape)}")
-        return out
 
 
 def watched(spec: RunSpec, limit: int, documents: bool) -> None:

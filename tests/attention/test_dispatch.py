@@ -51,7 +51,8 @@ def long_spec(backend: str = "auto", length: int = 16_384, n_kv_heads: int | Non
 
 @pytest.mark.parametrize(
     ("n_kv_heads", "length", "top_k", "expected"),
-    [(1, 2048, 512, "triton"), (1, 2048, 513, "masked"), (1, 2047, 64, "masked"), (1, 65_536, 4096, "triton"),
+    [(1, 2048, 512, "triton"), (1, 2048, 513, "masked"), (1, 2047, 128, "masked"), (1, 2047, 127, "triton"),
+     (1, 1024, 64, "triton"), (1, 1024, 65, "masked"), (1, 1023, 16, "masked"), (1, 65_536, 4096, "triton"),
      (1, 65_536, 4097, "masked"), (1, 256, 32, "masked"), (None, 8192, 1024, "triton"), (None, 8192, 1025, "masked"),
      (None, 8191, 64, "masked")],
 )  # fmt: skip
@@ -111,15 +112,17 @@ def test_a_model_asked_for_kernels_where_there_are_none_says_so() -> None:
         build(small_spec("triton"), VOCAB)(TOKENS)
 
 
-def test_small_copies_are_audited_by_the_runs_own_backend(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", ["dsa", "random", "sliding_window"])
+def test_small_copies_are_audited_by_the_runs_own_backend(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[str] = []
 
     def copies(spec: RunSpec, device: torch.device) -> list[RunSpec]:
-        seen.append(spec.attention.backend)  # type: ignore[attr-defined]
+        seen.append(getattr(spec.attention, "backend" if kind == "dsa" else "selection_backend"))
         raise RuntimeError("seen enough")
 
     monkeypatch.setattr(gate, "small_copies", copies)
-    model = outline(long_spec(), VOCAB)
+    attention = {"kind": kind, "top_k": 1024}
+    model = outline(validate({"length": 16_384, "attention": attention, "train": {"batch_size": 1}}), VOCAB)
     for fused in (True, False):
         gate.audit_model(model, Execution(torch.device("cpu"), "fp32", False, True, fused=fused))
     assert seen == ["triton", "masked"]

@@ -62,7 +62,7 @@ def lists(x: Inputs, k: int, tiling: top_k.Tiling) -> tuple[torch.Tensor, torch.
     if x.ids is None:
         start = torch.zeros(x.q.shape[:2], dtype=torch.int32)
     else:
-        start = top_k.document_starts(x.ids)
+        start = reference.document_starts(x.ids)
     return top_k.launch(x.q_index.detach(), x.k_index.detach(), x.w_index.detach(), start, k, tiling)
 
 
@@ -209,7 +209,7 @@ def test_the_dense_kl_loss_by_other_tilings(queries: int, keys: int, ahead: bool
     x = draw(sizes, 13, grid=False)
     q, k, _, q_index, k_index, w_index = (leaf.detach() for leaf in x.to(torch.float32)[:6])
     assert x.ids is not None
-    start = top_k.document_starts(x.ids)
+    start = reference.document_starts(x.ids)
     cut = lse.Tiling(queries, keys, warps=4)
     lse_BTH = lse.attention_lse(q, k, start, cut)
     index_lse = lse.index_lse(q_index, k_index, w_index, start, cut)

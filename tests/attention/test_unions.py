@@ -147,6 +147,21 @@ def test_groups_compute_what_one_query_does(
         assert error(a, b) < TOLERANCE, name
 
 
+@pytest.mark.parametrize("all_groups", [False, True])
+def test_one_list_serves_all_rows(all_groups: bool) -> None:
+    """What each row's own copy of it gives, of queries in groups and by themselves, 21 of them."""
+    x = draw(Sizes(3, 21, heads=4, groups=2, k=6), 8)
+    selected = expected_selection(x, 6)[:1]
+    found = unions.unite(selected, 4, 1.0 if all_groups else middle(selected, 4))
+    x32 = x.to(torch.float32)
+    out, _ = attend.attend(x32.q, x32.k, x32.v, selected, ascending=True, unions=found)
+    (out * x32.d_out).sum().backward()
+    expected = expected_sparse(x, selected.expand(3, -1, -1))
+    for mine, theirs in zip((out, *(leaf.grad for leaf in x32[:3])), (expected[0], *expected[2:5]), strict=True):
+        assert mine is not None
+        assert error(mine.detach(), theirs) < TOLERANCE
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("deterministic", [False, True])
 def test_groups_take_keys_range_by_range(deterministic: bool) -> None:

@@ -6,6 +6,8 @@ import ast
 import inspect
 import re
 import shlex
+import subprocess
+import sys
 import textwrap
 from collections.abc import Callable, Iterator
 from typing import Any, get_args, get_type_hints
@@ -14,6 +16,7 @@ import pytest
 from shell import Shell
 from typer.models import ArgumentInfo, OptionInfo
 
+import dsabench
 from dsabench.cli import app
 from dsabench.cli.command_help import MOST_COLUMNS, OPTION_GROUPS
 from dsabench.guide.topics import pages
@@ -162,3 +165,10 @@ def test_help_shows_examples_that_are_commands(
 def test_the_widest_help_uses_a_wide_terminal(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     assert max(map(len, shell("sweep", "--help")[1].splitlines())) > 100
+
+
+def test_the_package_is_a_command() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "dsabench", "--version"], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout == f"dsabench {dsabench.__version__}\n"

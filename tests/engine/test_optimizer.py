@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from dsabench.engine.loop import segments
 from dsabench.engine.optimizer import Optimizer, learning_rate_factor, stage_at
 from dsabench.model.transformer import Transformer, build
-from dsabench.spec.run import RunSpec, TrainSpec, validate
+from dsabench.spec.run import RunSpec, validate
 
 TINY = {"d_model": 16, "n_layers": 2, "n_heads": 2, "d_ff": 8}
 
@@ -24,13 +24,34 @@ def spec_of(**fields: Any) -> RunSpec:
 
 
 def test_the_schedule_by_its_values() -> None:
-    train = TrainSpec(steps=110, warmup_steps=10)
-    assert learning_rate_factor(train, 0) == pytest.approx(0.1)
-    assert learning_rate_factor(train, 9) == pytest.approx(1.0)
-    assert learning_rate_factor(train, 59) == pytest.approx(0.55)
-    assert learning_rate_factor(train, 109) == pytest.approx(0.1)
-    constant = TrainSpec(steps=110, warmup_steps=0, schedule="constant")
+    spec = spec_of(train={"steps": 110, "warmup_steps": 10})
+    assert learning_rate_factor(spec, 0) == pytest.approx(0.1)
+    assert learning_rate_factor(spec, 9) == pytest.approx(1.0)
+    assert learning_rate_factor(spec, 59) == pytest.approx(0.55)
+    assert learning_rate_factor(spec, 109) == pytest.approx(0.1)
+    constant = spec_of(train={"steps": 110, "warmup_steps": 0, "schedule": "constant"})
     assert {learning_rate_factor(constant, step) for step in range(110)} == {1.0}
+
+
+def test_stages_of_a_conversion_have_schedules_of_their_own() -> None:
+    """The sparse stage's is that of a run of its length; a warm-up that is not frozen, or not of a trained model, is
+    part of the one schedule."""
+    indexer = {"n_heads": 2, "head_dim": 4, "warmup_steps": 30, "freeze_backbone": True}
+    start = {"parent": {"attention.kind": "dense"}}
+    train = {"steps": 140, "warmup_steps": 10}
+
+    def factors(spec: RunSpec) -> list[float]:
+        return [learning_rate_factor(spec, step) for step in range(spec.train.steps)]
+
+    def spec(start: dict[str, Any] | None, indexer: dict[str, Any] = indexer) -> RunSpec:
+        return spec_of(attention={"kind": "dsa", "top_k": 4, "indexer": indexer}, start=start, train=train)
+
+    found = factors(spec(start))
+    assert found[:30] == [*((i + 1) / 10 for i in range(10)), *[1.0] * 20]
+    assert found[30:] == factors(spec_of(train={"steps": 110, "warmup_steps": 10}))
+    whole = factors(spec_of(train=train))
+    assert factors(spec(None)) == whole
+    assert factors(spec(start, {**indexer, "freeze_backbone": False})) == whole
 
 
 @settings(max_examples=60, deadline=None)

@@ -32,3 +32,12 @@ def of_tasks(tmp_path_factory: pytest.TempPathFactory) -> FigureData:
         store, lengths=(64, 128), attentions=[DENSE, *SPARSE], seeds=(1, 2, 3), evaluations=10, **synthetic.TASK
     )
     return at(store)
+
+
+@pytest.fixture(scope="session")
+def children(tmp_path_factory: pytest.TempPathFactory) -> FigureData:
+    """Parents, their children, and runs from scratch; of three seeds."""
+    store = tmp_path_factory.mktemp("children")
+    attentions = [DENSE, {"kind": "dsa", "top_k": 16}, {"kind": "random", "top_k": 16}]
+    synthetic.family(store, attentions, gain=lambda spec: -0.2 if spec.attention.kind == "dense" else -0.1)
+    return at(store)

@@ -14,52 +14,12 @@ import matplotlib as mpl
 import pytest
 import synthetic
 from cases import others_slow
-from figure_tools import DENSE, DSA, H200, SPARSE, at, drawn_ticks, pages
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.text import Text
-from matplotlib.transforms import Bbox
+from figure_tools import DENSE, DSA, H200, SPARSE, at, boxes, pages
 
 from dsabench.figures import forest, sheet, style
 from dsabench.figures.catalogue import FIGURES, FORMATS, draw
 from dsabench.figures.data import FigureData
 from dsabench.spec.run import validate
-
-
-def boxes(figure: Figure) -> Iterator[tuple[str, Bbox]]:
-    """All text that is seen, and where it is."""
-    outside = {id(text) for axes in figure.findobj(Axes) for text in unseen_ticks(axes)}
-    for text in figure.findobj(Text):
-        assert isinstance(text, Text)
-        if not text.get_visible() or not text.get_text().strip() or id(text) in outside:
-            continue
-        whole, (upper, _, last) = Text.get_window_extent(text), text.get_text().rpartition("\n")
-        if upper and text.get_verticalalignment() == "baseline":  # a panel's title: lines of different lengths
-            alone = Text.get_window_extent(copied(text, last or "X"))
-            if last:
-                yield last, alone
-            yield upper, Bbox.from_extents(whole.x0, alone.y1, whole.x1, whole.y1)
-        else:
-            yield text.get_text(), whole
-
-
-def copied(text: Text, content: str) -> Text:
-    """`text` with other content, where it stands."""
-    other = Text(*text.get_position(), content, ha=text.get_horizontalalignment(), va="baseline")
-    other.set_fontproperties(text.get_fontproperties())
-    other.set_transform(text.get_transform())
-    other.set_figure(text.get_figure())
-    return other
-
-
-def unseen_ticks(axes: Any) -> Iterator[Text]:
-    """Tick labels that matplotlib keeps but does not draw: outside of the axis, or those of a shared axis."""
-    drawn = {id(tick) for tick in drawn_ticks(axes)}
-    for axis in (axes.xaxis, axes.yaxis):
-        for tick in [*axis.majorTicks, *axis.minorTicks]:
-            for label in (tick.label1, tick.label2):
-                if id(tick) not in drawn or not label.get_visible() or not tick.get_visible():
-                    yield label
 
 
 def many(store: Path) -> None:
@@ -78,6 +38,8 @@ def of_shape(shape: str, root: Path) -> FigureData:
         synthetic.experiment(store, lengths=(128,), seeds=(1,))
     elif shape == "two runs of two lengths":
         synthetic.experiment(store, lengths=(64, 128), seeds=(1,), attentions=[DSA])
+    elif shape == "children":
+        synthetic.family(store, [DENSE, DSA, {"kind": "random"}], seeds=(1, 2))
     elif shape == "a task":
         synthetic.experiment(store, lengths=(64, 128), seeds=(1, 2), attentions=[DENSE, *SPARSE], **synthetic.TASK)
     elif shape == "several machines":
@@ -97,7 +59,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.mark.parametrize(
-    "shape", others_slow(["two runs", "two runs of two lengths", "a task", "several machines", "40 variants"], 2)
+    "shape",
+    others_slow(["two runs", "two runs of two lengths", "children", "a task", "several machines", "40 variants"], 3),
 )
 def test_no_text_lies_on_another_or_leaves_the_page(shape: str, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sheet, "MOST_PAGES", 1)
@@ -120,8 +83,11 @@ def test_no_text_lies_on_another_or_leaves_the_page(shape: str, root: Path, monk
 
 
 @pytest.mark.parametrize("name", FIGURES)
-def test_a_figure_says_units_direction_and_seeds(name: str, shown: FigureData, of_tasks: FigureData) -> None:
-    figure = pages(name, of_tasks if FIGURES[name].of_tasks else shown)[0]
+def test_a_figure_says_units_direction_and_seeds(
+    name: str, shown: FigureData, of_tasks: FigureData, children: FigureData
+) -> None:
+    kind = FIGURES[name]
+    figure = pages(name, of_tasks if kind.of_tasks else children if kind.of_children else shown)[0]
     words = " ".join(" ".join(text for text, _ in boxes(figure)).split())
     assert "is better" in words
     assert "nats" in words or "ms" in words or "share of" in words

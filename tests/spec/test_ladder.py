@@ -161,3 +161,29 @@ def test_the_ladder_begins_at_the_replica_and_ends_at_the_seed_config() -> None:
     assert first == [spec for spec in load_sweep("seed_replica").runs() if spec.length == 128]
     seed = [spec for spec in load_sweep("seed").runs() if spec.length == 128 and spec.seed < 45]
     assert without_plugins(last) == without_plugins(seed)
+
+
+@pytest.mark.parametrize("path", ["start.parent.train.steps", "start.parent", "start.run"])
+def test_a_rung_without_a_parent_has_none_after_an_override_of_the_parent(path: str) -> None:
+    """An override of a field holds on all rungs, but not that of a whole which a rung takes away."""
+    sweep = load_sweep("convert_quick")
+    value = {"start.parent.train.steps": 7, "start.parent": {"train.steps": 7}, "start.run": "dense"}[path]
+    sweep.set(path, value, "--set: ")
+    starts = {name: {spec.start is not None for spec in runs} for name, runs in sweep.rungs().items()}
+    assert starts == {"converted": {True}, "unfrozen warm-up": {True}, "from scratch": {False}}
+    sweep.set("start", None, "--set: ")
+    assert all(spec.start is None for runs in sweep.rungs().values() for spec in runs)
+
+
+def test_the_two_configs_of_a_conversion_ask_the_same() -> None:
+    """`convert_quick` differs from `convert` in sizes, text and seeds alone."""
+    large, small = load_sweep("convert"), load_sweep("convert_quick")
+    assert large.axes.keys() == small.axes.keys() and list(large.ladder) == list(small.ladder)
+    assert large.axes["attention.kind"] == small.axes["attention.kind"]
+    assert [list(changes) for changes in large.ladder.values()] == [list(changes) for changes in small.ladder.values()]
+    for sweep in (large, small):
+        scratch = sweep.ladder["from scratch"]
+        total = sweep.base["train"]["steps"] + sweep.base["start"]["parent"]["train.steps"]
+        assert scratch["train.steps"] == total, "as many tokens as parent and child"
+        assert scratch["train.learning_rate"] == sweep.base["start"]["parent"]["train.learning_rate"]
+        assert scratch["attention.indexer.warmup_steps"] == [total // 5]

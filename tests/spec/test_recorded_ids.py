@@ -32,6 +32,8 @@ def test_every_shipped_config_is_recorded() -> None:
 @pytest.mark.parametrize("name", RECORDED["runs"])
 def test_its_runs_have_the_recorded_ids(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sweep = load_sweep(str(CONFIGS / name))
+    if sweep.base["data"]["source"] == "packages":  # its text, and so the ids, are those of the installed versions
+        sweep.set("data.source", "sotu", "")
     digests = {}
 
     def digest(kind: str) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.text import Text
+from matplotlib.transforms import Bbox
 
 from dsabench.analysis.scope import look_at
 from dsabench.figures.catalogue import FIGURES, draw
@@ -78,3 +80,39 @@ def report_with(patch: pytest.MonkeyPatch, *names: str) -> None:
     """Reports draw these figures alone; each takes a second, and all have tests of their own."""
     patch.setattr(report_page, "_ORDER", names)
     patch.setattr(report_page, "FIGURES", {name: FIGURES[name] for name in names})
+
+
+def boxes(figure: Figure) -> Iterator[tuple[str, Bbox]]:
+    """All text that is seen, and where it is."""
+    outside = {id(text) for axes in figure.findobj(Axes) for text in unseen_ticks(axes)}
+    for text in figure.findobj(Text):
+        assert isinstance(text, Text)
+        if not text.get_visible() or not text.get_text().strip() or id(text) in outside:
+            continue
+        whole, (upper, _, last) = Text.get_window_extent(text), text.get_text().rpartition("\n")
+        if upper and text.get_verticalalignment() == "baseline":  # a panel's title: lines of different lengths
+            alone = Text.get_window_extent(copied(text, last or "X"))
+            if last:
+                yield last, alone
+            yield upper, Bbox.from_extents(whole.x0, alone.y1, whole.x1, whole.y1)
+        else:
+            yield text.get_text(), whole
+
+
+def copied(text: Text, content: str) -> Text:
+    """`text` with other content, where it stands."""
+    other = Text(*text.get_position(), content, ha=text.get_horizontalalignment(), va="baseline")
+    other.set_fontproperties(text.get_fontproperties())
+    other.set_transform(text.get_transform())
+    other.set_figure(text.get_figure())
+    return other
+
+
+def unseen_ticks(axes: Any) -> Iterator[Text]:
+    """Tick labels that matplotlib keeps but does not draw: outside of the axis, or those of a shared axis."""
+    drawn = {id(tick) for tick in drawn_ticks(axes)}
+    for axis in (axes.xaxis, axes.yaxis):
+        for tick in [*axis.majorTicks, *axis.minorTicks]:
+            for label in (tick.label1, tick.label2):
+                if id(tick) not in drawn or not label.get_visible() or not tick.get_visible():
+                    yield label

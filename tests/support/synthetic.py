@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -68,6 +69,58 @@ def experiment(
     return ids
 
 
+PARENT = {"parent": {"attention.kind": "dense", "train.steps": 2000}}
+
+
+def family(
+    store: Path,
+    attentions: Iterable[dict[str, Any]] = ({"kind": "dense"}, {"kind": "dsa", "top_k": 16}, {"kind": "random"}),
+    *,
+    length: int = 64,
+    seeds: Iterable[int] = (1, 2, 3),
+    gain: Callable[[RunSpec], float] = lambda spec: -0.1,
+    scratch: bool = True,
+) -> list[str]:
+    """Write a dense parent for each seed, its children of 500 steps, dense and DSA from scratch, and their sweep; the
+    ids of all but the parents.
+
+    A child ends at its parent's loss plus gain(spec), and its training loss falls: with a gain above 0 it overfits.
+    """
+    ids = []
+    for seed in seeds:
+        own = 4.4 + 0.03 * math.sin(seed)
+        long = {"length": length, "seed": seed, "train": {"steps": 2000}}
+        parent = finished(store, validate({**long, "attention": {"kind": "dense"}}), own, evaluations=10)
+        start = {"run": parent, "weights": f"{seed:064x}", "steps": 2000, "val_loss": own}
+        for attention in attentions:
+            values = {"length": length, "seed": seed, "attention": attention, "train": {"steps": 500}, "start": PARENT}
+            spec = validate(values)
+            end = own + gain(spec)
+            curve = [(own + share * (end - own), own - 0.1 - 0.2 * share) for share in (0.0, 0.5, 1.0)]
+            selects = spec.attention.n_selected(length) is not None
+            ids.append(
+                finished(
+                    store,
+                    spec,
+                    end,
+                    sweep="family-00000000",
+                    environment={**MACHINE, "start": start},
+                    curve=curve,
+                    at_start={"conversion_loss": 0.25} if selects else {},
+                )
+            )
+        for attention in ({"kind": "dense"}, {"kind": "dsa", "top_k": 16}) if scratch else ():
+            values = {**long, "train": {"steps": 2500}, "attention": attention}
+            ids.append(finished(store, validate(values), own - 0.2, sweep="family-00000000", evaluations=10))
+    sweep = {"base": {}, "axes": {}, "verdict": {"margin": 0.02}}
+    record = SweepRecord(
+        id="family-00000000", spec=sweep, run_ids=ids, command=["dsabench", "sweep"], environment=MACHINE,
+        created=START, updated=START,
+    )  # fmt: skip
+    write_sweep(store, record)
+    return ids
+
+
 def finished(
     store: Path,
     spec: RunSpec,
@@ -79,9 +132,16 @@ def finished(
     minutes: int = 0,
     environment: dict[str, Any] | None = None,
     error: str | None = None,
+    curve: Sequence[tuple[float, float]] = (),
+    at_start: Mapping[str, float] = MappingProxyType({}),
     **summary: Any,
 ) -> str:
-    """Write one run that ended with `status` at validation loss `loss`; its id."""
+    """Write one run that ended with `status` at validation loss `loss`; its id.
+
+    curve: validation and training loss of every evaluation, the one before the first step included; without it both
+    fall. at_start: what that one has beside them.
+    """
+    evaluations = len(curve) - 1 if curve else evaluations
     make_store(store)
     identity = run_id(spec, {"corpus": "c0", "tokenizer": "t0"})
     folder = store / identity
@@ -96,7 +156,13 @@ def finished(
     records: list[dict[str, Any]] = []
     for i in range(evaluations + 1):
         share = i / evaluations
-        now = loss + 4.6 * math.exp(-6 * share) - 4.6 * math.exp(-6) if i < evaluations else loss  # ln 8192 at first
+        now = (
+            curve[i][0]
+            if curve
+            else loss + 4.6 * math.exp(-6 * share) - 4.6 * math.exp(-6)
+            if i < evaluations
+            else loss
+        )  # ln 8192 at first
         spent = {"seconds": share * steps * step_ms / 1e3, "flops": share * flops}
         common = {"step": round(share * steps), "stage": "sparse" if share > 0.2 else "dense", **spent}
         if i:
@@ -111,11 +177,12 @@ def finished(
                 "val_loss": now,
                 "val_accuracy": 0.25,
                 "val_bits_per_byte": now / 3,
-                "train_loss": now - 0.1,
+                "train_loss": curve[i][1] if curve else now - 0.1,
                 "unigram_loss": 6.75,
                 "val_kl": 0.3 - 0.2 * share if selects else None,
                 **{name: value * (0.5 + 0.5 * share) for name, value in recall.items()},
                 "loss_by_position": positions,
+                **(at_start if i == 0 else {}),
                 **{name: value * (1 if "chance" in name else share) for name, value in task.items()},
             }
         )
@@ -133,7 +200,7 @@ def finished(
         "val_loss": loss,
         "val_accuracy": 0.25,
         "val_bits_per_byte": loss / 3,
-        "train_loss": loss - 0.1,
+        "train_loss": curve[-1][1] if curve else loss - 0.1,
         "unigram_loss": 6.75,
         **recall,
         "step_ms": step_ms,

@@ -128,6 +128,19 @@ def test_a_node_that_dies_costs_nothing_but_time(
     assert "raylet" not in capfd.readouterr().out
 
 
+def test_a_parent_is_trained_once_before_its_children(corpus: Path, tmp_path: Path, nodes: Any) -> None:
+    """Its weights are sent to the nodes of those that start from it."""
+    start = {"parent": {"attention.kind": "dense", "train.steps": 8}}
+    attention = {"kind": "dsa", "top_k": 4, "indexer": {"n_heads": 2, "head_dim": 8}}
+    base = {**sweep_of(corpus).base, "attention": attention, "start": start}
+    sweep = Sweep(base, {"attention.kind": ["dense", "dsa"], "seed": [1, 2]}, "family")
+    calm, wild = here(sweep, tmp_path / "calm"), tmp_path / "wild"
+    records = list(trained(sweep, wild, nodes))
+    assert [record.status for record in records] == ["done"] * 6
+    assert len({record.run_id for record in records}) == 6
+    assert chaos.differences(calm, wild) == []
+
+
 def test_a_run_that_outlives_its_nodes_too_often_has_failed(
     corpus: Path, tmp_path: Path, nodes: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

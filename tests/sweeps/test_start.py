@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import io
+import math
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 from safetensors.torch import load_file
 from single_runs import base
 
 import dsabench
+from dsabench.cli.views import runs_show
 from dsabench.engine.loop import TrainingRun
 from dsabench.engine.prepared_run import PreparedRun
 from dsabench.errors import DataError, DsabenchError, SpecError, StoreError
@@ -61,8 +65,43 @@ def test_a_parent_is_trained_first_and_told_of(family: Path) -> None:
     }
     metrics = dsabench.load_metrics(family, run_ids=[own.run_id])
     at_start = metrics[(metrics["kind"] == "eval") & (metrics["step"] == 0)].iloc[0]
-    assert at_start["stage"] == "dense"
+    assert at_start["stage"] == "dense" and math.isnan(at_start["conversion_loss"])
     assert at_start["val_loss"] == pytest.approx(parent.summary["val_loss"], abs=1e-6)
+
+
+@pytest.mark.parametrize("warmup", [0, 1, 3])
+def test_what_the_selection_alone_costs_is_recorded_before_the_first_sparse_step(
+    warmup: int, corpus: Path, family: Path, tmp_path: Path
+) -> None:
+    """Sparse minus dense of the same weights: without a warm-up, of the parent's; at step 1 and 3 no other record."""
+    indexer = {"n_heads": 2, "head_dim": 8, "warmup_steps": warmup, "freeze_backbone": warmup > 0}
+    attention = {"kind": "dsa", "top_k": 2, "indexer": indexer}
+    shutil.copytree(family, tmp_path / "runs")
+    record = single_run.train(validate(child(corpus, {"run": "dense"}, attention)), tmp_path / "runs")
+    metrics = dsabench.load_metrics(tmp_path / "runs", run_ids=[record.run_id])
+    found = metrics[metrics["conversion_loss"].notna()] if "conversion_loss" in metrics else metrics[:0]
+    assert list(found["step"]) == [warmup]
+    own = parent_of(family).summary["val_loss"]
+    cost = found["conversion_loss"].iloc[0]
+    assert found["val_loss"].iloc[0] == pytest.approx(own + (0 if warmup else cost), abs=1e-6), "the backbone is frozen"
+    assert abs(cost) > 1e-5
+    assert math.isfinite(found["mass_recall"].iloc[0])
+    assert "conversion_loss" not in record.summary
+    shown = runs_show.found(tmp_path / "runs", record.run_id)
+    console = Console(file=io.StringIO(), width=200)
+    runs_show.print_run(shown, tmp_path / "runs", console)
+    assert f"at step {warmup}: {cost:+.4f} nats by the selection" in console.file.getvalue()
+
+
+def test_a_childs_epochs_count_its_parents_text(corpus: Path, family: Path) -> None:
+    own = child_of(family)
+    a_step, text = own.summary["tokens"] / 4, own.summary["text_tokens"]
+    rows = dsabench.load_runs(family).set_index("run_id")["epochs"]
+    assert rows[own.run_id] == pytest.approx(10 * a_step / text)
+    assert rows[parent_of(family).run_id] == pytest.approx(6 * a_step / text)
+    for start in (PARENT, {"run": "dense"}):
+        planned = plan.plan([validate(child(corpus, start))], family)[-1]
+        assert planned.epochs == pytest.approx(10 * a_step / text), start
 
 
 def weights_at_start(spec: RunSpec, store: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, torch.Tensor]:

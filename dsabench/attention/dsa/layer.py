@@ -56,8 +56,7 @@ class DSA(Attention):
     def backend_on(self, device: torch.device) -> backends.Backend:
         """The backend on this device. It is chosen for the run's length, so that shorter windows use the same one.
         Raises SpecError where `triton` is asked for and does not run."""
-        reason = None if runs_on(device) else "it needs a CUDA GPU with Triton, and its tensors are elsewhere"
-        return backends.choose(*self.size, reason)
+        return backends.choose(*self.size, None if runs_on(device) else backends.ELSEWHERE)
 
     def prepare(self, context: AttentionContext) -> None:
         """As Attention.prepare; also the indexer's rotation and, for a backend that uses one, the mask."""
@@ -70,7 +69,7 @@ class DSA(Attention):
         """(B, T, D) -> (B, T, D), and the KL loss of this layer's indexer where it has one and context.losses asks."""
         backend = self.backend_on(x_BTD.device)
         q_BTHD, k_BTGD, v_BTGD = self.projections.heads(x_BTD, context, head_major=backend != "triton")
-        k = self.config.n_selected(x_BTD.shape[1])
+        k = context.keys_kept(self.config, x_BTD.shape[1])
         learns = self._learns(context)
         heads = None
         if context.stage == "sparse" or learns or context.capture is not None:
@@ -189,7 +188,7 @@ def _size(spec: RunSpec) -> tuple[str, int, int, int, str | None]:
     """The arguments of backends.choose that do not depend on the machine."""
     attention = spec.attention
     assert isinstance(attention, DSASpec)
-    k, indexer = min(attention.n_selected(spec.length), spec.length), attention.indexer
+    k, indexer = min(attention.at_most_keys(spec.length).n_selected(spec.length), spec.length), attention.indexer
     limit = backends.limit_of(k, spec.model.head_dim, indexer.n_heads, indexer.head_dim)
     sharing = spec.model.n_heads // (spec.model.n_kv_heads or spec.model.n_heads)
     return attention.backend, spec.length, k, sharing, limit

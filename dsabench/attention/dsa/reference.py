@@ -32,6 +32,14 @@ def allowed_at(query_Q: Tensor, length: int, document_ids_BT: Tensor | None) -> 
     return causal_QS & (document_ids_BT[:, query_Q, None] == document_ids_BT[:, None, :])
 
 
+def document_starts(document_ids_BT: Tensor) -> Tensor:
+    """(B, T) int32: the first position of each position's document. A document's positions lie side by side."""
+    position_T = torch.arange(document_ids_BT.shape[1], device=document_ids_BT.device, dtype=torch.int32)
+    fresh_BT = torch.ones_like(document_ids_BT, dtype=torch.bool)
+    fresh_BT[:, 1:] = document_ids_BT[:, 1:] != document_ids_BT[:, :-1]
+    return (position_T * fresh_BT).cummax(dim=1).values.to(torch.int32)
+
+
 def index_scores(q_BTJI: Tensor, k_BSI: Tensor, w_BTJ: Tensor) -> Tensor:
     """I[t,s] = sum_j w[t,j] * relu(q[t,j] . k[s]); (B, T, S), no mask. w already carries the scale J^-1/2 I^-1/2."""
     dots_BTJS = torch.einsum("btji,bsi->btjs", q_BTJI, k_BSI)

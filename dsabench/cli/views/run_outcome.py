@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from dsabench.cli.console import stdout_console
 from dsabench.cli.safe_text import printable
-from dsabench.metrics import METRICS, epochs
+from dsabench.metrics import METRICS, recorded_epochs
 
 if TYPE_CHECKING:
     from dsabench.store import RunRecord
@@ -66,7 +66,7 @@ def measure_lines(record: RunRecord) -> list[str]:
     """A line for each measure of a run, with its unit, and its chance or floor where it has one."""
     summary = record.summary
     is_task = summary.get("task_accuracy") is not None
-    seen = epochs(summary.get("tokens"), summary.get("text_tokens"))
+    seen = recorded_epochs(summary, record.environment)
     unit = "nats per answer" if is_task else "nats per token"
     unigram, accuracy = _number(summary, "unigram_loss", ".4f"), _number(summary, "val_accuracy", ".2%")
     rows = [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +17,7 @@ from dsabench.cli.safe_text import first_line, printable
 from dsabench.cli.views.run_outcome import measure_lines, origin_text
 from dsabench.cli.views.text_table import say
 from dsabench.errors import StoreError
-from dsabench.metrics import epochs
+from dsabench.metrics import recorded_epochs
 from dsabench.spec.identity import flatten
 from dsabench.spec.rerun_command import command_words, non_default
 from dsabench.store import DamagedError, RunRecord, find_name, read_metrics, read_run, run_files
@@ -67,7 +68,7 @@ def document(run: Found, store: Path) -> dict[str, Any]:
         "non_default": non_default(record.spec),
         "folder": str(store / record.run_id),
         "files": run_files(store, record.run_id),
-        "epochs": epochs(record.summary.get("tokens"), record.summary.get("text_tokens")),
+        "epochs": recorded_epochs(record.summary, record.environment),
         "last_metrics": _last_metrics(record, store)[0],
         "command": _command(record, store),
     }
@@ -110,6 +111,7 @@ def _short(run: Found, store: Path, console: Console) -> None:
         "trained": f"{record.created:%Y-%m-%d %H:%M} to {record.updated:%Y-%m-%d %H:%M} UTC, {', '.join(on) or '-'}",
         "by": f"dsabench {record.version}, {f'sweep {record.sweep}' if record.sweep else 'of no sweep'}",
         **({"from": origin} if (origin := origin_text(record)) else {}),
+        **({"converted": cost} if (cost := _conversion(record, store)) else {}),
         "in": f"{store / record.run_id} ({len(sizes)} files, {sum(sizes) / 1e6:,.1f} MB)",
         "seal": _SEALS[run.seal],
     }
@@ -170,6 +172,20 @@ def _text(value: Any, measured: bool) -> str:
     if value is None or isinstance(value, bool | list | dict):
         return printable(json.dumps(value))
     return printable(value)
+
+
+def _conversion(record: RunRecord, store: Path) -> str:
+    """What the selection alone cost before the first sparse step, and how much attention it held; "" where no record
+    of the run says it."""
+    if not origin_text(record):
+        return ""
+    with suppress(StoreError):
+        for found in read_metrics(store, record.run_id):
+            if isinstance(cost := found.get("conversion_loss"), float):
+                recall, chance = found.get("mass_recall"), found.get("mass_recall_chance")
+                held = "" if recall is None or chance is None else f", mass recall {recall:.3f} (chance {chance:.3f})"
+                return f"at step {found['step']:,}: {cost:+.4f} nats by the selection alone{held}"
+    return ""
 
 
 def _last_metrics(record: RunRecord, store: Path) -> tuple[dict[str, dict[str, Any]], str]:

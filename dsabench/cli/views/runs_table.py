@@ -28,7 +28,10 @@ _HEADINGS = {
 }
 """The columns that are shown when nobody chooses, and their headings."""
 
-_DROPS = {"attention": 5, "length": 4, "seed": 3, "steps": 2, "step_ms": 1}
+_ORIGIN = {"environment.start.run": "from"}
+"""The column that is shown where a run starts from another, and its heading."""
+
+_DROPS = {"environment.start.run": 6, "attention": 5, "length": 4, "seed": 3, "steps": 2, "step_ms": 1}
 """What goes first where a terminal is too narrow: the id says attention, length and seed, too."""
 
 _STYLES = {"failed": "red", "damaged": "red", "unreadable": "red", "interrupted": "yellow", "running": "cyan"}
@@ -76,7 +79,8 @@ def nothing(chosen: Choice, where: str | None) -> str:
 def print_runs(runs: pd.DataFrame, columns: Sequence[str] | None, console: Console) -> None:
     """Print a line a run, and below it what must be seen of the run; in colour in a terminal."""
     rows = documents(runs)
-    chosen = list(_HEADINGS) if columns is None else list(columns)
+    there = [name for name in _ORIGIN if name in runs and runs[name].notna().any()]
+    chosen = [*_HEADINGS, *there] if columns is None else list(columns)
     cells = zip(*(_cells(name, rows) for name in chosen), strict=True)
     print_table(
         console,
@@ -120,7 +124,7 @@ def _column(name: str, runs: pd.DataFrame, drop: int) -> Column:
     number = pd.api.types.is_numeric_dtype(runs[name]) and runs[name].dtype != "boolean"
     if name == "run_id":
         return Column(_HEADINGS[name], left=True)
-    return Column(_HEADINGS.get(name, name), left=not number, drop=drop, least=0 if number else 24)
+    return Column((_HEADINGS | _ORIGIN).get(name, name), left=not number, drop=drop, least=0 if number else 24)
 
 
 def _cells(name: str, rows: list[dict[str, Any]]) -> list[str]:

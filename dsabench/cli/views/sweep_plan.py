@@ -90,8 +90,9 @@ def print_plan(plan: SweepPlan, console: Console, *, config: str = "", full: boo
     runs = [run for run in plan.runs if not run.for_children]
     first = runs[0].spec
     where = ", ".join(plan.devices) or execution.device
+    lengths = " or ".join(f"{steps:,}" for steps in dict.fromkeys(run.spec.train.steps for run in runs))
     console.print(
-        f"{count(len(runs), 'run')} of {count(first.train.steps, 'step')} on {where} ({execution.precision}):"
+        f"{count(len(runs), 'run')} of {lengths} step{'s' * (lengths != '1')} on {where} ({execution.precision}):"
     )
     for line in parents(plan.runs):
         console.print(line)
@@ -214,6 +215,18 @@ def _print_windows(runs: Sequence[PlannedRun], console: Console) -> None:
         kept = [f"{k} (everything)" if k >= length else str(k) for k in sorted(filter(None, selected))]
         keeps = f", selecting variants keep {', '.join(kept)} keys" if kept else ""
         console.print(f"  length {length}: {batch} windows a step = {tokens:,} tokens{keeps}")
+    for schedule in dict.fromkeys(map(_schedule, runs)):
+        if schedule:
+            console.print(f"  keys kept: {schedule}")
+
+
+def _schedule(run: PlannedRun) -> str:
+    """How the number of keys changes in training, in words; "" where it does not."""
+    attention, length = run.spec.attention, run.spec.length
+    parts = [f"{attention.top_k_at(step - 1)} before step {step:,}" for step in attention.key_changes()]
+    return (
+        f"{attention.kind} at length {length}: {', '.join(parts)}, then {attention.n_selected(length)}" if parts else ""
+    )
 
 
 def epochs_lines(runs: Sequence[PlannedRun]) -> Iterator[str]:

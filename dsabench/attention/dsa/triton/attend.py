@@ -78,12 +78,12 @@ def attend(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """out (B, T, H, D) in the inputs' dtype; logsumexp of the scaled scores over the kept slots, (B, T, H), fp32, nats.
 
-    selected: int32 or int64, -1 where a slot is empty; indices must differ within a row. A query without any key gives
-    0, and -inf. `ascending` promises that each row's indices ascend and its empty slots come last, as top_k gives them:
-    the backward pass may then go through the keys in ranges that fit the cache. `unions` of this selection, as
-    `unions.share` gives them, let neighbouring queries share their work. `deterministic` asks for gradients whose bits
-    repeat; None asks PyTorch's setting. The logsumexp has no gradient. D from 1 to 256, H a multiple of G;
-    fp32 (multiplied exactly) or bf16 with fp32 sums.
+    selected: int32 or int64, -1 where a slot is empty; indices must differ within a row. One batch row of it serves all
+    rows of the batch. A query without any key gives 0, and -inf. `ascending` promises that each row's indices ascend
+    and its empty slots come last, as top_k gives them: the backward pass may then go through the keys in ranges that
+    fit the cache. `unions` of this selection, as `unions.share` gives them, let neighbouring queries share their work.
+    `deterministic` asks for gradients whose bits repeat; None asks PyTorch's setting. The logsumexp has no gradient. D
+    from 1 to 256, H a multiple of G; fp32 (multiplied exactly) or bf16 with fp32 sums.
     """
     check(q_BTHD, k_BSGD, v_BSGD)
     if q_BTHD.shape[2] % k_BSGD.shape[2] or q_BTHD.shape[3] > 256 or q_BTHD.shape[1] != k_BSGD.shape[1]:
@@ -200,13 +200,15 @@ def forward(
     queries, sizes = (unions.queries, unions.sizes_U) if unions else (0, None)
     attend_forward[(n_batch * length * groups * blocks,)](
         q_BTHD, k_BSGD, v_BSGD, selected_BTK.contiguous(), sizes, out_BTHD, lse_BTH, length, n_heads, groups, slots,
-        blocks, width**-0.5, N=tiling.slots, Q=queries, num_warps=tiling.warps, num_stages=tiling.stages, **shape,
+        len(selected_BTK) * length, blocks, width**-0.5, N=tiling.slots, Q=queries, num_warps=tiling.warps,
+        num_stages=tiling.stages, **shape,
     )  # fmt: skip
     if unions:
         units, words = unions.words_UC.shape
-        forward_group[(units * groups,)](
-            q_BTHD, k_BSGD, v_BSGD, unions.words_UC, sizes, out_BTHD, lse_BTH, length, n_heads, groups, words,
-            triton.cdiv(length, queries), width**-0.5, **group_tiling.options(),
+        units_a_row = triton.cdiv(length, queries)
+        forward_group[(n_batch * units_a_row * groups,)](
+            q_BTHD, k_BSGD, v_BSGD, unions.words_UC, sizes, out_BTHD, lse_BTH, length, n_heads, groups, words, units,
+            units_a_row, width**-0.5, **group_tiling.options(),
             **group_shape(q_BTHD, k_BSGD, unions),
         )  # fmt: skip
     return out_BTHD, lse_BTH
@@ -240,16 +242,17 @@ def backward(
     rest = (out_BTHD.contiguous(), lse_BTH, d_out_BTHD, d_q_BTHD, d_k, d_v, scale_k, scale_v, length, n_heads, groups)
     for first, last in cuts:
         attend_backward[(n_batch * length * groups * blocks,)](
-            q_BTHD, k_BSGD, v_BSGD, selected_BTK.contiguous(), sizes, *rest, slots, blocks, width**-0.5, first, last,
-            N=tiling.slots, Q=queries, FIXED=deterministic, RANGED=len(cuts) > 1, num_warps=tiling.warps,
-            num_stages=tiling.stages, **shape,
+            q_BTHD, k_BSGD, v_BSGD, selected_BTK.contiguous(), sizes, *rest, slots, len(selected_BTK) * length, blocks,
+            width**-0.5, first, last, N=tiling.slots, Q=queries, FIXED=deterministic, RANGED=len(cuts) > 1,
+            num_warps=tiling.warps, num_stages=tiling.stages, **shape,
         )  # fmt: skip
     if unions:
         units, words = unions.words_UC.shape
+        units_a_row = triton.cdiv(length, queries)
         for first, last in group_cuts:
-            backward_group[(units * groups,)](
-                q_BTHD, k_BSGD, v_BSGD, unions.words_UC, sizes, *rest, words, triton.cdiv(length, queries),
-                width**-0.5, first, last, FIXED=deterministic, RANGED=len(group_cuts) > 1, **group_tiling.options(),
+            backward_group[(n_batch * units_a_row * groups,)](
+                q_BTHD, k_BSGD, v_BSGD, unions.words_UC, sizes, *rest, words, units, units_a_row, width**-0.5, first,
+                last, FIXED=deterministic, RANGED=len(group_cuts) > 1, **group_tiling.options(),
                 **group_shape(q_BTHD, k_BSGD, unions),
             )  # fmt: skip
     d_k = accumulate.finish(d_k, scale_k, k_BSGD.dtype, width**-0.5)

@@ -63,14 +63,15 @@ def add_rows(total, s, x_ND, scale, stride, D: tl.constexpr, WIDE: tl.constexpr,
         accumulate.add(total, to, x_ND, (d < D)[None, :], scale, FIXED)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_lists"])
 def forward_group(
-    q, k, v, words, sizes, out, lse, T, H, G, C, n_blocks, scale, D: tl.constexpr, WIDE: tl.constexpr,
+    q, k, v, words, sizes, out, lse, T, H, G, C, n_lists, n_blocks, scale, D: tl.constexpr, WIDE: tl.constexpr,
     HEADS: tl.constexpr, Q: tl.constexpr, N: tl.constexpr, PRECISION: tl.constexpr, FAST: tl.constexpr,
 ):  # fmt: skip
-    """A program is a group, unless its queries go by themselves, and the heads of one KV head."""
+    """A program is a group, unless its queries go by themselves, and the heads of one KV head. Of n_lists unions, a
+    batch row's or all rows', it has number unit % n_lists."""
     unit, g = tl.program_id(0) // G, tl.program_id(0) % G
-    end = tl.load(sizes + unit)
+    end = tl.load(sizes + unit % n_lists)
     if end == 0:
         return
     batch, row, member, there = rows_of(unit, g, T, H, G, n_blocks, Q, HEADS)
@@ -80,7 +81,7 @@ def forward_group(
     q_MD = tl.load(q + at, mask=mask, other=0.0)
     k += (batch * G + g) * D
     v += (batch * G + g) * D
-    words += unit.to(tl.int64) * C
+    words += (unit % n_lists).to(tl.int64) * C
     mine = 1 << member
     top = tl.full((Q * HEADS,), -float("inf"), dtype=tl.float32)
     mass = tl.zeros((Q * HEADS,), dtype=tl.float32)
@@ -107,10 +108,10 @@ def forward_group(
     tl.store(lse + row, tl.where(some, (top + tl.log2(mass)) / LOG2E, -float("inf")), mask=there)
 
 
-@triton.jit(do_not_specialize=["from_key", "to_key"])
+@triton.jit(do_not_specialize=["n_lists", "from_key", "to_key"])
 def backward_group(
-    q, k, v, words, sizes, out, lse, d_out, d_q, d_k, d_v, scale_k, scale_v, T, H, G, C, n_blocks, scale, from_key,
-    to_key, D: tl.constexpr, WIDE: tl.constexpr, HEADS: tl.constexpr, Q: tl.constexpr, N: tl.constexpr,
+    q, k, v, words, sizes, out, lse, d_out, d_q, d_k, d_v, scale_k, scale_v, T, H, G, C, n_lists, n_blocks, scale,
+    from_key, to_key, D: tl.constexpr, WIDE: tl.constexpr, HEADS: tl.constexpr, Q: tl.constexpr, N: tl.constexpr,
     PRECISION: tl.constexpr, FIXED: tl.constexpr, RANGED: tl.constexpr, FAST: tl.constexpr,
 ):  # fmt: skip
     """RANGED: only words whose keys lie in [from_key, to_key) take part, and dQ is added to what is there.
@@ -118,7 +119,7 @@ def backward_group(
     dS lacks the scale, and so does what is added to d_k.
     """
     unit, g = tl.program_id(0) // G, tl.program_id(0) % G
-    end = tl.load(sizes + unit)
+    end = tl.load(sizes + unit % n_lists)
     if end == 0:
         return
     batch, row, member, there = rows_of(unit, g, T, H, G, n_blocks, Q, HEADS)
@@ -126,7 +127,7 @@ def backward_group(
     n = tl.arange(0, N)
     at = row[:, None] * D + d[None, :]
     mask = there[:, None] & (d < D)[None, :]
-    words += unit.to(tl.int64) * C
+    words += (unit % n_lists).to(tl.int64) * C
     begin = 0 * end
     if RANGED:
         begin = first_from(words, from_key, end)

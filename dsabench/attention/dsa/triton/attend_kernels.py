@@ -41,21 +41,22 @@ def _place(T, H, G, BLOCKS, M: tl.constexpr):
 
 @triton.jit
 def in_group(sizes, row, T, Q: tl.constexpr):
-    """Whether a group of Q neighbours does this query's work; Q = 0: there are no groups."""
+    """Whether a group of Q neighbours does the work of the query with this row of lists; Q = 0: there are no groups."""
     grouped = False
     if Q:
         grouped = tl.load(sizes + row // T * tl.cdiv(T, Q) + row % T // Q) > 0
     return grouped
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["LISTS"])
 def attend_forward(
-    q, k, v, selected, sizes, out, lse, T, H, G, K, BLOCKS, scale, D: tl.constexpr, WIDE: tl.constexpr,
+    q, k, v, selected, sizes, out, lse, T, H, G, K, LISTS, BLOCKS, scale, D: tl.constexpr, WIDE: tl.constexpr,
     M: tl.constexpr, N: tl.constexpr, Q: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """A program is one query, unless a group has it, and the heads that `_place` gives it."""
+    """A program is one query, unless a group has it, and the heads that `_place` gives it. Of LISTS lists, a batch
+    row's or all rows', the query has number row % LISTS."""
     row, batch, t, g, h, heads = _place(T, H, G, BLOCKS, M)
-    if in_group(sizes, row, T, Q):
+    if in_group(sizes, row % LISTS, T, Q):
         return
     d = tl.arange(0, WIDE)
     at = (row.to(tl.int64) * H + h)[:, None] * D + d[None, :]
@@ -63,7 +64,7 @@ def attend_forward(
     q_MD = tl.load(q + at, mask=mask, other=0.0)
     k += (batch * T * G + g) * D
     v += (batch * T * G + g) * D
-    selected += row.to(tl.int64) * K
+    selected += (row % LISTS).to(tl.int64) * K
     top = tl.full((M,), -float("inf"), dtype=tl.float32)
     mass = tl.zeros((M,), dtype=tl.float32)
     total = tl.zeros((M, WIDE), dtype=tl.float32)
@@ -102,16 +103,16 @@ def _first_from(selected, key, K):
     return low
 
 
-@triton.jit(do_not_specialize=["from_key", "to_key"])
+@triton.jit(do_not_specialize=["LISTS", "from_key", "to_key"])
 def attend_backward(
-    q, k, v, selected, sizes, out, lse, d_out, d_q, d_k, d_v, scale_k, scale_v, T, H, G, K, BLOCKS, scale, from_key,
-    to_key, D: tl.constexpr, WIDE: tl.constexpr, M: tl.constexpr, N: tl.constexpr, Q: tl.constexpr,
+    q, k, v, selected, sizes, out, lse, d_out, d_q, d_k, d_v, scale_k, scale_v, T, H, G, K, LISTS, BLOCKS, scale,
+    from_key, to_key, D: tl.constexpr, WIDE: tl.constexpr, M: tl.constexpr, N: tl.constexpr, Q: tl.constexpr,
     PRECISION: tl.constexpr, FIXED: tl.constexpr, RANGED: tl.constexpr,
 ):  # fmt: skip
     """RANGED: only the slots whose keys lie in [from_key, to_key) take part, and dQ is added to what is there.
     dS lacks the scale, and so does what is added to d_k."""
     row, batch, t, g, h, heads = _place(T, H, G, BLOCKS, M)
-    if in_group(sizes, row, T, Q):
+    if in_group(sizes, row % LISTS, T, Q):
         return
     d = tl.arange(0, WIDE)
     at = (row.to(tl.int64) * H + h)[:, None] * D + d[None, :]
@@ -124,7 +125,7 @@ def attend_backward(
     start = (batch * T * G + g) * D
     k += start
     v += start
-    selected += row.to(tl.int64) * K
+    selected += (row % LISTS).to(tl.int64) * K
     d_q_MD = tl.zeros((M, WIDE), dtype=tl.float32)
     begin = 0 * K
     end = K + begin

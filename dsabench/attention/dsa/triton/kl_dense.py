@@ -30,12 +30,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from dsabench.attention.dsa.reference import document_starts
 from dsabench.attention.dsa.triton import accumulate
 from dsabench.attention.dsa.triton.attend_kernels import LOG2E
 from dsabench.attention.dsa.triton.kl import gradients, loss_gradients, setup_loss
 from dsabench.attention.dsa.triton.lse import attention_lse, exp2, fast, index_lse, log2, padded, rows_of
 from dsabench.attention.dsa.triton.tiles import check, precision
-from dsabench.attention.dsa.triton.top_k import document_starts
 
 
 class Tiling(NamedTuple):

@@ -21,6 +21,9 @@ time was searched); keys taken only where they beat the bound, without equal one
 weights are all negative, one in 16 of 4 heads, is the plateau of zeros that relu makes, and its whole block was done
 again); a margin of 3.5 standard deviations (block after block waited for the one that was done again: 28 of 53 ms at
 L = 131,072); tiles of 32 keys or 128 queries, fewer registers for more programs an SM (0 to 20 per cent slower).
+Short windows on the H200, 8 of L = 4096, k = 256 (ms): 0.76 before, 0.50 by these: a warp alone searches up to 1024
+entries and waits for no other after each count (emit 0.37 to 0.23, predicted 0.13; guess 0.07 to 0.03); units of about
+the same length in a chunk, and twice as many of them where lists are short (append 0.28 to 0.22, predicted 0.13).
 Not tried: radix passes over stored scores move 8.6 GB a pass (2.9 each, and 4 to 8 passes).
 
 Legend: B batch, L length, J indexer heads, I (DI in code) indexer width, K selected slots, T block of queries, S block
@@ -35,6 +38,7 @@ import torch
 import triton
 from torch import Tensor
 
+from dsabench.attention.dsa.reference import document_starts
 from dsabench.attention.dsa.triton.tiles import check, fitting, held, power_of_two, precision
 from dsabench.attention.dsa.triton.top_k_kernels import append, emit, guess, redo, sample
 
@@ -92,14 +96,6 @@ class Lists(NamedTuple):
             stride *= 2
 
 
-def document_starts(document_ids_BT: Tensor) -> Tensor:
-    """(B, T) int32: the first position of each position's document. A document's positions lie side by side."""
-    position_T = torch.arange(document_ids_BT.shape[1], device=document_ids_BT.device, dtype=torch.int32)
-    fresh_BT = torch.ones_like(document_ids_BT, dtype=torch.bool)
-    fresh_BT[:, 1:] = document_ids_BT[:, 1:] != document_ids_BT[:, :-1]
-    return (position_T * fresh_BT).cummax(dim=1).values.to(torch.int32)
-
-
 def top_k(
     q_BTJI: Tensor, k_BSI: Tensor, w_BTJ: Tensor, k: int, document_ids_BT: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
@@ -150,8 +146,7 @@ def launch(
     n_blocks = triton.cdiv(length, queries)
     units = n_batch * n_blocks
     processors = torch.cuda.get_device_properties(device).multi_processor_count if q_BTJI.is_cuda else 2
-    fit = SCRATCH_BYTES // (queries * lists.entries * 8)
-    chunk = max(1, min(processors * tiling.programs, units, fit))
+    chunk = _together(units, processors * tiling.programs, queries * lists.entries * 8)
     entries = torch.empty(chunk * queries * lists.entries, dtype=torch.int64, device=device)
     counts = torch.empty(chunk * queries, dtype=torch.int32, device=device)
     bounds = torch.full((chunk * queries,), -float("inf"), device=device)
@@ -171,22 +166,36 @@ def launch(
         if lists.stride and length > room:
             most = triton.cdiv(length, lists.stride)
             sample[(n, triton.cdiv(most, SAMPLE_TILES * tiling.keys))](
-                *inputs, samples, base, length, n_blocks, lists.stride, room, TILES=SAMPLE_TILES, **heads, **shape
-            )
+                *inputs, samples, base, length, n_batch, n_blocks, lists.stride, room, TILES=SAMPLE_TILES, **heads,
+                **shape,
+            )  # fmt: skip
             guess[(n * queries,)](
-                samples, start_BT, bounds, base, length, n_blocks, lists.stride, lists.rank, room,
-                M=power_of_two(most), num_warps=4 if most <= 4096 else 8, **shape,
+                samples, start_BT, bounds, base, length, n_batch, n_blocks, lists.stride, lists.rank, room,
+                M=power_of_two(most), num_warps=_warps(power_of_two(most)), **shape,
             )  # fmt: skip
         append[(n,)](
-            *inputs, bounds, entries, counts, base, length, n_blocks, k, PLAIN=not q_BTJI.is_cuda,
+            *inputs, bounds, entries, counts, base, length, n_batch, n_blocks, k, PLAIN=not q_BTJI.is_cuda,
             num_stages=tiling.stages, **more, **heads, **shape,
         )  # fmt: skip
-        redo[(n,)](*inputs, entries, counts, base, length, n_blocks, k, k // 8, **heads, **shape)
+        redo[(n,)](*inputs, entries, counts, base, length, n_batch, n_blocks, k, k // 8, **heads, **shape)
         shorter = 0
         for width in sorted({lists.usual, lists.entries}):
             emit[(n * queries,)](
-                entries, counts, selected_BTK, lse_BT, base, length, n_blocks, k, k, shorter, WIDTH=width,
-                PIECE=min(1024, width), num_warps=4, **shape,
+                entries, counts, selected_BTK, lse_BT, base, length, n_batch, n_blocks, k, k, shorter, WIDTH=width,
+                PIECE=min(256 * _warps(width), width), num_warps=_warps(width), **shape,
             )  # fmt: skip
             shorter = width
     return selected_BTK, lse_BT
+
+
+def _together(units: int, wanted: int, unit_bytes: int) -> int:
+    """Units of a chunk: as many as are wanted, and twice as many where their lists are short, so that long and short
+    units fill the multiprocessors together."""
+    few = min(wanted, SCRATCH_BYTES // unit_bytes)
+    return max(1, min(units, max(few, min(2 * wanted, SCRATCH_BYTES // 2 // unit_bytes))))
+
+
+def _warps(entries: int) -> int:
+    """Of a program that searches so many numbers by counting them, in its registers: a warp, where it holds them, waits
+    for no other one after each count."""
+    return 1 if entries <= 1024 else 4 if entries <= 4096 else 8

@@ -2,7 +2,8 @@
 
 A row is one query. Its list has C entries of 8 bytes, a score and a position, in ascending order of positions; before
 the list is begun its memory holds the row's samples. A unit is a block of T queries of one batch row; `unit` counts
-them through the batch. Lists, counts and bounds are those of a chunk of units, the first of which is `base`.
+them from the last block of all rows, which has most keys, to the first one, so that those of a chunk take about the
+same time. Lists, counts and bounds are those of a chunk of units, the first of which is `base`.
 
 Legend: L length, J indexer heads, I (DI in code) indexer width, K selected slots, T queries of a unit, S block of keys,
 C entries of a list, M samples of a row.
@@ -18,26 +19,32 @@ from dsabench.attention.dsa.triton.threshold import as_float, below, ordered, th
 from dsabench.attention.dsa.triton.tiles import load_heads, load_keys, score_tile
 
 # Compiled once for all lengths and k: no value of these makes the code better.
-_PLAIN_NUMBERS = ["L", "n_blocks", "base", "K", "slots", "slack", "stride", "rank", "room", "shorter"]
+_PLAIN_NUMBERS = ["L", "n_rows", "n_blocks", "base", "K", "slots", "slack", "stride", "rank", "room", "shorter"]
 
 
 @triton.jit
-def _unit(start, base, L, n_blocks, T: tl.constexpr):
+def _place(unit, L, n_rows, n_blocks, T: tl.constexpr):
+    """A unit's batch row, as an offset in tokens, and its first query."""
+    return (unit % n_rows).to(tl.int64) * L, (n_blocks - 1 - unit // n_rows) * T
+
+
+@triton.jit
+def _unit(start, base, L, n_rows, n_blocks, T: tl.constexpr):
     """This program's batch row (as an offset in tokens), queries, first keys of each and of all, and end of keys."""
-    unit = base + tl.program_id(0)
-    batch = (unit // n_blocks).to(tl.int64) * L
-    t = (unit % n_blocks) * T + tl.arange(0, T)
+    batch, t0 = _place(base + tl.program_id(0), L, n_rows, n_blocks, T)
+    t = t0 + tl.arange(0, T)
     first = tl.load(start + batch + t, mask=t < L, other=L)
     return batch, t, first, tl.min(first, axis=0), tl.minimum(tl.max(t, axis=0) + 1, L)
 
 
 @triton.jit(do_not_specialize=_PLAIN_NUMBERS)
 def sample(
-    q, k, w, start, samples, base, L, n_blocks, stride, room, J: tl.constexpr, DI: tl.constexpr, WIDE: tl.constexpr,
-    N: tl.constexpr, T: tl.constexpr, S: tl.constexpr, C: tl.constexpr, PRECISION: tl.constexpr, TILES: tl.constexpr,
+    q, k, w, start, samples, base, L, n_rows, n_blocks, stride, room, J: tl.constexpr, DI: tl.constexpr,
+    WIDE: tl.constexpr, N: tl.constexpr, T: tl.constexpr, S: tl.constexpr, C: tl.constexpr, PRECISION: tl.constexpr,
+    TILES: tl.constexpr,
 ):  # fmt: skip
     """Scores of every stride-th key of a unit, 2C fp32 a row; -inf where a query may not see the key."""
-    batch, t, first, lowest, end = _unit(start, base, L, n_blocks, T)
+    batch, t, first, lowest, end = _unit(start, base, L, n_rows, n_blocks, T)
     n_samples = tl.cdiv(end - lowest, stride)
     c0 = tl.program_id(1) * TILES * S
     if (end - lowest > room) & (c0 < n_samples):
@@ -56,12 +63,11 @@ def sample(
 
 @triton.jit(do_not_specialize=_PLAIN_NUMBERS)
 def guess(
-    samples, start, bound, base, L, n_blocks, stride, rank, room, T: tl.constexpr, C: tl.constexpr, M: tl.constexpr
+    samples, start, bound, base, L, n_rows, n_blocks, stride, rank, room, T: tl.constexpr, C: tl.constexpr,
+    M: tl.constexpr,
 ):  # fmt: skip
     """A row's bound: about `rank` of its samples are above it. -inf for a row whose keys all find room in its list."""
-    unit = base + tl.program_id(0) // T
-    batch = (unit // n_blocks).to(tl.int64) * L
-    t0 = (unit % n_blocks) * T
+    batch, t0 = _place(base + tl.program_id(0) // T, L, n_rows, n_blocks, T)
     t = t0 + tl.program_id(0) % T
     ts = t0 + tl.arange(0, T)
     lowest = tl.min(tl.load(start + batch + ts, mask=ts < L, other=L), axis=0)
@@ -110,11 +116,12 @@ def _append_range(
 
 @triton.jit(do_not_specialize=_PLAIN_NUMBERS)
 def append(
-    q, k, w, start, bound, entries, counts, base, L, n_blocks, K, J: tl.constexpr, DI: tl.constexpr, WIDE: tl.constexpr,
-    N: tl.constexpr, T: tl.constexpr, S: tl.constexpr, C: tl.constexpr, PRECISION: tl.constexpr, PLAIN: tl.constexpr,
+    q, k, w, start, bound, entries, counts, base, L, n_rows, n_blocks, K, J: tl.constexpr, DI: tl.constexpr,
+    WIDE: tl.constexpr, N: tl.constexpr, T: tl.constexpr, S: tl.constexpr, C: tl.constexpr, PRECISION: tl.constexpr,
+    PLAIN: tl.constexpr,
 ):  # fmt: skip
     """A row's list: every key above its bound, and the first ones at it; and their number."""
-    batch, t, first, lowest, end = _unit(start, base, L, n_blocks, T)
+    batch, t, first, lowest, end = _unit(start, base, L, n_rows, n_blocks, T)
     row, i = tl.program_id(0) * T + tl.arange(0, T), tl.arange(0, S)
     before = (i[:, None] < i[None, :]).to(tl.float16)
     entries += tl.program_id(0).to(tl.int64) * T * C
@@ -145,12 +152,12 @@ def append(
 
 @triton.jit(do_not_specialize=_PLAIN_NUMBERS)
 def redo(
-    q, k, w, start, entries, counts, base, L, n_blocks, K, slack, J: tl.constexpr, DI: tl.constexpr,
+    q, k, w, start, entries, counts, base, L, n_rows, n_blocks, K, slack, J: tl.constexpr, DI: tl.constexpr,
     WIDE: tl.constexpr, N: tl.constexpr, T: tl.constexpr, S: tl.constexpr, C: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """A unit in which a list is too short or was full, again and without a guess: a list about to overflow is cut to
     its K best, and those are its bound from then on. Right for every input."""
-    batch, t, first, lowest, end = _unit(start, base, L, n_blocks, T)
+    batch, t, first, lowest, end = _unit(start, base, L, n_rows, n_blocks, T)
     row = tl.arange(0, T)
     counts += tl.program_id(0) * T + row
     count = tl.load(counts)
@@ -181,12 +188,12 @@ def redo(
 
 @triton.jit(do_not_specialize=_PLAIN_NUMBERS)
 def emit(
-    entries, counts, selected, lse, base, L, n_blocks, K, slots, shorter, T: tl.constexpr, C: tl.constexpr,
+    entries, counts, selected, lse, base, L, n_rows, n_blocks, K, slots, shorter, T: tl.constexpr, C: tl.constexpr,
     WIDTH: tl.constexpr, PIECE: tl.constexpr,
 ):  # fmt: skip
     """The K best of a row's list, and their logsumexp, of lists with more than `shorter` and up to WIDTH entries."""
-    unit = base + tl.program_id(0) // T
-    t = (unit % n_blocks) * T + tl.program_id(0) % T
+    batch, t0 = _place(base + tl.program_id(0) // T, L, n_rows, n_blocks, T)
+    t = t0 + tl.program_id(0) % T
     have = tl.load(counts + tl.program_id(0))
     if (t < L) & (have > shorter) & (have <= WIDTH):
         entries += tl.program_id(0).to(tl.int64) * C
@@ -199,7 +206,7 @@ def emit(
         room = k - tl.sum((order > limit).to(tl.int32), axis=0)
         top = as_float(tl.max(order, axis=0))
         # Piece by piece from here on: the whole row's positions and places would not fit the registers.
-        at = (unit // n_blocks).to(tl.int64) * L + t
+        at = batch + t
         out = selected + at * slots
         kept, tied = 0, 0
         total = tl.zeros((PIECE,), dtype=tl.float32)

@@ -74,23 +74,30 @@ def joined(words_UC: Tensor | None, sizes_U: Tensor | None, queries: int) -> Uni
 
 
 def neighbours(q_BTHD: Tensor, k_BSGD: Tensor) -> int:
-    """How many queries form a group at these sizes, from 2 to 8; 0 where groups do not pay."""
+    """How many queries form a group of these queries and keys, from 2 to 8; 0 where groups do not pay."""
     length, groups, width = k_BSGD.shape[1:]
-    heads = int(triton.next_power_of_2(q_BTHD.shape[2] // groups))
-    queries = min(MOST_QUERIES, ROWS // heads)
+    return queries_of(length, q_BTHD.shape[2], groups, width) if q_BTHD.dtype == torch.bfloat16 else 0
+
+
+def queries_of(length: int, n_heads: int, groups: int, width: int) -> int:
+    """`neighbours` of bf16 tensors of these sizes."""
+    queries = min(MOST_QUERIES, ROWS // int(triton.next_power_of_2(n_heads // groups)))
     fits = width <= WIDEST and length < LONGEST and length * groups * width < 1 << 31  # offsets of 32 bits
-    return queries if queries > 1 and fits and q_BTHD.dtype == torch.bfloat16 else 0
+    return queries if queries > 1 and fits else 0
 
 
 def share(q_BTHD: Tensor, k_BSGD: Tensor, selected_BTK: Tensor) -> Unions | None:
-    """The unions of a selection, for `attend` and `sparse_kl`; None where groups do not pay at these sizes.
+    """The unions of a selection, for `attend` and `sparse_kl`; None where groups do not pay at these sizes."""
+    queries = neighbours(q_BTHD, k_BSGD)
+    return unions_of(selected_BTK, queries) if queries else None
+
+
+def unions_of(selected_BTK: Tensor, queries: int) -> Unions:
+    """The unions of so many neighbours.
 
     selected: int32 or int64, -1 or beyond the query where a slot is empty. No wait for the host, no gradient. Besides
     the selection's 4 bytes a slot they take 3, which are kept for the backward pass.
     """
-    queries = neighbours(q_BTHD, k_BSGD)
-    if not queries:
-        return None
     words_UC, sizes_U = _share(selected_BTK.detach().int(), queries)
     return Unions(words_UC, sizes_U, queries)
 

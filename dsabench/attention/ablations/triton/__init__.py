@@ -1,0 +1,1 @@
+"""Triton kernels that write the index lists of selections without an indexer."""
