@@ -47,7 +47,7 @@ def overridden(ladder: Ladder, path: str) -> Ladder:
 
 
 def of_a_start(ladder: Ladder, path: str, value: Any) -> Ladder:
-    """The ladder after `start` as a whole was made a run or a checkpoint (`--from`): rungs that draw their weights instead
+    """The ladder after `start` as a whole was made a run or a checkpoint (`--from`): rungs that draw their weights
     (`start: null`) are left out, for they would start from it, too."""
     if path != "start" or not isinstance(value, Mapping) or value.get("parent"):
         return ladder
