@@ -47,9 +47,8 @@ def overridden(ladder: Ladder, path: str) -> Ladder:
 
 
 def of_a_start(ladder: Ladder, path: str, value: Any) -> Ladder:
-    """The ladder after a run or a checkpoint was given to start from: rungs that draw their weights instead
+    """The ladder after `start` as a whole was made a run or a checkpoint (`--from`): rungs that draw their weights
     (`start: null`) are left out, for they would start from it, too."""
-    given = path == "start" and isinstance(value, Mapping) and not value.get("parent")
-    if not (given or path in ("start.run", "start.checkpoint")):
+    if path != "start" or not isinstance(value, Mapping) or value.get("parent"):
         return ladder
     return {name: changes for name, changes in ladder.items() if changes.get("start", ladder) is not None}
