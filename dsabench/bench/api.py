@@ -41,6 +41,7 @@ def bench_layer(
     dtype: str | None = None,
     repeats: int | None = None,
     only: Sequence[str] = (),
+    methods: Sequence[str] = (),
     stage: str = "sparse",
     deterministic: bool = False,
     run: str | None = None,
@@ -76,9 +77,11 @@ def bench_layer(
     wanted |= {name: value for name, value in given.items() if value is not None}
     resolved: Settings = settings(
         **wanted, batch=batch, dtype=execution.precision, stages=STAGES[stage], only=list(only),
-        deterministic=deterministic,
+        methods=list(methods), deterministic=deterministic,
     )  # fmt: skip
-    chosen(all_cases(resolved, execution.device), resolved.only)  # before a run's data take their time
+    chosen(
+        all_cases(resolved, execution.device), resolved.only, resolved.methods
+    )  # before a run's data take their time
     source = trained.inputs(resolved, execution) if trained else None
     return bench(resolved, execution, source, source.about() if source else None, notify=notify, save=save)
 

@@ -58,6 +58,9 @@ class Settings(_Record):
     only: list[str] = []
     """Names of implementations, or their beginnings up to a hyphen; an empty list is all."""
 
+    methods: list[str] = []
+    """Names of implementations that are timed beside the usual ones, or beside those of `only`."""
+
     deterministic: bool = False
     """True asks every implementation for gradients whose bits repeat."""
 
@@ -146,7 +149,7 @@ class Check(_Record):
     """The largest |found - expected| / |expected| of output, loss and gradients; None where one is no number."""
 
     worst: str | None = None
-    """The result with that error."""
+    """The result with that error; None where nothing was compared, because it computes something else."""
 
     tolerance: float
     status: Status

@@ -74,6 +74,13 @@ def _notes(
         yield "dense-X: K and V copied to all query heads beforehand, untimed; dense-X-gqa: KV heads shared."
     if any(cell.implementation == "dsa-triton" and cell.ms is not None for cell in cells):
         yield "dsa-triton computes the KL loss's gradients together with the loss: they are in its fwd."
+    names = {cell.implementation for cell in cells if cell.ms is not None}
+    if "dsa-triton-single" in names:
+        yield "dsa-triton-single: each query by itself; what dsa-triton gains on it is what groups of neighbours gain."
+    if "dsa-gym" in names:
+        yield "dsa-gym: attention-gym, scores, top-k and attention with K = V, which gathers half, and no KL loss."
+    if "nsa-fla" in names:
+        yield "nsa-fla: flash-linear-attention's NSA, blocks of 64 keys, k in all; another method: not checked."
     if any(length <= settings.top_k for length in settings.lengths):
         yield f"Where L is at most k = {settings.top_k}, a selection is every key."
     if incomparable and os.environ.get("TRITON_INTERPRET") == "1":

@@ -31,6 +31,10 @@ LOOKS = {
     "dsa-reference": Look("#CC79A7", "h", ":"),
     "dsa-masked": Look("#E69F00", "s", "-."),
     "dsa-triton": Look("#D55E00", "o", "-"),
+    "dsa-triton-single": Look("#D55E00", "1", "--"),
+    "dense-flex": Look("#56B4E9", "2", "-."),
+    "dsa-gym": Look("#CC79A7", "3", "--"),
+    "nsa-fla": Look("#009E73", "4", "-."),
 }
 _OTHER = Look("#000000", "p", ":")
 
@@ -86,7 +90,7 @@ def _look(name: str) -> Look:
 def _draw(axes: Axes, cells: list[Cell], name: str, field: str) -> None:
     points = sorted((cell.length, getattr(cell, field)) for cell in cells if _name(cell) == name)
     if points:
-        axes.plot(*zip(*points, strict=True), **line(_look(name)), zorder=5 if "dsa-triton" in name else 4)
+        axes.plot(*zip(*points, strict=True), **line(_look(name)), zorder=5 if _base(name) == "dsa-triton" else 4)
 
 
 def _time_axes(axes: Axes, lengths: list[int]) -> None:

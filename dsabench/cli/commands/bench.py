@@ -91,6 +91,15 @@ OnlyOption = Annotated[
     list[str] | None,
     texts("--only", "Implementations, or families: dense, dense-flash, dsa-triton, ...", rich_help_panel=MEASUREMENT),
 ]
+MethodsOption = Annotated[
+    list[str] | None,
+    texts(
+        "--methods",
+        "Time these too: dense-flex, dsa-triton-single, dsa-gym, nsa-fla, or all.",
+        rich_help_panel=MEASUREMENT,
+        autocompletion=completion.one_of("dense-flex", "dsa-triton-single", "dsa-gym", "nsa-fla", "all"),
+    ),
+]
 StageOption = Annotated[
     str,
     typer.Option(
@@ -115,6 +124,7 @@ _EXAMPLES = (
         "dsabench bench --lengths 128 256 --heads 4 --head-dim 32 --top-k 64",
     ),
     ("Only some implementations", "dsabench bench --lengths 256 --only dense dsa-reference"),
+    ("Groups of neighbours beside single queries, and NSA", "dsabench bench --methods dsa-triton-single nsa-fla"),
 )
 
 
@@ -138,6 +148,7 @@ def bench(
     dtype: DtypeOption = None,
     repeats: RepeatsOption = None,
     only: OnlyOption = None,
+    methods: MethodsOption = None,
     stage: StageOption = "sparse",
     deterministic: DeterministicFlag = False,
     device: DeviceOption = None,
@@ -167,6 +178,7 @@ def bench(
         dtype=dtype,
         repeats=repeats,
         only=only or (),
+        methods=methods or (),
         stage=stage,
         deterministic=deterministic,
         run=run,
