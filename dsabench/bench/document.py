@@ -114,6 +114,10 @@ class Cell(Measured):
     implementation: str
     stage: StageName
     length: int
+
+    layer: int | None = None
+    """The layer of the run whose inputs, and so selections, were timed; None: random inputs."""
+
     status: Status
     reason: str | None = None
     """The reason why there is no time; the first line of an error."""
@@ -135,8 +139,27 @@ class Part(Measured):
     part: str
     stage: StageName
     length: int
+
+    layer: int | None = None
+    """The layer of the run whose inputs, and so selections, were timed; None: random inputs."""
+
     status: Status
     reason: str | None = None
+
+
+class UnionSize(_Record):
+    """Different keys that neighbouring queries select."""
+
+    layer: int | None
+    """The layer of the run that selects; None: random inputs."""
+
+    length: int
+    queries: Positive
+    """Neighbours of a group."""
+
+    keys_over_k: float
+    """Different keys of a group over the keys of one of its queries, means over groups: 1 when all select alike,
+    `queries` when nothing is shared."""
 
 
 class Check(_Record):
@@ -185,13 +208,17 @@ class Document(_Record):
     environment: dict[str, Any]
     settings: Settings
     inputs: str
-    """The origin of queries, keys and the indexer's projections, in words."""
+    """The origin of queries, keys and the indexer's projections, in words. Where there is a run, DSA is timed with
+    random inputs and with those of its layers, all else with random ones."""
 
     run_id: str | None = None
     roofline: Roofline
     checks: list[Check]
     cells: list[Cell]
     parts: list[Part]
+    unions: list[UnionSize] = []
+    """By layer, of a bench of a run."""
+
     crossovers: list[Crossover]
     notes: list[str]
 

@@ -28,8 +28,8 @@ class Inputs(NamedTuple):
     d_out_BTHD: Tensor
 
 
-Source = Callable[[int], Inputs]
-"""Gives the inputs of a length."""
+Source = Callable[[int, int], Inputs]
+"""Gives the inputs of a length and a layer."""
 
 
 def shapes(settings: Settings, length: int) -> list[tuple[int, ...]]:

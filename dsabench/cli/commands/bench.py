@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 
 LengthsOption = Annotated[
     list[int] | None,
-    integers("--lengths", "Tokens of a row; else 4096 to 131072, on a CPU 256 to 1024.", rich_help_panel=LAYER),
+    integers(
+        "--lengths", "Tokens of a row; else the run's, 4096 to 131072, on a CPU 256 to 1024.", rich_help_panel=LAYER
+    ),
 ]
 BatchOption = Annotated[
     int, typer.Option("--batch", help="Rows of a batch.", metavar="N", min=1, rich_help_panel=LAYER)
@@ -57,7 +59,7 @@ InputsOption = Annotated[
     str | None,
     typer.Option(
         "--run",
-        help="Take q, k, v and index projections of this stored run of dsa.",
+        help="Time DSA with what the layers of this stored run of dsa select, too.",
         metavar="RUN",
         rich_help_panel=LAYER,
         autocompletion=completion.runs,
@@ -65,7 +67,7 @@ InputsOption = Annotated[
 ]
 LayerOption = Annotated[
     int | None,
-    typer.Option("--layer", help="Layer of --run; else the last.", metavar="N", min=0, rich_help_panel=LAYER),
+    typer.Option("--layer", help="Layer of --run; else all.", metavar="N", min=0, rich_help_panel=LAYER),
 ]
 DtypeOption = Annotated[
     str | None,
