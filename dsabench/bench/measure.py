@@ -70,7 +70,8 @@ def bench(
 
     All are timed with random inputs, and DSA also with those that `source` gives for the layers of a run. `about` says
     whose they are: {"inputs": words, "run_id": ..., "layers": [...], "notes": [...]}. `save` is called with what there
-    is after each length. An implementation that runs out of memory, fails or is wrong is a cell that says so. Raises SpecError for an unknown name, DeviceError for an unknown device.
+    is after each length. An implementation that runs out of memory, fails or is wrong is a cell that says so. Raises
+    SpecError for an unknown name, DeviceError for an unknown device.
     """
     if execution.device.type not in ("cpu", "cuda"):
         raise DeviceError(f"bench works on cpu and cuda, and the device is {execution.device}; use --device cpu")

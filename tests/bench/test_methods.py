@@ -139,3 +139,20 @@ def test_dense_flex_sees_all_keys_and_a_single_query_makes_no_union() -> None:
     single.setup(x)
     assert single._unite(torch.zeros(1, 24, 5, dtype=torch.int32)) is None
     assert "no groups" in (Single(s, CPU, "dense").why_not(24) or "")
+
+
+@pytest.mark.parametrize(
+    ("lengths", "top_k", "wanted"),
+    [
+        ([4096, 65536], 2048, (320, 48)),
+        ([4096, 5000], 2048, (333, 40)),
+        ([4096], 100, (333, 40)),
+        ([64], 64, (320, 48)),
+    ],
+)
+def test_the_kernels_that_are_checked_are_those_that_are_timed(
+    lengths: list[int], top_k: int, wanted: tuple[int, int]
+) -> None:
+    """Triton compiles one for numbers that 16 divides and another for all others."""
+    found = small(settings(lengths=lengths, top_k=top_k), torch.device("cuda"))
+    assert (found.lengths, found.top_k) == ([wanted[0]], wanted[1])
