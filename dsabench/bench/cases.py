@@ -186,7 +186,7 @@ class Window(_HeadMajor):
     """Attention to the last k tokens, by a compiled FlexAttention that skips whole blocks outside the window."""
 
     name = "window-flex"
-    family = "window"
+    family: ClassVar[Family] = "window"
     expanded = False
 
     def why_not(self, length: int) -> str | None:

@@ -125,7 +125,7 @@ class _Bench:
             self.notify(f"L={length}: unions of " + ("random selections" if layer is None else f"layer {layer}"))
             self.unions += union_sizes(x, self.settings, layer)
         for case in self.cases if layer is not None else ():
-            if (case.family, case.stage) == ("dsa", "sparse"):
+            if (case.family, case.stage) == ("dsa", "sparse") and case.why_not(length) is None:
                 self._time(case, length, x, layer)
 
     def _document(self) -> Document:

@@ -100,8 +100,9 @@ class TrainedInputs:
         if self.settings.batch * max(self.settings.lengths) > n_windows * length:
             notes.append(f"There are {n_windows * length:,} validation tokens; longer inputs repeat them.")
         whose = ", ".join(map(str, run.attentions))
+        layers = f"layer {whose}" if len(run.attentions) == 1 else f"layers {whose}"
         text = f"{n_windows} windows of {length} validation tokens"
-        words = f"random; DSA also with those of run {run.run_id}, layer {whose}, on {text}"
+        words = f"random; DSA also with those of run {run.run_id}, {layers}, on {text}"
         return {"inputs": words, "run_id": run.run_id, "layers": list(run.attentions), "notes": notes}
 
     def __call__(self, length: int, layer: int) -> Inputs:

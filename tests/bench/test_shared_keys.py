@@ -84,10 +84,13 @@ def test_of_a_run_every_layer_is_timed_beside_random_selections(shell: Shell, co
         shown = [f"{unions[layer, queries]:.2f}" for queries in (2, 4, 8, 16)]
         assert any(line[-4:] == shown and name in line for line in lines), out
     assert not any("extrapolated" in note for note in document["notes"])
-    code, _, err = shell(*bench, "--layer", "1", "--lengths", "8", "40", "--stage", "both")
+    assert "dsa-masked, layer 2" in out
+    more = ["--methods", "dsa-triton-single"]
+    code, out, err = shell(*bench, *more, "--layer", "1", "--lengths", "8", "40", "--stage", "both")
     assert code == 0, err
     document = json.loads((shell.folder / "results/bench.json").read_text())
     trained = [(cell["stage"], cell["length"]) for cell in document["cells"] if cell["layer"] is not None]
     assert trained == [("sparse", 8), ("sparse", 40)] and {one["layer"] for one in document["unions"]} == {None, 1}
+    assert any(line.startswith("skipped: dsa-triton-single: ") for line in out.splitlines()), "once, without lengths"
     (said,) = [note for note in document["notes"] if "extrapolated" in note]
     assert said.startswith("L = 40: beyond the 16 tokens")

@@ -180,6 +180,8 @@ def _legend(document: Document) -> Iterator[str]:
     yield "ms: median; p20-p80: of the repetitions; forward, backward (fwd, bwd): its parts."
     yield "TFLOP/s: of what the method needs."
     yield "% of roof: max(FLOPs / rate, fewest bytes / copy rate) over the time, both rates as measured above."
+    if document.unions:
+        yield "layer N: with what this layer of the run selects; rows without one: random inputs."
     if "dense" in document.settings.stages:
         yield "warm-up: DSA's dense stage, dense attention and the KL loss over all causal keys."
     yield "speed-up: against the fastest dense implementation of this run at the same length."
