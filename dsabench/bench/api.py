@@ -41,6 +41,7 @@ def bench_layer(
     dtype: str | None = None,
     repeats: int | None = None,
     only: Sequence[str] = (),
+    methods: Sequence[str] = (),
     stage: str = "sparse",
     deterministic: bool = False,
     run: str | None = None,
@@ -53,8 +54,9 @@ def bench_layer(
     """Check and time one attention layer, forward and backward, by every implementation at every length.
 
     An argument that is None takes the command's default: the device's (ON_GPU, ON_CPU), or Settings'. run: a stored
-    run of dsa (a unique prefix of its id) whose layer gives the inputs and the sizes, k included unless top_k is
-    given. `save` is called with the document so far after each length.
+    run of dsa (a unique prefix of its id), which gives the sizes (k and length too, unless they are given): DSA is
+    timed with the selections of its layers (of one, if `layer` names it) beside random ones.
+    `save` is called with the document so far after each length.
     Raises SpecError, StoreError, DataError or DeviceError, which say what would be accepted.
     """
     if stage not in STAGES:
@@ -71,14 +73,17 @@ def bench_layer(
     execution = execution_of(device, dtype, deterministic)
     defaults = ON_GPU if execution.device.type == "cuda" else ON_CPU
     trained = None if run is None else TrainedRun(store, run, layer)
-    wanted = {**defaults, **(trained.sizes() if trained else {}), **own}
+    of_run = {**trained.sizes(), "lengths": [trained.spec.length]} if trained else {}
+    wanted = {**defaults, **of_run, **own}
     given = {"lengths": None if lengths is None else sorted(set(lengths)), "top_k": top_k, "repeats": repeats}
     wanted |= {name: value for name, value in given.items() if value is not None}
     resolved: Settings = settings(
         **wanted, batch=batch, dtype=execution.precision, stages=STAGES[stage], only=list(only),
-        deterministic=deterministic,
+        methods=list(methods), deterministic=deterministic,
     )  # fmt: skip
-    chosen(all_cases(resolved, execution.device), resolved.only)  # before a run's data take their time
+    chosen(
+        all_cases(resolved, execution.device), resolved.only, resolved.methods
+    )  # before a run's data take their time
     source = trained.inputs(resolved, execution) if trained else None
     return bench(resolved, execution, source, source.about() if source else None, notify=notify, save=save)
 

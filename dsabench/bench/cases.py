@@ -1,8 +1,8 @@
 """The timed cases: a layer's forward and backward pass by one implementation, made anew for every length.
 
 Dense attention by each backend of PyTorch's scaled_dot_product_attention: on K and V copied to all query heads
-beforehand, untimed (`dense-flash`), and on those of the KV heads (`dense-flash-gqa`); a sliding window by
-FlexAttention.
+beforehand, untimed (`dense-flash`), and on those of the KV heads (`dense-flash-gqa`); a sliding window, and all causal
+keys, by FlexAttention.
 
 Legend: B batch, T query, S key, H query heads, G key/value heads, D head width.
 """
@@ -22,7 +22,7 @@ from dsabench.bench.document import Settings, StageName
 from dsabench.bench.inputs import Inputs
 from dsabench.bench.roofline import Cost, Layer
 
-Family = Literal["dense", "window", "dsa"]
+Family = Literal["dense", "window", "dsa", "other"]
 
 
 class PartOf(NamedTuple):
@@ -39,6 +39,11 @@ class Case(abc.ABC):
     name: str
     family: ClassVar[Family]
     stage: StageName = "sparse"
+    optional: ClassVar[bool] = False
+    """Whether it is left out unless its name is given."""
+
+    unlike: ClassVar[str | None] = None
+    """What it computes, where that is nothing that the reference computes; its results are then not compared."""
 
     def __init__(self, settings: Settings, device: torch.device) -> None:
         self.settings, self.device = settings, device
@@ -48,6 +53,9 @@ class Case(abc.ABC):
     def why_not(self, length: int) -> str | None:
         """The reason why it cannot run at this length on this device; None when it can."""
         return None
+
+    any_of_ties: ClassVar[bool] = False
+    """Whether of keys with equal scores it may select any; it is then checked where there are none."""
 
     @property
     def comparable(self) -> bool:
@@ -78,6 +86,14 @@ class Case(abc.ABC):
     @abc.abstractmethod
     def results(self, outputs: tuple[Tensor, ...], gradients: tuple[Tensor, ...]) -> dict[str, Tensor]:
         """Outputs and gradients by name, in the layouts of Inputs."""
+
+    def seen(self, x: Inputs) -> Inputs:
+        """The inputs that the reference is given to compute what this one computes."""
+        return x
+
+    def wanted(self, results: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The reference's results in the terms of this one's."""
+        return results
 
     def parts(self) -> list[PartOf]:
         """Its parts, after `setup`; none when it has none that are timed."""
@@ -170,7 +186,7 @@ class Window(_HeadMajor):
     """Attention to the last k tokens, by a compiled FlexAttention that skips whole blocks outside the window."""
 
     name = "window-flex"
-    family = "window"
+    family: ClassVar[Family] = "window"
     expanded = False
 
     def why_not(self, length: int) -> str | None:
@@ -189,11 +205,31 @@ class Window(_HeadMajor):
         super().setup(x)
         torch._dynamo.reset()
         self.attend: Any = torch.compile(flex_attention, dynamic=False)
-        self.mask = window_mask(x.q_BTHD.shape[1], self.settings.top_k, self.device)
+        self.mask = window_mask(x.q_BTHD.shape[1], self.width(x.q_BTHD.shape[1]), self.device)
+
+    def width(self, length: int) -> int:
+        """Keys that a query sees, itself among them."""
+        return self.settings.top_k
 
     def forward(self) -> tuple[Tensor, ...]:
         """(B, H, T, D)."""
         return (self.attend(*self.leaves, block_mask=self.mask, enable_gqa=self.gqa),)
+
+
+class FlexCausal(Window):
+    """Dense attention by the same compiled FlexAttention."""
+
+    name = "dense-flex"
+    family = "dense"
+    optional = True
+
+    def cost(self, length: int) -> Cost:
+        """Cost of the causal pairs alone."""
+        return self._layer(length).dense()
+
+    def width(self, length: int) -> int:
+        """All keys before it."""
+        return length
 
 
 def window_mask(length: int, window: int, device: torch.device, block: int = 128) -> Any:

@@ -58,6 +58,9 @@ class Settings(_Record):
     only: list[str] = []
     """Names of implementations, or their beginnings up to a hyphen; an empty list is all."""
 
+    methods: list[str] = []
+    """Names of implementations that are timed beside the usual ones, or beside those of `only`."""
+
     deterministic: bool = False
     """True asks every implementation for gradients whose bits repeat."""
 
@@ -111,6 +114,10 @@ class Cell(Measured):
     implementation: str
     stage: StageName
     length: int
+
+    layer: int | None = None
+    """The layer of the run whose inputs, and so selections, were timed; None: random inputs."""
+
     status: Status
     reason: str | None = None
     """The reason why there is no time; the first line of an error."""
@@ -132,8 +139,27 @@ class Part(Measured):
     part: str
     stage: StageName
     length: int
+
+    layer: int | None = None
+    """The layer of the run whose inputs, and so selections, were timed; None: random inputs."""
+
     status: Status
     reason: str | None = None
+
+
+class UnionSize(_Record):
+    """Different keys that neighbouring queries select."""
+
+    layer: int | None
+    """The layer of the run that selects; None: random inputs."""
+
+    length: int
+    queries: Positive
+    """Neighbours of a group."""
+
+    keys_over_k: float
+    """Different keys of a group over the keys of one of its queries, means over groups: 1 when all select alike,
+    `queries` when nothing is shared."""
 
 
 class Check(_Record):
@@ -146,7 +172,7 @@ class Check(_Record):
     """The largest |found - expected| / |expected| of output, loss and gradients; None where one is no number."""
 
     worst: str | None = None
-    """The result with that error."""
+    """The result with that error; None where nothing was compared, because it computes something else."""
 
     tolerance: float
     status: Status
@@ -182,13 +208,17 @@ class Document(_Record):
     environment: dict[str, Any]
     settings: Settings
     inputs: str
-    """The origin of queries, keys and the indexer's projections, in words."""
+    """The origin of queries, keys and the indexer's projections, in words. Where there is a run, DSA is timed with
+    random inputs and with those of its layers, all else with random ones."""
 
     run_id: str | None = None
     roofline: Roofline
     checks: list[Check]
     cells: list[Cell]
     parts: list[Part]
+    unions: list[UnionSize] = []
+    """By layer, of a bench of a run."""
+
     crossovers: list[Crossover]
     notes: list[str]
 

@@ -28,8 +28,8 @@ class Inputs(NamedTuple):
     d_out_BTHD: Tensor
 
 
-Source = Callable[[int], Inputs]
-"""Gives the inputs of a length."""
+Source = Callable[[int, int], Inputs]
+"""Gives the inputs of a length and a layer."""
 
 
 def shapes(settings: Settings, length: int) -> list[tuple[int, ...]]:
@@ -50,17 +50,19 @@ def random_inputs(settings: Settings, length: int, device: torch.device) -> Inpu
     return x._replace(w_BTJ=x.w_BTJ * (settings.indexer_heads * settings.indexer_dim) ** -0.5)
 
 
-def check_inputs(settings: Settings, length: int, device: torch.device) -> Inputs:
+def check_inputs(settings: Settings, length: int, device: torch.device, ties: bool = True) -> Inputs:
     """Inputs for checks, over which all dtypes and implementations agree on the selection.
 
     The indexer's numbers are a few small multiples of a power of two, so that scores are exact in every dtype. Equal
-    scores are everywhere, exact zeros among them.
+    scores are everywhere, exact zeros among them. Without `ties` they are positive normal numbers.
     """
     generator = torch.Generator().manual_seed(length)
     dtype = DTYPES[settings.dtype]
     coarse = (3, 4, 5)
     drawn = [
-        torch.randint(-2, 3, shape, generator=generator) / (8 if i == 5 else 2)
+        (torch.randint(-2, 3, shape, generator=generator) / (8 if i == 5 else 2))
+        if i in coarse and ties
+        else torch.randn(shape, generator=generator).abs()
         if i in coarse
         else torch.randn(shape, generator=generator)
         for i, shape in enumerate(shapes(settings, length))

@@ -8,11 +8,14 @@ from typing import Any
 
 import torch
 
-from dsabench.bench.cases import Case, dense_cases
+from dsabench.bench.cases import Case, FlexCausal, Window, dense_cases
 from dsabench.bench.check import check, run_once, small, wrong_rows
-from dsabench.bench.document import Cell, Check, Document, Part, Roofline, Settings
+from dsabench.bench.document import Cell, Check, Document, Part, Roofline, Settings, UnionSize
 from dsabench.bench.inputs import Inputs, Source, random_inputs
+from dsabench.bench.peer_cases import peer_cases
 from dsabench.bench.roofline import Cost
+from dsabench.bench.shared_keys import union_sizes
+from dsabench.bench.sparse_cases import dsa_cases
 from dsabench.bench.summary import RANDOM, completed
 from dsabench.bench.timing import Stopwatch, Times, copy_rate, free_bytes
 from dsabench.engine.device import Execution, determinism, environment, first_line, matmul_rate
@@ -23,19 +26,30 @@ Notify = Callable[[str], None]
 
 def all_cases(settings: Settings, device: torch.device) -> list[Case]:
     """Every implementation there is, whether it can run here or not."""
-    from dsabench.bench.cases import Window
-    from dsabench.bench.sparse_cases import dsa_cases
-
-    return [*dense_cases(settings, device), Window(settings, device), *dsa_cases(settings, device)]
+    flex = [FlexCausal(settings, device), Window(settings, device)]
+    return [*dense_cases(settings, device), *flex, *dsa_cases(settings, device), *peer_cases(settings, device)]
 
 
-def chosen(cases: Sequence[Case], only: Sequence[str]) -> list[Case]:
-    """Those named, or whose name begins with one of `only` and a hyphen. Raises SpecError for a name of none."""
+def chosen(cases: Sequence[Case], only: Sequence[str], methods: Sequence[str] = ()) -> list[Case]:
+    """Those named by `only`, or whose name begins with one of it and a hyphen (nothing: all); and those of `methods`
+    (`all`: all that are optional). Optional ones are named in full. Raises SpecError for a name of none."""
     names = list(dict.fromkeys(case.name for case in cases))
+    optional = list(dict.fromkeys(case.name for case in cases if case.optional))
     for wanted in only:
         if not any(_named(name, wanted) for name in names):
             raise SpecError(f"--only {wanted}: there is no such implementation; there are {', '.join(names)}")
-    return [case for case in cases if not only or any(_named(case.name, wanted) for wanted in only)]
+    for wanted in methods:
+        if wanted not in (*names, "all"):
+            raise SpecError(
+                f"--methods {wanted}: there is no such implementation; there are {', '.join(optional)}, all"
+            )
+
+    def is_chosen(case: Case) -> bool:
+        if case.name in methods or (case.optional and "all" in methods) or case.name in only:
+            return True
+        return not case.optional and (not only or any(_named(case.name, wanted) for wanted in only))
+
+    return [case for case in cases if is_chosen(case)]
 
 
 def _named(name: str, wanted: str) -> bool:
@@ -54,9 +68,10 @@ def bench(
 ) -> Document:
     """Check and time the layer by every implementation at every length.
 
-    source gives the inputs of a length (None: `random_inputs`), `about` says which: {"inputs": words, "run_id": ...,
-    "notes": [...]}. `save` is called with what there is after each length. An implementation that runs out of memory,
-    fails or is wrong is a cell that says so. Raises SpecError for an unknown name, DeviceError for an unknown device.
+    All are timed with random inputs, and DSA also with those that `source` gives for the layers of a run. `about` says
+    whose they are: {"inputs": words, "run_id": ..., "layers": [...], "notes": [...]}. `save` is called with what there
+    is after each length. An implementation that runs out of memory, fails or is wrong is a cell that says so. Raises
+    SpecError for an unknown name, DeviceError for an unknown device.
     """
     if execution.device.type not in ("cpu", "cuda"):
         raise DeviceError(f"bench works on cpu and cuda, and the device is {execution.device}; use --device cpu")
@@ -70,7 +85,7 @@ class _Bench:
         cases: Callable[[Settings, torch.device], Sequence[Case]], notify: Notify, save: Callable[[Document], None],
     ) -> None:  # fmt: skip
         self.settings, self.execution, self.device = settings, execution, execution.device
-        self.source = source or (lambda length: random_inputs(settings, length, execution.device))
+        self.source, self.unions = source, list[UnionSize]()
         self.about = about or {"inputs": RANDOM}
         self.make, self.notify, self.save = cases, notify, save
         self.environment = environment(execution)
@@ -79,7 +94,7 @@ class _Bench:
         self.checks: dict[tuple[str, str], Check] = {}
         self.cells: list[Cell] = []
         self.parts: list[Part] = []
-        self.cases = chosen(cases(settings, self.device), settings.only)
+        self.cases = chosen(cases(settings, self.device), settings.only, settings.methods)
         self.incomparable = {case.name for case in self.cases if not case.comparable}
 
     def run(self) -> Document:
@@ -91,17 +106,32 @@ class _Bench:
         self._check_all()
         document = self._document()
         for length in self.settings.lengths:
-            x = None if self.dead else self.source(length)
+            x = None if self.dead else random_inputs(self.settings, length, self.device)
             for case in self.cases:
                 self._time(case, length, x)
+            for layer in (None, *self.about["layers"]) if self.source is not None else ():
+                self._time_layer(layer, length, x)
             document = self._document()
             self.save(document)
         return document
 
+    def _time_layer(self, layer: int | None, length: int, x: Inputs | None) -> None:
+        """What neighbours share of the selections of one layer, and DSA's times with them. None: of random inputs x,
+        which have their times already."""
+        assert self.source is not None
+        if layer is not None:
+            x = None if self.dead else self.source(length, layer)
+        if x is not None:
+            self.notify(f"L={length}: unions of " + ("random selections" if layer is None else f"layer {layer}"))
+            self.unions += union_sizes(x, self.settings, layer)
+        for case in self.cases if layer is not None else ():
+            if (case.family, case.stage) == ("dsa", "sparse") and case.why_not(length) is None:
+                self._time(case, length, x, layer)
+
     def _document(self) -> Document:
         return completed(
             self.settings, self.environment, self.about, self.rates, list(self.checks.values()),
-            self.cells, self.parts, {case.name: case.family for case in self.cases}, self.incomparable,
+            self.cells, self.parts, self.unions, {case.name: case.family for case in self.cases}, self.incomparable,
         )  # fmt: skip
 
     def _check_all(self) -> None:
@@ -121,9 +151,9 @@ class _Bench:
         reasons = [case.why_not(length) for length in self.settings.lengths]
         return None if None in reasons else reasons[0]
 
-    def _time(self, case: Case, length: int, x: Inputs | None) -> None:
-        need = case.cost(length)
-        about = {"implementation": case.name, "stage": case.stage, "length": length, **self._need(need)}
+    def _time(self, case: Case, length: int, x: Inputs | None, layer: int | None = None) -> None:
+        where = {"stage": case.stage, "length": length, "layer": layer}
+        about = {"implementation": case.name, **where, **self._need(case.cost(length))}
         if (reason := case.why_not(length)) is not None:
             self.cells.append(Cell(**about, status="skipped", reason=reason))
             return
@@ -138,11 +168,12 @@ class _Bench:
             reason = f"not begun: it takes about {case.scratch_bytes(length) / 1e9:.0f} GB"
             self.cells.append(Cell(**about, status="out of memory", reason=reason))
             return
-        self.notify(f"L={length}: {case.name}" + (" (dense stage)" if case.stage == "dense" else ""))
+        of = " (dense stage)" if case.stage == "dense" else "" if layer is None else f", layer {layer}"
+        self.notify(f"L={length}: {case.name}{of}")
         status, reason, found = self._guarded(lambda: self._cell(case, length, x))
         self.cells.append(Cell(**about, status=status, reason=reason, **(found or {})))
         if status == "timed":
-            self._time_parts(case, length)
+            self._time_parts(case, where)
         case.release()
         self._tidy(case)
 
@@ -177,11 +208,11 @@ class _Bench:
             "peak_memory_mb": None if peak is None or before is None else max(peak - before, 0.0),
         }
 
-    def _time_parts(self, case: Case, length: int) -> None:
+    def _time_parts(self, case: Case, where: dict[str, Any]) -> None:
         try:
             parts = case.parts()
         except Exception as error:
-            self.notify(f"the parts of {case.name} at L={length} are not timed: {first_line(error)}")
+            self.notify(f"the parts of {case.name} at L={where['length']} are not timed: {first_line(error)}")
             return
         for part in parts:
 
@@ -190,7 +221,7 @@ class _Bench:
                 return self._measured(self.watch.time(part.run, None, self.settings.repeats), part.cost)
 
             status, reason, found = self._guarded(timed)
-            about = {"part": part.name, "stage": case.stage, "length": length, **self._need(part.cost)}
+            about = {"part": part.name, **where, **self._need(part.cost)}
             self.parts.append(Part(**about, status=status, reason=reason, **(found or {})))
 
     def _need(self, cost: Cost) -> dict[str, Any]:

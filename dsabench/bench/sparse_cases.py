@@ -7,7 +7,7 @@ K selected slots.
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -126,6 +126,8 @@ class Triton(_DSA):
     backend, and the KL loss streams over all causal keys."""
 
     name = "dsa-triton"
+    single: ClassVar[bool] = False
+    """Whether each query goes by itself, whatever it shares with its neighbours."""
 
     def why_not(self, length: int) -> str | None:
         """The reason why its kernels do not run here, or do not take these sizes; None when they do."""
@@ -205,7 +207,7 @@ class Triton(_DSA):
     def _unite(self, selected_BTK: Tensor) -> Unions | None:
         from dsabench.attention.dsa.triton.unions import share
 
-        return share(self.leaves[0], self.leaves[1], selected_BTK)
+        return None if self.single else share(self.leaves[0], self.leaves[1], selected_BTK)
 
     def _attend(self, selected_BTK: Tensor, unions: Unions | None) -> tuple[Tensor, Tensor]:
         from dsabench.attention.dsa.triton.attend import attend
@@ -233,7 +235,25 @@ class Triton(_DSA):
         return dense_kl(q_BTHD, k_BSGD, q_BTJI, k_BSI, w_BTJ, deterministic=self.settings.deterministic)
 
 
+class Single(Triton):
+    """attention.dsa.triton with each query by itself: what groups of neighbours are compared with."""
+
+    name = "dsa-triton-single"
+    optional = True
+    single = True
+
+    def why_not(self, length: int) -> str | None:
+        """Also where its stage knows no groups."""
+        if self.stage == "dense":
+            return "the warm-up stage has no groups"
+        return super().why_not(length)
+
+    def parts(self) -> list[PartOf]:
+        """None: those of `dsa-triton` are enough."""
+        return []
+
+
 def dsa_cases(settings: Settings, device: torch.device) -> list[Case]:
     """All implementations of DSA, in every stage that is asked for."""
-    kinds = (Reference, Masked, Triton)
+    kinds = (Reference, Masked, Triton, Single)
     return [kind(settings, device, stage) for stage in settings.stages for kind in kinds]

@@ -7,6 +7,7 @@ apart too.
 from __future__ import annotations
 
 import textwrap
+from statistics import fmean
 from typing import TYPE_CHECKING
 
 from matplotlib.axes import Axes
@@ -31,7 +32,14 @@ LOOKS = {
     "dsa-reference": Look("#CC79A7", "h", ":"),
     "dsa-masked": Look("#E69F00", "s", "-."),
     "dsa-triton": Look("#D55E00", "o", "-"),
+    "dsa-triton-single": Look("#D55E00", "1", "--"),
+    "dense-flex": Look("#56B4E9", "2", "-."),
+    "dsa-gym": Look("#CC79A7", "3", "--"),
+    "nsa-fla": Look("#009E73", "4", "-."),
 }
+_TRAINED = " (trained, mean)"
+"""The mean over a run's layers."""
+
 _OTHER = Look("#000000", "p", ":")
 
 _WIDTH, _HEIGHT = 10.0, 5.4
@@ -71,22 +79,30 @@ def _names(cells: list[Cell]) -> list[str]:
 
 
 def _name(cell: Cell) -> str:
+    if cell.layer is not None:
+        return cell.implementation + _TRAINED
     return cell.implementation + (" (warm-up)" if cell.stage == "dense" else "")
 
 
 def _base(name: str) -> str:
-    return name.removesuffix(" (warm-up)")
+    return name.removesuffix(" (warm-up)").removesuffix(_TRAINED)
 
 
 def _look(name: str) -> Look:
     look = LOOKS.get(_base(name), _OTHER)
+    if name.endswith(_TRAINED):
+        return Look(look.colour, "*", (0, (5, 1)))
     return look if _base(name) == name else Look(look.colour, "d", (0, (1, 1)))
 
 
 def _draw(axes: Axes, cells: list[Cell], name: str, field: str) -> None:
-    points = sorted((cell.length, getattr(cell, field)) for cell in cells if _name(cell) == name)
+    at: dict[int, list[float]] = {}
+    for cell in cells:
+        if _name(cell) == name:
+            at.setdefault(cell.length, []).append(getattr(cell, field))
+    points = sorted((length, fmean(values)) for length, values in at.items())
     if points:
-        axes.plot(*zip(*points, strict=True), **line(_look(name)), zorder=5 if "dsa-triton" in name else 4)
+        axes.plot(*zip(*points, strict=True), **line(_look(name)), zorder=5 if _base(name) == "dsa-triton" else 4)
 
 
 def _time_axes(axes: Axes, lengths: list[int]) -> None:

@@ -75,7 +75,7 @@ def test_a_trained_model_s_own_projections(shell: Shell, corpus: Path, execution
     assert document["run_id"].startswith("dsa-L16-")
     sizes = {name: document["settings"][name] for name in ("heads", "kv_heads", "head_dim", "top_k", "indexer_dim")}
     assert sizes == {"heads": 4, "kv_heads": 2, "head_dim": 8, "top_k": 6, "indexer_dim": 8}
-    assert "of 5 windows of 16 validation tokens" in document["inputs"]
+    assert "on 5 windows of 16 validation tokens" in document["inputs"]
     assert {cell["status"] for cell in document["cells"]} == {"timed"}
     as_the_model_has_them(TrainedRun("runs", "dsa", None), execution)
     code, _, err = shell(*bench, "--run", "dsa", "--layer", "9")
@@ -91,19 +91,20 @@ def as_the_model_has_them(run: TrainedRun, execution: Execution) -> None:
     """On windows of the trained length: the index scores and the attention that the model captures of itself; what
     begins after the last validation window is the first again."""
     inputs = run.inputs(settings(lengths=[16], batch=1000, dtype="fp32", **run.sizes()), execution)
-    x, n = inputs(16), len(inputs.tokens_NW)
+    n = len(inputs.tokens_NW)
     assert 5 < n < 998
     captured: dict[int, Selection] = {}
     with torch.no_grad():
         run.model(inputs.tokens_NW, ForwardPass(capture=captured))
         context = AttentionContext(torch.arange(16))
-        mine = reference.index_scores(x.q_BTJI, x.k_BSI, x.w_BTJ), capture_mass(x.q_BTHD, x.k_BSGD, context)
-    assert run.layer == max(captured)
-    theirs = captured[run.layer].scores_BTS, captured[run.layer].mass_BTS
-    for found, expected in zip(mine, theirs, strict=True):
-        assert expected is not None
-        torch.testing.assert_close(found[:n], expected, rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(found[n : n + 2], expected[:2], rtol=1e-4, atol=1e-5)
+        assert [*run.attentions] == sorted(captured)
+        for layer, theirs in captured.items():
+            x = inputs(16, layer)
+            mine = reference.index_scores(x.q_BTJI, x.k_BSI, x.w_BTJ), capture_mass(x.q_BTHD, x.k_BSGD, context)
+            for found, expected in zip(mine, (theirs.scores_BTS, theirs.mass_BTS), strict=True):
+                assert expected is not None
+                torch.testing.assert_close(found[:n], expected, rtol=1e-4, atol=1e-5)
+                torch.testing.assert_close(found[n : n + 2], expected[:2], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.slow

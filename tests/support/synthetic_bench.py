@@ -70,6 +70,7 @@ def document(crossing: bool = True) -> Document:
         [check],
         cells,
         [Part.model_validate(part)],
+        [],
         FAMILIES,
         (),
     )

@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 
 LengthsOption = Annotated[
     list[int] | None,
-    integers("--lengths", "Tokens of a row; else 4096 to 131072, on a CPU 256 to 1024.", rich_help_panel=LAYER),
+    integers(
+        "--lengths", "Tokens of a row; else the run's, 4096 to 131072, on a CPU 256 to 1024.", rich_help_panel=LAYER
+    ),
 ]
 BatchOption = Annotated[
     int, typer.Option("--batch", help="Rows of a batch.", metavar="N", min=1, rich_help_panel=LAYER)
@@ -57,7 +59,7 @@ InputsOption = Annotated[
     str | None,
     typer.Option(
         "--run",
-        help="Take q, k, v and index projections of this stored run of dsa.",
+        help="Time DSA with what the layers of this stored run of dsa select, too.",
         metavar="RUN",
         rich_help_panel=LAYER,
         autocompletion=completion.runs,
@@ -65,7 +67,7 @@ InputsOption = Annotated[
 ]
 LayerOption = Annotated[
     int | None,
-    typer.Option("--layer", help="Layer of --run; else the last.", metavar="N", min=0, rich_help_panel=LAYER),
+    typer.Option("--layer", help="Layer of --run; else all.", metavar="N", min=0, rich_help_panel=LAYER),
 ]
 DtypeOption = Annotated[
     str | None,
@@ -91,6 +93,15 @@ OnlyOption = Annotated[
     list[str] | None,
     texts("--only", "Implementations, or families: dense, dense-flash, dsa-triton, ...", rich_help_panel=MEASUREMENT),
 ]
+MethodsOption = Annotated[
+    list[str] | None,
+    texts(
+        "--methods",
+        "Time these too: dense-flex, dsa-triton-single, dsa-gym, nsa-fla, or all.",
+        rich_help_panel=MEASUREMENT,
+        autocompletion=completion.one_of("dense-flex", "dsa-triton-single", "dsa-gym", "nsa-fla", "all"),
+    ),
+]
 StageOption = Annotated[
     str,
     typer.Option(
@@ -115,6 +126,7 @@ _EXAMPLES = (
         "dsabench bench --lengths 128 256 --heads 4 --head-dim 32 --top-k 64",
     ),
     ("Only some implementations", "dsabench bench --lengths 256 --only dense dsa-reference"),
+    ("Groups of neighbours beside single queries, and NSA", "dsabench bench --methods dsa-triton-single nsa-fla"),
 )
 
 
@@ -138,6 +150,7 @@ def bench(
     dtype: DtypeOption = None,
     repeats: RepeatsOption = None,
     only: OnlyOption = None,
+    methods: MethodsOption = None,
     stage: StageOption = "sparse",
     deterministic: DeterministicFlag = False,
     device: DeviceOption = None,
@@ -167,6 +180,7 @@ def bench(
         dtype=dtype,
         repeats=repeats,
         only=only or (),
+        methods=methods or (),
         stage=stage,
         deterministic=deterministic,
         run=run,

@@ -11,7 +11,7 @@ from dsabench.cli.views.text_table import Cell as TableCell
 from dsabench.cli.views.text_table import Column, footnote_lines, print_table, say
 
 if TYPE_CHECKING:
-    from dsabench.bench.document import Cell, Document, Measured
+    from dsabench.bench.document import Cell, Document, Measured, Part
 
 _COLUMNS = (
     Column("L"),
@@ -35,6 +35,9 @@ _PARTS = (
     Column("gathers GB/s", short="gathers\nGB/s", drop=3),
 )
 
+_NEIGHBOURS = (2, 4, 8, 16)
+_UNIONS = (Column("L"), Column("selections", left=True), *(Column(f"{n} queries") for n in _NEIGHBOURS))
+
 
 def bench_lines(document: Document, console: Console) -> None:
     """Print the table of implementations, that of the parts, the crossovers, and what did not run."""
@@ -45,6 +48,9 @@ def bench_lines(document: Document, console: Console) -> None:
     if document.parts:
         say(console, "", "Parts of dsa-triton, each by itself:", "")
         print_table(console, _PARTS, _part_rows(document, footnotes), footnotes=footnotes)
+    if document.unions:
+        say(console, "", "Different keys that neighbouring queries select, over the keys of one (union / k):", "")
+        print_table(console, _UNIONS, _union_rows(document))
     say(console, "", *footnote_lines(footnotes), *(f"crossover: {one.words}" for one in document.crossovers))
     say(
         console,
@@ -75,7 +81,7 @@ def _head(document: Document) -> Iterator[str]:
 def _rows(cells: Sequence[Cell], footnotes: dict[str, int]) -> Iterator[tuple[str | TableCell, ...]]:
     previous = None
     for cell in cells:
-        name = cell.implementation + (" (warm-up)" if cell.stage == "dense" else "")
+        name = cell.implementation + _whose(cell)
         length = "" if cell.length == previous else f"{cell.length}"
         previous = cell.length
         if cell.ms is None:
@@ -96,10 +102,29 @@ def _rows(cells: Sequence[Cell], footnotes: dict[str, int]) -> Iterator[tuple[st
         )
 
 
+def _whose(timed: Cell | Part) -> str:
+    """The stage or the layer of a time, where it is not the usual one."""
+    if timed.layer is not None:
+        return f", layer {timed.layer}"
+    return " (warm-up)" if timed.stage == "dense" else ""
+
+
+def _union_rows(document: Document) -> Iterator[tuple[str, ...]]:
+    """A row a length and layer; random selections first."""
+    found: dict[tuple[int, int | None], dict[int, float]] = {}
+    for one in document.unions:
+        found.setdefault((one.length, one.layer), {})[one.queries] = one.keys_over_k
+    previous = None
+    for (length, layer), of in found.items():
+        shown = (f"{of[n]:.2f}" if n in of else "-" for n in _NEIGHBOURS)
+        yield "" if length == previous else str(length), "random" if layer is None else f"layer {layer}", *shown
+        previous = length
+
+
 def _part_rows(document: Document, footnotes: dict[str, int]) -> Iterator[tuple[str, ...]]:
     previous = None
     for part in document.parts:
-        name = part.part + (" (warm-up)" if part.stage == "dense" else "")
+        name = part.part + _whose(part)
         length = "" if part.length == previous else f"{part.length}"
         previous = part.length
         if part.ms is None:
@@ -155,6 +180,8 @@ def _legend(document: Document) -> Iterator[str]:
     yield "ms: median; p20-p80: of the repetitions; forward, backward (fwd, bwd): its parts."
     yield "TFLOP/s: of what the method needs."
     yield "% of roof: max(FLOPs / rate, fewest bytes / copy rate) over the time, both rates as measured above."
+    if document.unions:
+        yield "layer N: with what this layer of the run selects; rows without one: random inputs."
     if "dense" in document.settings.stages:
         yield "warm-up: DSA's dense stage, dense attention and the KL loss over all causal keys."
     yield "speed-up: against the fastest dense implementation of this run at the same length."
