@@ -114,7 +114,9 @@ def test_a_sweep_advises_a_comparison_that_works(
 
     specs = [validate({"attention": {"kind": kind}}) for kind in attentions]
     plan = SimpleNamespace(
-        runs=[SimpleNamespace(spec=spec, status="done", is_left=False, problem="") for spec in specs]
+        runs=[
+            SimpleNamespace(spec=spec, status="done", is_left=False, problem="", for_children=False) for spec in specs
+        ]
     )
     next_steps.after_sweep(plan, Path("runs"), Path("results"), 1.0)  # type: ignore[arg-type]
     found = [line.split("  ")[1] for line in shell.capsys.readouterr().err.splitlines() if "dsabench compare" in line]

@@ -22,7 +22,7 @@ from dsabench.store import load_runs
 
 
 def result(store: Path, out: Path, as_json: bool = False) -> None:
-    runs = [SimpleNamespace(run_id=run_id) for run_id in load_runs(store)["run_id"]]
+    runs = [SimpleNamespace(run_id=run_id, for_children=False) for run_id in load_runs(store)["run_id"]]
     report_sweep("synthetic-00000000", cast(Any, runs), store, out, as_json=as_json)
 
 

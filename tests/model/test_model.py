@@ -138,9 +138,9 @@ def test_what_forward_asks_of_the_context_is_prepared(kind: str) -> None:
     attention = build(spec_of(kind), 60).layers()[1].attention
     context = AttentionContext(torch.arange(32), step=torch.tensor([1]))
     attention.prepare(context)
-    widths, allowed = set(context._rotations), context._allowed
+    made, allowed = set(context._once), context._allowed
     attention(torch.randn(1, 32, 32), context)
-    assert set(context._rotations) == widths
+    assert set(context._once) == made
     assert context._allowed is allowed
 
 

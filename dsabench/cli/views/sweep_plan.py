@@ -178,19 +178,18 @@ def parents(runs: Sequence[PlannedRun]) -> Iterator[str]:
     if above:
         kinds = " and ".join(dict.fromkeys(run.spec.attention.kind for run in above))
         steps = " or ".join(f"{n:,}" for n in dict.fromkeys(run.spec.train.steps for run in above))
-        yield (
-            f"  {'first':20} {count(len(above), 'parent')} ({kinds}, {steps} steps), from which "
-            f"{sum(run.parent is not None for run in runs):,} of them start"
-        )
+        children = sum(run.parent is not None for run in runs)
+        from_there = f"{count(children, 'run')} {'starts' if children == 1 else 'start'}"
+        yield f"  {'first':20} {count(len(above), 'parent')} ({kinds}, {steps} steps), from which {from_there}"
 
 
 def origins(runs: Sequence[PlannedRun]) -> Iterator[str]:
     """A line for each trained model that is there already and that runs start from, with the sizes of theirs."""
-    for start, model in dict.fromkeys((run.spec.start, run.spec.model) for run in runs if run.spec.start is not None):
-        if start.parent is None:
-            heads = f"{model.n_heads} heads of {model.head_dim} on {model.kv_heads} KV heads"
-            sizes = f"d_model {model.d_model:,}, {count(model.n_layers, 'layer')}, {heads}, d_ff {model.d_ff:,}"
-            yield printable(f"  {'from':20} {start.run or start.checkpoint}: {sizes}")
+    specs = [run.spec for run in runs if run.spec.start is not None and run.spec.start.parent is None]
+    for start, model in dict.fromkeys((spec.start, spec.model) for spec in specs if spec.start is not None):
+        heads = f"{model.n_heads} heads of {model.head_dim} on {model.kv_heads} KV heads"
+        sizes = f"d_model {model.d_model:,}, {count(model.n_layers, 'layer')}, {heads}, d_ff {model.d_ff:,}"
+        yield printable(f"  {'from':20} {start.run or start.checkpoint}: {sizes}")
 
 
 def print_dry_run(plan: SweepPlan, as_json: bool) -> None:
