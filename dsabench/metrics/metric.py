@@ -87,7 +87,7 @@ class Metric:
     def has(self, value: float) -> bool:
         """Whether a run can record this value."""
         if not math.isfinite(value):
-            return not self.finite and (math.isnan(value) or value == self.most)
+            return not self.finite and (math.isnan(value) or value in (self.least, self.most))
         rounding = 0.0 if self.finite else ROUNDING
         return self.least - rounding <= value <= min(self.most + rounding, LARGEST)
 
@@ -97,7 +97,7 @@ class Metric:
         kind = "a whole number" if self.dtype == "Int64" else "a finite number" if self.finite else "a number"
         if self.most < math.inf:
             return f"{kind} from {self.least:g} to {self.most:g}"
-        return f"{kind} at least {self.least:g}"
+        return kind if self.least == -math.inf else f"{kind} at least {self.least:g}"
 
     @property
     def lower_is_better(self) -> bool:
