@@ -65,11 +65,15 @@ def run_sweep(
     observer of its updates; `counted` is told how much of the audit is done.
     """
     remove_abandoned()
-    # A failed run that is not tried again is not trained.
     left = [run.spec for run in planned if run.is_left and (retry_failed or run.status != "failed")]
-    check_origins(left, store)
-    _refuse_leaks(left, len(left) == len(planned), execution, notify, counted)
-    identity = _record_sweep(sweep, planned, Path(store), execution, command, notify)
+    try:
+        check_origins(left, store)
+        _refuse_leaks(left, len(left) == len(planned), execution, notify, counted)
+        identity = _record_sweep(sweep, planned, Path(store), execution, command, notify)
+    except BaseException:
+        if launcher is not None:
+            launcher.close()
+        raise
     if launcher is None:
         at_a_time = choose_concurrency(planned, execution) if concurrency is None else concurrency
         launcher = Here(store, execution, at_a_time, notify)

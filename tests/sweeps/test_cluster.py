@@ -281,7 +281,7 @@ def test_a_plugin_need_not_be_on_the_node(corpus: Path, tmp_path: Path, nodes: A
     assert [record.status for record in run_sweep(sweep, planned, wild, execution, launcher=cluster)] == ["done"]
     assert chaos.differences(calm, wild) == []
 
-    plugin.write_text(PLUGIN.replace("FAILS", "True"))
+    plugin.write_text(PLUGIN.replace("FAILS", f"__import__('os').getpid() != {os.getpid()}"))  # but not in the audit
     sweep = sweep_of(corpus, seeds=1, plugins=[str(plugin)], attention={"kind": "shipped"})
     (record,) = trained(sweep, tmp_path / "failing", nodes)
     assert record.status == "failed"

@@ -57,6 +57,29 @@ def swept(config: Path, store: Path, axes: dict[str, Any] | None = None, **more:
     return list(run_sweep(sweep, planned, store, resolve(planned[0].spec.engine), **more))
 
 
+class Places:
+    """A launcher that is never given a run."""
+
+    is_closed = False
+
+    def close(self) -> None:
+        self.is_closed = True
+
+
+@pytest.mark.parametrize("part", ["check_origins", "_refuse_leaks", "_record_sweep"])
+def test_what_fails_before_the_first_run_leaves_no_launcher_open(
+    part: str, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*given: Any) -> None:
+        raise StoreError("on purpose")
+
+    monkeypatch.setattr(launch_sweep, part, fail)
+    places = Places()
+    with pytest.raises(StoreError, match="on purpose"):
+        swept(config, tmp_path, launcher=places)
+    assert places.is_closed
+
+
 # Disks
 
 
