@@ -205,7 +205,7 @@ class Shipped(Dense):
     spec_class = Spec
 
     def forward(self, x_BTD, context):
-        if FAILS and torch.is_grad_enabled() and x_BTD.shape[0] == 4:  # as in training
+        if FAILS and torch.is_grad_enabled() and int(context.step) == 5:  # which no audit calls
             raise RuntimeError("on purpose")
         return super().forward(x_BTD, context)
 """
@@ -281,7 +281,7 @@ def test_a_plugin_need_not_be_on_the_node(corpus: Path, tmp_path: Path, nodes: A
     assert [record.status for record in run_sweep(sweep, planned, wild, execution, launcher=cluster)] == ["done"]
     assert chaos.differences(calm, wild) == []
 
-    plugin.write_text(PLUGIN.replace("FAILS", f"__import__('os').getpid() != {os.getpid()}"))  # but not in the audit
+    plugin.write_text(PLUGIN.replace("FAILS", "True"))
     sweep = sweep_of(corpus, seeds=1, plugins=[str(plugin)], attention={"kind": "shipped"})
     (record,) = trained(sweep, tmp_path / "failing", nodes)
     assert record.status == "failed"
