@@ -38,6 +38,10 @@ from dsabench.shutdown import deferred
 CHECKPOINT_SECONDS = 20.0
 """Least time between checkpoints where engine.checkpoint_every is not set; a kill loses about as much training."""
 
+CHECKPOINT_SHARE = 0.02
+"""Largest share of the time that writing them may take then: one of 0.6 GB takes seconds, in which no other run of the
+device is given work."""
+
 T = TypeVar("T")
 
 _ADVICE = "a lower learning rate, a longer warm-up or a tighter grad_clip may help"
@@ -114,7 +118,7 @@ class TrainingRun:
         self.saved_step = 0
         self.step_seconds: float | None = None
         self.resumed_at = 0
-        self.saved_at = time.monotonic()
+        self.saved_at, self.save_seconds = time.monotonic(), 0.0
         self.changes = (spec.attention.warmup_steps(spec.train.steps), *spec.attention.key_changes())
 
     def to_summary(self) -> Generator[None, None, dict[str, Any]]:
@@ -293,12 +297,14 @@ class TrainingRun:
 
     def _is_time_to_save(self) -> bool:
         """Whether a checkpoint is due. One of a small model takes as long as a hundred steps, so it is not made every
-        few seconds."""
+        few seconds; one of a large model takes seconds, and comes seldom."""
         asked = self.spec.engine.checkpoint_every is not None
-        return asked or self.ranks.same(time.monotonic() - self.saved_at >= CHECKPOINT_SECONDS)
+        wait = max(CHECKPOINT_SECONDS, self.save_seconds / CHECKPOINT_SHARE)
+        return asked or self.ranks.same(time.monotonic() - self.saved_at >= wait)
 
     def _checkpoint(self) -> None:
-        self.saved_at = time.monotonic()
+        began = time.monotonic()
         self.times.watch_others()
         self.sink.replace_checkpoint(lambda folder: checkpoint.save(folder, self.model, self.optimizer, self.progress))
-        self.saved_step = self.progress.step
+        self.saved_step, self.saved_at = self.progress.step, time.monotonic()
+        self.save_seconds = self.saved_at - began

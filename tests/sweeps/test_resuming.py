@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -23,7 +24,7 @@ from dsabench.engine.run_records import RunRecords
 from dsabench.engine.step import TrainStep
 from dsabench.errors import StoreError
 from dsabench.spec.run import EngineSpec, validate
-from dsabench.store import read_run
+from dsabench.store import RunWriter, read_run
 from dsabench.sweeps import single_run
 
 KILLED = """
@@ -119,6 +120,28 @@ def test_checkpoints_are_not_written_every_few_seconds(
     monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
     single_run.train(spec_of(corpus), tmp_path / "b")
     assert saved == [20]
+
+
+@pytest.mark.parametrize(("share", "wanted"), [(0.02, [5]), (math.inf, [5, 10, 15])])
+def test_checkpoints_that_take_long_are_written_seldom(
+    share: float, wanted: list[int], corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first one, whose time nobody knows yet; after it none for 50 times as long as it took."""
+    saved: list[int] = []
+    honest, write = loop.TrainingRun._checkpoint, RunWriter.replace_checkpoint
+
+    def replaced(self: RunWriter, *given: Any) -> None:
+        time.sleep(0.5)
+        write(self, *given)
+
+    monkeypatch.setattr(RunWriter, "replace_checkpoint", replaced)
+    monkeypatch.setattr(
+        loop.TrainingRun, "_checkpoint", lambda self: (saved.append(self.progress.step), honest(self))[1]
+    )
+    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(loop, "CHECKPOINT_SHARE", share)
+    single_run.train(validate(base(corpus, steps=20, eval_every=5)), tmp_path)
+    assert saved == wanted
 
 
 @pytest.mark.slow
