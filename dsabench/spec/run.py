@@ -103,7 +103,8 @@ class EngineSpec(Spec):
     does so on a GPU where not even one window fits otherwise."""
 
     checkpoint_every: Positive | None = None
-    """Steps between checkpoints to resume from; null writes one at evaluations, at most every 20 s."""
+    """Steps between checkpoints to resume from; null writes one at evaluations, at most every 20 s and
+    in at most a fiftieth of the time."""
 
 
 def settings_class(kind: Any, origin: str = "") -> type[AttentionSpec]:
