@@ -165,7 +165,10 @@ def start_at(trained: str | None, store: Path) -> dict[str, tuple[str, Any]]:
         return {"--from": ("start", {"checkpoint": trained})}
     from dsabench.store import find_name
 
-    return {"--from": ("start", {"run": find_name(store, trained)})}
+    try:
+        return {"--from": ("start", {"run": find_name(store, trained)})}
+    except StoreError as error:
+        raise StoreError(f"--from {trained}: no folder of this name, and no run: {error}") from error
 
 
 def overridden(

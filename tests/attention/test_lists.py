@@ -247,11 +247,29 @@ class ByScores(SelectingAttention):
     scores = SlidingWindow.scores
 
 
+class Farther(SlidingWindow):
+    """A variant of a plugin that changes the scores of one that is there: its keys are another's."""
+
+    def scores(self, q_BTHD: Tensor, k_BSGD: Tensor, context: AttentionContext) -> Tensor:
+        return -super().scores(q_BTHD, k_BSGD, context)
+
+
+class OtherScores(random.Random):
+    scores = SlidingWindow.scores
+
+
+class Both(Farther):
+    def keys(self, first_BT: Tensor, k: int) -> Tensor:
+        return first_BT[..., None].expand(-1, -1, k)
+
+
 def test_scores_alone_have_masks_alone() -> None:
     model = {"n_heads": 8, "n_kv_heads": 1}
     spec = validate({"length": 4096, "attention": {"kind": "sliding_window"}, "model": model})
     assert SlidingWindow._backend(spec, None) == "triton"
     assert ByScores._backend(spec, None) == "masked"
+    assert Farther._backend(spec, None) == OtherScores._backend(spec, None) == "masked"
+    assert Both._backend(spec, None) == "triton"
     with pytest.raises(SpecError, match="sliding_window has scores and no index lists"):
         ByScores._backend(spec_of("sliding_window", 64, 8, "triton"), None)
 

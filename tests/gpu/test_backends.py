@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 import torch
 from sparse_reference import Sizes, allowed_by, draw, error
+from step_history import VOCAB, history
 from torch.nn.attention import varlen
 
 from dsabench.attention import scaled_dot_product
 from dsabench.audit import gate
 from dsabench.data import Batch
-from dsabench.engine import loop
-from dsabench.engine.device import Execution, determinism, resolve
+from dsabench.engine.device import Execution, resolve
 from dsabench.engine.evaluation import Evaluator, selection_recall
 from dsabench.engine.optimizer import Optimizer
 from dsabench.engine.step import TrainStep
@@ -30,7 +30,6 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a C
 
 CUDA = torch.device("cuda", 0)
 MODEL = {"d_model": 64, "n_layers": 2, "n_heads": 4, "n_kv_heads": 1, "d_ff": 96}
-VOCAB = 500
 
 
 def spec_of(backend: str, length: int = 256, top_k: int = 48, **fields: Any) -> RunSpec:
@@ -38,27 +37,6 @@ def spec_of(backend: str, length: int = 256, top_k: int = 48, **fields: Any) -> 
     attention = {"kind": "dsa", "top_k": top_k, "backend": backend, "indexer": indexer}
     train = {"steps": 40, "batch_size": 4, "warmup_steps": 5, "eval_every": 20, "log_every": 5}
     return validate({"length": length, "attention": attention, "model": MODEL, "train": train, **fields})
-
-
-def history(spec: RunSpec, execution: Execution, steps: int = 40, most: int | None = None) -> torch.Tensor:
-    """The metrics of the first steps of both stages; 20 of the tokens occur. most: the bound of documents a window."""
-    with determinism(execution):
-        model = build(spec, VOCAB).to(CUDA)
-        step = TrainStep(model, Optimizer(model, spec, CUDA), spec, execution)
-        generator = torch.Generator().manual_seed(0)
-        batches = torch.randint(20, (steps, spec.batch_size, spec.length + 1), generator=generator)
-        begins = torch.rand(steps, spec.batch_size, spec.length + 1, generator=generator) < 0.02
-        begins[..., 0] = False
-        others = (~begins[..., 1:], begins.cumsum(-1)[..., :-1].int()) if spec.data.packing == "documents" else ()
-        found = []
-        for first, end, stage in loop.segments(spec, 0, 20):
-            if first >= steps:
-                break
-            given = (x[first : min(end, steps)] for x in (batches, *others))
-            found.append(step.run(first, stage, *given, most_documents=most).cpu())
-            if execution.graph and stage not in step.graphs:
-                step.capture(stage)
-    return torch.cat(found)
 
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-3), ("bf16", 3e-2)])

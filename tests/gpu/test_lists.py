@@ -11,6 +11,7 @@ import torch
 pytest.importorskip("triton", reason="needs triton")
 
 from sparse_reference import ascending
+from step_history import VOCAB, history
 
 from dsabench.attention.ablations import oracle
 from dsabench.attention.ablations.selecting import SelectingAttention, first_keys
@@ -19,8 +20,7 @@ from dsabench.attention.dsa import reference
 from dsabench.attention.registry import variant
 from dsabench.audit import gate
 from dsabench.data import Batch
-from dsabench.engine import loop
-from dsabench.engine.device import Execution, determinism, resolve
+from dsabench.engine.device import Execution, resolve
 from dsabench.engine.evaluation import Evaluator, selection_recall
 from dsabench.engine.optimizer import Optimizer
 from dsabench.engine.step import TrainStep
@@ -32,7 +32,6 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a C
 CUDA = torch.device("cuda", 0)
 MODEL = {"d_model": 64, "n_layers": 2, "n_heads": 4, "n_kv_heads": 1, "d_ff": 96}
 KINDS = ("sliding_window", "sink_window", "strided", "random", "oracle", "block")
-VOCAB = 500
 
 
 def spec_of(kind: str, backend: str, length: int = 256, top_k: int = 48, **fields: Any) -> RunSpec:
@@ -41,23 +40,9 @@ def spec_of(kind: str, backend: str, length: int = 256, top_k: int = 48, **field
     return validate({"length": length, "attention": attention, "model": MODEL, "train": train, **fields})
 
 
-def history(spec: RunSpec, execution: Execution, steps: int) -> torch.Tensor:
-    """Losses of the first steps, 12 of them of the dense stage; with documents where the spec packs them."""
-    with determinism(execution):
-        model = build(spec, VOCAB).to(CUDA)
-        step = TrainStep(model, Optimizer(model, spec, CUDA), spec, execution)
-        generator = torch.Generator().manual_seed(0)
-        batches = torch.randint(20, (steps, spec.batch_size, spec.length + 1), generator=generator)
-        begins = torch.rand(steps, spec.batch_size, spec.length + 1, generator=generator) < 0.02
-        begins[..., 0] = False
-        others = (~begins[..., 1:], begins.cumsum(-1)[..., :-1].int()) if spec.data.packing == "documents" else ()
-        found = []
-        for first, end, stage in loop.segments(spec, 0, 20):
-            if first < steps:
-                found.append(step.run(first, stage, *(x[first : min(end, steps)] for x in (batches, *others))).cpu())
-                if execution.graph and stage not in step.graphs:
-                    step.capture(stage)
-    return torch.cat(found)[:, 0]
+def losses(spec: RunSpec, execution: Execution, steps: int) -> torch.Tensor:
+    """Losses of the first steps, 12 of them of the dense stage."""
+    return history(spec, execution, steps)[:, 0]
 
 
 @pytest.mark.parametrize("documents", [False, True])
@@ -88,7 +73,7 @@ def test_steps_by_lists_learn_what_masks_do(kind: str, documents: bool, monkeypa
     monkeypatch.setattr(oracle, "SLAB_NUMBERS", 4 * 4 * 333 * 60)
     more = {"data": {"packing": "documents"}} if documents else {}
     execution = Execution(CUDA, "fp32", graph=False, deterministic=False)
-    lists, masks = (history(spec_of(kind, name, 333, **more), execution, 20) for name in ("triton", "masked"))
+    lists, masks = (losses(spec_of(kind, name, 333, **more), execution, 20) for name in ("triton", "masked"))
     torch.testing.assert_close(lists, masks, rtol=0, atol=1e-3)
 
 
@@ -96,7 +81,7 @@ def test_steps_by_lists_learn_what_masks_do(kind: str, documents: bool, monkeypa
 def test_captured_steps_learn_what_eager_ones_do(kind: str) -> None:
     """In bf16, where neighbours form groups; of random selections every replay draws its step's own."""
     eager, graph = (
-        history(spec_of(kind, "triton"), Execution(CUDA, "bf16", graph, False), 40) for graph in (False, True)
+        losses(spec_of(kind, "triton"), Execution(CUDA, "bf16", graph, False), 40) for graph in (False, True)
     )
     torch.testing.assert_close(graph, eager, rtol=0, atol=3e-2)
     assert float(graph[-1]) < float(graph[0]) - 1
@@ -104,7 +89,7 @@ def test_captured_steps_learn_what_eager_ones_do(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["sliding_window", "random"])
 def test_deterministic_steps_have_the_same_bits(kind: str) -> None:
-    runs = [history(spec_of(kind, "triton"), Execution(CUDA, "bf16", graph, True), 20) for graph in (False, True, True)]
+    runs = [losses(spec_of(kind, "triton"), Execution(CUDA, "bf16", graph, True), 20) for graph in (False, True, True)]
     assert torch.equal(runs[1], runs[2])
     assert torch.equal(runs[1], runs[0])
 
@@ -120,8 +105,8 @@ def test_the_gate_audits_the_lists(kind: str) -> None:
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")  # of torch's compiler about itself
 @pytest.mark.parametrize("kind", ["sliding_window", "random"])
 def test_compiled_blocks_learn_what_eager_ones_do(kind: str) -> None:
-    eager = history(spec_of(kind, "triton"), Execution(CUDA, "fp32", False, False), 20)
-    full = history(spec_of(kind, "triton"), Execution(CUDA, "fp32", True, False, fused=True, compiled=True), 20)
+    eager = losses(spec_of(kind, "triton"), Execution(CUDA, "fp32", False, False), 20)
+    full = losses(spec_of(kind, "triton"), Execution(CUDA, "fp32", True, False, fused=True, compiled=True), 20)
     torch.testing.assert_close(full, eager, rtol=0, atol=1e-3)
 
 

@@ -6,9 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pytest
 
 import dsabench
+from dsabench.engine.loop import TrainingRun
 from dsabench.spec.run import RunSpec, validate
+from dsabench.sweeps import single_run
 
 MODEL = {"d_model": 32, "n_layers": 2, "n_heads": 2, "d_ff": 32, "n_experts": 2, "experts_per_token": 1}
 
@@ -42,3 +45,17 @@ def dense(spec: RunSpec) -> RunSpec:
 def evals(store: Path, identity: str) -> pd.DataFrame:
     metrics = dsabench.load_metrics(store, run_ids=[identity])
     return metrics[metrics["kind"] == "eval"][["step", "val_loss", "val_accuracy", "train_loss"]].reset_index(drop=True)
+
+
+def stopped_at_a_checkpoint(spec: RunSpec, store: Path) -> None:
+    """Train until the first checkpoint is written, and stop there as Ctrl-C does."""
+    honest = TrainingRun._checkpoint
+
+    def stop(self: TrainingRun) -> None:
+        honest(self)
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TrainingRun, "_checkpoint", stop)
+        with pytest.raises(KeyboardInterrupt):
+            single_run.train(spec, store)

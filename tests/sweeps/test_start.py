@@ -12,7 +12,7 @@ import pytest
 import torch
 from rich.console import Console
 from safetensors.torch import load_file
-from single_runs import base
+from single_runs import base, stopped_at_a_checkpoint
 
 import dsabench
 from dsabench.cli.views import runs_show
@@ -194,25 +194,14 @@ def test_without_a_start_the_identity_is_what_it_was(corpus: Path, tmp_path: Pat
     assert identity_of(spec, tmp_path)[1].keys() == {"corpus", "tokenizer"}
 
 
-def test_an_interrupted_child_goes_on_without_its_parent(
-    corpus: Path, family: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupted_child_goes_on_without_its_parent(corpus: Path, family: Path, tmp_path: Path) -> None:
     """It resumes from a checkpoint of its own, and keeps what its record says of its origin."""
     values = child(corpus, {"checkpoint": str(tmp_path / "origin")}, engine={"device": "cpu", "checkpoint_every": 2})
     shutil.copytree(family / parent_of(family).run_id, tmp_path / "origin" / parent_of(family).run_id)
     values["start"] = {"checkpoint": str(tmp_path / "origin" / parent_of(family).run_id)}
     spec = validate(values)
     calm = single_run.train(spec, tmp_path / "calm")
-    honest = TrainingRun._checkpoint
-
-    def stop(self: TrainingRun) -> None:
-        honest(self)
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(TrainingRun, "_checkpoint", stop)
-        with pytest.raises(KeyboardInterrupt):
-            single_run.train(spec, tmp_path / "wild")
+    stopped_at_a_checkpoint(spec, tmp_path / "wild")
     shutil.rmtree(tmp_path / "origin" / parent_of(family).run_id / "checkpoint")
     again = single_run.train(spec, tmp_path / "wild")
     assert (again.run_id, again.environment["start"]) == (calm.run_id, calm.environment["start"])

@@ -11,7 +11,7 @@ import pytest
 import torch
 from foreign_models import MODEL, ROWS, foreign_folder_at, hub_with
 from safetensors.torch import load_file, save_file
-from single_runs import base
+from single_runs import base, stopped_at_a_checkpoint
 
 import dsabench
 from dsabench.engine.loop import TrainingRun
@@ -208,21 +208,10 @@ def test_the_identity_is_that_of_the_weights(folder: Path, corpus: Path, tmp_pat
     )
 
 
-def test_an_interrupted_run_resumes_to_the_same_bits(
-    folder: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupted_run_resumes_to_the_same_bits(folder: Path, corpus: Path, tmp_path: Path) -> None:
     spec = spec_from(corpus, folder, engine={"device": "cpu", "checkpoint_every": 2})
     calm = single_run.train(spec, tmp_path / "calm")
-    honest = TrainingRun._checkpoint
-
-    def stop(self: TrainingRun) -> None:
-        honest(self)
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(TrainingRun, "_checkpoint", stop)
-        with pytest.raises(KeyboardInterrupt):
-            single_run.train(spec, tmp_path / "wild")
+    stopped_at_a_checkpoint(spec, tmp_path / "wild")
     assert read_run(tmp_path / "wild", calm.run_id).status == "interrupted"
     again = single_run.train(spec, tmp_path / "wild")
     assert (again.run_id, again.environment["start"]) == (calm.run_id, calm.environment["start"])

@@ -29,7 +29,6 @@ class Block(SelectingAttention):
     """Attention over the best blocks."""
 
     spec_class = BlockSpec
-    lists = True
 
     def scores(self, q_BTHD: Tensor, k_BSGD: Tensor, context: AttentionContext) -> Tensor:
         """1 in the selected blocks, else s - t. Means are over allowed keys: a block that another document begins

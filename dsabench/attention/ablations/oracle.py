@@ -27,7 +27,6 @@ class Oracle(SelectingAttention):
     """Attention over the k tokens of the largest full-attention probability, mean over heads."""
 
     spec_class = OracleSpec
-    lists = True
 
     def scores(self, q_BTHD: Tensor, k_BSGD: Tensor, context: AttentionContext) -> Tensor:
         """Full softmax probabilities."""

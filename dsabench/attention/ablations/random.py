@@ -26,7 +26,6 @@ class Random(SelectingAttention):
     """Attention over k tokens that a hash picks."""
 
     spec_class = RandomSpec
-    lists = True
 
     def scores(self, q_BTHD: Tensor, k_BSGD: Tensor, context: AttentionContext) -> Tensor:
         """24 hashed bits in [0, 1)."""

@@ -44,9 +44,6 @@ class SelectingAttention(Attention):
 
     equals_dense_at_full_k = True
 
-    lists: ClassVar[bool] = False
-    """Whether `select` gives the same selection as `scores`."""
-
     def __init__(self, spec: RunSpec, layer: int) -> None:
         super().__init__(spec, layer)
         assert isinstance(spec.attention, AblationSpec)
@@ -64,11 +61,21 @@ class SelectingAttention(Attention):
         raise NotImplementedError
 
     @classmethod
+    def has_lists(cls) -> bool:
+        """Whether `select` is the selection of `scores`: it was written with them or after them. A class that extends
+        another one and changes its scores alone has masks alone."""
+        scores, lists = (_written(cls, name) for name in ("scores", cls.lists_by))
+        return lists <= scores
+
+    lists_by: ClassVar[str] = "select"
+    """The method that says the lists."""
+
+    @classmethod
     def _backend(cls, spec: RunSpec, no_kernels: str | None) -> backends.Backend:
         assert isinstance(spec.attention, AblationSpec)
         sharing = spec.model.n_heads // (spec.model.n_kv_heads or spec.model.n_heads)
         limit = backends.limit_of_head(spec.model.head_dim)
-        if not cls.lists:
+        if not cls.has_lists():
             limit = f"{spec.attention.kind} has scores and no index lists"
         return backends.choose_lists(spec.attention.selection_backend, spec.length, sharing, limit, no_kernels)
 
@@ -178,7 +185,7 @@ class SelectingAttention(Attention):
 class PositionalAttention(SelectingAttention):
     """A selection by positions alone, the same in all layers: its lists are made once a forward pass."""
 
-    lists = True
+    lists_by = "keys"
 
     @abc.abstractmethod
     def keys(self, first_BT: Tensor, k: int) -> Tensor:
@@ -217,6 +224,11 @@ class PositionalAttention(SelectingAttention):
             selected_BTK = self.keys(first_BT, min(self._keys_kept(context), length))
             queries = queries_of(length, model.n_heads, model.kv_heads, model.head_dim)
             return selected_BTK, unions_of(selected_BTK, queries) if queries else None
+
+
+def _written(cls: type, name: str) -> int:
+    """How many classes above `cls` the method was written; 0 in `cls` itself."""
+    return next(i for i, owner in enumerate(cls.__mro__) if name in vars(owner))
 
 
 def first_keys(context: AttentionContext) -> Tensor:
