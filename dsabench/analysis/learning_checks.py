@@ -104,12 +104,16 @@ def indexer_learnt(done: pd.DataFrame) -> Check:
     )
     said += f"; and {len(kinds) - 6} more" if len(kinds) > 6 else ""
     over = "over seeds" if known["length"].nunique() == 1 else "over all lengths and seeds (tables: at each length)"
-    untrained = tuple(known.loc[above <= RECALL_OVER_CHANCE, "run_id"])
+    learning = known["attention"] != "random"  # the control: its recall is its chance by design
+    n_learning = int(learning.sum())
+    untrained = tuple(known.loc[learning & (above <= RECALL_OVER_CHANCE), "run_id"])
     if untrained:
-        idle = f"{of(len(untrained), len(known), 'run')} {is_or_are(len(untrained))} no better than a random selection"
+        idle = f"{of(len(untrained), n_learning, 'run')} {is_or_are(len(untrained))} no better than a random selection"
         text = f"{idle}. Mass recall, {over}: {said}."
         return Check(name=name, outcome="warn", text=text, run_ids=untrained)
-    text = f"Mass recall of each of {count(len(known), 'run')} is above its chance. Mean, {over}: {said}."
+    if not n_learning:
+        return Check(name=name, outcome="not recorded", text=f"Only random selections. Mass recall, {over}: {said}.")
+    text = f"Mass recall of each of {count(n_learning, 'run')} is above its chance. Mean, {over}: {said}."
     return Check(name=name, outcome="ok", text=text)
 
 

@@ -167,6 +167,14 @@ def test_a_selection_at_chance(recorded: Recorded) -> None:
     assert recorded.only("recall", "warn", "1 of 6 runs", "than a random selection").run_ids == recorded.ids("dsa", 1)
 
 
+@pytest.mark.parametrize(("controls", "outcome"), [(1, "ok"), (5, "ok"), (6, "not recorded")])
+def test_the_random_control_is_at_chance_by_design(recorded: Recorded, controls: int, outcome: str) -> None:
+    recorded.runs.loc[recorded.rows("dsa", controls), ["mass_recall", "attention"]] = [0.61, "random"]
+    found = recorded.checks()["recall"]
+    assert (found.outcome, found.run_ids) == (outcome, ())
+    assert ("random 0.61" in found.text) and (outcome != "ok" or f"each of {6 - controls} run" in found.text)
+
+
 @pytest.mark.parametrize(("k", "outcome"), [(127, "ok"), (128, "fail"), (500, "fail")])
 def test_a_selection_that_keeps_everything(recorded: Recorded, k: int, outcome: str) -> None:
     """At 128 tokens; at 64 each of these keeps everything."""
