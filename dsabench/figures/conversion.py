@@ -1,7 +1,8 @@
 """The figure of conversions: loss over tokens of parents, of their children, and of runs from scratch beside them.
 
 Tokens are all that the weights have seen: a child's curve begins where its parent's ended. Losses of seeds differ by
-their parents', so the children are drawn again as the loss minus that of the parent of the same seed.
+their parents', so all are drawn again as the loss minus that of the child of the same parent that goes on with its
+attention; where there is none, minus the parent's own loss.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 
 from dsabench.analysis.children import LOSS, PARENT, STEPS
 from dsabench.analysis.variants import display_name, scored_unit, variant_order
@@ -21,7 +23,7 @@ from dsabench.figures.data import Drawn, FigureData
 from dsabench.figures.drawing import LEAK, REFERENCE, balanced, panel_title
 from dsabench.figures.end_labels import EndLabel, label_ends
 from dsabench.figures.sheet import few_ticks
-from dsabench.figures.style import COLOURS, GREY, new_figure
+from dsabench.figures.style import COLOURS, GREY, GRID, new_figure
 from dsabench.metrics import METRICS
 from dsabench.plain import count
 from dsabench.store import load_curves, load_runs
@@ -33,6 +35,11 @@ _SETTLED = 0.25
 """Share of a child's own training after which its losses set the scale of the second panel."""
 
 _NAMES = {0: "", 3: "thousand ", 6: "million ", 9: "billion ", 12: "trillion "}
+
+
+_WIDE = 5.0
+"""Margins beyond which the second panel's scale becomes logarithmic outside the margin: else a control that fails would
+leave no room for the differences that the question is about."""
 
 
 class _Line(NamedTuple):
@@ -47,7 +54,7 @@ class _Line(NamedTuple):
 
 
 def loss_by_tokens(data: FigureData) -> Drawn | str:
-    """Validation loss against all tokens, the parents' included, and against the parent's own loss."""
+    """Validation loss against all tokens, the parents' included, and minus that of the parent's attention, continued."""
     done = _with_past(data)
     if not done["past"].notna().any():
         return "no finished run starts from a trained model (the field start; --config convert_quick)"
@@ -57,8 +64,12 @@ def loss_by_tokens(data: FigureData) -> Drawn | str:
     for length in sorted(done.loc[done["past"].notna(), "length"].unique()):
         mine, above = done[done["length"] == length], parents[parents["length"] == length]
         drawn = _lines(mine, set(above["attention"]))
+        base = _baseline(mine, above, curves)
         parts = [drawn[i : i + MOST_LINES] for i in range(0, len(drawn), MOST_LINES)]
-        figures += [_page(int(length), part, above, mine, curves, (i, len(parts))) for i, part in enumerate(parts, 1)]
+        figures += [
+            _page(int(length), part, above, mine, curves, base, data.scope.verdict.margin, (i, len(parts)))
+            for i, part in enumerate(parts, 1)
+        ]
     return Drawn(figures)
 
 
@@ -100,6 +111,16 @@ def _curves(data: FigureData, done: pd.DataFrame, parents: pd.DataFrame) -> pd.D
     return found
 
 
+def _baseline(runs: pd.DataFrame, parents: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:
+    """tokens and loss by seed of the children that go on with their parent's attention; none where a seed lacks one."""
+    children = runs[runs["past"].notna()]
+    own = dict(zip(parents["run_id"], parents["attention"], strict=True))
+    on = children[children["attention"] == children[PARENT].map(own)]
+    found = curves[curves["run_id"].isin(on["run_id"])]
+    table = found.groupby(["seed", "tokens"], as_index=False)["val_loss"].mean()
+    return table if set(table["seed"]) >= set(children["seed"]) else table.iloc[:0]
+
+
 def _lines(runs: pd.DataFrame, parents: set[str]) -> list[_Line]:
     """A line for each variant and setting. An attention has one colour; runs from scratch are dashed. parents: the
     parents' attentions, which go on in some children."""
@@ -139,11 +160,15 @@ def _page(
     parents: pd.DataFrame,
     runs: pd.DataFrame,
     curves: pd.DataFrame,
+    base: pd.DataFrame,
+    margin: float,
     page: tuple[int, int],
 ) -> Figure:
     children = runs[runs["past"].notna()]
     mine = curves[curves["run_id"].isin([*(run for line in drawn for run in line.runs["run_id"]), *parents["run_id"]])]
     power = 3 * int(np.log10(max(1.0, mine["tokens"].max())) // 3)
+    if len(base):
+        mine = mine.assign(since=mine["val_loss"] - _at(base, mine))
     mine = mine.assign(tokens=mine["tokens"] / 10**power)
     start, end = float(children["past"].min()) / 10**power, float(mine["tokens"].max())
     figure = new_figure(9.6, 4.1)
@@ -157,19 +182,25 @@ def _page(
     right.axhline(0, **REFERENCE)
     left.axvline(start, **REFERENCE)
     words = f"{_NAMES.get(power, f'1e{power} ')}tokens, the parent's included"
-    for axes, what in ((left, loss.axis), (right, f"{loss.words}\nminus the parent's ({loss.unit})")):
+    name = " and ".join(dict.fromkeys(display_name(str(kind)) for kind in parents["attention"]))
+    other = f"{name} continued" if len(base) else "the parent's"
+    for axes, what in ((left, loss.axis), (right, f"{loss.words}\nminus {other} ({loss.unit})")):
         axes.set_xlabel(words)
         axes.set_ylabel(what)
     panel_title(left, f"L = {length}", loss.better, runs)
-    panel_title(right, "since the parent ended", loss.better, runs)
+    panel_title(right, f"minus {other}", loss.better, runs)
     left.set_xlim(0, 1.02 * end)
     right.set_xlim(start, end)
     low, high = _settled(mine[mine["run_id"].isin(children["run_id"])], start, end)
-    right.set_ylim(low, high)
     few_ticks([[left, right]])
+    is_wide = len(base) > 0 and max(high, -low) > _WIDE * margin
+    if is_wide:
+        low, high = _by_powers(right, low, high, margin)
+    if len(base):
+        right.axhspan(-margin, margin, color=GRID, alpha=0.55, lw=0, zorder=0)
+    right.set_ylim(low, high)
     if len(parents):
         top = mine.loc[mine["run_id"].isin(parents["run_id"])]
-        name = " and ".join(dict.fromkeys(display_name(str(kind)) for kind in parents["attention"]))
         at = top["tokens"].quantile(0.5)
         value = float(np.interp(at, *_mean(top, "val_loss")))
         left.annotate(f"parent ({name})", (at, value), (4, 6), textcoords="offset points", color=GREY, fontsize=8)
@@ -181,11 +212,44 @@ def _page(
             outside = " (below)" if y[-1] < low else " (above)" if y[-1] > high else ""
             ends.append(EndLabel(line.name + outside, line.colour, float(x[-1]), float(y[-1])))
     label_ends(right, ends)
-    figure.supxlabel(balanced(_caption(runs, parents, children, page), 128), fontsize=8, color=GREY, linespacing=1.4)
+    figure.supxlabel(
+        balanced(_caption(runs, parents, children, margin if len(base) else None, is_wide, page), 128),
+        fontsize=8,
+        color=GREY,
+        linespacing=1.4,
+    )
     return figure
 
 
-def _caption(runs: pd.DataFrame, parents: pd.DataFrame, children: pd.DataFrame, page: tuple[int, int]) -> str:
+def _at(base: pd.DataFrame, records: pd.DataFrame) -> pd.Series[float]:
+    """The baseline's loss of the seed of each record, at its tokens; NaN before the parent ended."""
+    found = pd.Series(np.nan, index=records.index)
+    for seed, own in records.groupby("seed"):
+        known = base[base["seed"] == seed].sort_values("tokens")
+        found[own.index] = np.interp(own["tokens"], known["tokens"], known["val_loss"], left=np.nan)
+    return found
+
+
+def _by_powers(axes: Axes, low: float, high: float, margin: float) -> tuple[float, float]:
+    """Make the y axis linear within the margin and logarithmic outside; the limits that fit."""
+    axes.set_yscale("symlog", linthresh=margin, linscale=0.8)
+    low, high = min(1.5 * low, -1.5 * margin), max(1.5 * high, 1.5 * margin)
+    powers = [10.0**n for n in range(int(np.ceil(np.log10(1.5 * margin))), 4)]
+    ticks = [0.0, margin, -margin, *powers, *(-power for power in powers)]
+    axes.set_yticks([tick for tick in sorted(ticks) if low <= tick <= high], minor=False)
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:+g}" if value else "0")
+    axes.yaxis.set_minor_locator(NullLocator())
+    return low, high
+
+
+def _caption(
+    runs: pd.DataFrame,
+    parents: pd.DataFrame,
+    children: pd.DataFrame,
+    margin: float | None,
+    is_wide: bool,
+    page: tuple[int, int],
+) -> str:
     seeds = children.groupby("variant")["seed"].nunique()
     low, high = int(seeds.min()), int(seeds.max())
     many = count(high, "seed") if low == high else f"{low} to {high} seeds"
@@ -194,7 +258,9 @@ def _caption(runs: pd.DataFrame, parents: pd.DataFrame, children: pd.DataFrame, 
         f"n = {many}{spread}.",
         "Solid: from the trained parent; dashed: from scratch." if runs["past"].isna().any() else "",
         f"Dotted: where the parent ended, and its own loss{' (its curve is not here)' if parents.empty else ''}.",
-        "Right: each seed against its parent, on the scale that the children end on.",
+        "Right: each seed against its parent, on the scale that the children end on."
+        if margin is None
+        else f"Shaded: the margin, +-{margin:g}{'; beyond it the axis is logarithmic' * is_wide}.",
         LEAK if runs["leak"].any() else "",
         f"Page {page[0]} of {page[1]}." if page[1] > 1 else "",
     ]

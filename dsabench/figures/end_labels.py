@@ -35,11 +35,10 @@ def label_ends(axes: Axes, labels: Sequence[EndLabel], height: float = 2.7) -> N
     ordered = sorted(labels, key=lambda label: label.y)
     texts = ["\n".join(textwrap.wrap(label.text, WIDTH, break_on_hyphens=False)) for label in ordered]
     sizes = np.array([(_LINE * (text.count("\n") + 1) + _GAP) / height for text in texts])
-    low, high = axes.get_ylim()
-    ends = np.array([min(1.0, max(0.0, (label.y - low) / (high - low))) for label in ordered])
-    first, last = axes.get_xlim()
-    for label, text, end, middle in zip(ordered, texts, ends, spread(ends, sizes), strict=True):
-        right = (label.x - first) / (last - first)
+    inside = axes.transScale + axes.transLimits
+    places = np.clip(inside.transform([(label.x, label.y) for label in ordered]), 0.0, 1.0)
+    ends = places[:, 1]
+    for label, text, (right, end), middle in zip(ordered, texts, places, spread(ends, sizes), strict=True):
         axes.plot(
             [right, 1.0, 1.05],
             [end, end, middle],

@@ -37,7 +37,7 @@ def test_the_parents_curve_comes_first_and_children_part_from_its_end(children: 
     starts = [line.get_xdata()[0] for line in whole.lines[1:6] if line.get_linestyle() == "-"]
     assert starts == pytest.approx([past] * 3)
     means = [line for line in since.lines if line.get_linestyle() == "-" and line.get_marker() == "o"]
-    assert sorted(line.get_ydata()[-1] for line in means) == pytest.approx([-0.2, -0.1, -0.1])
+    assert sorted(line.get_ydata()[-1] for line in means) == pytest.approx([0.0, 0.1, 0.1])
     assert (
         names(figure) == ["dense, from scratch (below)", "DSA, from scratch (below)"][::-1] or len(names(figure)) == 5
     )
@@ -72,6 +72,19 @@ def test_a_parent_of_another_store_has_no_curve_and_its_loss_still_counts(tmp_pa
         if line.get_linestyle() == "-" and line.get_marker() == "o"
     ]
     assert ends == pytest.approx([-0.1] * 3)
+
+
+@pytest.mark.parametrize(("worst", "scale"), [(0.09, "linear"), (0.11, "symlog"), (1.3, "symlog"), (-0.3, "symlog")])
+def test_a_control_that_fails_leaves_room_for_the_margin(tmp_path: Path, worst: float, scale: str) -> None:
+    """Differences within the margin have a quarter of the panel at least, and every end is inside."""
+    synthetic.family(tmp_path, gain=lambda spec: worst if spec.attention.kind == "random" else 0.0, scratch=False)
+    (figure,) = pages("conversion", at(tmp_path))
+    right = figure.axes[1]
+    inside = right.transScale + right.transLimits
+    low, high, end = (inside.transform((0, y))[1] for y in (-0.02, 0.02, worst))
+    assert right.get_yscale() == scale
+    assert high - low > 0.25 and 0 <= end <= 1
+    assert ("logarithmic" in caption(figure)) == (scale == "symlog")
 
 
 def test_many_variants_are_spread_over_pages_and_no_label_touches_another(tmp_path: Path) -> None:
