@@ -54,7 +54,7 @@ class _Line(NamedTuple):
 
 
 def loss_by_tokens(data: FigureData) -> Drawn | str:
-    """Validation loss against all tokens, the parents' included, and minus that of the parent's attention, continued."""
+    """Validation loss against all tokens, the parents' included, and minus that of dense continued."""
     done = _with_past(data)
     if not done["past"].notna().any():
         return "no finished run starts from a trained model (the field start; --config convert_quick)"
