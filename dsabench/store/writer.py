@@ -256,10 +256,12 @@ class RunWriter:
         files = {} if recorded is None else {METRICS: recorded}
         folder = atomic_folder.whole(self.path)
         if folder is not None:
-            told = {path.name: seals.file_seal(path) for path in sorted(folder.iterdir())}
+            told: dict[str, FileSeal] = {}
             with suppress(StoreError):  # its seal is damaged: named when it is read
                 told |= seal.files if (seal := seals.checkpoint_seal(folder)) else {}
-            files |= {f"checkpoint/{name}": its for name, its in told.items()}
+            rest = [path for path in folder.iterdir() if path.name not in told]  # weights are not read a second time
+            told |= {path.name: seals.file_seal(path) for path in rest}
+            files |= {f"checkpoint/{name}": told[name] for name in sorted(told)}
         return {name: its.model_dump() for name, its in files.items()}
 
     def __enter__(self) -> Self:
