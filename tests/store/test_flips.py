@@ -22,10 +22,13 @@ from dsabench.spec.run import validate
 from dsabench.store import SweepRecord, load_lists, load_metrics, load_runs, read_run, write_sweep
 from dsabench.store.curves import load_curves
 from dsabench.store.record_files import read_record
+from dsabench.store.sealed_cache import read_sealed
 from dsabench.store.verification import checkpoint_damage
 from dsabench.sweeps import single_run
 
 CACHES = ("index.parquet", ".index.json.gz", ".index.seal", "curves.parquet", ".curves.seal")
+SEALED = {"index.parquet": ".index.seal", ".index.json.gz": ".index.seal", "curves.parquet": ".curves.seal"}
+"""The caches that are read by `read_sealed` alone, and their seals."""
 STATES = {"done": 1, "failed": 2, "interrupted": 3, "killed": 4}
 """How a run ended, and its seed."""
 
@@ -125,14 +128,32 @@ def noticed(now: dict[str, Any], name: str) -> bool:
     return len(bad) == 1 and bool(bad["error"].notna().all())
 
 
-def flips(path: Path, store: Path, every: int, seed: int, clean: Callable[[], None]) -> list[str]:
-    """Flip a bit of every `every`-th byte of a file, from a random one on; what was neither noticed nor harmless."""
+def refused(path: Path) -> bool:
+    """Whether this is a cache that its one reader refuses: it is made anew, which the fast version looks at."""
+    if path.name not in SEALED:
+        return False
+    try:
+        read_sealed(path.parent, SEALED[path.name], path.name)
+    except ValueError:
+        return True
+    return False
+
+
+def flips(
+    path: Path, store: Path, every: int, seed: int, clean: Callable[[], None], all_views: bool = True
+) -> list[str]:
+    """Flip a bit of every `every`-th byte of a file, from a random one on; what was neither noticed nor harmless.
+
+    all_views: whether all that is read is looked at after flips in a cache that is refused, too: 0.1 s each.
+    """
     draw, content, before = random.Random(seed), path.read_bytes(), views(store)
     silent = []
     for place in range(draw.randrange(every), len(content), every):
         bit = draw.randrange(8)
         path.write_bytes(content[:place] + bytes([content[place] ^ 1 << bit]) + content[place + 1 :])
         clean()
+        if not all_views and refused(path):
+            continue
         now = views(store)
         changed = [key for key in before if key not in now or not same(before[key], now[key])]
         if changed and not noticed(now, path.name):
@@ -158,10 +179,10 @@ FILES = {
     **{name: lambda store, name=name: store / name for name in (*CACHES, "store.json", "sweeps/s.json")},
 }
 TRIED = 10
-"""Bytes of a file that every run of the suite flips; all of them in the slow version."""
+"""Bytes of a file that every run of the suite flips; all of them in the slow version (half an hour)."""
 
 
-def read_with_flips(store: Path, file: str, most: int, cached: bool) -> None:
+def read_with_flips(store: Path, file: str, most: int, cached: bool, all_views: bool = True) -> None:
     path = FILES[file](store)
     if file == "killed metrics":  # up to the last checkpoint: what follows nobody vouches for, and resuming drops it
         saved = json.loads((path.parent / "checkpoint/seal.json").read_bytes())
@@ -170,7 +191,7 @@ def read_with_flips(store: Path, file: str, most: int, cached: bool) -> None:
         assert path.stat().st_size > 500
     clean = (lambda: None) if cached else forget_caches(store)
     every = max(1, path.stat().st_size // most)
-    assert flips(path, store, every, seed=len(file), clean=clean) == []
+    assert flips(path, store, every, len(file), clean, all_views) == []
 
 
 @pytest.mark.parametrize("cached", [True, False], ids=["cached", "anew"])
@@ -183,7 +204,7 @@ def test_a_flipped_bit_is_noticed_or_changes_nothing(store: Path, file: str, cac
 @pytest.mark.slow
 @pytest.mark.parametrize("file", FILES)
 def test_a_flipped_bit_of_any_byte_is_noticed_or_changes_nothing(store: Path, file: str) -> None:
-    read_with_flips(store, file, 10**9, cached=True)
+    read_with_flips(store, file, 10**9, cached=True, all_views=False)
 
 
 @pytest.mark.parametrize("state", ["done", "interrupted", "killed"])
