@@ -74,11 +74,13 @@ def fingerprint(spec: RunSpec, corpus: Mapping[str, str], start: str | None) -> 
     return {**corpus, **({"plugin": plugin} if plugin else {}), **({"start": start} if start else {})}
 
 
-def start_digest(spec: RunSpec, store: str | Path) -> str | None:
+def start_digest(spec: RunSpec, store: str | Path, corpus: Mapping[str, str] | None = None) -> str | None:
     """What a run's identity holds of its origin: the digest of the weights, or of a parent, which need not be trained
-    yet, its id; None where weights are drawn. Raises StoreError when there is no such model."""
+    yet, its id; None where weights are drawn. corpus: the digests of the run's data, where they are known.
+
+    Raises StoreError when there is no such model."""
     if (parent := parent_spec(spec)) is not None:
-        return identity_of(parent, store)[0]
+        return identity_of(parent, store, corpus if parent.data == spec.data else None)[0]
     if spec.start is None:
         return None
     return str(_found(spec, store, _silent, whole=False).about["weights"])
@@ -90,7 +92,7 @@ def identity_of(
     """A run's id and the digests in it. corpus: the data's digests, where they are known. Raises DataError, StoreError,
     SpecError."""
     corpus = data_package.fingerprint(spec.data) if corpus is None else corpus
-    digests = fingerprint(spec, corpus, start_digest(spec, store))
+    digests = fingerprint(spec, corpus, start_digest(spec, store, corpus))
     return run_id(spec, digests), digests
 
 
@@ -109,7 +111,7 @@ def origin_of(
         return None
     before = _recorded(store, run_id(spec, dict(digests)))
     try:
-        found = _found(spec, store, tell, whole=True)
+        found = _found(spec, store, tell, whole=True, key=digests["start"])
     except StoreError:
         if before is None:
             raise
@@ -165,8 +167,11 @@ def _check_shapes(name: str, theirs: Shapes, spec: RunSpec, vocab_size: int, is_
         raise SpecError(f"{name} has parameters of other shapes than this spec's model: {wrong}. Nothing was trained")
 
 
-def _found(spec: RunSpec, store: str | Path, tell: Callable[[str], None], whole: bool) -> Origin:
-    """The origin as it lies in the store or elsewhere; `whole`: every byte of it is compared with its seal."""
+def _found(
+    spec: RunSpec, store: str | Path, tell: Callable[[str], None], whole: bool, key: str | None = None
+) -> Origin:
+    """The origin as it lies in the store or elsewhere; `whole`: every byte of it is compared with its seal. key: its
+    `start_digest`, where it is known."""
     start = spec.start
     assert start is not None
     if start.checkpoint is not None:
@@ -176,7 +181,7 @@ def _found(spec: RunSpec, store: str | Path, tell: Callable[[str], None], whole:
     else:
         parent = parent_spec(spec)
         assert parent is not None
-        name, prefix = "start.parent", identity_of(parent, store)[0]
+        name, prefix = "start.parent", key or identity_of(parent, store)[0]
     try:
         record = find_run(store, prefix) if start.run is not None else read_run(store, prefix)
     except StoreError as error:

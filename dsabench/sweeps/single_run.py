@@ -145,7 +145,8 @@ def train_by_turns(job: RunJob, place: Place, observe: Callable[[Update], None])
     notes = [*data.notes, *windows.notes]
     for note in notes:
         notify(note)
-    digests = fingerprint(spec, data.fingerprint, job.origin.key if job.origin else start_digest(spec, store))
+    start = job.origin.key if job.origin else start_digest(spec, store, data.fingerprint)
+    digests = fingerprint(spec, data.fingerprint, start)
     identity = run_id(spec, digests)
     if not job.retry_failed and status(store, identity) == "failed":
         return read_run(store, identity)

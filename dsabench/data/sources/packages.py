@@ -18,6 +18,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
@@ -135,14 +136,19 @@ def _recorded(distribution: metadata.Distribution) -> dict[str, _File]:
     if record is None or editable:
         how = "is an editable install" if editable else "has no RECORD (an egg, or a package of the system)"
         raise DataError(f"data.source = 'packages': {owner} {how}; install it from a wheel: pip install {owner}")
+    return _listed(record, owner, Path(str(distribution.locate_file(""))))
+
+
+@lru_cache(maxsize=1024)
+def _listed(record: str, owner: str, root: Path) -> dict[str, _File]:
+    """The .py files of a RECORD below site-packages. A sweep asks for each of its runs. Raises DataError."""
     found = {}
     for label, hashed, *_ in csv.reader(record.splitlines()):
         if not label.endswith(".py") or ".." in label.split("/") or Path(label).is_absolute():
             continue
-        path = Path(str(distribution.locate_file(label)))
         if not hashed.startswith("sha256="):
             raise DataError(f"data.source = 'packages': RECORD of {owner} gives no SHA-256 of {label}; {_MEND} {owner}")
-        found[label] = _File(path, hashed.removeprefix("sha256="), owner)
+        found[label] = _File(root / label, hashed.removeprefix("sha256="), owner)
     return found
 
 
