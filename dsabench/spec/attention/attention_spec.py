@@ -1,0 +1,65 @@
+"""AttentionSpec: the base of every attention's settings. Loads no torch."""
+
+from __future__ import annotations
+
+import math
+
+from dsabench.spec.strict_model import Spec
+
+
+def warmup_steps(share: float, steps: int) -> int:
+    """Steps of a dense warm-up stage: `share` of all, rounded half up, but never the last step."""
+    return min(steps - 1, math.floor(share * steps + 0.5))
+
+
+class AttentionSpec(Spec):
+    """Base of every attention variant's spec; a variant adds its own fields and registers the class under its name."""
+
+    kind: str
+    """The variant's registered name: `dense`, `dsa`, or the name that a plugin registers."""
+
+    def n_selected(self, length: int) -> int | None:
+        """Keys that a query may attend to in a window of `length` tokens, or None when the variant does not select."""
+        return None
+
+    def top_k_at(self, step: int) -> int | None:
+        """Keys that a query keeps at the 0-based step, where a schedule says other than `n_selected`; else None."""
+        return None
+
+    def key_changes(self) -> tuple[int, ...]:
+        """Steps, rising, before which `top_k_at` changes."""
+        return ()
+
+    def at_most_keys(self, length: int) -> AttentionSpec:
+        """The same attention, keeping in all steps the most keys that it keeps in any: what memory is planned by."""
+        return self
+
+    def selects_everything(self, length: int) -> bool:
+        """Whether k >= L: every query then attends to all that dense attention does."""
+        k = self.n_selected(length)
+        return k is not None and k >= length
+
+    def warmup_steps(self, steps: int) -> int:
+        """Steps of the dense warm-up stage at the start of a run of `steps`; 0 when there is no such stage."""
+        return 0
+
+    def own_learning_rate(self) -> float | None:
+        """Peak learning rate of the variant's own parameters (an indexer's); None for the model's."""
+        return None
+
+    def warmup_rates(self) -> tuple[float | None, float | None]:
+        """Peak learning rates of the dense warm-up stage, of the variant's own parameters and of all others; None for
+        those of the stage after it."""
+        return None, None
+
+    def own_loss_weight(self) -> float:
+        """Weight of the variant's own loss (an indexer's; the mean over layers) in the training loss."""
+        return 1.0
+
+    def warmup_freezes_backbone(self) -> bool:
+        """True when the dense warm-up stage trains the variant's own parameters alone."""
+        return False
+
+    def anywhere(self) -> AttentionSpec:
+        """The same attention on any machine: for looking at a run away from the device that it was trained on."""
+        return self
