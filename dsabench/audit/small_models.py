@@ -42,6 +42,8 @@ def randomise(model: Transformer) -> Transformer:
 
 
 def _attentions(spec: RunSpec, length: int) -> list[AttentionSpec]:
+    if shrunk := spec.attention.shrunk(spec.length, length):
+        return shrunk
     cls, k = type(spec.attention), spec.attention.n_selected(spec.length)
     if k is None or "top_k" not in cls.model_fields:
         return [spec.attention]

@@ -46,6 +46,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "oracle": {"kind": "oracle", "top_k": 5},
     "block": {"kind": "block", "top_k": 6, "block_size": 3},
     "block of one": {"kind": "block", "top_k": 2, "block_size": 3},
+    "csa": {"kind": "csa", "top_k": 2, "compress_ratio": 3, "sliding_window": 2, "indexer": INDEXER},
+    "csa all": {"kind": "csa", "top_k_ratio": 1.0, "compress_ratio": 2, "sliding_window": 1, "indexer": INDEXER},
+    "hca": {"kind": "hca", "compress_ratio": 4, "sliding_window": 3},
 }
 
 

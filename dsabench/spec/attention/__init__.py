@@ -9,8 +9,11 @@ from __future__ import annotations
 from dsabench.spec.attention.ablation_settings import AblationSpec
 from dsabench.spec.attention.attention_spec import AttentionSpec, warmup_steps
 from dsabench.spec.attention.block_settings import BlockSpec
+from dsabench.spec.attention.compressed_settings import CompressedSpec
+from dsabench.spec.attention.csa_settings import CSASpec
 from dsabench.spec.attention.dense_settings import DenseSpec
 from dsabench.spec.attention.dsa_settings import DSASpec
+from dsabench.spec.attention.hca_settings import HCASpec
 from dsabench.spec.attention.indexer_settings import IndexerSpec
 from dsabench.spec.attention.oracle_settings import OracleSpec
 from dsabench.spec.attention.random_settings import RandomSpec
@@ -24,8 +27,11 @@ __all__ = [
     "AblationSpec",
     "AttentionSpec",
     "BlockSpec",
+    "CSASpec",
+    "CompressedSpec",
     "DSASpec",
     "DenseSpec",
+    "HCASpec",
     "IndexerSpec",
     "OracleSpec",
     "RandomSpec",
@@ -49,6 +55,8 @@ BUILT_IN: dict[str, type[AttentionSpec]] = {
         RandomSpec,
         OracleSpec,
         BlockSpec,
+        CSASpec,
+        HCASpec,
     )
 }
 """The settings class of every built-in variant by its name, in the order in which they are listed."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
 from dsabench.spec.strict_model import Spec
 
@@ -14,6 +15,9 @@ def warmup_steps(share: float, steps: int) -> int:
 
 class AttentionSpec(Spec):
     """Base of every attention variant's spec; a variant adds its own fields and registers the class under its name."""
+
+    selects_exactly: ClassVar[bool] = True
+    """False: the number of keys that a query keeps differs from query to query, and n_selected is about what it is."""
 
     kind: str
     """The variant's registered name: `dense`, `dsa`, or the name that a plugin registers."""
@@ -33,6 +37,11 @@ class AttentionSpec(Spec):
     def at_most_keys(self, length: int) -> AttentionSpec:
         """The same attention, keeping in all steps the most keys that it keeps in any: what memory is planned by."""
         return self
+
+    def shrunk(self, length: int, to: int) -> list[AttentionSpec]:
+        """The same attention in a small copy of a model, its window `to` tokens long in place of `length`, with sizes at
+        which it can look ahead in all its ways. []: as it is, with top_k at its share of the length."""
+        return []
 
     def selects_everything(self, length: int) -> bool:
         """Whether k >= L: every query then attends to all that dense attention does."""

@@ -232,10 +232,11 @@ def backward(
     d_v = accumulate.zeros(tuple(k_BSGD.shape), k_BSGD, deterministic)
     scale_k = scale_v = None
     if deterministic:
-        # |P| <= 1 and |dP| <= D max|dO| max|V|: what no contribution of a head can exceed, nor their sum.
+        # |P| <= 1 and |dP| <= D max|dO| max|V|: what no contribution of a head can exceed, nor their sum. dO . O has O,
+        # which exceeds V where this attention is a part of a larger one.
         most, together = d_out_BTHD.abs().amax().double(), length * n_heads // groups
         scale_v = accumulate.scale_for(most, together)
-        d_score = 2 * most * v_BSGD.abs().amax() * width
+        d_score = 2 * most * torch.maximum(v_BSGD.abs().amax(), out_BTHD.abs().amax()) * width
         scale_k = accumulate.scale_for(d_score * q_BTHD.abs().amax(), together)
     blocks, shape = _shape(q_BTHD, k_BSGD)
     queries, sizes = (unions.queries, unions.sizes_U) if unions else (0, None)
