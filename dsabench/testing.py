@@ -194,9 +194,8 @@ def check_gradients(spec: RunSpec) -> None:
 
 
 def check_capture(spec: RunSpec) -> None:
-    """A variant that selects reports it when asked: min(k, t + 1) different keys at or before t for every query t (of
-    one whose `selects_exactly` is False, one or more), and attention mass that is causal and sums to 1; reporting
-    changes no output."""
+    """A variant that selects reports it when asked: min(k, t + 1) different keys at or before t for every query t,
+    and attention mass that is causal and sums to 1; reporting changes no output."""
     module = _attention(spec).eval()
     k = spec.attention.n_selected(spec.length)
     (x_TD,) = _inputs(spec, 1)
@@ -212,8 +211,7 @@ def check_capture(spec: RunSpec) -> None:
         selection = context.capture[0]
         for t, row in enumerate(selection.selected_BTK[0].tolist()):
             keys = [key for key in row if key >= 0]
-            exact = len(keys) == min(k, t + 1) or (keys and not spec.attention.selects_exactly)
-            assert exact and len(keys) == len(set(keys)), f"query {t} selects {row} with k = {k}"
+            assert len(keys) == len(set(keys)) == min(k, t + 1), f"query {t} selects {row} with k = {k}"
             assert max(keys) <= t, f"query {t} selects a later key: {row}"
         assert selection.mass_BTS is not None, f"{spec.attention.kind} captures no attention mass"
         sums_T = selection.mass_BTS[0].tril().sum(-1)

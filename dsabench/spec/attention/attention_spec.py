@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar
 
 from dsabench.spec.strict_model import Spec
 
@@ -15,9 +14,6 @@ def warmup_steps(share: float, steps: int) -> int:
 
 class AttentionSpec(Spec):
     """Base of every attention variant's spec; a variant adds its own fields and registers the class under its name."""
-
-    selects_exactly: ClassVar[bool] = True
-    """False: the number of keys that a query keeps differs from query to query, and n_selected is about what it is."""
 
     kind: str
     """The variant's registered name: `dense`, `dsa`, or the name that a plugin registers."""

@@ -17,7 +17,6 @@ class CSASpec(CompressedSpec):
     """Settings of Compressed Sparse Attention (DeepSeek-V4)."""
 
     alternatives: ClassVar[tuple[tuple[str, str], ...]] = (("top_k_ratio", "top_k"),)
-    selects_exactly: ClassVar[bool] = False
 
     kind: Literal["csa"] = "csa"
     """The variant's name."""
@@ -43,6 +42,11 @@ class CSASpec(CompressedSpec):
     def n_selected(self, length: int) -> int:
         """Tokens that the kept entries and the window stand for, where they do not overlap: k m + w, at most L."""
         return min(length, self.n_kept(length) * self.compress_ratio + self.sliding_window)
+
+    def selected_between(self, query: int, length: int) -> tuple[int, int]:
+        """The window's tokens, and with them those that kept entries are made of, 2 m each where none overlap."""
+        window = min(self.sliding_window, query + 1)
+        return window, min(query + 1, window + 2 * self.compress_ratio * self.n_kept(length))
 
     def selects_everything(self, length: int) -> bool:
         """Whether every entry is kept."""
