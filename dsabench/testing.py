@@ -195,7 +195,8 @@ def check_gradients(spec: RunSpec) -> None:
 
 def check_capture(spec: RunSpec) -> None:
     """A variant that selects reports it when asked: different keys at or before t for every query t, min(k, t + 1) of
-    them or as many as its settings say (`selected_between`), and attention mass that is causal and sums to 1; reporting changes no output."""
+    them or as many as its settings say (`selected_between`), and attention mass that is causal and sums to 1.
+    Reporting changes no output."""
     module = _attention(spec).eval()
     k = spec.attention.n_selected(spec.length)
     (x_TD,) = _inputs(spec, 1)

@@ -39,7 +39,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "dsa k=1": {"kind": "dsa", "top_k": 1, "indexer": INDEXER},
     "dsa untrained": {"kind": "dsa", "top_k": 5, "indexer": {**INDEXER, "loss": "none"}},
     "dsa reference": {"kind": "dsa", "top_k": 5, "backend": "reference", "indexer": INDEXER},
-    "pooled_dsa": {"kind": "pooled_dsa", "top_k": 6, "pool_size": 3, "indexer": INDEXER},
+    "pooled_dsa": {"kind": "pooled_dsa", "top_k": 4, "pool_size": 2, "indexer": INDEXER},
     "pooled_dsa of two pools": {"kind": "pooled_dsa", "top_k": 9, "pool_size": 4, "indexer": INDEXER},
     "pooled_dsa one pool": {"kind": "pooled_dsa", "top_k": 1, "pool_size": 7, "indexer": INDEXER},
     "pooled_dsa reference": {

@@ -166,7 +166,7 @@ class PooledDSA(Attention):
 
     @staticmethod
     def _captured_scores(scores_BTC: Tensor, pools: Pools) -> Tensor:
-        """(B, T, S): a token's is its pool's; the tail, which is selected without a score, has the lowest of the row."""
+        """(B, T, S): a token's is its pool's; the tail, which is selected without a score, has the row's lowest."""
         scores_BTS = reference.token_scores(scores_BTC, pools.pool_BT())
         return torch.where(reference.tail_tokens(pools), scores_BTC.amin(-1, keepdim=True), scores_BTS)
 

@@ -1,9 +1,9 @@
 """Pools of neighbouring tokens of a window: where they begin, which of them a query may see, and what is left over.
 
-A document is cut into pools from its own first token. Pool c holds `size` tokens, the next begins `stride` tokens later;
-where the two are equal, every token is in one pool. A query sees a pool once the pool's last token is no later than the
-query and in the query's document: never a pool that the query is inside of, for that holds tokens after it. The tokens
-of its document after the last pool that it sees are the query's tail.
+A document is cut into pools from its own first token. A pool holds `size` tokens, the next begins `stride` tokens
+later; where the two are equal, every token is in one pool. A query sees a pool once the pool's last token is no later
+than the query, in the query's document: never a pool that the query is inside of, for that holds tokens after it. The
+tokens of its document after the last pool that it sees are the query's tail.
 
 Legend: B batch (1 where no documents are packed), T query or token, C pools of a row, in the order of their tokens.
 """

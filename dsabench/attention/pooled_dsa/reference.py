@@ -40,7 +40,7 @@ def select_pools(scores_BTC: Tensor, pools: Pools, n_pools: int) -> Tensor:
 def tokens_of(selected_BTP: Tensor, pools: Pools) -> Tensor:
     """S[t]: (B, T, K = P n + n - 1) int64: the tokens of the selected pools in the order given, the tail; EMPTY in the
     other slots. The pools of a query fill its first slots."""
-    n_batch, length, slots = selected_BTP.shape
+    n_batch, length, _ = selected_BTP.shape
     begin_BT1C = pools.begin_BC.expand(n_batch, -1)[:, None].expand(-1, length, -1)
     begin_BTP = begin_BT1C.gather(-1, selected_BTP.clamp(min=0))
     token_BTPN = begin_BTP[..., None] + torch.arange(pools.size, device=begin_BTP.device)
