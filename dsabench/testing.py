@@ -194,8 +194,9 @@ def check_gradients(spec: RunSpec) -> None:
 
 
 def check_capture(spec: RunSpec) -> None:
-    """A variant that selects reports it when asked: min(k, t + 1) different keys at or before t for every query t,
-    and attention mass that is causal and sums to 1; reporting changes no output."""
+    """A variant that selects reports it when asked: different keys at or before t for every query t, min(k, t + 1) of
+    them or as many as its settings say (`selected_between`), and attention mass that is causal and sums to 1.
+    Reporting changes no output."""
     module = _attention(spec).eval()
     k = spec.attention.n_selected(spec.length)
     (x_TD,) = _inputs(spec, 1)
@@ -211,7 +212,8 @@ def check_capture(spec: RunSpec) -> None:
         selection = context.capture[0]
         for t, row in enumerate(selection.selected_BTK[0].tolist()):
             keys = [key for key in row if key >= 0]
-            assert len(keys) == len(set(keys)) == min(k, t + 1), f"query {t} selects {row} with k = {k}"
+            least, most = spec.attention.selected_between(t, spec.length)
+            assert least <= len(keys) == len(set(keys)) <= most, f"query {t} selects {row} with k = {k}"
             assert max(keys) <= t, f"query {t} selects a later key: {row}"
         assert selection.mass_BTS is not None, f"{spec.attention.kind} captures no attention mass"
         sums_T = selection.mass_BTS[0].tril().sum(-1)

@@ -16,6 +16,7 @@ from dsabench.spec.attention.dsa_settings import DSASpec
 from dsabench.spec.attention.hca_settings import HCASpec
 from dsabench.spec.attention.indexer_settings import IndexerSpec
 from dsabench.spec.attention.oracle_settings import OracleSpec
+from dsabench.spec.attention.pooled_dsa_settings import PooledDSASpec
 from dsabench.spec.attention.random_settings import RandomSpec
 from dsabench.spec.attention.selecting_settings import ScheduledSpec, SelectingSpec, keys_kept
 from dsabench.spec.attention.sink_window_settings import SinkWindowSpec
@@ -34,6 +35,7 @@ __all__ = [
     "HCASpec",
     "IndexerSpec",
     "OracleSpec",
+    "PooledDSASpec",
     "RandomSpec",
     "ScheduledSpec",
     "SelectingSpec",
@@ -49,6 +51,7 @@ BUILT_IN: dict[str, type[AttentionSpec]] = {
     for spec in (
         DenseSpec,
         DSASpec,
+        PooledDSASpec,
         SlidingWindowSpec,
         SinkWindowSpec,
         StridedSpec,

@@ -22,6 +22,19 @@ class AttentionSpec(Spec):
         """Keys that a query may attend to in a window of `length` tokens, or None when the variant does not select."""
         return None
 
+    def selected_between(self, query: int, length: int) -> tuple[int, int]:
+        """Least and most keys of the captured selection of the query at this 0-based place of its document; asked where
+        n_selected is a number. min(k, t + 1) both, unless a variant counts otherwise."""
+        k = self.n_selected(length)
+        count = query + 1 if k is None else min(k, query + 1)
+        return count, count
+
+    def keys_read(self, length: int) -> int:
+        """k_effective: tokens or entries whose K and V the last query of a window of `length` tokens reads, all
+        branches together. A KV head's own selection counts by itself, a key that two branches read counts twice, and a
+        key of an indexer does not count."""
+        return self.selected_between(length - 1, length)[1]
+
     def top_k_at(self, step: int) -> int | None:
         """Keys that a query keeps at the 0-based step, where a schedule says other than `n_selected`; else None."""
         return None
