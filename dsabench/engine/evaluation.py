@@ -213,10 +213,10 @@ def selection_recall(
     top_k: keys that a query keeps; None: those of the spec.
 
         mass_recall              share of full softmax attention mass (mean of heads) inside S[t], mean over layers and
-                                 rows that may see more than k keys (t >= k); of windows above RECALL_QUERIES tokens, of
-                                 so many rows evenly spaced
-        mass_recall_chance       the same for a random set of k of the keys seen: mean over those rows of k / seen,
-                                 which is t + 1, or the place in the document where windows pack several
+                                 rows that kept fewer keys than they see (t >= k, where all keep k); of windows above
+                                 RECALL_QUERIES tokens, of so many rows evenly spaced
+        mass_recall_chance       the same for a random set of as many of the keys seen: mean over those rows of
+                                 kept / seen, which is t + 1, or the place in the document where windows pack several
 
     and of windows with known targets also
 
@@ -241,11 +241,8 @@ def selection_recall(
     batch = max(1, BATCH_TOKENS // length)
     query_Q = recall_queries(length).numpy()
     documents_NT = None if windows.documents is None else windows.documents[chosen_N]
-    seen_NQ = keys_seen(documents_NT, n_windows, length)[:, query_Q]
-    choice_NQ = torch.from_numpy(seen_NQ > k).to(execution.device)
-    if not choice_NQ.any():
-        return None
-    mass: list[Tensor] = []
+    seen_NQ = torch.from_numpy(keys_seen(documents_NT, n_windows, length)[:, query_Q]).to(execution.device)
+    tallies: list[Tensor] = []
     found: list[Tensor] = []
     with torch.inference_mode(), execution.autocast(), _evaluating(model):
         for first in range(0, n_windows, batch):
@@ -264,24 +261,37 @@ def selection_recall(
             model(inputs_BT, forward_pass)
             if not captured:
                 return None
-            recalls = [(recall_BQ(one, query_Q) * choice_NQ[some]).sum() for one in captured.values()]
-            mass.append(torch.stack(recalls).mean())
+            tallies.append(torch.stack([_tally(one, query_Q, seen_NQ[some]) for one in captured.values()]))
             if targets_NTM is not None:
                 targets_BTM = torch.from_numpy(targets_NTM[first : first + batch]).to(execution.device)
                 found.append(torch.stack([found_targets(selection, targets_BTM) for selection in captured.values()]))
+    mass_G, chance_G, kept_G, rows_G = torch.stack(tallies).sum(0).T.cpu()
+    if not rows_G.all():
+        return None
     result: dict[str, Any] = {
-        "mass_recall": float(torch.stack(mass).sum()) / int(choice_NQ.sum()),
-        "mass_recall_chance": float((k / seen_NQ[seen_NQ > k]).mean()),
+        "mass_recall": float((mass_G / rows_G).mean()),
+        "mass_recall_chance": float((chance_G / rows_G).mean()),
     }
     if targets_NTM is not None:
         listed_T = (targets_NTM >= 0).sum((0, 2))
         by_layer = (torch.stack(found).sum(0) / int(listed_T.sum())).tolist()
-        chance_T = np.minimum(1.0, selection_chance_T(np.full(length, k)))
+        chance_T = np.minimum(1.0, selection_chance_T(np.full(length, float((kept_G / rows_G).mean()))))
         result["target_recall"] = sum(by_layer) / len(by_layer)
         result["target_recall_by_layer"] = by_layer
         result["target_recall_best"] = max(by_layer)
         result["target_recall_chance"] = float((listed_T * chance_T).sum() / listed_T.sum())
     return result
+
+
+def _tally(selection: Selection, query_Q: NDArray[np.int64], seen_BQ: Tensor) -> Tensor:
+    """Of the rows of a layer that kept fewer keys than they see: the sums of mass inside, of kept / seen and of the
+    number kept, and how many rows there are; fp64 (fp32 on MPS). A selection may keep other numbers in other rows."""
+    query = torch.from_numpy(query_Q).to(seen_BQ.device)
+    kept_BQ = (selection.selected_BTK[:, query] >= 0).sum(-1)
+    choice_BQ = kept_BQ < seen_BQ
+    values = (recall_BQ(selection, query_Q), kept_BQ / seen_BQ, kept_BQ, torch.ones_like(kept_BQ))
+    wide = torch.float32 if kept_BQ.device.type == "mps" else torch.float64
+    return torch.stack([(value.to(wide) * choice_BQ).sum() for value in values])
 
 
 def keys_seen(documents_NT: NDArray[np.int32] | None, n_windows: int, length: int) -> NDArray[np.int64]:

@@ -127,7 +127,7 @@ def test_a_packed_document_is_what_it_is_alone(attention: dict[str, Any], stage:
     with torch.no_grad():
         packed = module(x, context_of(length, ids, stage=stage)).out_BTD[:, begin:end]
         alone = module(x[:, begin:end], context_of(end - begin, stage=stage)).out_BTD
-    assert torch.allclose(packed, alone, atol=1e-6)  # rotations are made in fp32, at other positions
+    assert torch.allclose(packed, alone, atol=1e-4)  # of outputs up to 13: rotations are fp32, at other positions
 
 
 @BOTH
@@ -136,7 +136,7 @@ def test_a_window_shorter_than_an_entry_is_read_as_tokens(attention: dict[str, A
     module = layer_of(spec_of({**attention, "compress_ratio": 4, "sliding_window": 8}, 16)).eval()
     output = module(torch.randn(2, length, 32), context_of(length))
     assert output.out_BTD.isfinite().all()
-    assert output.aux_loss is None or float(output.aux_loss) == 0.0
+    assert output.aux_loss is None or float(output.aux_loss.detach()) == 0.0
 
 
 @BOTH
@@ -160,7 +160,7 @@ def test_a_sink_takes_mass_and_learns() -> None:
     module = layer_of(spec_of(HCA))
     x = torch.randn(1, 20, 32, generator=torch.Generator().manual_seed(4))
     outs = []
-    for sink in (-30.0, 30.0):
+    for sink in (-1e4, 1e4):
         with torch.no_grad():
             module.attn_sink_bias.fill_(sink)
             outs.append(module(x, context_of(20)).out_BTD.abs().max())
@@ -267,7 +267,7 @@ def test_scores_of_entries_to_come_in_the_top_k_are_caught(monkeypatch: pytest.M
 
 def test_a_captured_entry_to_come_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(layer, "covered_tokens", lambda selected, found, w: covered.covered_tokens(selected + 1, found, w))
-    with pytest.raises(AssertionError, match="later key"):
+    with pytest.raises(AssertionError, match="query 0 selects"):
         check_capture(spec_of(CSA))
 
 

@@ -120,6 +120,8 @@ def to_lanes(x_BTC: Tensor, entries: Entries, empty: float = 0.0) -> Tensor:
 def from_lanes(x_NEC: Tensor, entries: Entries, empty: float = 0.0) -> Tensor:
     """The inverse of to_lanes, (B, T, C...): `empty` at queries that see no entry."""
     m, length = entries.ratio, entries.length
+    if not entries.count:
+        return x_NEC.new_full((len(x_NEC) // m, length, *x_NEC.shape[2:]), empty)
     lanes = x_NEC.unflatten(0, (-1, m))
     if not entries.packed:
         rest = [0, 0] * (x_NEC.dim() - 2)
