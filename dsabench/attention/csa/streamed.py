@@ -4,7 +4,8 @@
 
 The parts are the window, whose lists are those of a sliding window, and the entries. Queries of entries are laid out in
 m lanes (`entries.to_lanes`): in a lane, query row e sees the entries up to e, so that top-k, attention and KL over
-entries are those of DSA over E tokens, m times as many rows. The backward kernel takes P = exp(s - lse) and dO . O as it
+entries are those of DSA over E tokens, m times as many rows. A place in the lanes without a query has zeros for a query
+and an infinite lse, so that it has no part in gradients or loss. The backward kernel takes P = exp(s - lse) and dO . O as it
 is told: with the joint lse and the joint out it gives each part's share of the gradients, and the sink has
 d sink = -sum over t of exp(sink - lse) dO . O.
 
@@ -26,7 +27,7 @@ from torch import Tensor
 
 from dsabench.attention.ablations.selecting import ascending_keys, first_keys
 from dsabench.attention.base import AttentionContext
-from dsabench.attention.csa.entries import Entries, from_lanes, lane_tokens, to_lanes
+from dsabench.attention.csa.entries import Entries, from_lanes, to_lanes
 from dsabench.attention.dsa.reference import EMPTY
 from dsabench.attention.dsa.triton import accumulate
 from dsabench.attention.dsa.triton import attend as kernels
@@ -79,7 +80,7 @@ def window_lists(context: AttentionContext, width: int, model: ModelSpec) -> Lis
 
 
 def every_entry(context: AttentionContext, entries: Entries, model: ModelSpec) -> Lists:
-    """All complete entries of each query, once for all layers; rows of lanes without a query have what their row has."""
+    """All complete entries of each query, once for all layers."""
 
     def make() -> Lists:
         with torch.no_grad(), part("top-k"):
@@ -90,7 +91,7 @@ def every_entry(context: AttentionContext, entries: Entries, model: ModelSpec) -
                 return Lists(every, unions_of(every, queries) if queries and entries.count else None)
             slot_K, row_E1, count_BE1 = ascending_keys(_first_entries(entries), max(1, entries.count))
             rows = torch.where(slot_K < count_BE1, row_E1 + 1 - count_BE1 + slot_K, EMPTY)
-            return Lists(rows.repeat_interleave(entries.ratio, 0).masked_fill(~_real(entries), EMPTY), None)
+            return Lists(rows.repeat_interleave(entries.ratio, 0), None)
 
     return context.once(("every entry", entries.ratio), make)
 
@@ -104,8 +105,6 @@ def best_entries(q_BTJI: Tensor, k_BEI: Tensor, w_BTJ: Tensor, k: int, heads: He
             empty = q_NEJI.new_zeros(q_NEJI.shape[:2], dtype=torch.float32)
             return Lists(empty.int()[..., None], None, empty)
         selected, lse_NE = top_k(q_NEJI, _rows(k_BEI, entries), w_NEJ, min(k, entries.count), documents_NE)
-        real_NE1 = _real(entries)
-        selected = selected.masked_fill(~real_NE1.repeat(len(selected) // len(real_NE1), 1, 1), EMPTY)
         q_BTHD, (_, k_BEGD), _ = heads
         q_NEHD = q_BTHD.new_empty(len(selected), entries.count, *q_BTHD.shape[2:])
         return Lists(selected, share(q_NEHD, k_BEGD, selected), lse_NE)
@@ -137,14 +136,12 @@ def indexer_kl(heads: Heads, index: Index, attended: Attended, lists: Lists, ent
         lse_BTH = attended.lse_BTH + share_BT.log()[..., None]
         lse_NEH = to_lanes(lse_BTH, entries, empty=torch.inf)
         q_NEHD, k_NEGD = to_lanes(q_BTHD.detach(), entries), _rows(k_BEGD.detach(), entries)
-        real_NE1 = _real(entries)
-        selected = lists.selected.expand(len(q_NEHD), -1, -1)
-        selected = selected.masked_fill(~real_NE1.repeat(len(q_NEHD) // len(real_NE1), 1, 1), EMPTY).contiguous()
+        selected = lists.selected.expand(len(q_NEHD), -1, -1).contiguous()
     q_BTJI, k_BEI, w_BTJ = index
     index_lanes = to_lanes(q_BTJI, entries), _rows(k_BEI, entries), to_lanes(w_BTJ, entries)
     unions = None if lists.lse_NE is None else lists.unions  # those of every entry are of one row
     loss = sparse_kl(q_NEHD, k_NEGD, lse_NEH, *index_lanes, selected, lists.lse_NE, unions=unions)
-    return loss * (entries.count * entries.ratio / entries.length)  # its mean is over all rows of lanes
+    return loss * (entries.count * entries.ratio / entries.length)  # its mean is over all places of the lanes
 
 
 class _Joint(torch.autograd.Function):
@@ -179,9 +176,7 @@ class _Joint(torch.autograd.Function):
         d_near = _backward(*tensors[:3], window, out_BTHD, lse_BTH, d_out_BTHD, ctx.fixed)
         d_far: tuple[Tensor | None, ...] = (None, None, None)
         if entries.count:
-            # A row of lanes without a query has P = 0: its lse is infinite.
-            lanes = (to_lanes(x, entries) for x in (out_BTHD, d_out_BTHD))
-            out_NEHD, d_out_NEHD = lanes
+            out_NEHD, d_out_NEHD = to_lanes(out_BTHD, entries), to_lanes(d_out_BTHD, entries)
             lse_NEH = to_lanes(lse_BTH, entries, empty=torch.inf)
             d_far = _backward(*tensors[3:], lists, out_NEHD, lse_NEH, d_out_NEHD, ctx.fixed)
         inner_BTH = (d_out_BTHD.float() * out_BTHD.float()).sum(-1)
@@ -217,8 +212,3 @@ def _rows(x_BEC: Tensor, entries: Entries) -> Tensor:
 def _first_entries(entries: Entries) -> Tensor:
     """(B, E) int32: the first entry of each entry's document."""
     return entries.first_BT.gather(1, entries.end_BE.clamp(max=entries.length - 1)).int()
-
-
-def _real(entries: Entries) -> Tensor:
-    """(N of one row, or of all where documents are packed, E, 1): whether a place in the lanes has a query."""
-    return lane_tokens(entries)[1].flatten(0, 1)[..., None]

@@ -15,6 +15,7 @@ from dsabench.spec.attention.dense_settings import DenseSpec
 from dsabench.spec.attention.dsa_settings import DSASpec
 from dsabench.spec.attention.hca_settings import HCASpec
 from dsabench.spec.attention.indexer_settings import IndexerSpec
+from dsabench.spec.attention.msa_settings import IndexBranchSpec, MSASpec
 from dsabench.spec.attention.oracle_settings import OracleSpec
 from dsabench.spec.attention.pooled_dsa_settings import PooledDSASpec
 from dsabench.spec.attention.random_settings import RandomSpec
@@ -33,7 +34,9 @@ __all__ = [
     "DSASpec",
     "DenseSpec",
     "HCASpec",
+    "IndexBranchSpec",
     "IndexerSpec",
+    "MSASpec",
     "OracleSpec",
     "PooledDSASpec",
     "RandomSpec",
@@ -60,6 +63,7 @@ BUILT_IN: dict[str, type[AttentionSpec]] = {
         BlockSpec,
         CSASpec,
         HCASpec,
+        MSASpec,
     )
 }
 """The settings class of every built-in variant by its name, in the order in which they are listed."""
