@@ -40,8 +40,8 @@ MOST_KEYS = 4096
 WIDEST_HEAD = 256
 """Largest width of an attention head or an indexer head that the kernels hold on chip."""
 
-WIDEST_LATENT, WIDEST_ROTATED = 256, 64
-"""Largest rank of a latent, and width of the rotated key beside it, that the kernels hold on chip."""
+WIDEST_ROTATED = 64
+"""Largest width of what a latent has beside its value, its rotated key; the value is at most WIDEST_HEAD wide."""
 
 MOST_INDEX_HEADS = 64
 """Most heads of an indexer, because the KL kernel holds all of a query's heads at once."""
@@ -100,7 +100,7 @@ def limit_of_latent(latent: LatentSpec | None) -> str | None:
     if latent is None:
         return None
     for name, value, most in (
-        ("kv_lora_rank", latent.kv_lora_rank, WIDEST_LATENT),
+        ("kv_lora_rank", latent.kv_lora_rank, WIDEST_HEAD),
         ("qk_rope_head_dim", latent.qk_rope_head_dim, WIDEST_ROTATED),
     ):
         if value > most:
