@@ -185,7 +185,7 @@ class _Joint(torch.autograd.Function):
 
 
 def _forward(q: Tensor, k: Tensor, v: Tensor, lists: Lists, fixed: bool) -> tuple[Tensor, Tensor]:
-    out: tuple[Tensor, Tensor] = kernels._attend(q, k, v, lists.selected, *parts(lists.unions), fixed, True)
+    out: tuple[Tensor, Tensor] = kernels._attend(q, k, v, lists.selected, *parts(lists.unions), fixed, True, q.shape[-1] ** -0.5, 0)
     return out
 
 
@@ -194,7 +194,7 @@ def _backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     words, sizes, count = parts(lists.unions)
     gradients: tuple[Tensor, Tensor, Tensor] = kernels._attend_backward(
-        q, k, v, lists.selected, words, sizes, out, lse, d_out, count, fixed, True
+        q, k, v, lists.selected, words, sizes, out, lse, d_out, count, fixed, True, q.shape[-1] ** -0.5, 0
     )
     return gradients
 
