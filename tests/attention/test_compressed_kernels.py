@@ -17,6 +17,7 @@ from watch import Watch
 
 from dsabench.attention.base import AttentionContext, Selection
 from dsabench.attention.csa import compressed, streamed
+from dsabench.attention.msa import block_lists
 from dsabench.attention.msa import layer as msa_layer
 from dsabench.attention.msa import streamed as msa_streamed
 from dsabench.attention.registry import variant
@@ -116,7 +117,7 @@ def test_bits_repeat_where_algorithms_are_deterministic() -> None:
 def test_no_tensor_has_l_x_l_elements(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """Of one window and one KV head, in the sparse stage; kernels are replaced by tensors of their shapes."""
     length = 256
-    monkeypatch.setattr(msa_streamed, "SLAB_PAIRS", length * 16)
+    monkeypatch.setattr(block_lists, "SLAB_PAIRS", length * 16)
     small = {"csa": {"top_k": 4}, "hca": {"compress_ratio": 32}, "msa": {"top_k_blocks": 2}}[name]
     model = {"d_model": 16, "n_layers": 1, "n_heads": 2, "n_kv_heads": 1, "d_ff": 16}
     attention = {**ATTENTIONS[name], **small, "backend": "triton"}
@@ -129,7 +130,9 @@ def test_no_tensor_has_l_x_l_elements(monkeypatch: pytest.MonkeyPatch, name: str
     monkeypatch.setattr(kernel, "_attend_backward", lambda q, k, v, *_: (q.clone(), k.clone(), v.clone()))
     monkeypatch.setattr(msa_streamed, "sparse_attend", lambda q, *_, **__: (q.clone(), q.new_zeros(q.shape[:3])))
     for module_ in (streamed, msa_streamed):
-        monkeypatch.setattr(module_, "sparse_kl", lambda q, k, lse, qi, ki, wi, *_, **__: qi.sum() + ki.sum() + wi.sum())
+        monkeypatch.setattr(
+            module_, "sparse_kl", lambda q, k, lse, qi, ki, wi, *_, **__: qi.sum() + ki.sum() + wi.sum()
+        )
     monkeypatch.setattr(
         streamed,
         "top_k",

@@ -181,7 +181,9 @@ def changed(monkeypatch: pytest.MonkeyPatch, make: Any) -> None:
 
 
 @BOTH
-def test_an_entry_that_is_not_complete_yet_is_caught(monkeypatch: pytest.MonkeyPatch, attention: dict[str, Any]) -> None:
+def test_an_entry_that_is_not_complete_yet_is_caught(
+    monkeypatch: pytest.MonkeyPatch, attention: dict[str, Any]
+) -> None:
     """A query may read its own block's entry, which has tokens after it: floor(t / m) + 1 entries."""
 
     def early(found: Entries, context: AttentionContext) -> Entries:
@@ -246,8 +248,10 @@ def test_an_overlap_with_another_document_is_caught(monkeypatch: pytest.MonkeyPa
         Entries,
         "tokens",
         lambda self, overlap: (
-            self.end_BE[..., None] + torch.arange(1 - (2 if overlap else 1) * self.ratio, 1)
-        ).clamp(min=-1).masked_fill((self.end_BE >= self.length)[..., None], -1),
+            (self.end_BE[..., None] + torch.arange(1 - (2 if overlap else 1) * self.ratio, 1))
+            .clamp(min=-1)
+            .masked_fill((self.end_BE >= self.length)[..., None], -1)
+        ),
     )
     with pytest.raises(AssertionError, match="across documents"):
         check_documents_are_separate(spec_of({**CSA, "top_k": 5}))
@@ -266,7 +270,9 @@ def test_scores_of_entries_to_come_in_the_top_k_are_caught(monkeypatch: pytest.M
 
 
 def test_a_captured_entry_to_come_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(layer, "covered_tokens", lambda selected, found, w: covered.covered_tokens(selected + 1, found, w))
+    monkeypatch.setattr(
+        layer, "covered_tokens", lambda selected, found, w: covered.covered_tokens(selected + 1, found, w)
+    )
     with pytest.raises(AssertionError, match="query 0 selects"):
         check_capture(spec_of(CSA))
 

@@ -77,8 +77,8 @@ class CompressedAttention(Attention):
         return spec.attention.model_copy(update={"backend": cls.backend(spec, no_kernels)})
 
     def streams(self, device: torch.device) -> bool:
-        """Whether the kernels compute on this device; chosen for the run's length. Raises SpecError where they are asked
-        for and do not run."""
+        """Whether the kernels compute on this device; chosen for the run's length. Raises SpecError where they are
+        asked for and do not run."""
         return self.backend(self.spec, None if runs_on(device) else backends.ELSEWHERE) == "triton"
 
     def prepare(self, context: AttentionContext) -> None:
@@ -138,16 +138,15 @@ class CompressedAttention(Attention):
         return attend(*heads, window, lists, entries, self.attn_sink_bias).out_BTHD, None
 
     def kept_per_pair(self, width: int) -> float:
-        """Scores and probabilities of every head over tokens and entries, and the mask. Lists are made anew, or once for
-        all layers: what is kept of entries grows with L alone."""
+        """Scores and probabilities of every head over tokens and entries, and the mask. Lists are made anew, or once
+        for all layers: what is kept of entries grows with L alone."""
         if self.compressed.backend == "triton":
             return 0.0
         more = 1.0 + 1.0 / self.compressed.compress_ratio
         return more * (self.spec.model.n_heads * (4.0 + width) + 1.0)
 
     def entry_pairs(self, kept: int | None = None) -> float:
-        """Pairs of a query and an entry that it sees in one window, or keeps: sum over t of min(k, floor((t + 1) / m)).
-        """
+        """Sum over the queries t of a window of min(k, floor((t + 1) / m)): entries that they see, or keep."""
         length, m = self.spec.length, self.compressed.compress_ratio
         rest = length - self.compressed.n_entries(length) * m
         return sum(m * min(n, kept or n) for n in range(1, length // m)) + (

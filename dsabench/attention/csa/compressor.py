@@ -2,7 +2,8 @@
 
     C = x W^C        Z = x W^Z                        of every token; `own` and `previous` have weights of their own
     S = softmax over the tokens of entry i and each channel apart of (Z + bias[place of the token in its block])
-    entry[i] = RMSNorm(sum of S * C)                  keys are then turned by the position of the entry's first own token
+    entry[i] = RMSNorm(sum of S * C)                  keys are then turned by the position of the entry's first own
+    token
 
 With keys and values of their own, as the heads of this model have them, both are sums by the same S.
 
@@ -38,9 +39,7 @@ class Compressor(nn.Module):
         self.key_norm = nn.RMSNorm(width, eps=norm_eps)
         self.value_norm = nn.RMSNorm(width, eps=norm_eps) if values else None
 
-    def forward(
-        self, x_BTD: Tensor, entries: Entries, rotation: tuple[Tensor, Tensor]
-    ) -> tuple[Tensor, Tensor | None]:
+    def forward(self, x_BTD: Tensor, entries: Entries, rotation: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor | None]:
         """(B, E, G, D) keys and values of the entries. rotation: cos and sin of the window's positions; widths below
         half a head turn its first part alone."""
         weight_BEMC = self.weights(x_BTD, entries)

@@ -1,4 +1,4 @@
-"""Where compressed entries lie: which tokens each is made of, and which of them a query may see.
+"""The places of compressed entries: which tokens each is made of, and which entries a query may see.
 
 Entry i of a document is made of its tokens m i to m i + m - 1 (`own`); overlapping entries also of the m tokens before
 these (`previous`), where the document has them. A query sees the entries of its document that are complete at it:

@@ -52,8 +52,8 @@ class CompressedIndexer(nn.Module):
         return q_BTJI, k_BE1I[:, :, 0].to(q_BTJI.dtype), w_BTJ.to(q_BTJI.dtype)
 
     def flops(self, spec: RunSpec, pairs: float) -> float:
-        """Projections (no gradient to their input, so 4 of 6; 2 when untrained), and 2 J I for every pair of a query and
-        an entry that it may see."""
+        """Projections (no gradient to their input, so 4 of 6; 2 when untrained), and 2 J I for every pair of a query
+        and an entry that it may see."""
         passes, d_model = (4.0 if self.learns else 2.0), spec.model.d_model
         columns = self.n_heads * self.head_dim + self.n_heads
         projections = passes * spec.length * d_model * columns + self.compressor.flops(spec.length, d_model, passes)

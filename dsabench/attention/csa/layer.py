@@ -5,8 +5,8 @@
     out[t] = attention over the nearest w tokens and the entries S[t], with a learned sink
 
 In the dense warm-up stage a query reads every complete entry in place of S[t]: the compressor learns from the start.
-The indexer has DSA's loss, KL(p[t] || softmax(I[t])), over S[t] (in the warm-up over all complete entries): p[t] is what
-the layer's own softmax, window and sink below its fraction line, gives these entries, averaged over heads and then
+The indexer has DSA's loss, KL(p[t] || softmax(I[t])), over S[t] (in the warm-up over all complete entries): p[t] is
+what the layer's own softmax, window and sink below its fraction line, gives these entries, averaged over heads and then
 normalised to 1. The mean is over all queries; one that sees no entry adds nothing. The released code of DeepSeek is for
 inference and shows no loss. Implementations for training differed: a softmax over the entries alone (MaxText's first,
 Megatron-LM's until 2026-07) loses how much of each head goes to entries at all; p as here is what Megatron-LM took up
@@ -148,8 +148,8 @@ class CSA(CompressedAttention):
         return {f"indexer.{name}" for name, _ in self.indexer.named_parameters()}
 
     def flops(self, stage: Stage) -> dict[str, float]:
-        """As CompressedAttention.flops, over the kept entries; the indexer; the top-k, one comparison for each entry that
-        a query sees; the KL loss, 4 J I backward for each entry that it keeps."""
+        """As CompressedAttention.flops, over the kept entries; the indexer; the top-k, one comparison for each entry
+        that a query sees; the KL loss, 4 J I backward for each entry that it keeps."""
         seen = self.entry_pairs()
         chosen = seen if stage == "dense" else self.entry_pairs(self.config.n_kept(self.spec.length))
         items = self._flops(chosen)

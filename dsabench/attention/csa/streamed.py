@@ -1,12 +1,12 @@
 """CSA and HCA without a tensor of L x L elements, forward and backward, by DSA's sparse kernels.
 
-    out = sum over the parts i of exp(lse_i - lse) out_i        lse = log(exp(sink) + sum over the parts i of exp(lse_i))
+    out = sum over parts i of exp(lse_i - lse) out_i        lse = log(exp(sink) + sum over parts i of exp(lse_i))
 
 The parts are the window, whose lists are those of a sliding window, and the entries. Queries of entries are laid out in
 m lanes (`entries.to_lanes`): in a lane, query row e sees the entries up to e, so that top-k, attention and KL over
 entries are those of DSA over E tokens, m times as many rows. A place in the lanes without a query has zeros for a query
-and an infinite lse, so that it has no part in gradients or loss. The backward kernel takes P = exp(s - lse) and dO . O as it
-is told: with the joint lse and the joint out it gives each part's share of the gradients, and the sink has
+and an infinite lse, so that it has no part in gradients or loss. The backward kernel takes P = exp(s - lse) and dO . O
+as it is told: with the joint lse and the joint out it gives each part's share of the gradients, and the sink has
 d sink = -sum over t of exp(sink - lse) dO . O.
 
 Reading every entry (HCA, and CSA's warm-up) takes a list of E indices for each of E rows, the same for all rows, lanes
@@ -120,7 +120,14 @@ def attend(
     # Rows of a batch that share keys have no kernel of their own: each lane has a copy.
     lanes = q_NEHD, _rows(k_BEGD, entries), _rows(v_BEGD, entries)
     out: tuple[Tensor, Tensor, Tensor] = _Joint.apply(
-        q_BTHD, k_BTGD, v_BTGD, *lanes, sink_H, _usable(window, q_BTHD, k_BTGD), _usable(lists, q_NEHD, lanes[1]), entries
+        q_BTHD,
+        k_BTGD,
+        v_BTGD,
+        *lanes,
+        sink_H,
+        _usable(window, q_BTHD, k_BTGD),
+        _usable(lists, q_NEHD, lanes[1]),
+        entries,
     )
     return Attended(*out)
 
@@ -185,7 +192,9 @@ class _Joint(torch.autograd.Function):
 
 
 def _forward(q: Tensor, k: Tensor, v: Tensor, lists: Lists, fixed: bool) -> tuple[Tensor, Tensor]:
-    out: tuple[Tensor, Tensor] = kernels._attend(q, k, v, lists.selected, *parts(lists.unions), fixed, True, q.shape[-1] ** -0.5, 0)
+    out: tuple[Tensor, Tensor] = kernels._attend(
+        q, k, v, lists.selected, *parts(lists.unions), fixed, True, q.shape[-1] ** -0.5, 0
+    )
     return out
 
 

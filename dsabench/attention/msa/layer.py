@@ -5,14 +5,14 @@
 
 Top-k passes no gradient, so the index branch has a loss of its own: KL(p[t,g] || softmax(s[t,g] / sqrt(I))) over the
 tokens of the kept blocks, p the attention's probabilities averaged over the query heads of g; the mean over queries and
-groups. In the dense warm-up stage attention is full and the KL runs over all causal keys. Input and target of the branch
-are detached: the language-model loss never reaches it, its own loss reaches nothing else.
+groups. In the dense warm-up stage attention is full and the KL runs over all causal keys. Input and target of the
+branch are detached: the language-model loss never reaches it, its own loss reaches nothing else.
 
 The capture has what any KV head selected: its mass recall is that of the union, beside the chance of as many keys.
 
 Sources: MiniMax Sparse Attention (arXiv 2606.13392); MiniMaxM3VLIndexer of `transformers` for RMSNorm, rotary part and
-the local blocks; training/msa_v1/kl of github.com/MiniMax-AI/MSA for the loss: its scale, its mean over heads of a group,
-and its division by groups and queries. Left out: MiniMax-M3's QK-norm is model.qk_norm here, its partial rotary
+the local blocks; training/msa_v1/kl of github.com/MiniMax-AI/MSA for the loss: its scale, its mean over heads of a
+group, and its division by groups and queries. Left out: MiniMax-M3's QK-norm is model.qk_norm here, its partial rotary
 embedding of queries and keys and its dense first layers are the model's to say.
 
 Backends: `masked` is DSA's, with masks of L x L for each KV head; `triton` holds no such tensor (`streamed`). They
@@ -30,7 +30,7 @@ from dsabench.attention import base, scaled_dot_product
 from dsabench.attention.base import Attention, AttentionContext, AttentionOutput, Stage, pairs
 from dsabench.attention.dsa import backends, masked
 from dsabench.attention.dsa import reference as dsa_reference
-from dsabench.attention.msa import reference
+from dsabench.attention.msa import block_lists, reference
 from dsabench.attention.msa.groups import Heads, by_group, from_groups
 from dsabench.attention.msa.indexer import IndexBranch
 from dsabench.attention.registry import register
@@ -58,7 +58,10 @@ class MSA(Attention):
         """As backends.choose, whose no_kernels this is."""
         attention, model = spec.attention, spec.model
         assert isinstance(attention, MSASpec)
-        k, limit = attention.n_selected(spec.length), backends.limit_of(1, model.head_dim, 1, attention.indexer.head_dim)
+        k, limit = (
+            attention.n_selected(spec.length),
+            backends.limit_of(1, model.head_dim, 1, attention.indexer.head_dim),
+        )
         return backends.choose(attention.backend, spec.length, k, model.n_heads // model.kv_heads, limit, no_kernels)
 
     @classmethod
@@ -67,8 +70,8 @@ class MSA(Attention):
         return spec.attention.model_copy(update={"backend": cls.backend(spec, no_kernels)})
 
     def streams(self, device: torch.device) -> bool:
-        """Whether the kernels compute on this device; chosen for the run's length. Raises SpecError where they are asked
-        for and do not run."""
+        """Whether the kernels compute on this device; chosen for the run's length. Raises SpecError where they are
+        asked for and do not run."""
         return self.backend(self.spec, None if runs_on(device) else backends.ELSEWHERE) == "triton"
 
     def prepare(self, context: AttentionContext) -> None:
@@ -130,7 +133,7 @@ class MSA(Attention):
         lists, loss, groups = None, None, heads[1].shape[2]
         if index is not None and (context.stage == "sparse" or context.capture is not None):
             with torch.no_grad(), part("top-k"):
-                lists = streamed.lists(*index, self.config, context)
+                lists = block_lists.lists(*index, self.config, context)
             if context.capture is not None:
                 self._capture_lists(lists.unflatten(0, (-1, groups)), heads, context)
         if lists is not None and context.stage == "sparse":
@@ -160,8 +163,8 @@ class MSA(Attention):
         context.capture[self.layer] = base.capture(selected_BTX, None, heads[0], heads[1], context)
 
     def kept_per_pair(self, width: int) -> float:
-        """Probabilities of every head, scores and mask of every KV head; of lists 7 bytes for each of a query's keys and
-        KV heads, their unions among them."""
+        """Probabilities of every head, scores and mask of every KV head; of lists 7 bytes for each of a query's keys
+        and KV heads, their unions among them."""
         model = self.spec.model
         if self.config.backend == "triton":
             return 7.0 * model.kv_heads * self.config.n_selected(self.spec.length) / self.spec.length
@@ -172,8 +175,8 @@ class MSA(Attention):
         return {f"indexer.{name}" for name, _ in self.indexer.named_parameters()}
 
     def flops(self, stage: Stage) -> dict[str, float]:
-        """Projections; attention over the stage's pairs; the index branch; the top-k, one comparison for each causal pair
-        and KV head; the KL loss, 4 I backward for each of the stage's pairs and KV heads."""
+        """Projections; attention over the stage's pairs; the index branch; the top-k, one comparison for each causal
+        pair and KV head; the KL loss, 4 I backward for each of the stage's pairs and KV heads."""
         model, spec = self.spec.model, self.spec
         chosen = float(sum(self.config.keys_read(t + 1) for t in range(spec.length)))
         chosen = pairs(spec) if stage == "dense" else chosen

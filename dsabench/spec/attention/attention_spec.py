@@ -48,8 +48,8 @@ class AttentionSpec(Spec):
         return self
 
     def shrunk(self, length: int, to: int) -> list[AttentionSpec]:
-        """The same attention in a small copy of a model, its window `to` tokens long in place of `length`, with sizes at
-        which it can look ahead in all its ways. []: as it is, with top_k at its share of the length."""
+        """The same attention in a small copy of a model, its window `to` tokens long in place of `length`, with sizes
+        at which it can look ahead in all its ways. []: as it is, with top_k at its share of the length."""
         return []
 
     def selects_everything(self, length: int) -> bool:
