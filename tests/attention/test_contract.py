@@ -32,6 +32,7 @@ from dsabench.testing import (
 )
 
 INDEXER = {"n_heads": 2, "head_dim": 8}
+NSA = {"compression_block": 4, "compression_stride": 2, "selection_block": 4, "selected_blocks": 4, "window": 3}
 VARIANTS: dict[str, dict[str, Any]] = {
     "dense": {"kind": "dense"},
     "dsa": {"kind": "dsa", "top_k": 5, "indexer": INDEXER},
@@ -48,6 +49,16 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "pool_size": 3,
         "backend": "reference",
         "indexer": INDEXER,
+    },
+    "nsa": {"kind": "nsa", **NSA},
+    "nsa without overlap": {
+        "kind": "nsa",
+        "compression_block": 2,
+        "compression_stride": 2,
+        "selection_block": 2,
+        "selected_blocks": 2,
+        "local_blocks": 1,
+        "window": 2,
     },
     "sliding_window": {"kind": "sliding_window", "top_k": 5},
     "sink_window": {"kind": "sink_window", "top_k": 5, "n_sinks": 2},

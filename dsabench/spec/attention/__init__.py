@@ -12,6 +12,7 @@ from dsabench.spec.attention.block_settings import BlockSpec
 from dsabench.spec.attention.dense_settings import DenseSpec
 from dsabench.spec.attention.dsa_settings import DSASpec
 from dsabench.spec.attention.indexer_settings import IndexerSpec
+from dsabench.spec.attention.nsa_settings import NSASpec
 from dsabench.spec.attention.oracle_settings import OracleSpec
 from dsabench.spec.attention.pooled_dsa_settings import PooledDSASpec
 from dsabench.spec.attention.random_settings import RandomSpec
@@ -28,6 +29,7 @@ __all__ = [
     "DSASpec",
     "DenseSpec",
     "IndexerSpec",
+    "NSASpec",
     "OracleSpec",
     "PooledDSASpec",
     "RandomSpec",
@@ -46,6 +48,7 @@ BUILT_IN: dict[str, type[AttentionSpec]] = {
         DenseSpec,
         DSASpec,
         PooledDSASpec,
+        NSASpec,
         SlidingWindowSpec,
         SinkWindowSpec,
         StridedSpec,
