@@ -7,6 +7,7 @@ tokenizers are the same when their digests are, wherever they lie.
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections.abc import Collection, Iterable
@@ -27,6 +28,9 @@ _UNCHECKED = {"tokens_per_step", "train_seconds", "vocab_size"}
 
 TOP_K, RATIO = "attention.top_k", "attention.top_k_ratio"
 """The fields that say how many keys a query keeps."""
+
+_STACKS = {"attention.first_layers", "attention.layers"}
+"""The fields that list the layers of a hybrid."""
 
 _SECTIONS = set(RunSpec.model_fields) - {"length", "seed", "engine", "plugins", "allow_leak"}
 """Parts of the spec in which runs must agree; the others are axes of the table or do not change learning."""
@@ -136,6 +140,8 @@ def _name(labelled: pd.DataFrame, ignoring: Collection[str]) -> None:
         for column in columns
         if (_is_field(column) and column not in ignoring) or column.startswith(_DIGEST)
     }
+    for field in _STACKS & texts.keys():
+        texts[field] = _short_stacks(labelled[field], texts[field])
     for field, digest in _CONTENT.items():
         if field in texts and digest in texts:
             texts[field] = _one_name_each(texts[field], texts[digest])
@@ -177,6 +183,20 @@ def _name(labelled: pd.DataFrame, ignoring: Collection[str]) -> None:
             if "plugin" not in field:
                 labelled["setting"] = labelled["setting"] + extra
     labelled["setting"] = labelled["setting"].str.strip()
+
+
+def _short_stacks(stacks: pd.Series[Any], texts: pd.Series[Any]) -> pd.Series[Any]:
+    """`dense,dsa*3` for the layers of a hybrid, where kinds alone tell apart all that their settings do."""
+    short = pd.Series([_stack(value) for value in stacks], index=texts.index, dtype=object)
+    return short if short.nunique() == texts.nunique() else texts
+
+
+def _stack(layers: Any) -> str:
+    if not isinstance(layers, list | tuple | np.ndarray):
+        return ""
+    kinds = [str(layer.get("kind")) if isinstance(layer, dict) else str(layer) for layer in layers]
+    groups = [(kind, len(list(group))) for kind, group in itertools.groupby(kinds)]
+    return ",".join(kind if n == 1 else f"{kind}*{n}" for kind, n in groups)
 
 
 def _one_name_each(names: pd.Series[Any], digests: pd.Series[Any]) -> pd.Series[Any]:

@@ -89,8 +89,8 @@ class AttentionContext:
     _once: dict[Hashable, Any] = field(default_factory=dict, init=False, repr=False)
 
     def keys_kept(self, spec: SelectingSpec, length: int) -> int:
-        """k of this pass: the schedule's, or else that of the spec."""
-        return spec.n_selected(length) if self.top_k is None else self.top_k
+        """k of this pass: the schedule's where the layer's spec has one, or else that of the spec."""
+        return spec.n_selected(length) if self.top_k is None or not spec.key_changes() else self.top_k
 
     @property
     def allowed(self) -> Tensor:

@@ -54,15 +54,15 @@ def check_output(attention: Attention, x_BTD: Tensor, output: Any) -> None:
 
 def blamed(model: Transformer, error: Exception) -> Exception:
     """`error`; as a SpecError when it is not one already and came from the attention's own file."""
-    cls = type(model.layers()[0].attention)
-    file = file_of(cls)
-    # Whoever runs out of memory need not be to blame.
-    known = isinstance(error, DsabenchError | torch.OutOfMemoryError)
-    if known or file is None or line_in(error, file) is None:
+    if isinstance(error, DsabenchError | torch.OutOfMemoryError):  # whoever runs out of memory need not be to blame
         return error
-    told = fault(cls, model.spec.attention.kind, f"it raised {said(error)} {DEBUG}", error)
-    told.__cause__ = error
-    return told
+    for cls, kind in {type(one.attention): one.attention.spec.attention.kind for one in model.layers()}.items():
+        file = file_of(cls)
+        if file is not None and line_in(error, file) is not None:
+            told = fault(cls, kind, f"it raised {said(error)} {DEBUG}", error)
+            told.__cause__ = error
+            return told
+    return error
 
 
 def _forward_and_backward(attention: Attention, stage: Stage, device: torch.device) -> None:

@@ -46,6 +46,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "oracle": {"kind": "oracle", "top_k": 5},
     "block": {"kind": "block", "top_k": 6, "block_size": 3},
     "block of one": {"kind": "block", "top_k": 2, "block_size": 3},
+    "hybrid": {"layers": ["dense", "dsa"], "top_k": 5, "indexer": INDEXER},
+    "hybrid of rules": {"layers": ["sliding_window", {"kind": "dsa", "top_k": 3}], "top_k": 5, "indexer": INDEXER},
 }
 
 
