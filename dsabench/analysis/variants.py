@@ -8,6 +8,7 @@ tokenizers are the same when their digests are, wherever they lie.
 from __future__ import annotations
 
 import itertools
+import json
 import math
 import re
 from collections.abc import Collection, Iterable
@@ -20,6 +21,7 @@ from dsabench.analysis.rungs import RUNG, rungs_of
 from dsabench.metrics import GAP, means, spreads
 from dsabench.plain import visible
 from dsabench.spec.attention import keys_kept
+from dsabench.spec.identity import flatten
 from dsabench.spec.run import RunSpec
 from dsabench.store.table import DAMAGED
 
@@ -141,7 +143,7 @@ def _name(labelled: pd.DataFrame, ignoring: Collection[str]) -> None:
         if (_is_field(column) and column not in ignoring) or column.startswith(_DIGEST)
     }
     for field in _STACKS & texts.keys():
-        texts[field] = _short_stacks(labelled[field], texts[field])
+        texts[field] = _short_stacks(labelled[field])
     for field, digest in _CONTENT.items():
         if field in texts and digest in texts:
             texts[field] = _one_name_each(texts[field], texts[digest])
@@ -185,18 +187,33 @@ def _name(labelled: pd.DataFrame, ignoring: Collection[str]) -> None:
     labelled["setting"] = labelled["setting"].str.strip()
 
 
-def _short_stacks(stacks: pd.Series[Any], texts: pd.Series[Any]) -> pd.Series[Any]:
-    """`dense,dsa*3` for the layers of a hybrid, where kinds alone tell apart all that their settings do."""
-    short = pd.Series([_stack(value) for value in stacks], index=texts.index, dtype=object)
-    return short if short.nunique() == texts.nunique() else texts
+def _short_stacks(stacks: pd.Series[Any]) -> pd.Series[Any]:
+    """`dense,dsa(top_k=64)*3` for the layers of hybrids: their kinds, and the settings in which two layers of a kind
+    differ, in whichever stack."""
+    read = [_layers(stack) for stack in stacks]
+    said: dict[tuple[str, str], set[str]] = {}
+    for kind, fields in (layer for stack in read for layer in stack):
+        for path, text in fields.items():
+            said.setdefault((kind, path), set()).add(text)
+    names = []
+    for stack in read:
+        layers = []
+        for kind, fields in stack:
+            told = [f"{path.rpartition('.')[2]}={text}" for path, text in fields.items() if len(said[kind, path]) > 1]
+            layers.append(f"{kind}({','.join(told)})" if told else kind)
+        groups = [(name, len(list(group))) for name, group in itertools.groupby(layers)]
+        names.append(",".join(name if n == 1 else f"{name}*{n}" for name, n in groups))
+    return pd.Series(names, index=stacks.index, dtype=object)
 
 
-def _stack(layers: Any) -> str:
-    if not isinstance(layers, list | tuple | np.ndarray):
-        return ""
-    kinds = [str(layer.get("kind")) if isinstance(layer, dict) else str(layer) for layer in layers]
-    groups = [(kind, len(list(group))) for kind, group in itertools.groupby(kinds)]
-    return ",".join(kind if n == 1 else f"{kind}*{n}" for kind, n in groups)
+def _layers(stack: Any) -> list[tuple[str, dict[str, str]]]:
+    """Kind and settings of each layer of a stack, which a table of many runs holds as JSON."""
+    try:
+        layers = json.loads(stack) if isinstance(stack, str) else stack
+    except ValueError:  # a record may hold anything
+        layers = None
+    plain = [flatten(layer) for layer in layers if isinstance(layer, dict)] if isinstance(layers, list) else []
+    return [(str(layer.pop("kind", "")), {path: _text(value) for path, value in layer.items()}) for layer in plain]
 
 
 def _one_name_each(names: pd.Series[Any], digests: pd.Series[Any]) -> pd.Series[Any]:
