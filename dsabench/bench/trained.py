@@ -44,6 +44,11 @@ class TrainedRun:
         self.run_id, self.spec = record.run_id, stored_spec(record.spec, record.run_id)
         if self.spec.attention.kind != "dsa":
             raise SpecError(f"--run {self.run_id}: its attention is {self.spec.attention.kind}; name a run of dsa")
+        if self.spec.model.latent is not None:
+            raise SpecError(
+                f"--run {self.run_id}: its layout is latent, and what is timed here are heads with keys and values of "
+                "their own; name a run with model.attention_layout = heads"
+            )
         n_layers = self.spec.model.n_layers
         if layer is not None and not 0 <= layer < n_layers:
             raise SpecError(f"--layer {layer}: run {self.run_id} has layers 0 to {n_layers - 1}")

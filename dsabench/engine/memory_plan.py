@@ -17,6 +17,7 @@ from dsabench.engine.device import Execution
 from dsabench.engine.step import EAGER_STEPS
 from dsabench.errors import DeviceError, SpecError
 from dsabench.model.transformer import Transformer, outline
+from dsabench.spec.model_settings import LatentSpec
 from dsabench.spec.run import RunSpec
 
 USABLE = 0.9
@@ -118,9 +119,23 @@ def _kept_by_a_block(spec: RunSpec, width: int, experts: int) -> float:
     kv = model.kv_heads * model.head_dim
     norms = 2 * model.d_model * (4 + width)
     normed = model.heads_width + kv if model.qk_norm else 0
-    attention = width * (2 * model.heads_width + 2 * kv + normed)
+    numbers = 2 * model.heads_width + 2 * kv + normed if model.latent is None else _latent_numbers(spec, model.latent)
+    attention = width * numbers
     mixture = width * 3 * experts * model.d_ff + 4 * model.d_model
     return norms + attention + mixture
+
+
+def _latent_numbers(spec: RunSpec, latent: LatentSpec) -> int:
+    """Numbers a token of a layer's latents, and of its queries, keys, values and outputs, in the form of the dense or
+    the sparse stage that has more."""
+    model = spec.model
+    latents = 2 * (latent.q_lora_rank or 0) + 2 * latent.kv_lora_rank + latent.qk_rope_head_dim
+    # Values lie in one tensor with the keys' parts that are not rotated.
+    dense = 2 * model.heads_width + model.n_heads * latent.qk_nope_head_dim + 2 * model.values_width
+    if spec.attention.n_selected(spec.length) is None:
+        return latents + dense
+    absorbed = model.n_heads * (latent.gathered_width + latent.kv_lora_rank) + latent.gathered_width
+    return latents + max(dense, model.heads_width + absorbed + model.values_width)
 
 
 def capacity(execution: Execution) -> int | None:

@@ -170,6 +170,14 @@ class RunSpec(Spec):
         return expected if trained or self.model.vocab_size is None else self.model.vocab_size
 
     @model_validator(mode="after")
+    def _the_attention_takes_the_layout(self) -> Self:
+        if self.model.attention_layout == "latent" and (why := self.attention.why_not_latent()):
+            raise ValueError(
+                f"model.attention_layout = latent is not for attention {self.attention.kind}: {why}; accepted: heads"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _a_window_holds_the_task(self) -> Self:
         if self.data.task is not None:
             self.data.task.check_length(self.length)

@@ -51,16 +51,33 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-def small(attention: dict[str, Any], n_kv_heads: int | None = None, length: int = 20) -> RunSpec:
-    model = {"d_model": 32, "n_layers": 2, "n_heads": 4, "d_ff": 24, "n_kv_heads": n_kv_heads}
+RANKS = {"q_lora_rank": 24, "kv_lora_rank": 14, "qk_nope_head_dim": 6, "qk_rope_head_dim": 4, "v_head_dim": 8}
+LAYOUTS: dict[str, dict[str, Any]] = {
+    "mha": {},
+    "gqa": {"n_kv_heads": 2},
+    "mqa": {"n_kv_heads": 1},
+    "latent": {"attention_layout": "latent", "latent": RANKS},
+    "latent, queries of full rank": {"attention_layout": "latent", "latent": {**RANKS, "q_lora_rank": None}},
+}
+
+
+def small(attention: dict[str, Any], layout: str = "mha", length: int = 20) -> RunSpec:
+    model = {"d_model": 32, "n_layers": 2, "n_heads": 4, "d_ff": 24, **LAYOUTS[layout]}
     return validate({"length": length, "attention": attention, "model": model})
 
 
-@pytest.mark.parametrize("n_kv_heads", [None, 2, 1], ids=["mha", "gqa", "mqa"])
-@pytest.mark.parametrize("name", VARIANTS)
+CASES = [
+    (name, layout)
+    for name in VARIANTS
+    for layout in LAYOUTS
+    if layout != "latent, queries of full rank" or name in ("dense", "dsa", "dsa reference")
+]
+
+
+@pytest.mark.parametrize(("name", "layout"), CASES)
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
-def test_contract(check: Any, name: str, n_kv_heads: int | None) -> None:
-    check(small(VARIANTS[name], n_kv_heads))
+def test_contract(check: Any, name: str, layout: str) -> None:
+    check(small(VARIANTS[name], layout))
 
 
 def test_dropout_is_no_leak() -> None:

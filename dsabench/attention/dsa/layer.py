@@ -68,13 +68,14 @@ class DSA(Attention):
     def forward(self, x_BTD: Tensor, context: AttentionContext) -> AttentionOutput:
         """(B, T, D) -> (B, T, D), and the KL loss of this layer's indexer where it has one and context.losses asks."""
         backend = self.backend_on(x_BTD.device)
-        q_BTHD, k_BTGD, v_BTGD = self.projections.heads(x_BTD, context, head_major=backend != "triton")
-        k = context.keys_kept(self.config, x_BTD.shape[1])
+        source_BTD = self.projections.query_source(x_BTD)
+        q_BTHD, k_BTGD, v_BTGD = self.projections.stage_heads(x_BTD, context, backend != "triton", source_BTD)
+        k, scale = context.keys_kept(self.config, x_BTD.shape[1]), self.projections.scale
         learns = self._learns(context)
         heads = None
         if context.stage == "sparse" or learns or context.capture is not None:
             with part("indexer"):
-                heads = self.indexer.heads(x_BTD, context)
+                heads = self.indexer.heads(x_BTD, context, source_BTD)
         if backend == "triton":
             return self._streamed(q_BTHD, k_BTGD, v_BTGD, heads, k, context)
         scores_BTS = None
@@ -83,19 +84,20 @@ class DSA(Attention):
                 scores_BTS = self.indexer.scores(*heads)
         if context.capture is not None and scores_BTS is not None:
             selected_BTK = reference.select_top_k(scores_BTS.detach(), context.allowed, k)
-            context.capture[self.layer] = capture(selected_BTK, scores_BTS.detach(), q_BTHD, k_BTGD, context)
+            scores_BTS_ = scores_BTS.detach()
+            context.capture[self.layer] = capture(selected_BTK, scores_BTS_, q_BTHD, k_BTGD, context, scale)
         if context.stage == "dense" or scores_BTS is None:
             keep = context.allowed
-            out_BTHD, p_BTS = masked.attention(q_BTHD, k_BTGD, v_BTGD, keep)
+            out_BTHD, p_BTS = masked.attention(q_BTHD, k_BTGD, v_BTGD, keep, scale)
         elif backend == "reference":
             return self._reference(q_BTHD, k_BTGD, v_BTGD, scores_BTS, k, context)
         else:
             with part("top-k"):
                 keep = masked.selection_mask(scores_BTS.detach(), context.allowed, k)
-            out_BTHD, p_BTS = masked.attention(q_BTHD, k_BTGD, v_BTGD, keep)
+            out_BTHD, p_BTS = masked.attention(q_BTHD, k_BTGD, v_BTGD, keep, scale)
         with part("indexer loss"):
             loss = masked.indexer_kl(scores_BTS, p_BTS, keep) if learns and scores_BTS is not None else None
-        return AttentionOutput(self.projections.merge(out_BTHD), loss)
+        return AttentionOutput(self.projections.stage_merge(out_BTHD, context), loss)
 
     def _streamed(
         self,
@@ -114,25 +116,30 @@ class DSA(Attention):
         from dsabench.attention.dsa.triton.unions import share
 
         ids_BT, sparse, loss = context.document_ids_BT, context.stage == "sparse", None
-        learns = self._learns(context)
+        learns, scale, value_width = self._learns(context), self.projections.scale, self.projections.value_width
         if heads is not None and (sparse or context.capture is not None):
             with part("top-k"):
                 selected_BTK, index_lse_BT = top_k(*heads, min(k, q_BTHD.shape[1]), ids_BT)
             if context.capture is not None:
                 scores_BTS = self.indexer.scores(*heads).detach() if context.whole_mass else None
-                context.capture[self.layer] = capture(selected_BTK, scores_BTS, q_BTHD, k_BTGD, context)
+                context.capture[self.layer] = capture(selected_BTK, scores_BTS, q_BTHD, k_BTGD, context, scale)
         if heads is not None and sparse:
             unions = share(q_BTHD, k_BTGD, selected_BTK)
-            out_BTHD, lse_BTH = attend(q_BTHD, k_BTGD, v_BTGD, selected_BTK, ascending=True, unions=unions)
+            values_BTGD = v_BTGD if value_width is None else None
+            out_BTHD, lse_BTH = attend(
+                q_BTHD, k_BTGD, values_BTGD, selected_BTK, None, True, unions, scale=scale, value_width=value_width
+            )  # fmt: skip
             if learns:
                 with part("indexer loss"):
-                    loss = sparse_kl(q_BTHD, k_BTGD, lse_BTH, *heads, selected_BTK, index_lse_BT, unions=unions)
+                    loss = sparse_kl(
+                        q_BTHD, k_BTGD, lse_BTH, *heads, selected_BTK, index_lse_BT, None, unions, scale, value_width
+                    )  # fmt: skip
         else:
             out_BTHD = scaled_dot_product.attention(q_BTHD, k_BTGD, v_BTGD, ids_BT, context.most_documents)
             if learns and heads is not None:
                 with part("indexer loss"):
                     loss = dense_kl(q_BTHD, k_BTGD, *heads, ids_BT)
-        return AttentionOutput(self.projections.merge(out_BTHD), loss)
+        return AttentionOutput(self.projections.stage_merge(out_BTHD, context), loss)
 
     def _reference(
         self,
@@ -145,13 +152,13 @@ class DSA(Attention):
     ) -> AttentionOutput:
         with part("top-k"):
             selected_BTK = reference.select_top_k(scores_BTS.detach(), context.allowed, k)
-        out_BTHD, p_BTK = reference.attention(q_BTHD, k_BTGD, v_BTGD, selected_BTK)
+        out_BTHD, p_BTK = reference.attention(q_BTHD, k_BTGD, v_BTGD, selected_BTK, self.projections.scale)
         loss = None
         if self._learns(context):
             with part("indexer loss"):
                 slots_BTK = scores_BTS.gather(-1, selected_BTK.clamp(min=0))
                 loss = reference.indexer_kl(slots_BTK, p_BTK, selected_BTK != reference.EMPTY)
-        return AttentionOutput(self.projections.merge(out_BTHD), loss)
+        return AttentionOutput(self.projections.stage_merge(out_BTHD, context), loss)
 
     def _learns(self, context: AttentionContext) -> bool:
         return self.config.indexer.loss == "kl" and context.losses
@@ -173,7 +180,7 @@ class DSA(Attention):
         chosen = pairs(self.spec, None if stage == "dense" else self.config.n_selected(self.spec.length))
         items = {
             "attention projections": self.projections.flops(self.spec),
-            "attention": 12.0 * chosen * self.spec.model.heads_width,
+            "attention": chosen * self.projections.pair_flops(stage),
         }
         if stage == "sparse" or self.config.indexer.loss == "kl":
             items["indexer"] = self.indexer.flops(self.spec)
@@ -190,5 +197,6 @@ def _size(spec: RunSpec) -> tuple[str, int, int, int, str | None]:
     assert isinstance(attention, DSASpec)
     k, indexer = min(attention.at_most_keys(spec.length).n_selected(spec.length), spec.length), attention.indexer
     limit = backends.limit_of(k, spec.model.head_dim, indexer.n_heads, indexer.head_dim)
-    sharing = spec.model.n_heads // (spec.model.n_kv_heads or spec.model.n_heads)
+    limit = limit or backends.limit_of_latent(spec.model.latent)
+    sharing = spec.model.n_heads // spec.model.gathered_heads
     return attention.backend, spec.length, k, sharing, limit

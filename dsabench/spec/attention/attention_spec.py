@@ -78,6 +78,10 @@ class AttentionSpec(Spec):
         """Steps of the dense warm-up stage at the start of a run of `steps`; 0 when there is no such stage."""
         return 0
 
+    def why_not_latent(self) -> str | None:
+        """Why it does not take model.attention_layout = latent; None where it does."""
+        return "it takes keys and values of heads of their own"
+
     def own_learning_rate(self) -> float | None:
         """Peak learning rate of the variant's own parameters (an indexer's); None for the model's."""
         return None

@@ -25,6 +25,9 @@ class DSASpec(ScheduledSpec):
     indexer: IndexerSpec = IndexerSpec()
     """The lightning indexer."""
 
+    def why_not_latent(self) -> None:
+        """It takes either layout."""
+
     def anywhere(self) -> DSASpec:
         """`triton` needs a GPU; `auto` does not."""
         return self.model_copy(update={"backend": "auto"}) if self.backend == "triton" else self
