@@ -22,7 +22,7 @@ def small_copies(spec: RunSpec, device: torch.device) -> list[RunSpec]:
     length, also the run's own number of keys. [] when the attention takes none of the sizes tried."""
     for length in sorted({min(length, spec.length) for length in LENGTHS}):
         attentions = _attentions(spec, length)
-        for model in _models(spec.model, max(2, *(len(one.distinct()) for one in attentions))):
+        for model in _models(spec.model, max(2, spec.attention.fewest_layers())):
             copies = [
                 spec.model_copy(update={"length": length, "model": model, "attention": attention})
                 for attention in attentions

@@ -12,7 +12,15 @@ import re
 from collections.abc import Callable
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, SerializeAsAny, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    PrivateAttr,
+    SerializeAsAny,
+    ValidationError,
+    model_validator,
+)
 
 from dsabench.errors import SpecError
 from dsabench.spec.attention import AttentionSpec, DSASpec, kind_of
@@ -148,6 +156,8 @@ class RunSpec(Spec):
     start: StartSpec | None = None
     """The trained model that the run starts from; null draws all weights."""
 
+    _stack: AttentionSpec | None = PrivateAttr(None)
+
     @property
     def batch_size(self) -> int:
         """Windows a step: train.batch_size, or tokens_per_step / length rounded half up."""
@@ -186,7 +196,16 @@ class RunSpec(Spec):
     def of_layer(self, layer: int) -> RunSpec:
         """The spec as the layer's attention sees it: with the settings of that layer."""
         attention = self.attention.at(layer)
-        return self if attention is self.attention else self.model_copy(update={"attention": attention})
+        if attention is self.attention:
+            return self
+        found = self.model_copy(update={"attention": attention})
+        found._stack = self.attention
+        return found
+
+    @property
+    def stack(self) -> AttentionSpec:
+        """The attention of all layers, where `attention` is that of one (`of_layer`)."""
+        return self.attention if self._stack is None else self._stack
 
     @model_validator(mode="after")
     def _the_model_holds_the_attention(self) -> Self:

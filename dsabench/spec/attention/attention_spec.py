@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Self
 
+from pydantic import model_validator
+
+from dsabench.spec.attention.indexer_settings import IndexerSpec
 from dsabench.spec.strict_model import Spec
 
 
@@ -19,6 +22,20 @@ class AttentionSpec(Spec):
 
     kind: str
     """The variant's registered name: `dense`, `dsa`, or the name that a plugin registers."""
+
+    @model_validator(mode="after")
+    def _an_indexer_is_shared_where_it_can_be(self) -> Self:
+        indexer = getattr(self, "indexer", None)
+        if isinstance(indexer, IndexerSpec) and indexer.share_layers > 1 and self.kind != "dsa":
+            raise ValueError(
+                f"indexer.share_layers = {indexer.share_layers} is not for {self.kind}, whose layers have an indexer "
+                "each; accepted: 1"
+            )
+        return self
+
+    def fewest_layers(self) -> int:
+        """Layers of the smallest stack in which its layers do all that they do: more than one where they share."""
+        return 1
 
     def at(self, layer: int) -> AttentionSpec:
         """The settings of the layer, from 0: of all layers the same but in a hybrid stack."""

@@ -96,8 +96,13 @@ class HybridSpec(AttentionSpec):
         return self if all(changed[name] == getattr(self, name) for name in _LISTS) else self.model_copy(update=changed)
 
     def once_each(self) -> Self:
-        """A stack of its different entries, each once."""
-        return self.model_copy(update={"first_layers": [], "layers": list(self.distinct())})
+        """A stack of its different entries, each as often as it must be there."""
+        layers = [one for one in self.distinct() for _ in range(one.fewest_layers())]
+        return self.model_copy(update={"first_layers": [], "layers": layers})
+
+    def fewest_layers(self) -> int:
+        """Those of its different entries."""
+        return sum(one.fewest_layers() for one in self.distinct())
 
     @classmethod
     def field_owners(cls, values: Mapping[str, Any]) -> list[type[Spec]]:
@@ -129,6 +134,11 @@ class HybridSpec(AttentionSpec):
                 f"{other[0]}; all layers share one: set warmup_share and indexer.warmup_share (or "
                 "indexer.warmup_steps) to the same"
             )
+
+    def why_not_latent(self) -> str | None:
+        """Why the first of its attentions that does not take it does not."""
+        why = {one.kind: one.why_not_latent() for one in self.entries}
+        return next((f"of {kind}, {reason}" for kind, reason in why.items() if reason), None)
 
     def n_selected(self, length: int) -> int | None:
         """Of the layers that select, the most; None where none does."""
