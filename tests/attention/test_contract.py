@@ -40,6 +40,13 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "dsa k=1": {"kind": "dsa", "top_k": 1, "indexer": INDEXER},
     "dsa untrained": {"kind": "dsa", "top_k": 5, "indexer": {**INDEXER, "loss": "none"}},
     "dsa reference": {"kind": "dsa", "top_k": 5, "backend": "reference", "indexer": INDEXER},
+    "dsa shared": {"kind": "dsa", "top_k": 5, "indexer": {**INDEXER, "share_layers": 2}},
+    "dsa shared reference": {
+        "kind": "dsa",
+        "top_k": 5,
+        "backend": "reference",
+        "indexer": {**INDEXER, "share_layers": 2},
+    },
     "pooled_dsa": {"kind": "pooled_dsa", "top_k": 4, "pool_size": 2, "indexer": INDEXER},
     "pooled_dsa of two pools": {"kind": "pooled_dsa", "top_k": 9, "pool_size": 4, "indexer": INDEXER},
     "pooled_dsa one pool": {"kind": "pooled_dsa", "top_k": 1, "pool_size": 7, "indexer": INDEXER},
@@ -67,19 +74,39 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "oracle": {"kind": "oracle", "top_k": 5},
     "block": {"kind": "block", "top_k": 6, "block_size": 3},
     "block of one": {"kind": "block", "top_k": 2, "block_size": 3},
+    "hybrid": {"layers": ["dense", "dsa"], "top_k": 5, "indexer": INDEXER},
+    "hybrid of rules": {"layers": ["sliding_window", {"kind": "dsa", "top_k": 3}], "top_k": 5, "indexer": INDEXER},
 }
 
 
-def small(attention: dict[str, Any], n_kv_heads: int | None = None, length: int = 20) -> RunSpec:
-    model = {"d_model": 32, "n_layers": 2, "n_heads": 4, "d_ff": 24, "n_kv_heads": n_kv_heads}
+RANKS = {"q_lora_rank": 24, "kv_lora_rank": 14, "qk_nope_head_dim": 6, "qk_rope_head_dim": 4, "v_head_dim": 8}
+LAYOUTS: dict[str, dict[str, Any]] = {
+    "mha": {},
+    "gqa": {"n_kv_heads": 2},
+    "mqa": {"n_kv_heads": 1},
+    "latent": {"attention_layout": "latent", "latent": RANKS},
+    "latent, queries of full rank": {"attention_layout": "latent", "latent": {**RANKS, "q_lora_rank": None}},
+}
+
+
+def small(attention: dict[str, Any], layout: str = "mha", length: int = 20) -> RunSpec:
+    model = {"d_model": 32, "n_layers": 2, "n_heads": 4, "d_ff": 24, **LAYOUTS[layout]}
     return validate({"length": length, "attention": attention, "model": model})
 
 
-@pytest.mark.parametrize("n_kv_heads", [None, 2, 1], ids=["mha", "gqa", "mqa"])
-@pytest.mark.parametrize("name", VARIANTS)
+CASES = [
+    (name, layout)
+    for name in VARIANTS
+    for layout in LAYOUTS
+    if layout != "latent, queries of full rank" or name in ("dense", "dsa", "dsa reference")
+    if "latent" not in layout or small(VARIANTS[name]).attention.why_not_latent() is None
+]
+
+
+@pytest.mark.parametrize(("name", "layout"), CASES)
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
-def test_contract(check: Any, name: str, n_kv_heads: int | None) -> None:
-    check(small(VARIANTS[name], n_kv_heads))
+def test_contract(check: Any, name: str, layout: str) -> None:
+    check(small(VARIANTS[name], layout))
 
 
 def test_dropout_is_no_leak() -> None:

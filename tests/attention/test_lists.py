@@ -50,6 +50,9 @@ def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def spec_of(kind: str, length: int, k: int, backend: str = "auto", **fields: Any) -> RunSpec:
     model = {"d_model": 16, "n_layers": 2, "n_heads": 2, "d_ff": 16, "n_experts": 2, "n_kv_heads": fields.pop("g", 1)}
+    if fields.pop("latent", False):
+        ranks = {"q_lora_rank": 12, "kv_lora_rank": 10, "qk_nope_head_dim": 6, "qk_rope_head_dim": 4, "v_head_dim": 8}
+        model |= {"n_kv_heads": None, "attention_layout": "latent", "latent": ranks}
     return validate(
         {
             "length": length,
@@ -168,6 +171,16 @@ def test_a_layer_by_lists_is_the_masked_one_in_fp64(interpreted: None, kind: str
     sizes = {"g": 2 if documents else 1, **({"block_size": 2} if kind == "block" else {})}
     expected = learnt(spec_of(kind, 21, 5, "masked", **sizes), stage, ids, torch.float64)
     found = learnt(spec_of(kind, 21, 5, "triton", **sizes), stage, ids, torch.float32)
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert error(found[name], value) < 1e-5, name
+
+
+@pytest.mark.parametrize("kind", others_slow(KINDS, 0, 4))
+def test_a_layer_of_latents_by_lists_is_the_masked_one_in_fp64(interpreted: None, kind: str) -> None:
+    fields = {"latent": True, **({"block_size": 2} if kind == "block" else {})}
+    expected = learnt(spec_of(kind, 21, 5, "masked", **fields), "sparse", ids_of(21, 3), torch.float64)
+    found = learnt(spec_of(kind, 21, 5, "triton", **fields), "sparse", ids_of(21, 3), torch.float32)
     assert found.keys() == expected.keys()
     for name, value in expected.items():
         assert error(found[name], value) < 1e-5, name

@@ -31,6 +31,7 @@ from dsabench.attention.dsa.reference import EMPTY
 from dsabench.attention.nsa import reference
 from dsabench.attention.nsa.compression import Compression
 from dsabench.attention.pooled_dsa.pools import Pools, pools_of
+from dsabench.attention.projections import HeadProjections
 from dsabench.attention.registry import register
 from dsabench.errors import SpecError
 from dsabench.ops import head_norm, rotate, runs_on
@@ -104,8 +105,8 @@ class NSA(Attention):
                 (self.compressed_value, self.compress_value),
             )
         )
-        if self.projections.key_norm is not None:
-            k_BCGD = head_norm(k_BCGD, self.projections.key_norm)
+        if (norm := self._key_norm()) is not None:
+            k_BCGD = head_norm(k_BCGD, norm)
         cos_TD, sin_TD = self.projections.rotation(context)
         first_BC = entries.begin_BC.clamp(max=x_BTD.shape[1] - 1).expand(len(x_BTD), -1).flatten()
         # Each entry is turned by a position of its own: as a sequence of one token each.
@@ -117,9 +118,13 @@ class NSA(Attention):
             layer(x_BTD).unflatten(-1, (-1, self.projections.head_dim))
             for layer in (self.window_key, self.window_value)
         )
-        if self.projections.key_norm is not None:
-            k_BTGD = head_norm(k_BTGD, self.projections.key_norm)
+        if (norm := self._key_norm()) is not None:
+            k_BTGD = head_norm(k_BTGD, norm)
         return rotate(k_BTGD, *self.projections.rotation(context)), v_BTGD
+
+    def _key_norm(self) -> nn.RMSNorm | None:
+        assert isinstance(self.projections, HeadProjections)  # the latent layout is refused by the settings
+        return self.projections.key_norm
 
     def _masked(
         self, q_BTHD: Tensor, chosen: tuple[Tensor, Tensor], compressed: tuple[Tensor, Tensor],

@@ -21,6 +21,9 @@ class AblationSpec(SelectingSpec):
     index lists to the sparse kernels, without any L x L tensor. `auto` takes `triton` on a GPU from 1024 tokens on
     where at least 8 query heads share a KV head (model.n_kv_heads), else from 8192 tokens on; `masked` elsewhere."""
 
+    def why_not_latent(self) -> None:
+        """It takes either layout."""
+
     def anywhere(self) -> Self:
         """`triton` needs a GPU; `auto` does not."""
         return self.model_copy(update={"selection_backend": "auto"}) if self.selection_backend == "triton" else self

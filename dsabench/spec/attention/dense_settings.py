@@ -12,3 +12,6 @@ class DenseSpec(AttentionSpec):
 
     kind: Literal["dense"] = "dense"
     """The variant's name."""
+
+    def why_not_latent(self) -> None:
+        """It takes either layout."""
