@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
 
-from dsabench.spec.attention import BUILT_IN, AttentionSpec, HybridSpec
+from dsabench.spec.attention import BY_EVERY_NAME, AttentionSpec, HybridSpec
 from dsabench.spec.run import RunSpec
 from dsabench.spec.strict_model import Formerly, Spec
 from dsabench.spec.tasks import TASK_PREFIX, TASKS
@@ -31,7 +31,7 @@ def with_former_values(
     filled = _filled(values, RunSpec)
     attention, data = filled.get("attention"), filled.get("data")
     if isinstance(attention, dict):
-        filled["attention"] = _attention(attention, {**plugins, **BUILT_IN})
+        filled["attention"] = _attention(attention, {**plugins, **BY_EVERY_NAME})
     if isinstance(data, dict) and isinstance(task := data.get("task"), dict):
         name = str(data.get("source")).removeprefix(TASK_PREFIX)
         if name in TASKS:

@@ -12,7 +12,7 @@ from typing import Any
 from dsabench.errors import SpecError
 from dsabench.plain import escaped
 from dsabench.spec import yaml_file
-from dsabench.spec.attention import BUILT_IN
+from dsabench.spec.attention import BY_EVERY_NAME
 from dsabench.spec.data_settings import DataSpec
 from dsabench.spec.identity import flatten
 from dsabench.spec.run import EngineSpec, ModelSpec, RunSpec, TrainSpec
@@ -55,7 +55,11 @@ def non_default(spec: Mapping[str, Any]) -> dict[str, Any]:
 def _defaults_of(kind: str) -> dict[str, Any]:
     """The defaults of a built-in attention's settings; {} for a user's own, whose defaults are not known."""
     # Not validated: a hybrid has no default of its layers.
-    return BUILT_IN[kind].model_construct(kind=kind).model_dump(mode="json", warnings=False) if kind in BUILT_IN else {}
+    return (
+        BY_EVERY_NAME[kind].model_construct(kind=kind).model_dump(mode="json", warnings=False)
+        if kind in BY_EVERY_NAME
+        else {}
+    )
 
 
 def _default_data(spec: Mapping[str, Any]) -> DataSpec:
@@ -77,7 +81,7 @@ def command_words(spec: Mapping[str, Any]) -> list[str]:
     different = non_default(spec)
     words = ["dsabench", "train"]
     attention = spec.get("attention", {})
-    built_in = isinstance(attention, Mapping) and _kind(spec) in BUILT_IN
+    built_in = isinstance(attention, Mapping) and _kind(spec) in BY_EVERY_NAME
     if built_in:
         words += ["--attention", _kind(spec)]
     words += [word for path in ("length", "seed") if path in spec for word in (_FLAGS[path], str(spec[path]))]

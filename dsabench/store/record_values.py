@@ -19,7 +19,7 @@ from pydantic.fields import FieldInfo
 
 from dsabench.metrics import METRICS, Metric
 from dsabench.plain import EXACT
-from dsabench.spec.attention import BUILT_IN
+from dsabench.spec.attention import BY_EVERY_NAME
 from dsabench.spec.attention.settings_by_name import HYBRID
 from dsabench.spec.messages import accepted, models_in
 from dsabench.spec.run import RunSpec
@@ -158,7 +158,7 @@ def shown(value: Any) -> str:
 
 
 def _check_attention(attention: Mapping[str, Any], path: str) -> None:
-    if kind := BUILT_IN.get(str(attention.get("kind", ""))):
+    if kind := BY_EVERY_NAME.get(str(attention.get("kind", ""))):
         _check_fields(attention, kind, f"{path}.")
     else:
         _check_numbers(attention, path)

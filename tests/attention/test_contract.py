@@ -72,8 +72,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "strided": {"kind": "strided", "top_k": 5},
     "random": {"kind": "random", "top_k": 5},
     "oracle": {"kind": "oracle", "top_k": 5},
-    "block": {"kind": "block", "top_k": 6, "block_size": 3},
-    "block of one": {"kind": "block", "top_k": 2, "block_size": 3},
+    "moba": {"kind": "moba", "top_k": 6, "block_size": 3},
+    "moba of one block": {"kind": "moba", "top_k": 2, "block_size": 3},
     "hybrid": {"layers": ["dense", "dsa"], "top_k": 5, "indexer": INDEXER},
     "hybrid of rules": {"layers": ["sliding_window", {"kind": "dsa", "top_k": 3}], "top_k": 5, "indexer": INDEXER},
 }

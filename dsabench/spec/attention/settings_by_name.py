@@ -24,10 +24,10 @@ def settings_class(kind: Any, origin: str = "") -> type[AttentionSpec]:
 
     A built-in one needs no torch; a plugin's is asked of the registry.
     """
-    from dsabench.spec.attention import BUILT_IN  # which is made of all settings, and so of the hybrid's
+    from dsabench.spec.attention import BY_EVERY_NAME  # which is made of all settings, and so of the hybrid's
 
-    if isinstance(kind, str) and kind in BUILT_IN:
-        return BUILT_IN[kind]
+    if isinstance(kind, str) and kind in BY_EVERY_NAME:
+        return BY_EVERY_NAME[kind]
     from dsabench.attention.registry import spec_class
 
     try:
