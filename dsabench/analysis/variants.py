@@ -7,6 +7,8 @@ tokenizers are the same when their digests are, wherever they lie.
 
 from __future__ import annotations
 
+import itertools
+import json
 import math
 import re
 from collections.abc import Collection, Iterable
@@ -19,6 +21,7 @@ from dsabench.analysis.rungs import RUNG, rungs_of
 from dsabench.metrics import GAP, means, spreads
 from dsabench.plain import visible
 from dsabench.spec.attention import keys_kept
+from dsabench.spec.identity import flatten
 from dsabench.spec.run import RunSpec
 from dsabench.store.table import DAMAGED
 
@@ -27,6 +30,9 @@ _UNCHECKED = {"tokens_per_step", "train_seconds", "vocab_size"}
 
 TOP_K, RATIO = "attention.top_k", "attention.top_k_ratio"
 """The fields that say how many keys a query keeps."""
+
+_STACKS = {"attention.first_layers", "attention.layers"}
+"""The fields that list the layers of a hybrid."""
 
 _SECTIONS = set(RunSpec.model_fields) - {"length", "seed", "engine", "plugins", "allow_leak"}
 """Parts of the spec in which runs must agree; the others are axes of the table or do not change learning."""
@@ -136,6 +142,8 @@ def _name(labelled: pd.DataFrame, ignoring: Collection[str]) -> None:
         for column in columns
         if (_is_field(column) and column not in ignoring) or column.startswith(_DIGEST)
     }
+    for field in _STACKS & texts.keys():
+        texts[field] = _short_stacks(labelled[field])
     for field, digest in _CONTENT.items():
         if field in texts and digest in texts:
             texts[field] = _one_name_each(texts[field], texts[digest])
@@ -177,6 +185,35 @@ def _name(labelled: pd.DataFrame, ignoring: Collection[str]) -> None:
             if "plugin" not in field:
                 labelled["setting"] = labelled["setting"] + extra
     labelled["setting"] = labelled["setting"].str.strip()
+
+
+def _short_stacks(stacks: pd.Series[Any]) -> pd.Series[Any]:
+    """`dense,dsa(top_k=64)*3` for the layers of hybrids: their kinds, and the settings in which two layers of a kind
+    differ, in whichever stack."""
+    read = [_layers(stack) for stack in stacks]
+    said: dict[tuple[str, str], set[str]] = {}
+    for kind, fields in (layer for stack in read for layer in stack):
+        for path, text in fields.items():
+            said.setdefault((kind, path), set()).add(text)
+    names = []
+    for stack in read:
+        layers = []
+        for kind, fields in stack:
+            told = [f"{path.rpartition('.')[2]}={text}" for path, text in fields.items() if len(said[kind, path]) > 1]
+            layers.append(f"{kind}({','.join(told)})" if told else kind)
+        groups = [(name, len(list(group))) for name, group in itertools.groupby(layers)]
+        names.append(",".join(name if n == 1 else f"{name}*{n}" for name, n in groups))
+    return pd.Series(names, index=stacks.index, dtype=object)
+
+
+def _layers(stack: Any) -> list[tuple[str, dict[str, str]]]:
+    """Kind and settings of each layer of a stack, which a table of many runs holds as JSON."""
+    try:
+        layers = json.loads(stack) if isinstance(stack, str) else stack
+    except ValueError:  # a record may hold anything
+        layers = None
+    plain = [flatten(layer) for layer in layers if isinstance(layer, dict)] if isinstance(layers, list) else []
+    return [(str(layer.pop("kind", "")), {path: _text(value) for path, value in layer.items()}) for layer in plain]
 
 
 def _one_name_each(names: pd.Series[Any], digests: pd.Series[Any]) -> pd.Series[Any]:

@@ -32,6 +32,7 @@ from dsabench.testing import (
 )
 
 INDEXER = {"n_heads": 2, "head_dim": 8}
+NSA = {"compression_block": 4, "compression_stride": 2, "selection_block": 4, "selected_blocks": 4, "window": 3}
 VARIANTS: dict[str, dict[str, Any]] = {
     "dense": {"kind": "dense"},
     "dsa": {"kind": "dsa", "top_k": 5, "indexer": INDEXER},
@@ -39,6 +40,13 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "dsa k=1": {"kind": "dsa", "top_k": 1, "indexer": INDEXER},
     "dsa untrained": {"kind": "dsa", "top_k": 5, "indexer": {**INDEXER, "loss": "none"}},
     "dsa reference": {"kind": "dsa", "top_k": 5, "backend": "reference", "indexer": INDEXER},
+    "dsa shared": {"kind": "dsa", "top_k": 5, "indexer": {**INDEXER, "share_layers": 2}},
+    "dsa shared reference": {
+        "kind": "dsa",
+        "top_k": 5,
+        "backend": "reference",
+        "indexer": {**INDEXER, "share_layers": 2},
+    },
     "pooled_dsa": {"kind": "pooled_dsa", "top_k": 4, "pool_size": 2, "indexer": INDEXER},
     "pooled_dsa of two pools": {"kind": "pooled_dsa", "top_k": 9, "pool_size": 4, "indexer": INDEXER},
     "pooled_dsa one pool": {"kind": "pooled_dsa", "top_k": 1, "pool_size": 7, "indexer": INDEXER},
@@ -49,18 +57,31 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "backend": "reference",
         "indexer": INDEXER,
     },
+    "nsa": {"kind": "nsa", **NSA},
+    "nsa without overlap": {
+        "kind": "nsa",
+        "compression_block": 2,
+        "compression_stride": 2,
+        "selection_block": 2,
+        "selected_blocks": 2,
+        "local_blocks": 1,
+        "window": 2,
+    },
     "sliding_window": {"kind": "sliding_window", "top_k": 5},
     "sink_window": {"kind": "sink_window", "top_k": 5, "n_sinks": 2},
     "strided": {"kind": "strided", "top_k": 5},
     "random": {"kind": "random", "top_k": 5},
     "oracle": {"kind": "oracle", "top_k": 5},
-    "block": {"kind": "block", "top_k": 6, "block_size": 3},
-    "block of one": {"kind": "block", "top_k": 2, "block_size": 3},
+    "moba": {"kind": "moba", "top_k": 6, "block_size": 3},
+    "moba of one block": {"kind": "moba", "top_k": 2, "block_size": 3},
+    "hybrid": {"layers": ["dense", "dsa"], "top_k": 5, "indexer": INDEXER},
+    "hybrid of rules": {"layers": ["sliding_window", {"kind": "dsa", "top_k": 3}], "top_k": 5, "indexer": INDEXER},
     "csa": {"kind": "csa", "top_k": 2, "compress_ratio": 3, "sliding_window": 2, "indexer": INDEXER},
     "csa all": {"kind": "csa", "top_k_ratio": 1.0, "compress_ratio": 2, "sliding_window": 1, "indexer": INDEXER},
     "msa": {"kind": "msa", "block_size": 3, "top_k_blocks": 2, "indexer": {"head_dim": 8}},
     "msa of one": {"kind": "msa", "block_size": 2, "top_k_blocks": 3, "local_blocks": 0, "indexer": {"head_dim": 8}},
     "hca": {"kind": "hca", "compress_ratio": 4, "sliding_window": 3},
+    "hybrid of entries": {"layers": ["csa", "hca"], "compress_ratio": 3, "sliding_window": 2, "indexer": INDEXER},
 }
 
 
@@ -84,6 +105,7 @@ CASES = [
     for name in VARIANTS
     for layout in LAYOUTS
     if layout != "latent, queries of full rank" or name in ("dense", "dsa", "dsa reference")
+    if "latent" not in layout or small(VARIANTS[name]).attention.why_not_latent() is None
 ]
 
 

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from dsabench.attention.base import Attention, AttentionContext
-from dsabench.attention.csa import compressed, compressor, covered, entries, layer
-from dsabench.attention.csa.entries import Entries, entries_of, from_lanes, to_lanes
+from dsabench.attention.csa import compressed, compressor, covered, layer
+from dsabench.attention.csa import compressed_entries as entries
+from dsabench.attention.csa.compressed_entries import Entries, entries_of, from_lanes, to_lanes
 from dsabench.attention.registry import variant
 from dsabench.spec.run import RunSpec, validate
 from dsabench.testing import check_capture, check_causal, check_documents_are_separate, check_gradients

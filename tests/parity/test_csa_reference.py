@@ -15,8 +15,8 @@ from torch import Tensor
 
 from dsabench.attention.base import AttentionContext
 from dsabench.attention.csa import reference
+from dsabench.attention.csa.compressed_entries import Entries, entries_of
 from dsabench.attention.csa.compressor import Compressor
-from dsabench.attention.csa.entries import Entries, entries_of
 from dsabench.attention.dsa import masked
 
 RATIO, WINDOW, WIDTH, HEADS = 2, 2, 4, 2

@@ -10,7 +10,7 @@ kernels: no tensor of L x L elements, in either stage. They differ by rounding a
 `select` has masks alone.
 
 A step of 6 layers at L = 4096, k = 256, 8 windows, 8 heads on one KV head, bf16, on the H200; milliseconds, in brackets
-predicted, by masks 56 to 63: sliding_window 17.0 (18), strided 21.8 (22 to 24), random 23.3 (25.5), block 29.9 (22),
+predicted, by masks 56 to 63: sliding_window 17.0 (18), strided 21.8 (22 to 24), random 23.3 (25.5), moba 29.9 (22),
 oracle 45.1 (45); dense 22.0. A window's list is the same for all rows and layers: unions of 8 neighbours have 263 keys,
 0.55 GB of atomics and 0.28 GB of gathers a layer, 0.36 ms where dense attention takes 1.27. FlexAttention was not
 taken: about the same bytes and products, a block mask evaluated over all pairs, and compilation.

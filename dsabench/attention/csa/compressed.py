@@ -26,8 +26,8 @@ from torch import Tensor, nn
 
 from dsabench.attention.base import Attention, AttentionContext, AttentionOutput, Stage, pairs
 from dsabench.attention.csa import reference
+from dsabench.attention.csa.compressed_entries import Entries, entries_of
 from dsabench.attention.csa.compressor import Compressor
-from dsabench.attention.csa.entries import Entries, entries_of
 from dsabench.attention.dsa import backends
 from dsabench.ops import runs_on
 from dsabench.ops.profile_labels import part

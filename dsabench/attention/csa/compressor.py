@@ -19,7 +19,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from dsabench.attention.csa.entries import Entries, windows
+from dsabench.attention.csa.compressed_entries import Entries, windows
 from dsabench.ops import head_norm, rotate
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dsabench.attention.csa.entries import Entries, pick
+from dsabench.attention.csa.compressed_entries import Entries, pick
 from dsabench.attention.dsa.reference import EMPTY
 
 

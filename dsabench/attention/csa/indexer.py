@@ -13,8 +13,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from dsabench.attention.base import AttentionContext
+from dsabench.attention.csa.compressed_entries import Entries
 from dsabench.attention.csa.compressor import Compressor
-from dsabench.attention.csa.entries import Entries
 from dsabench.ops import rotate
 from dsabench.spec.attention import CSASpec
 from dsabench.spec.run import RunSpec

@@ -32,8 +32,8 @@ from dsabench.attention import base
 from dsabench.attention.base import AttentionContext, Stage
 from dsabench.attention.csa import reference
 from dsabench.attention.csa.compressed import CompressedAttention, Heads
+from dsabench.attention.csa.compressed_entries import Entries
 from dsabench.attention.csa.covered import covered_tokens
-from dsabench.attention.csa.entries import Entries
 from dsabench.attention.csa.indexer import CompressedIndexer
 from dsabench.attention.dsa import backends, masked
 from dsabench.attention.dsa import reference as dsa_reference

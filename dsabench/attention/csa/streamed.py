@@ -3,7 +3,7 @@
     out = sum over parts i of exp(lse_i - lse) out_i        lse = log(exp(sink) + sum over parts i of exp(lse_i))
 
 The parts are the window, whose lists are those of a sliding window, and the entries. Queries of entries are laid out in
-m lanes (`entries.to_lanes`): in a lane, query row e sees the entries up to e, so that top-k, attention and KL over
+m lanes (`to_lanes`): in a lane, query row e sees the entries up to e, so that top-k, attention and KL over
 entries are those of DSA over E tokens, m times as many rows. A place in the lanes without a query has zeros for a query
 and an infinite lse, so that it has no part in gradients or loss. The backward kernel takes P = exp(s - lse) and dO . O
 as it is told: with the joint lse and the joint out it gives each part's share of the gradients, and the sink has
@@ -27,7 +27,7 @@ from torch import Tensor
 
 from dsabench.attention.ablations.selecting import ascending_keys, first_keys
 from dsabench.attention.base import AttentionContext
-from dsabench.attention.csa.entries import Entries, from_lanes, to_lanes
+from dsabench.attention.csa.compressed_entries import Entries, from_lanes, to_lanes
 from dsabench.attention.dsa.reference import EMPTY
 from dsabench.attention.dsa.triton import accumulate
 from dsabench.attention.dsa.triton import attend as kernels

@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dsabench.attention.base import AttentionContext
+from dsabench.attention.base import AttentionContext, pairs
 from dsabench.attention.dsa.indexer import LightningIndexer
 from dsabench.attention.pooled_dsa.pools import Pools, pooled
 from dsabench.ops import rotate
@@ -28,11 +28,14 @@ class PooledIndexer(LightningIndexer):
         super().__init__(spec, attention)
         self.attention = attention
 
-    def pooled_heads(self, x_BTD: Tensor, pools: Pools, context: AttentionContext) -> tuple[Tensor, Tensor, Tensor]:
-        """q (B, T, J, I), k (B, C, I) and w (B, T, J) in the dtype of products; no gradient reaches x."""
-        x_BTD = x_BTD.detach()
+    def pooled_heads(
+        self, x_BTD: Tensor, pools: Pools, context: AttentionContext, source_BTD: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """q (B, T, J, I), k (B, C, I) and w (B, T, J) in the dtype of products; no gradient reaches x or the source,
+        which the attention's queries are made of."""
+        x_BTD, source_BTD = x_BTD.detach(), source_BTD.detach()
         cos_TD, sin_TD = self.rotation(context)
-        q_BTJI = rotate(self.query(x_BTD).unflatten(-1, (-1, self.head_dim)), cos_TD, sin_TD)
+        q_BTJI = rotate(self.query(source_BTD).unflatten(-1, (-1, self.head_dim)), cos_TD, sin_TD)
         keys_BCNI = pooled(self.key(x_BTD), pools)
         wide = torch.promote_types(keys_BCNI.dtype, torch.float32)
         k_BCI = self.key_norm(keys_BCNI.to(wide).mean(2).to(keys_BCNI.dtype))
@@ -45,6 +48,5 @@ class PooledIndexer(LightningIndexer):
 
     def pooled_flops(self, spec: RunSpec, seen: float) -> float:
         """As LightningIndexer.flops, with 2 J I for each of the `seen` pairs of a query and a pool that it sees."""
-        columns = self.n_heads * self.head_dim + self.head_dim + self.n_heads
-        projections = (4.0 if self.learns else 2.0) * spec.length * spec.model.d_model * columns
-        return projections + 2.0 * seen * self.n_heads * self.head_dim
+        every = 2.0 * pairs(spec) * self.n_heads * self.head_dim
+        return self.flops(spec) - every + 2.0 * seen * self.n_heads * self.head_dim

@@ -47,7 +47,7 @@ class PooledDSA(Attention):
         assert isinstance(spec.attention, PooledDSASpec)
         self.config = spec.attention
         self.indexer = PooledIndexer(spec, self.config)
-        self.size = _size(spec)
+        self.size, self.scale = _size(spec), self.projections.scale
         backends.choose(*self.size, None)  # refuses sizes that the kernels do not take, on every machine
 
     @classmethod
@@ -71,15 +71,16 @@ class PooledDSA(Attention):
     def forward(self, x_BTD: Tensor, context: AttentionContext) -> AttentionOutput:
         """(B, T, D) -> (B, T, D), and this layer's loss where the indexer learns and context.losses asks."""
         backend = self.backend_on(x_BTD.device)
-        q_BTHD, k_BTGD, v_BTGD = self.projections.heads(x_BTD, context, head_major=backend != "triton")
+        source_BTD = self.projections.query_source(x_BTD)
+        q_BTHD, k_BTGD, v_BTGD = self.projections.stage_heads(x_BTD, context, backend != "triton", source_BTD)
         pools = pools_of(context, self.config.pool_size)
         heads = None
         if context.stage == "sparse" or self._learns(context) or context.capture is not None:
             with part("indexer"):
-                heads = self.indexer.pooled_heads(x_BTD, pools, context)
+                heads = self.indexer.pooled_heads(x_BTD, pools, context, source_BTD)
         compute = self._streamed if backend == "triton" else self._gathered if backend == "reference" else self._masked
         out_BTHD, loss = compute(q_BTHD, k_BTGD, v_BTGD, heads, pools, context)
-        return AttentionOutput(self.projections.merge(out_BTHD), loss)
+        return AttentionOutput(self.projections.stage_merge(out_BTHD, context), loss)
 
     def _masked(
         self, q_BTHD: Tensor, k_BTGD: Tensor, v_BTGD: Tensor, heads: Heads | None, pools: Pools,
@@ -87,7 +88,7 @@ class PooledDSA(Attention):
     ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
         keep, loss = context.allowed, None
         if heads is None:
-            return masked.attention(q_BTHD, k_BTGD, v_BTGD, keep)[0], None
+            return masked.attention(q_BTHD, k_BTGD, v_BTGD, keep, self.scale)[0], None
         with part("indexer"):
             scores_BTC = self.indexer.scores(*heads)
         self._capture(scores_BTC.detach(), q_BTHD, k_BTGD, pools, context)
@@ -96,7 +97,7 @@ class PooledDSA(Attention):
             with part("top-k"):
                 kept_BTC = masked.selection_mask(scores_BTC.detach(), kept_BTC, self._n_pools(context))
                 keep = reference.pool_tokens(kept_BTC, pool_BT) | reference.tail_tokens(pools)
-        out_BTHD, p_BTS = masked.attention(q_BTHD, k_BTGD, v_BTGD, keep)
+        out_BTHD, p_BTS = masked.attention(q_BTHD, k_BTGD, v_BTGD, keep, self.scale)
         if self._learns(context):
             with part("indexer loss"):
                 scores_BTS = reference.token_scores(scores_BTC, pool_BT)
@@ -113,7 +114,7 @@ class PooledDSA(Attention):
         self._capture(scores_BTC.detach(), q_BTHD, k_BTGD, pools, context)
         selected_BTP = reference.select_pools(scores_BTC.detach(), pools, self._n_pools(context))
         selected_BTK = reference.tokens_of(selected_BTP, pools)
-        out_BTHD, p_BTK = tokenwise.attention(q_BTHD, k_BTGD, v_BTGD, selected_BTK)
+        out_BTHD, p_BTK = tokenwise.attention(q_BTHD, k_BTGD, v_BTGD, selected_BTK, self.scale)
         if self._learns(context):
             slots = selected_BTP.shape[2] * pools.size
             scores_BTP = scores_BTC.gather(-1, selected_BTP.clamp(min=0))
@@ -141,18 +142,25 @@ class PooledDSA(Attention):
                 scores_BTS = None
                 if context.whole_mass:
                     scores_BTS = self._captured_scores(self.indexer.scores(*heads).detach(), pools)
-                context.capture[self.layer] = capture(selected_BTK, scores_BTS, q_BTHD, k_BTGD, context)
+                context.capture[self.layer] = capture(selected_BTK, scores_BTS, q_BTHD, k_BTGD, context, self.scale)
         if heads is not None and sparse:
             unions = share(q_BTHD, k_BTGD, selected_BTK)
-            out_BTHD, lse_BTH = attend(q_BTHD, k_BTGD, v_BTGD, selected_BTK, ascending=True, unions=unions)
+            width = self.projections.value_width
+            values_BTGD = v_BTGD if width is None else None
+            out_BTHD, lse_BTH = attend(
+                q_BTHD, k_BTGD, values_BTGD, selected_BTK, None, True, unions, scale=self.scale, value_width=width
+            )  # fmt: skip
             if learns:
                 with part("indexer loss"):
-                    loss = streamed.sparse_loss(q_BTHD, k_BTGD, lse_BTH, heads, selected_BTP, index_lse_BT, pools)
+                    sizes = self.scale, width
+                    loss = streamed.sparse_loss(
+                        q_BTHD, k_BTGD, lse_BTH, heads, selected_BTP, index_lse_BT, pools, *sizes
+                    )
         else:
             out_BTHD = scaled_dot_product.attention(q_BTHD, k_BTGD, v_BTGD, ids_BT, context.most_documents)
             if learns and heads is not None:
                 with part("indexer loss"):
-                    loss = streamed.dense_loss(q_BTHD, k_BTGD, heads, pools, context)
+                    loss = streamed.dense_loss(q_BTHD, k_BTGD, heads, pools, context, self.scale)
         return out_BTHD, loss
 
     def _capture(
@@ -162,7 +170,7 @@ class PooledDSA(Attention):
             selected_BTP = reference.select_pools(scores_BTC, pools, self._n_pools(context))
             selected_BTK = reference.tokens_of(selected_BTP, pools)
             scores_BTS = self._captured_scores(scores_BTC, pools)
-            context.capture[self.layer] = capture(selected_BTK, scores_BTS, q_BTHD, k_BTGD, context)
+            context.capture[self.layer] = capture(selected_BTK, scores_BTS, q_BTHD, k_BTGD, context, self.scale)
 
     @staticmethod
     def _captured_scores(scores_BTC: Tensor, pools: Pools) -> Tensor:
@@ -171,7 +179,7 @@ class PooledDSA(Attention):
         return torch.where(reference.tail_tokens(pools), scores_BTC.amin(-1, keepdim=True), scores_BTS)
 
     def _n_pools(self, context: AttentionContext) -> int:
-        return self.config.n_pools(len(context.positions_T), context.top_k)
+        return self.config.pools_of_keys(context.keys_kept(self.config, len(context.positions_T)))
 
     def _learns(self, context: AttentionContext) -> bool:
         return self.config.indexer.loss == "kl" and context.losses
@@ -196,7 +204,7 @@ class PooledDSA(Attention):
         tails = complete * n * (n - 1) / 2 + left * (left + 1) / 2
         items = {
             "attention projections": self.projections.flops(self.spec),
-            "attention": 12.0 * (chosen * n + tails) * self.spec.model.heads_width,
+            "attention": (chosen * n + tails) * self.projections.pair_flops(stage),
         }
         learns = self.config.indexer.loss == "kl"
         if stage == "sparse" or learns:
@@ -222,5 +230,6 @@ def _size(spec: RunSpec) -> tuple[str, int, int, int, str | None]:
     most, indexer = attention.at_most_keys(spec.length), attention.indexer
     n_pools = min(most.n_pools(spec.length), max(1, spec.length // attention.pool_size))
     limit = backends.limit_of(n_pools, spec.model.head_dim, indexer.n_heads, indexer.head_dim)
-    sharing = spec.model.n_heads // (spec.model.n_kv_heads or spec.model.n_heads)
+    limit = limit or backends.limit_of_latent(spec.model.latent)
+    sharing = spec.model.n_heads // spec.model.gathered_heads
     return attention.backend, spec.length, most.keys_read(spec.length), sharing, limit

@@ -74,9 +74,10 @@ def tokens_of(selected_BTP: Tensor, pools: Pools) -> Tensor:
 
 def sparse_loss(
     q_BTHD: Tensor, k_BSGD: Tensor, lse_BTH: Tensor, heads: tuple[Tensor, Tensor, Tensor], selected_BTP: Tensor,
-    index_lse_BT: Tensor, pools: Pools,
+    index_lse_BT: Tensor, pools: Pools, scale: float, value_width: int | None,
 ) -> Tensor:  # fmt: skip
-    """The loss of the sparse stage; lse as `attend` gives it for S[t]. Gradients go to the indexer's heads alone."""
+    """The loss of the sparse stage; lse as `attend` gives it for S[t], scale and value_width as for it. Gradients go to
+    the indexer's heads alone."""
     from dsabench.attention.dsa.triton.kl import sparse_kl
 
     q_BTJI, k_BCI, w_BTJ = heads
@@ -86,28 +87,36 @@ def sparse_loss(
     tail_BT1 = pools.tail_BT[..., None]
     tokens_BTK = tokens_BTK.masked_fill((tokens_BTK >= tail_BT1) & (tokens_BTK <= query_T1), -1)
     with torch.no_grad():
-        mass_BT = (1.0 - _tail_mass(q_BTHD, k_BSGD, lse_BTH, pools)).clamp(min=LEAST_MASS)
+        mass_BT = (1.0 - _tail_mass(q_BTHD, k_BSGD, lse_BTH, pools, scale)).clamp(min=LEAST_MASS)
         lse_BTH = lse_BTH + mass_BT.log()[..., None]
     inside_BT = pools.pool_BT().clamp(min=0).expand(len(k_BCI), -1)
     k_BSI = k_BCI.gather(1, inside_BT[..., None].expand(-1, -1, k_BCI.shape[-1]))
-    return sparse_kl(q_BTHD, k_BSGD, lse_BTH, q_BTJI, k_BSI, w_BTJ, tokens_BTK, index_lse_BT + math.log(pools.size))
+    index_lse_BT = index_lse_BT + math.log(pools.size)
+    return sparse_kl(
+        q_BTHD, k_BSGD, lse_BTH, q_BTJI, k_BSI, w_BTJ, tokens_BTK, index_lse_BT, scale=scale, value_width=value_width
+    )
 
 
-def _tail_mass(q_BTHD: Tensor, k_BSGD: Tensor, lse_BTH: Tensor, pools: Pools) -> Tensor:
+def _tail_mass(q_BTHD: Tensor, k_BSGD: Tensor, lse_BTH: Tensor, pools: Pools, scale: float) -> Tensor:
     """(B, T) fp32: the attention probability on each query's tail, mean over heads."""
     q_BTGMD = q_BTHD.detach().unflatten(2, (k_BSGD.shape[2], -1)).float()
     token_T = torch.arange(q_BTHD.shape[1], device=q_BTHD.device)
     total_BT = torch.zeros(q_BTHD.shape[:2], device=q_BTHD.device)
     for back in range(pools.size - 1):
         k_BTGD = k_BSGD.detach()[:, (token_T - back).clamp(min=0)].float()
-        scores_BTH = (q_BTGMD * k_BTGD[:, :, :, None]).sum(-1).flatten(2) * q_BTHD.shape[-1] ** -0.5
+        scores_BTH = (q_BTGMD * k_BTGD[:, :, :, None]).sum(-1).flatten(2) * scale
         inside_BT = token_T - back >= pools.tail_BT
         total_BT = total_BT + (scores_BTH - lse_BTH).exp().mean(-1) * inside_BT
     return total_BT
 
 
 def dense_loss(
-    q_BTHD: Tensor, k_BSGD: Tensor, heads: tuple[Tensor, Tensor, Tensor], pools: Pools, context: AttentionContext
+    q_BTHD: Tensor,
+    k_BSGD: Tensor,
+    heads: tuple[Tensor, Tensor, Tensor],
+    pools: Pools,
+    context: AttentionContext,
+    scale: float,
 ) -> Tensor:
     """The loss of the dense stage, over all pools that a query sees."""
     n_batch, length, n_heads = q_BTHD.shape[:3]
@@ -119,7 +128,7 @@ def dense_loss(
         n_pools = max(1, some.stop // pools.stride)
         given = (
             q_BTHD.detach()[:, some], k_BSGD.detach()[:, : some.stop], q_BTJI[:, some], k_BCI[:, :n_pools],
-            w_BTJ[:, some], first, pools, context.document_ids_BT,
+            w_BTJ[:, some], first, pools, context.document_ids_BT, scale,
         )  # fmt: skip
         # Computed again in the backward pass, because the scores of all slabs together are L x L.
         total = total + checkpoint(_slab_loss, *given, use_reentrant=False, preserve_rng_state=False)
@@ -128,14 +137,14 @@ def dense_loss(
 
 def _slab_loss(
     q_BRHD: Tensor, k_BSGD: Tensor, q_BRJI: Tensor, k_BCI: Tensor, w_BRJ: Tensor, first: int, pools: Pools,
-    ids_BT: Tensor | None,
+    ids_BT: Tensor | None, scale: float,
 ) -> Tensor:  # fmt: skip
     """The sum of the slab's queries."""
     end, queries = k_BSGD.shape[1], slice(first, first + q_BRHD.shape[1])
     query_R = torch.arange(queries.start, queries.stop, device=q_BRHD.device)
     with torch.no_grad():
         allowed = allowed_at(query_R, end, None if ids_BT is None else ids_BT[:, :end])
-        _, p_BRS = masked.attention(q_BRHD, k_BSGD, k_BSGD, allowed)
+        _, p_BRS = masked.attention(q_BRHD, k_BSGD, k_BSGD, allowed, scale)
     pool_BS = pools.pool_BT()[:, :end]
     pool_BS = pool_BS.masked_fill(pool_BS >= k_BCI.shape[1], -1)
     seen_BRC = pools.seen_by(queries, k_BCI.shape[1]).expand(len(q_BRHD), -1, -1)

@@ -56,12 +56,12 @@ class CSASpec(CompressedSpec):
         """k_effective: the kept entries and the window's tokens. The learned sink has neither key nor value."""
         return min(self.n_kept(length), self.n_entries(length)) + min(self.sliding_window, length)
 
-    def shrunk(self, length: int, to: int) -> list[AttentionSpec]:
+    def shrunk(self, length: int, to: int) -> AttentionSpec:
         """The same share of fewer entries."""
         sizes = self._smaller(to)
         share = self.n_kept(length) / max(1, self.n_entries(length))
         kept = max(2, math.floor(share * (to // sizes["compress_ratio"]) + 0.5))
-        return [self.model_copy(update={**sizes, "top_k": kept, "top_k_ratio": None})]
+        return self.model_copy(update={**sizes, "top_k": kept, "top_k_ratio": None})
 
     def warmup_steps(self, steps: int) -> int:
         """indexer.warmup_steps, or indexer.warmup_share of the steps; never the last step."""

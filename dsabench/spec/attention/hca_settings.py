@@ -25,6 +25,6 @@ class HCASpec(CompressedSpec):
         value."""
         return self.n_entries(length) + min(self.sliding_window, length)
 
-    def shrunk(self, length: int, to: int) -> list[AttentionSpec]:
+    def shrunk(self, length: int, to: int) -> AttentionSpec:
         """A window of `to` tokens that has several entries."""
-        return [self.model_copy(update=self._smaller(to))]
+        return self.model_copy(update=self._smaller(to))

@@ -82,12 +82,12 @@ class MSASpec(AttentionSpec):
         """Those of one KV head, up to all keys: the capture has what any of the KV heads selected."""
         return (self.keys_read(query + 1) if self.local_blocks else 1), query + 1
 
-    def shrunk(self, length: int, to: int) -> list[AttentionSpec]:
+    def shrunk(self, length: int, to: int) -> AttentionSpec:
         """The same share of smaller blocks."""
         size = max(1, min(self.block_size, to // 8))
         share = self.top_k_blocks * self.block_size / length
         kept = max(2, self.local_blocks, math.floor(share * to / size + 0.5))
-        return [self.model_copy(update={"block_size": size, "top_k_blocks": kept})]
+        return self.model_copy(update={"block_size": size, "top_k_blocks": kept})
 
     def warmup_steps(self, steps: int) -> int:
         """indexer.warmup_steps, or indexer.warmup_share of the steps; never the last step."""

@@ -20,9 +20,13 @@ class PooledDSASpec(DSASpec):
     are selected, at least one; the tokens of a pool that is not complete yet come on top. 4 in Qwen3.8-Flash-Next and
     in GLM-5.3-Flash, both with k = 2048. 1 is DSA."""
 
-    def n_pools(self, length: int, k: int | None = None) -> int:
-        """Pools that a query keeps, of k keys where a schedule says so."""
-        return max(1, (super().n_selected(length) if k is None else k) // self.pool_size)
+    def pools_of_keys(self, k: int) -> int:
+        """Whole pools of k keys, at least one."""
+        return max(1, k // self.pool_size)
+
+    def n_pools(self, length: int) -> int:
+        """Pools that a query keeps."""
+        return self.pools_of_keys(super().n_selected(length))
 
     def n_selected(self, length: int) -> int:
         """Keys of the selected pools; the incomplete pool's come on top."""
