@@ -104,7 +104,8 @@ def within(variant: str, setting: str) -> str:
 
 
 def keys(runs: pd.DataFrame) -> pd.Series[float]:
-    """k of each run by its spec, at most its length; NaN where the spec says none."""
+    """k of each run by its spec, at most its length; NaN where the spec says none, and of a hybrid whose layers keep
+    different numbers."""
     found = []
     numbers = runs.reindex(columns=["length", TOP_K, RATIO]).apply(pd.to_numeric, errors="coerce")
     numbers = numbers.astype("Float64").astype("float64")  # a record may hold anything
@@ -113,6 +114,17 @@ def keys(runs: pd.DataFrame) -> pd.Series[float]:
         top_k, ratio = (None if pd.isna(run[name]) else run[name] for name in (TOP_K, RATIO))
         known = length > 0 and (top_k is not None or ratio is not None)
         found.append(float(min(length, keys_kept(length, top_k, ratio))) if known else math.nan)
+    return pd.Series(found, index=runs.index, dtype="float64").fillna(_keys_of_stacks(runs))
+
+
+def _keys_of_stacks(runs: pd.DataFrame) -> pd.Series[float]:
+    """`keys` of the hybrids among the runs, whose layers say them."""
+    found = []
+    for run in runs.reindex(columns=["length", *sorted(_STACKS)]).to_dict("records"):
+        layers = [fields for field in sorted(_STACKS) for _, fields in _layers(run[field])]
+        said = [(run["length"], one[TOP_K], one.get(RATIO, "")) for one in layers if TOP_K in one]
+        each = keys(pd.DataFrame(said, columns=["length", TOP_K, RATIO])).unique() if said else ()
+        found.append(float(each[0]) if len(each) == 1 else math.nan)
     return pd.Series(found, index=runs.index, dtype="float64")
 
 
@@ -199,7 +211,11 @@ def _short_stacks(stacks: pd.Series[Any]) -> pd.Series[Any]:
     for stack in read:
         layers = []
         for kind, fields in stack:
-            told = [f"{path.rpartition('.')[2]}={text}" for path, text in fields.items() if len(said[kind, path]) > 1]
+            told = [
+                f"{path.rpartition('.')[2]}={text}"
+                for path, text in fields.items()
+                if text and len(said[kind, path]) > 1
+            ]
             layers.append(f"{kind}({','.join(told)})" if told else kind)
         groups = [(name, len(list(group))) for name, group in itertools.groupby(layers)]
         names.append(",".join(name if n == 1 else f"{name}*{n}" for name, n in groups))
@@ -213,7 +229,10 @@ def _layers(stack: Any) -> list[tuple[str, dict[str, str]]]:
     except ValueError:  # a record may hold anything
         layers = None
     plain = [flatten(layer) for layer in layers if isinstance(layer, dict)] if isinstance(layers, list) else []
-    return [(str(layer.pop("kind", "")), {path: _text(value) for path, value in layer.items()}) for layer in plain]
+    return [
+        (str(layer.pop("kind", "")), {f"attention.{path}": _text(value) for path, value in layer.items()})
+        for layer in plain
+    ]
 
 
 def _one_name_each(names: pd.Series[Any], digests: pd.Series[Any]) -> pd.Series[Any]:
