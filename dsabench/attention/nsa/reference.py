@@ -103,7 +103,8 @@ def attention(q_BTHD: Tensor, k_BSGD: Tensor, v_BSGD: Tensor, keep_BGTS: Tensor)
     )
     wide = torch.promote_types(q_BTHD.dtype, torch.float32)
     p_BGMTS = scores_BGMTS.masked_fill(~keep_BGTS[:, :, None], -torch.inf).softmax(dim=-1, dtype=wide)
-    return torch.einsum("bgmts,bsgd->btgmd", p_BGMTS.to(v_BSGD.dtype), v_BSGD).flatten(2, 3)
+    out_BTGMD: Tensor = torch.einsum("bgmts,bsgd->btgmd", p_BGMTS.to(v_BSGD.dtype), v_BSGD)
+    return out_BTGMD.flatten(2, 3)
 
 
 def gated(gates_BTH3: Tensor, *branches: Tensor) -> Tensor:

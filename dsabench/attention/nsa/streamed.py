@@ -68,5 +68,6 @@ def selected(q_BTHD: Tensor, k_BSGD: Tensor, v_BSGD: Tensor, tokens_BGTK: Tensor
     k_PS1D, v_PS1D = (x.transpose(1, 2).flatten(0, 1)[:, :, None] for x in (k_BSGD, v_BSGD))
     tokens_PTK = tokens_BGTK.flatten(0, 1)
     unions = share(q_PTMD, k_PS1D, tokens_PTK)
-    out_PTMD = attend(q_PTMD, k_PS1D, v_PS1D, tokens_PTK, ascending=True, unions=unions)[0]
-    return out_PTMD.unflatten(0, (len(q_BTHD), groups)).transpose(1, 2).flatten(2, 3)
+    out_PTMD: Tensor = attend(q_PTMD, k_PS1D, v_PS1D, tokens_PTK, ascending=True, unions=unions)[0]
+    out_BGTMD: Tensor = out_PTMD.unflatten(0, (len(q_BTHD), groups))
+    return out_BGTMD.transpose(1, 2).flatten(2, 3)
