@@ -27,7 +27,7 @@ INDEXER = {"n_heads": 2, "head_dim": 8}
 ATTENTIONS: dict[str, dict[str, Any]] = {
     "csa": {"kind": "csa", "top_k": 3, "compress_ratio": 3, "sliding_window": 4, "indexer": INDEXER},
     "hca": {"kind": "hca", "compress_ratio": 5, "sliding_window": 4},
-    "msa": {"kind": "msa", "block_size": 4, "top_k_blocks": 3, "indexer": {"head_dim": 8}},
+    "msa": {"kind": "msa", "block_size": 4, "top_k_blocks": 3, "index_branch": {"head_dim": 8}},
     "csa without an entry": {"kind": "csa", "compress_ratio": 40, "sliding_window": 4, "indexer": INDEXER},
 }
 CASES = [
@@ -93,8 +93,8 @@ def members(selected: Tensor, length: int) -> Tensor:
 
 @pytest.mark.parametrize(("name", "packed", "stage", "groups"), others_slow(CASES, 4))
 def test_kernels_agree_with_the_reference(name: str, packed: bool, stage: Any, groups: int) -> None:
-    expected = results(ATTENTIONS[name], "masked", 29, packed, stage, groups)
-    found = results(ATTENTIONS[name], "triton", 29, packed, stage, groups)
+    expected = results(ATTENTIONS[name], "masked", 19, packed, stage, groups)
+    found = results(ATTENTIONS[name], "triton", 19, packed, stage, groups)
     assert found.keys() == expected.keys()
     for key, value in expected.items():
         error = float((found[key] - value).abs().max() / (value.abs().max() + 1e-9))

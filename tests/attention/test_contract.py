@@ -78,8 +78,14 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "hybrid of rules": {"layers": ["sliding_window", {"kind": "dsa", "top_k": 3}], "top_k": 5, "indexer": INDEXER},
     "csa": {"kind": "csa", "top_k": 2, "compress_ratio": 3, "sliding_window": 2, "indexer": INDEXER},
     "csa all": {"kind": "csa", "top_k_ratio": 1.0, "compress_ratio": 2, "sliding_window": 1, "indexer": INDEXER},
-    "msa": {"kind": "msa", "block_size": 3, "top_k_blocks": 2, "indexer": {"head_dim": 8}},
-    "msa of one": {"kind": "msa", "block_size": 2, "top_k_blocks": 3, "local_blocks": 0, "indexer": {"head_dim": 8}},
+    "msa": {"kind": "msa", "block_size": 3, "top_k_blocks": 2, "index_branch": {"head_dim": 8}},
+    "msa of one": {
+        "kind": "msa",
+        "block_size": 2,
+        "top_k_blocks": 3,
+        "local_blocks": 0,
+        "index_branch": {"head_dim": 8},
+    },
     "hca": {"kind": "hca", "compress_ratio": 4, "sliding_window": 3},
     "hybrid of entries": {"layers": ["csa", "hca"], "compress_ratio": 3, "sliding_window": 2, "indexer": INDEXER},
 }

@@ -17,7 +17,7 @@ from dsabench.errors import SpecError
 from dsabench.spec.run import RunSpec, validate
 from dsabench.testing import check_capture, check_causal, check_documents_are_separate, check_gradients
 
-SMALL: dict[str, Any] = {"kind": "msa", "block_size": 4, "top_k_blocks": 2, "indexer": {"head_dim": 8}}
+SMALL: dict[str, Any] = {"kind": "msa", "block_size": 4, "top_k_blocks": 2, "index_branch": {"head_dim": 8}}
 
 
 def spec_of(length: int = 20, groups: int = 2, **fields: Any) -> RunSpec:

@@ -20,12 +20,12 @@ class IndexBranch(nn.Module):
 
     def __init__(self, spec: RunSpec, attention: MSASpec) -> None:
         super().__init__()
-        self.n_heads, self.head_dim = spec.model.kv_heads, attention.indexer.head_dim
+        self.n_heads, self.head_dim = spec.model.kv_heads, attention.index_branch.head_dim
         self.rope_base, self.rope_scaling = spec.model.rope_base, spec.model.rope_scaling
         self.query = nn.Linear(spec.model.d_model, self.n_heads * self.head_dim, bias=False)
         self.key = nn.Linear(spec.model.d_model, self.head_dim, bias=False)
-        self.query_norm = nn.RMSNorm(self.head_dim, eps=attention.indexer.norm_eps)
-        self.key_norm = nn.RMSNorm(self.head_dim, eps=attention.indexer.norm_eps)
+        self.query_norm = nn.RMSNorm(self.head_dim, eps=attention.index_branch.norm_eps)
+        self.key_norm = nn.RMSNorm(self.head_dim, eps=attention.index_branch.norm_eps)
 
     def rotation(self, context: AttentionContext) -> tuple[Tensor, Tensor]:
         """cos and sin that turn the first half of a head, at the frequencies of the attention around it."""

@@ -60,7 +60,7 @@ class MSA(Attention):
         assert isinstance(attention, MSASpec)
         k, limit = (
             attention.n_selected(spec.length),
-            backends.limit_of(1, model.head_dim, 1, attention.indexer.head_dim),
+            backends.limit_of(1, model.head_dim, 1, attention.index_branch.head_dim),
         )
         return backends.choose(attention.backend, spec.length, k, model.n_heads // model.kv_heads, limit, no_kernels)
 

@@ -55,7 +55,7 @@ class MSASpec(AttentionSpec):
     index lists to DSA's sparse kernels, without any L x L tensor. `auto` decides as for dsa, by the keys that a query
     keeps; of this attention nothing was measured."""
 
-    indexer: IndexBranchSpec = IndexBranchSpec()
+    index_branch: IndexBranchSpec = IndexBranchSpec()
     """The index branch."""
 
     @model_validator(mode="after")
@@ -90,15 +90,15 @@ class MSASpec(AttentionSpec):
         return self.model_copy(update={"block_size": size, "top_k_blocks": kept})
 
     def warmup_steps(self, steps: int) -> int:
-        """indexer.warmup_steps, or indexer.warmup_share of the steps; never the last step."""
-        if self.indexer.warmup_steps is not None:
-            return min(steps - 1, self.indexer.warmup_steps)
-        return warmup_steps(self.indexer.warmup_share or 0.0, steps)
+        """index_branch.warmup_steps, or index_branch.warmup_share of the steps; never the last step."""
+        if self.index_branch.warmup_steps is not None:
+            return min(steps - 1, self.index_branch.warmup_steps)
+        return warmup_steps(self.index_branch.warmup_share or 0.0, steps)
 
     def own_learning_rate(self) -> float:
-        """indexer.learning_rate."""
-        return self.indexer.learning_rate
+        """index_branch.learning_rate."""
+        return self.index_branch.learning_rate
 
     def own_loss_weight(self) -> float:
-        """indexer.loss_weight."""
-        return self.indexer.loss_weight
+        """index_branch.loss_weight."""
+        return self.index_branch.loss_weight
