@@ -30,7 +30,6 @@ from dsabench.attention.csa.compressed_entries import Entries, entries_of
 from dsabench.attention.csa.compressor import Compressor
 from dsabench.attention.dsa import backends
 from dsabench.ops import runs_on
-from dsabench.ops.profile_labels import part
 from dsabench.spec.attention import AttentionSpec, CompressedSpec
 from dsabench.spec.run import RunSpec
 
@@ -114,9 +113,8 @@ class CompressedAttention(Attention):
         """(B, T, D) -> (B, T, D); a loss of its own where a subclass has one."""
         streams, entries = self.streams(x_BTD.device), self.entries(context)
         q_BTHD, k_BTGD, v_BTGD = self.projections.heads(x_BTD, context, head_major=not streams)
-        with part("compressor"):
-            k_BEGD, v_BEGD = self.compressor(x_BTD, entries, self.projections.rotation(context))
-            k_BEGD, v_BEGD = k_BEGD.to(k_BTGD.dtype), v_BEGD.to(v_BTGD.dtype)
+        k_BEGD, v_BEGD = self.compressor(x_BTD, entries, self.projections.rotation(context))
+        k_BEGD, v_BEGD = k_BEGD.to(k_BTGD.dtype), v_BEGD.to(v_BTGD.dtype)
         heads = (q_BTHD, (k_BTGD, k_BEGD), (v_BTGD, v_BEGD))
         attend = self._streamed if streams else self._masked
         out_BTHD, loss = attend(x_BTD, heads, entries, context)

@@ -111,7 +111,8 @@ def to_lanes(x_BTC: Tensor, entries: Entries, empty: float = 0.0) -> Tensor:
         later = x_BTC[:, m - 1 : m - 1 + count * m]
         rest = [0, 0] * (x_BTC.dim() - 2)
         full = F.pad(later, (*rest, 0, count * m - later.shape[1]), value=empty)
-        return full.unflatten(1, (count, m)).transpose(1, 2).flatten(0, 1).contiguous()
+        lanes_NEC: Tensor = full.unflatten(1, (count, m)).transpose(1, 2).flatten(0, 1).contiguous()
+        return lanes_NEC
     token_BRE, real_BRE = lane_tokens(entries)
     lanes = pick(x_BTC, token_BRE)
     return lanes.masked_fill(~real_BRE.view(*real_BRE.shape, *(1,) * (x_BTC.dim() - 2)), empty).flatten(0, 1)

@@ -65,7 +65,8 @@ class Compressor(nn.Module):
     def _sum(self, x_BTC: Tensor, weight_BEMC: Tensor, entries: Entries) -> Tensor:
         """(B, E, G, D), in the dtype of x."""
         sum_BEC = (self._blocks(x_BTC, entries) * weight_BEMC.to(x_BTC.dtype)).sum(dim=2)
-        return sum_BEC.unflatten(-1, (-1, self.width))
+        sum_BEGD: Tensor = sum_BEC.unflatten(-1, (-1, self.width))
+        return sum_BEGD
 
     def _blocks(self, x_BTC: Tensor, entries: Entries) -> Tensor:
         """(B, E, M or 2 M, C): what the tokens of each entry have."""
@@ -74,7 +75,8 @@ class Compressor(nn.Module):
         return torch.cat([*blocks, windows(own_BTC, entries)], dim=2)
 
     def _copies(self, x: Tensor) -> tuple[Tensor, ...]:
-        return x.split(self.channels, dim=-1)
+        copies: tuple[Tensor, ...] = x.split(self.channels, dim=-1)
+        return copies
 
 
 def turned(key_BEGD: Tensor, entries: Entries, rotation: tuple[Tensor, Tensor]) -> Tensor:

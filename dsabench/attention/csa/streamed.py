@@ -119,7 +119,7 @@ def attend(
     q_NEHD = to_lanes(q_BTHD, entries)
     # Rows of a batch that share keys have no kernel of their own: each lane has a copy.
     lanes = q_NEHD, _rows(k_BEGD, entries), _rows(v_BEGD, entries)
-    out: tuple[Tensor, Tensor, Tensor] = _Joint.apply(
+    out: tuple[Tensor, Tensor, Tensor] = _Joint.apply(  # type: ignore[no-untyped-call]
         q_BTHD,
         k_BTGD,
         v_BTGD,
@@ -136,7 +136,7 @@ def indexer_kl(heads: Heads, index: Index, attended: Attended, lists: Lists, ent
     """Mean over queries of KL(p[t] || softmax(I[t])) over the listed entries, in nats; see `layer`."""
     q_BTHD, (_, k_BEGD), _ = heads
     if not entries.count:
-        return 0.0 * sum(x.float().sum() for x in index)
+        return torch.stack([0.0 * x.float().sum() for x in index]).sum()
     with torch.no_grad():
         # exp(s - lse) / p's sum over entries, mean over heads, is exp(s - lse - log of that sum).
         share_BT = (attended.entries_lse_BTH - attended.lse_BTH).exp().mean(-1)
@@ -178,14 +178,14 @@ class _Joint(torch.autograd.Function):
     def backward(ctx: Any, d_out_BTHD: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
         if d_out_BTHD is None:
             return (None,) * 10
-        *tensors, sink_H, out_BTHD, lse_BTH = ctx.saved_tensors
+        q, k, v, q_lanes, k_lanes, v_lanes, sink_H, out_BTHD, lse_BTH = ctx.saved_tensors
         entries, (window, lists) = ctx.entries, ctx.lists
-        d_near = _backward(*tensors[:3], window, out_BTHD, lse_BTH, d_out_BTHD, ctx.fixed)
+        d_near = _backward(q, k, v, window, out_BTHD, lse_BTH, d_out_BTHD, ctx.fixed)
         d_far: tuple[Tensor | None, ...] = (None, None, None)
         if entries.count:
             out_NEHD, d_out_NEHD = to_lanes(out_BTHD, entries), to_lanes(d_out_BTHD, entries)
             lse_NEH = to_lanes(lse_BTH, entries, empty=torch.inf)
-            d_far = _backward(*tensors[3:], lists, out_NEHD, lse_NEH, d_out_NEHD, ctx.fixed)
+            d_far = _backward(q_lanes, k_lanes, v_lanes, lists, out_NEHD, lse_NEH, d_out_NEHD, ctx.fixed)
         inner_BTH = (d_out_BTHD.float() * out_BTHD.float()).sum(-1)
         d_sink_H = -((sink_H.float() - lse_BTH).exp() * inner_BTH).sum((0, 1))
         return (*d_near, *d_far, d_sink_H.to(sink_H.dtype), None, None, None)

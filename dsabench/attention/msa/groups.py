@@ -20,4 +20,5 @@ def by_group(q_BTHD: Tensor, k_BTGD: Tensor, v_BTGD: Tensor) -> Heads:
 
 def from_groups(out_NTHD: Tensor, groups: int) -> Tensor:
     """(B, T, H, D)."""
-    return out_NTHD.unflatten(0, (-1, groups)).transpose(1, 2).flatten(2, 3)
+    out_BTHD: Tensor = out_NTHD.unflatten(0, (-1, groups)).transpose(1, 2).flatten(2, 3)
+    return out_BTHD
