@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from dsabench.spec.attention import AblationSpec as AblationSpec
     from dsabench.spec.attention import AttentionSpec as AttentionSpec
     from dsabench.spec.attention import DSASpec as DSASpec
+    from dsabench.spec.attention import IndexerSpec as IndexerSpec
     from dsabench.spec.attention import SelectingSpec as SelectingSpec
-    from dsabench.spec.indexer_settings import IndexerSpec as IndexerSpec
     from dsabench.spec.run import RunSpec as RunSpec
 
 _HOME = {
@@ -46,7 +46,7 @@ _HOME = {
     "DSA": "attention.dsa.layer",
     "DSASpec": "spec.attention",
     "Dense": "attention.dense",
-    "IndexerSpec": "spec.indexer_settings",
+    "IndexerSpec": "spec.attention",
     "RunSpec": "spec.run",
     "SelectingAttention": "attention.ablations.selecting",
     "SelectingSpec": "spec.attention",

@@ -1,4 +1,4 @@
-"""The contract of an attention variant: what it is given, what it owes, and the projections that all variants share.
+"""The contract of an attention variant: what it is given and what it owes.
 
 A variant is one file: a pydantic spec class (an `AttentionSpec`) and a module (an `Attention`), registered together.
 It maps x to out, not queries and keys to out, because an indexer needs x.
@@ -15,12 +15,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dsabench.attention.dsa.reference import allowed_at, allowed_keys
+from dsabench.attention.latent import LatentProjections
+from dsabench.attention.projections import HeadProjections, Projections
 from dsabench.attention.rotary import rotation
-from dsabench.ops import fused, head_norm, rotate, split_heads
 
 if TYPE_CHECKING:
     from dsabench.spec.attention import AttentionSpec, SelectingSpec
@@ -81,6 +81,9 @@ class AttentionContext:
     top_k: int | None = None
     """Keys that a query keeps in this pass, where a schedule says so; None: those of the spec (`keys_kept`)."""
 
+    scheduled: bool = False
+    """True: top_k is that of a schedule, and layers without one keep the keys of their spec."""
+
     losses: bool = True
     """Whether AttentionOutput.aux_loss is used. False where only outputs are, so that no time is spent on it; a variant
     may compute it all the same."""
@@ -88,9 +91,12 @@ class AttentionContext:
     _allowed: Tensor | None = field(default=None, init=False, repr=False)
     _once: dict[Hashable, Any] = field(default_factory=dict, init=False, repr=False)
 
+    _left: dict[Hashable, Any] = field(default_factory=dict, init=False, repr=False)
+
     def keys_kept(self, spec: SelectingSpec, length: int) -> int:
-        """k of this pass: the schedule's, or else that of the spec."""
-        return spec.n_selected(length) if self.top_k is None else self.top_k
+        """k of this pass: the pass's own, or else that of the spec."""
+        of_another_layer = self.scheduled and not spec.key_changes()
+        return spec.n_selected(length) if self.top_k is None or of_another_layer else self.top_k
 
     @property
     def allowed(self) -> Tensor:
@@ -110,6 +116,16 @@ class AttentionContext:
         made: Made = self._once[key]
         return made
 
+    def leave(self, key: Hashable, value: Made) -> Made:
+        """Leave `value` for layers after this one, which take it by the key; a layer that is computed again (recomputed
+        in the backward pass) leaves it again."""
+        self._left[key] = value
+        return value
+
+    def take(self, key: Hashable) -> Any:
+        """What a layer before this one left in the same pass."""
+        return self._left[key]
+
 
 @dataclass(frozen=True)
 class AttentionOutput:
@@ -117,66 +133,6 @@ class AttentionOutput:
 
     out_BTD: Tensor
     aux_loss: Tensor | None = None
-
-
-class Projections(nn.Module):
-    """Query, key, value and output projections with rotary embedding. All variants have them by the same names.
-
-    MHA, GQA and MQA by spec.model.n_kv_heads; biases of query, key and value by qkv_bias, an RMSNorm over each head of
-    queries and keys by qk_norm.
-    """
-
-    def __init__(self, spec: RunSpec) -> None:
-        super().__init__()
-        model = spec.model
-        self.head_dim, self.rope_base, self.rope_scaling = model.head_dim, model.rope_base, model.rope_scaling
-        self.query = nn.Linear(model.d_model, model.heads_width, bias=model.qkv_bias)
-        self.key = nn.Linear(model.d_model, model.kv_heads * model.head_dim, bias=model.qkv_bias)
-        self.value = nn.Linear(model.d_model, model.kv_heads * model.head_dim, bias=model.qkv_bias)
-        self.out = nn.Linear(model.heads_width, model.d_model, bias=False)
-        norms = [nn.RMSNorm(model.head_dim, eps=model.norm_eps) if model.qk_norm else None for _ in range(2)]
-        self.query_norm, self.key_norm = norms
-
-    def rotation(self, context: AttentionContext) -> tuple[Tensor, Tensor]:
-        """cos and sin that turn queries and keys."""
-        return context.rotation(self.head_dim, self.rope_base, self.rope_scaling)
-
-    def heads(
-        self, x_BTD: Tensor, context: AttentionContext, head_major: bool = False
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """q (B, T, H, D), k and v (B, T, G, D); q and k rotated by position. `head_major` asks for memory in the order
-        (B, H, T, D), for batched products."""
-        cos_TD, sin_TD = self.rotation(context)
-        layers = self.query, self.key, self.value
-        if fused(x_BTD, self.query.weight):
-            # One product of three times the width, in place of three that are too small to fill a GPU. Joining the
-            # matrices costs one short copy.
-            biases: list[Tensor] = [layer.bias for layer in layers if layer.bias is not None]
-            y_BTC = F.linear(
-                x_BTD, torch.cat([layer.weight for layer in layers]), torch.cat(biases) if biases else None
-            )
-            n_heads, n_groups = (len(layer.weight) // self.head_dim for layer in layers[:2])
-            if self.query_norm is None:
-                return split_heads(y_BTC, n_heads, n_groups, cos_TD, sin_TD, head_major)
-            heads = y_BTC.unflatten(-1, (-1, self.head_dim)).split([n_heads, n_groups, n_groups], dim=2)
-        else:
-            heads = tuple(layer(x_BTD).unflatten(-1, (-1, self.head_dim)) for layer in layers)
-        q_BTHD, k_BTGD, v_BTGD = heads
-        if self.query_norm is not None and self.key_norm is not None:
-            q_BTHD, k_BTGD = head_norm(q_BTHD, self.query_norm), head_norm(k_BTGD, self.key_norm)
-        return rotate(q_BTHD, cos_TD, sin_TD), rotate(k_BTGD, cos_TD, sin_TD), v_BTGD
-
-    def merge(self, out_BTHD: Tensor) -> Tensor:
-        """Concatenate the heads and project them back to the residual stream: (B, T, D)."""
-        merged: Tensor = self.out(out_BTHD.flatten(-2))
-        return merged
-
-    @staticmethod
-    def flops(spec: RunSpec) -> float:
-        """Forward and backward FLOPs of one window: 6 L D (2 H head_dim + 2 G head_dim)."""
-        model = spec.model
-        columns = 2 * model.heads_width + 2 * model.kv_heads * model.head_dim
-        return 6.0 * spec.length * model.d_model * columns
 
 
 class Attention(nn.Module, abc.ABC):
@@ -193,10 +149,14 @@ class Attention(nn.Module, abc.ABC):
     equals_dense_at_full_k: ClassVar[bool] = False
     """True when the variant claims to equal dense attention once k >= L; the contract then checks it."""
 
+    follows: int | None = None
+    """The layer, if any, that must be called before this one in the same pass, because this one takes what it leaves
+    in the context."""
+
     def __init__(self, spec: RunSpec, layer: int) -> None:
         super().__init__()
         self.spec, self.layer = spec, layer
-        self.projections = Projections(spec)
+        self.projections: Projections = LatentProjections(spec) if spec.model.latent else HeadProjections(spec)
 
     @abc.abstractmethod
     def forward(self, x_BTD: Tensor, context: AttentionContext) -> AttentionOutput:
@@ -256,23 +216,30 @@ def recall_queries(length: int, device: torch.device | None = None) -> Tensor:
 
 
 def capture(
-    selected_BTK: Tensor, scores_BTS: Tensor | None, q_BTHD: Tensor, k_BSGD: Tensor, context: AttentionContext
+    selected_BTK: Tensor,
+    scores_BTS: Tensor | None,
+    q_BTHD: Tensor,
+    k_BSGD: Tensor,
+    context: AttentionContext,
+    scale: float | None = None,
 ) -> Selection:
-    """The Selection that the context asks for; q and k as capture_mass takes them."""
+    """The Selection that the context asks for; q, k and scale as capture_mass takes them."""
     if context.whole_mass:
-        return Selection(
-            selected_BTK=selected_BTK, mass_BTS=capture_mass(q_BTHD, k_BSGD, context), scores_BTS=scores_BTS
-        )
-    inside_BQ = mass_inside(selected_BTK, q_BTHD, k_BSGD, context)
+        mass_BTS = capture_mass(q_BTHD, k_BSGD, context, scale)
+        return Selection(selected_BTK=selected_BTK, mass_BTS=mass_BTS, scores_BTS=scores_BTS)
+    inside_BQ = mass_inside(selected_BTK, q_BTHD, k_BSGD, context, scale)
     return Selection(selected_BTK=selected_BTK, mass_inside_BQ=inside_BQ)
 
 
-def capture_mass(q_BTHD: Tensor, k_BSGD: Tensor, context: AttentionContext) -> Tensor:
-    """Full softmax attention probabilities, mean over heads: (B, T, S), fp32; a selection is judged by them."""
-    return _mass(q_BTHD, k_BSGD, context.allowed)
+def capture_mass(q_BTHD: Tensor, k_BSGD: Tensor, context: AttentionContext, scale: float | None = None) -> Tensor:
+    """Full softmax attention probabilities, mean over heads: (B, T, S), fp32; a selection is judged by them. scale:
+    what scores are multiplied by; None is D^-1/2."""
+    return _mass(q_BTHD, k_BSGD, context.allowed, scale)
 
 
-def mass_inside(selected_BTK: Tensor, q_BTHD: Tensor, k_BSGD: Tensor, context: AttentionContext) -> Tensor:
+def mass_inside(
+    selected_BTK: Tensor, q_BTHD: Tensor, k_BSGD: Tensor, context: AttentionContext, scale: float | None = None
+) -> Tensor:
     """Share of the attention mass of each of recall_queries that lies in its selection: (B, Q), by slabs of
     RECALL_PAIRS."""
     n_batch, length = selected_BTK.shape[:2]
@@ -280,19 +247,19 @@ def mass_inside(selected_BTK: Tensor, q_BTHD: Tensor, k_BSGD: Tensor, context: A
     parts = []
     for query_R in query_Q.split(max(1, RECALL_PAIRS // (n_batch * length))):
         allowed = allowed_at(query_R, length, context.document_ids_BT)
-        mass_BRS = _mass(q_BTHD[:, query_R], k_BSGD, allowed)
+        mass_BRS = _mass(q_BTHD[:, query_R], k_BSGD, allowed, scale)
         selected_BRK = selected_BTK[:, query_R].long()
         inside_BRK = mass_BRS.gather(-1, selected_BRK.clamp(min=0))
         parts.append((inside_BRK * (selected_BRK >= 0)).sum(-1))
     return torch.cat(parts, dim=1)
 
 
-def _mass(q_BTHD: Tensor, k_BSGD: Tensor, allowed: Tensor) -> Tensor:
+def _mass(q_BTHD: Tensor, k_BSGD: Tensor, allowed: Tensor, scale: float | None) -> Tensor:
+    scale = q_BTHD.shape[-1] ** -0.5 if scale is None else scale
     with torch.no_grad(), torch.autocast(q_BTHD.device.type, enabled=False):
         groups = q_BTHD.shape[2] // k_BSGD.shape[2]
         mass_BTS = torch.zeros((), device=q_BTHD.device)
         for head in range(q_BTHD.shape[2]):  # one head at a time, for H times less memory
             scores_BTS = q_BTHD[:, :, head].float() @ k_BSGD[:, :, head // groups].float().transpose(-1, -2)
-            scores_BTS = scores_BTS * q_BTHD.shape[-1] ** -0.5
-            mass_BTS = mass_BTS + scores_BTS.masked_fill(~allowed, -torch.inf).softmax(dim=-1)
+            mass_BTS = mass_BTS + (scores_BTS * scale).masked_fill(~allowed, -torch.inf).softmax(dim=-1)
         return mass_BTS / q_BTHD.shape[2]

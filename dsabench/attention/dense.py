@@ -27,8 +27,9 @@ class Dense(Attention):
         return AttentionOutput(self.projections.merge(out_BTHD))
 
     def flops(self, stage: Stage) -> dict[str, float]:
-        """Projections, and 12 H head_dim for each query-key pair: QK^T and PV, 2 + 2 forward and 4 + 4 backward."""
+        """Projections, and 12 H head_dim for each query-key pair: QK^T and PV, 2 + 2 forward and 4 + 4 backward. Of the
+        latent layout 6 H (N + P + V), as LatentProjections has it."""
         return {
             "attention projections": self.projections.flops(self.spec),
-            "attention": 12.0 * pairs(self.spec) * self.spec.model.heads_width,
+            "attention": pairs(self.spec) * self.projections.pair_flops("dense"),
         }

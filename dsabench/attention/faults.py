@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
 from dsabench.errors import SpecError
+from dsabench.spec.attention import FORMER_NAMES
 
 if TYPE_CHECKING:
     from dsabench.spec.attention import AttentionSpec
@@ -49,9 +50,11 @@ def problems(variant: type) -> list[str]:
 
 
 def name_of(spec_class: type[AttentionSpec]) -> str | None:
-    """The one name that a spec class's `kind` is annotated with, if it can name a run; else None."""
+    """The one name that a spec class's `kind` is annotated with, if it can name a run; else None. A built-in class may
+    have the names that it had after it."""
     annotation = spec_class.model_fields["kind"].annotation
     names = get_args(annotation) if get_origin(annotation) is Literal else ()
+    names = (*names[:1], *(name for name in names[1:] if FORMER_NAMES.get(name) != names[0]))
     fits = len(names) == 1 and isinstance(names[0], str) and re.fullmatch(r"[A-Za-z0-9]\w*", names[0], re.ASCII)
     return names[0] if fits else None
 

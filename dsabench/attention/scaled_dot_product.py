@@ -33,8 +33,12 @@ def attention(
     document_ids_BT: Tensor | None = None,
     most_documents: int | None = None,
 ) -> Tensor:
-    """(B, T, H, D), over every key that a query may see. document_ids_BT rise from 0 in each row; both they and
-    most_documents are as AttentionContext has them."""
+    """(B, T, H, V), over every key that a query may see; V is the values' width, at most D. document_ids_BT rise from 0
+    in each row; both they and most_documents are as AttentionContext has them."""
+    narrower = q_BTHD.shape[-1] - v_BSGD.shape[-1]
+    if narrower and q_BTHD.is_cuda:  # flash and cuDNN attention, and documents as sequences, take one width
+        padded_BSGD = F.pad(v_BSGD, (0, narrower))
+        return attention(q_BTHD, k_BSGD, padded_BSGD, document_ids_BT, most_documents)[..., :-narrower]
     if document_ids_BT is not None and most_documents is not None and _is_for_flash(q_BTHD):
         return _by_sequences(q_BTHD, k_BSGD, v_BSGD, document_ids_BT, most_documents)
     q_BHTD, k_BGSD, v_BGSD = (x.transpose(1, 2) for x in (q_BTHD, k_BSGD, v_BSGD))

@@ -44,6 +44,11 @@ class TrainedRun:
         self.run_id, self.spec = record.run_id, stored_spec(record.spec, record.run_id)
         if self.spec.attention.kind != "dsa":
             raise SpecError(f"--run {self.run_id}: its attention is {self.spec.attention.kind}; name a run of dsa")
+        if self.spec.model.latent is not None:
+            raise SpecError(
+                f"--run {self.run_id}: its layout is latent, and what is timed here are heads with keys and values of "
+                "their own; name a run with model.attention_layout = heads"
+            )
         n_layers = self.spec.model.n_layers
         if layer is not None and not 0 <= layer < n_layers:
             raise SpecError(f"--layer {layer}: run {self.run_id} has layers 0 to {n_layers - 1}")
@@ -52,13 +57,18 @@ class TrainedRun:
         """The attention of each layer that is looked at."""
         for i, block in enumerate(self.model.layers()):
             assert isinstance(block.attention, DSA)
-            if layer in (None, i):
+            if layer == i and block.attention.follows is not None:
+                raise SpecError(
+                    f"--layer {layer}: it has the selection of layer {block.attention.follows}; name that one"
+                )
+            if layer in (None, i) and block.attention.indexer is not None:
                 self.attentions[i] = block.attention
 
     def sizes(self) -> dict[str, int]:
         """The sizes of a layer, as fields of Settings; k is what the run keeps at its own length."""
         model, attention = self.spec.model, next(iter(self.attentions.values()))
         indexer = attention.indexer
+        assert indexer is not None, "only layers with one are looked at"
         return {
             "heads": model.n_heads,
             "kv_heads": model.kv_heads,

@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 
 from dsabench.errors import SpecError
-from dsabench.spec.attention import BUILT_IN
+from dsabench.spec.attention import BUILT_IN, BY_EVERY_NAME
 from dsabench.spec.config import config_path
 
 _KIND, _CLASS = "my_attention", "MyAttention"
@@ -57,7 +57,7 @@ def _check(name: str, plugin: str) -> None:
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name, re.ASCII) or len(name) > _LONGEST:
         hint = f", for example {right}" if re.fullmatch(r"[a-z][a-z0-9_]{0,39}", right, re.ASCII) else ""
         raise SpecError(f"NAME {name!r}: small letters, digits and _, at most {_LONGEST}, a letter first{hint}")
-    if name in BUILT_IN:
+    if name in BY_EVERY_NAME:
         raise SpecError(f"NAME {name!r} is a built-in attention ({', '.join(BUILT_IN)}); choose another")
     if keyword.iskeyword(name) or keyword.issoftkeyword(name) or name.startswith(("test_", "conftest")):
         raise SpecError(f"NAME {name!r} means something to Python or pytest; choose another, for example my_{name}")

@@ -27,6 +27,7 @@ from dsabench.engine.device import Execution, first_line
 from dsabench.engine.model_inputs import model_inputs
 from dsabench.engine.step import own_stream
 from dsabench.model.transformer import ForwardPass, Transformer
+from dsabench.spec.run import RunSpec
 
 BATCH_TOKENS = 16_384
 """Tokens of one evaluation batch, which bounds the memory of its logits."""
@@ -213,24 +214,24 @@ def selection_recall(
     top_k: keys that a query keeps; None: those of the spec.
 
         mass_recall              share of full softmax attention mass (mean of heads) inside S[t], mean over layers and
-                                 rows that may see more than k keys (t >= k); of windows above RECALL_QUERIES tokens, of
-                                 so many rows evenly spaced
-        mass_recall_chance       the same for a random set of k of the keys seen: mean over those rows of k / seen,
-                                 which is t + 1, or the place in the document where windows pack several
+                                 rows that kept fewer keys than they see (t >= k, where all keep k); of windows above
+                                 RECALL_QUERIES tokens, of so many rows evenly spaced
+        mass_recall_chance       the same for a random set of as many of the keys seen: mean over those rows of
+                                 kept / seen, which is t + 1, or the place in the document where windows pack several
 
     and of windows with known targets also
 
         target_recall            share of the scored inputs' targets that are in S[t], mean over layers
-        target_recall_by_layer   the same of each layer, first to last
+        target_recall_by_layer   the same of each layer, first to last; None of one that does not select
         target_recall_best       of the best layer: one layer that finds them is enough
         target_recall_chance     for a random causal set: mean over targets of min(1, k / (t + 1))
 
     None when the variant does not select, keeps k >= L keys, where no row has a choice (nor in documents of k tokens or
-    fewer), or captures nothing.
+    fewer), or captures nothing. In a hybrid stack, of the layers that select and have such rows, each with its own k.
     """
     inputs_NT, length = windows.inputs, windows.tokens.shape[1] - 1
-    k = model.spec.attention.n_selected(length) if top_k is None else top_k
-    if k is None or k >= length:
+    keys = {layer: k for layer, k in _keys_of_layers(model.spec, length, top_k).items() if k < length}
+    if not keys:
         return None
     pairs = CAPTURE_PAIRS if windows.targets is None else 4 * CAPTURE_PAIRS  # targets are few: more windows
     n_windows = min(len(inputs_NT), max(8, pairs // length**2))
@@ -241,11 +242,8 @@ def selection_recall(
     batch = max(1, BATCH_TOKENS // length)
     query_Q = recall_queries(length).numpy()
     documents_NT = None if windows.documents is None else windows.documents[chosen_N]
-    seen_NQ = keys_seen(documents_NT, n_windows, length)[:, query_Q]
-    choice_NQ = torch.from_numpy(seen_NQ > k).to(execution.device)
-    if not choice_NQ.any():
-        return None
-    mass: list[Tensor] = []
+    seen_NQ = torch.from_numpy(keys_seen(documents_NT, n_windows, length)[:, query_Q]).to(execution.device)
+    tallies: list[Tensor] = []
     found: list[Tensor] = []
     with torch.inference_mode(), execution.autocast(), _evaluating(model):
         for first in range(0, n_windows, batch):
@@ -262,26 +260,52 @@ def selection_recall(
                 whole_mass=False,
             )
             model(inputs_BT, forward_pass)
-            if not captured:
+            judged = {layer: k for layer, k in keys.items() if layer in captured}
+            if not judged:
                 return None
-            recalls = [(recall_BQ(one, query_Q) * choice_NQ[some]).sum() for one in captured.values()]
-            mass.append(torch.stack(recalls).mean())
+            tallies.append(torch.stack([_tally(captured[layer], query_Q, seen_NQ[some]) for layer in judged]))
             if targets_NTM is not None:
                 targets_BTM = torch.from_numpy(targets_NTM[first : first + batch]).to(execution.device)
-                found.append(torch.stack([found_targets(selection, targets_BTM) for selection in captured.values()]))
-    result: dict[str, Any] = {
-        "mass_recall": float(torch.stack(mass).sum()) / int(choice_NQ.sum()),
-        "mass_recall_chance": float((k / seen_NQ[seen_NQ > k]).mean()),
-    }
+                found.append(torch.stack([found_targets(captured[layer], targets_BTM) for layer in judged]))
+    tally_G4 = torch.stack(tallies).sum(0).cpu()
+    chose_G = tally_G4[:, 3] > 0
+    if not chose_G.any():
+        return None
+    mass_G, chance_G, kept_G = (tally_G4[chose_G, :3] / tally_G4[chose_G, 3:]).T
+    result: dict[str, Any] = {"mass_recall": float(mass_G.mean()), "mass_recall_chance": float(chance_G.mean())}
     if targets_NTM is not None:
         listed_T = (targets_NTM >= 0).sum((0, 2))
-        by_layer = (torch.stack(found).sum(0) / int(listed_T.sum())).tolist()
-        chance_T = np.minimum(1.0, selection_chance_T(np.full(length, k)))
-        result["target_recall"] = sum(by_layer) / len(by_layer)
-        result["target_recall_by_layer"] = by_layer
-        result["target_recall_best"] = max(by_layer)
-        result["target_recall_chance"] = float((listed_T * chance_T).sum() / listed_T.sum())
+        layers = [layer for layer, chose in zip(judged, chose_G.tolist(), strict=True) if chose]
+        found_G = torch.stack(found).sum(0)[chose_G.to(execution.device)] / int(listed_T.sum())
+        recall = dict(zip(layers, found_G.tolist(), strict=True))
+        chances = [np.minimum(1.0, selection_chance_T(np.full(length, kept))) for kept in kept_G.tolist()]
+        result["target_recall"] = sum(recall.values()) / len(recall)
+        result["target_recall_by_layer"] = [recall.get(layer) for layer in range(model.spec.model.n_layers)]
+        result["target_recall_best"] = max(recall.values())
+        result["target_recall_chance"] = float(np.mean([(listed_T * one).sum() / listed_T.sum() for one in chances]))
     return result
+
+
+def _tally(selection: Selection, query_Q: NDArray[np.int64], seen_BQ: Tensor) -> Tensor:
+    """Of the rows of a layer that kept fewer keys than they see: the sums of mass inside, of kept / seen and of the
+    number kept, and how many rows there are; fp64 (fp32 on MPS). A selection may keep other numbers in other rows."""
+    query = torch.from_numpy(query_Q).to(seen_BQ.device)
+    kept_BQ = (selection.selected_BTK[:, query] >= 0).sum(-1)
+    choice_BQ = kept_BQ < seen_BQ
+    wide = torch.float32 if kept_BQ.device.type == "mps" else torch.float64
+    values = (recall_BQ(selection, query_Q), kept_BQ.to(wide) / seen_BQ, kept_BQ, torch.ones_like(kept_BQ))
+    return torch.stack([(value.to(wide) * choice_BQ).sum() for value in values])
+
+
+def _keys_of_layers(spec: RunSpec, length: int, top_k: int | None) -> dict[int, int]:
+    """k of each layer that selects, where a schedule says top_k (None: nothing)."""
+    found = {}
+    for layer in range(spec.model.n_layers):
+        attention = spec.attention.at(layer)
+        if (k := attention.n_selected(length)) is not None:
+            follows = attention.key_changes() or not spec.attention.key_changes()
+            found[layer] = top_k if top_k is not None and follows else k
+    return found
 
 
 def keys_seen(documents_NT: NDArray[np.int32] | None, n_windows: int, length: int) -> NDArray[np.int64]:

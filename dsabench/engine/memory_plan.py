@@ -17,6 +17,7 @@ from dsabench.engine.device import Execution
 from dsabench.engine.step import EAGER_STEPS
 from dsabench.errors import DeviceError, SpecError
 from dsabench.model.transformer import Transformer, outline
+from dsabench.spec.model_settings import LatentSpec
 from dsabench.spec.run import RunSpec
 
 USABLE = 0.9
@@ -85,10 +86,9 @@ def estimate(model: Transformer, execution: Execution, micro_batch: int, recompu
     width = 2 if narrow else 4
     tokens = micro_batch * length
     experts = model.layers()[0].experts.computed(execution.device)
-    pairs = length * model.layers()[0].attention.kept_per_pair(width)
-    layer = tokens * (_kept_by_a_block(spec, width, experts) + pairs)
+    block = _kept_by_a_block(spec, width, experts)
+    kept = [tokens * (block + length * one.attention.kept_per_pair(width)) for one in model.layers()]
     entering = tokens * spec.model.d_model * (4 + width)
-    layers = spec.model.n_layers
     # A step casts an embedding that is the output layer; a matrix of its own is among the bf16 copies.
     cast = 0 if narrow and not spec.model.tied_head else width
     logits = min(tokens * model.vocab_size, 2**29) * width + model.vocab_size * spec.model.d_model * (cast + 4)
@@ -99,7 +99,7 @@ def estimate(model: Transformer, execution: Execution, micro_batch: int, recompu
         "bf16 copies and their gradients": 4.0 * matrices if narrow else 0.0,
         # One block more, for what the backward pass of a block makes beside what was kept of it. A recomputed block is
         # freed before the next one is computed, and was measured to need no more than itself.
-        "activations": layers * entering + layer if recompute else (layers + 1) * layer,
+        "activations": (len(kept) * entering if recompute else sum(kept)) + max(kept),
         "logits": logits + tokens * spec.model.d_model * width,
     }
 
@@ -119,9 +119,23 @@ def _kept_by_a_block(spec: RunSpec, width: int, experts: int) -> float:
     kv = model.kv_heads * model.head_dim
     norms = 2 * model.d_model * (4 + width)
     normed = model.heads_width + kv if model.qk_norm else 0
-    attention = width * (2 * model.heads_width + 2 * kv + normed)
+    numbers = 2 * model.heads_width + 2 * kv + normed if model.latent is None else _latent_numbers(spec, model.latent)
+    attention = width * numbers
     mixture = width * 3 * experts * model.d_ff + 4 * model.d_model
     return norms + attention + mixture
+
+
+def _latent_numbers(spec: RunSpec, latent: LatentSpec) -> int:
+    """Numbers a token of a layer's latents, and of its queries, keys, values and outputs, in the form of the dense or
+    the sparse stage that has more."""
+    model = spec.model
+    latents = 2 * (latent.q_lora_rank or 0) + 2 * latent.kv_lora_rank + latent.qk_rope_head_dim
+    # Values lie in one tensor with the keys' parts that are not rotated.
+    dense = 2 * model.heads_width + model.n_heads * latent.qk_nope_head_dim + 2 * model.values_width
+    if spec.attention.n_selected(spec.length) is None:
+        return latents + dense
+    absorbed = model.n_heads * (latent.gathered_width + latent.kv_lora_rank) + latent.gathered_width
+    return latents + max(dense, model.heads_width + absorbed + model.values_width)
 
 
 def capacity(execution: Execution) -> int | None:

@@ -60,13 +60,17 @@ def stored_shapes(folder: Path) -> Shapes:
 def mismatch(trained: Shapes, wanted: Shapes, own: Collection[str] | None = None) -> str:
     """Why a model of the shapes `wanted` cannot start from a trained one, parameter by parameter; "" if it can.
 
-    A parameter of an attention may be in one of them alone (an indexer), any other must be in both. own: the only ones
+    A parameter of an attention may be in one of them alone (an indexer), any other must be in both, and so must its
+    projections, which all attentions of one layout have. own: the only ones
     that the trained model need not have; it then has none that is not wanted.
     """
     found = []
     for name in dict.fromkeys([*wanted, *trained]):
         ours, theirs = wanted.get(name), trained.get(name)
-        alone = ".attention." in name if own is None else name in own and theirs is None
+        if own is None:
+            alone = ".attention." in name and ".attention.projections." not in name
+        else:
+            alone = name in own and theirs is None
         if ours != theirs and not (None in (ours, theirs) and alone):
             found.append(f"{name} is {_words(theirs)}, and here {_words(ours)}")
     more = f"; and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""

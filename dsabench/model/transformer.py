@@ -179,6 +179,7 @@ class Transformer(nn.Module):
         dropout = self.spec.model.dropout if self.training else 0.0
         positions_T = torch.arange(tokens_BT.shape[1], device=tokens_BT.device)
         context = forward_pass.context(positions_T, self.training)
+        context.scheduled = bool(self.spec.attention.key_changes())
         with part("attention"):
             for block in self.layers():
                 block.attention.prepare(context)
@@ -203,14 +204,18 @@ class Transformer(nn.Module):
         """The blocks, first to last."""
         return [block for block in self.blocks if isinstance(block, Block)]
 
+    def own_parameters_by_layer(self) -> dict[int, dict[str, nn.Parameter]]:
+        """The parameters that only the attention's own loss trains (indexers), by layer and their full names."""
+        found: dict[int, dict[str, nn.Parameter]] = {}
+        for layer, block in enumerate(self.layers()):
+            own = block.attention.own_parameters()
+            prefix = f"blocks.{layer}.attention."
+            found[layer] = {f"{prefix}{name}": p for name, p in block.attention.named_parameters() if name in own}
+        return found
+
     def attention_own_parameters(self) -> dict[str, nn.Parameter]:
-        """The parameters that only the attention's own loss trains (indexers), by their full names."""
-        own = {
-            f"blocks.{layer}.attention.{name}"
-            for layer, block in enumerate(self.layers())
-            for name in block.attention.own_parameters()
-        }
-        return {name: parameter for name, parameter in self.named_parameters() if name in own}
+        """Those of all layers, by their full names."""
+        return {name: p for own in self.own_parameters_by_layer().values() for name, p in own.items()}
 
 
 def build(spec: RunSpec, vocab_size: int) -> Transformer:

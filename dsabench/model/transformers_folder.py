@@ -29,11 +29,22 @@ def architecture_of(spec: RunSpec) -> str:
     """The class of `transformers` that computes the model of `spec`. Raises CheckpointError with the reason where none
     does."""
     kind, model = spec.attention.kind, spec.model
+    if kind == "hybrid":
+        raise CheckpointError(
+            f"attention hybrid: no class in transformers has layers of {' and '.join(spec.attention.kinds)}; a run of "
+            "dense attention can be written"
+        )
     if kind != "dense":
         why = f"attention {kind} has no class in transformers"
         if kind == "dsa":
-            why += ": its DeepSeek-V3.2 selects inside multi-head latent attention, which is not what is here"
+            why += ": its DeepSeek-V3.2 selects inside multi-head latent attention, with another mixture of experts"
         raise CheckpointError(f"{why}; a run of dense attention can be written")
+    if model.attention_layout == "latent":
+        raise CheckpointError(
+            "model.attention_layout = latent: the DeepSeek-V3 of transformers has this attention, but routes its "
+            "experts in another way (by sigmoids, with one that is shared); a run of attention_layout = heads can be "
+            "written"
+        )
     if model.d_model % model.n_heads:
         raise CheckpointError(
             f"model.n_heads = {model.n_heads} does not divide model.d_model = {model.d_model}, which transformers asks "

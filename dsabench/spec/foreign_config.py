@@ -141,7 +141,7 @@ class ForeignConfig:
 _OF_ALL: dict[str, Any] = {"n_experts": 1, "experts_per_token": 1, "embedding_std": 1.0}
 """Fields that are alike in all these architectures: one expert, and an embedding that is not multiplied."""
 
-DECIDED = {*SOURCES, *_OF_ALL, "qkv_bias", "qk_norm"}
+DECIDED = {*SOURCES, *_OF_ALL, "qkv_bias", "qk_norm", "attention_layout", "latent"}
 """The fields of ModelSpec that such a model decides."""
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -39,6 +39,49 @@ class RopeScaling(Spec):
         return self
 
 
+class LatentSpec(Spec):
+    """Multi-head latent attention (MLA): queries, and keys with values, by low-rank projections.
+
+    c = RMSNorm(W x), kv_lora_rank wide, is all that a token keeps, beside a part of its key that is rotated and shared
+    by all heads. Source: DeepSeek-V2 and V3 (arXiv 2405.04434, section 2.1; 2412.19437), whose names these are. V3 has
+    128 heads, and ranks and widths of 1536, 512, 128, 64 and 128 for a d_model of 7168.
+    """
+
+    q_lora_rank: Positive | None = 128
+    """Rank of the query projection, with an RMSNorm in its middle; null is one matrix, as in DeepSeek-V2-Lite."""
+
+    kv_lora_rank: Positive = 64
+    """Width of the latent, from which every head's keys and values are made."""
+
+    qk_nope_head_dim: Positive = 32
+    """Width of the part of a head's queries and keys that is not rotated."""
+
+    qk_rope_head_dim: Annotated[int, Field(ge=2, multiple_of=2)] = 16
+    """Width of the part that is rotated; all heads have one such key."""
+
+    v_head_dim: Positive = 32
+    """Width of a head's values; at most qk_nope_head_dim + qk_rope_head_dim."""
+
+    @property
+    def qk_head_dim(self) -> int:
+        """Width of a head's queries and keys."""
+        return self.qk_nope_head_dim + self.qk_rope_head_dim
+
+    @property
+    def gathered_width(self) -> int:
+        """What a token keeps, and a sparse kernel gathers: the latent and the rotated key."""
+        return self.kv_lora_rank + self.qk_rope_head_dim
+
+    @model_validator(mode="after")
+    def _values_fit_beside_keys(self) -> Self:
+        if self.v_head_dim > self.qk_head_dim:
+            raise ValueError(
+                f"v_head_dim = {self.v_head_dim} is more than qk_nope_head_dim + qk_rope_head_dim = "
+                f"{self.qk_head_dim}; accepted: at most that, because fused attention takes values no wider than keys"
+            )
+        return self
+
+
 class ModelSpec(Spec):
     """A pre-norm transformer with a mixture-of-experts feed-forward, the same for every attention variant."""
 
@@ -64,6 +107,13 @@ class ModelSpec(Spec):
     qk_norm: bool = False
     """True puts an RMSNorm over each head of queries and keys before they are rotated, as Qwen3 has; one gain for the
     queries of a layer and one for its keys."""
+
+    attention_layout: Literal["heads", "latent"] = "heads"
+    """`heads` has keys and values of their own for each KV head; `latent` is the multi-head latent attention (MLA) of
+    DeepSeek-V2 and V3, whose sizes are those of `latent`. Dense attention, dsa and the ablations have it."""
+
+    latent: LatentSpec | None = None
+    """Sizes of the latent layout; null, and not to be given, where attention_layout is heads."""
 
     d_ff: Positive = 512
     """Hidden width of one expert (SwiGLU)."""
@@ -113,29 +163,75 @@ class ModelSpec(Spec):
 
     @property
     def head_dim(self) -> int:
-        """Width of one head: head_width, its null resolved to d_model / n_heads."""
+        """Width of one head's queries and keys: head_width, its null resolved to d_model / n_heads; of the latent
+        layout both parts together."""
+        if self.latent is not None:
+            return self.latent.qk_head_dim
         return self.d_model // self.n_heads if self.head_width is None else self.head_width
 
     @property
     def heads_width(self) -> int:
-        """Width of all query heads together: n_heads head_dim, which is d_model unless head_width is set."""
+        """Width of all query heads together: n_heads head_dim, which is d_model unless head_width is set, or the layout
+        is latent."""
         return self.n_heads * self.head_dim
+
+    @property
+    def values_width(self) -> int:
+        """Width of the outputs of all heads together."""
+        return self.heads_width if self.latent is None else self.n_heads * self.latent.v_head_dim
+
+    @property
+    def gathered_heads(self) -> int:
+        """KV heads of the form that sparse attention takes: kv_heads, or the one latent."""
+        return self.kv_heads if self.latent is None else 1
+
+    @property
+    def gathered_width(self) -> int:
+        """Width of a key of that form."""
+        return self.head_dim if self.latent is None else self.latent.gathered_width
 
     @property
     def kv_heads(self) -> int:
         """Key/value heads with null resolved to n_heads."""
         return self.n_heads if self.n_kv_heads is None else self.n_kv_heads
 
+    @model_validator(mode="before")
+    @classmethod
+    def _the_latent_layout_has_sizes(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("attention_layout") == "latent" and values.get("latent") is None:
+            return {**values, "latent": {}}
+        return values
+
+    @model_validator(mode="after")
+    def _the_layout_has_what_is_given(self) -> Self:
+        if self.latent is not None and self.attention_layout == "heads":
+            raise ValueError(
+                "latent is given, and attention_layout = heads has none; set attention_layout: latent, or leave it out"
+            )
+        if self.latent is None:
+            return self
+        for name, instead in (
+            ("n_kv_heads", "all heads share one latent"),
+            ("head_width", "latent.qk_nope_head_dim, latent.qk_rope_head_dim and latent.v_head_dim are its widths"),
+            ("qkv_bias", "its projections have no biases"),
+            ("qk_norm", "its norms are those of the latents"),
+        ):
+            if value := getattr(self, name):
+                raise ValueError(
+                    f"{name} = {str(value).lower()} is not of attention_layout = latent, where {instead}; leave it out"
+                )
+        return self
+
     @model_validator(mode="after")
     def _heads_and_experts_fit(self) -> Self:
-        if self.head_width is None and self.d_model % self.n_heads:
+        if self.latent is None and self.head_width is None and self.d_model % self.n_heads:
             near = [n for n in range(1, self.d_model + 1) if self.d_model % (2 * n) == 0]
             near = sorted(sorted(near, key=lambda n: abs(n - self.n_heads))[:4])
             raise ValueError(
                 f"n_heads = {self.n_heads} does not divide d_model = {self.d_model}; "
                 f"near it, {', '.join(map(str, near)) or 'nothing'} would; or set head_width"
             )
-        if self.head_dim % 2:
+        if self.latent is None and self.head_dim % 2:
             raise ValueError(f"d_model / n_heads = {self.head_dim} is odd; rotary embedding needs an even head width")
         if self.n_heads % self.kv_heads:
             raise ValueError(f"n_kv_heads = {self.kv_heads} does not divide n_heads = {self.n_heads}")

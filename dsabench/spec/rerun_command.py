@@ -12,7 +12,7 @@ from typing import Any
 from dsabench.errors import SpecError
 from dsabench.plain import escaped
 from dsabench.spec import yaml_file
-from dsabench.spec.attention import BUILT_IN
+from dsabench.spec.attention import BY_EVERY_NAME
 from dsabench.spec.data_settings import DataSpec
 from dsabench.spec.identity import flatten
 from dsabench.spec.run import EngineSpec, ModelSpec, RunSpec, TrainSpec
@@ -54,7 +54,12 @@ def non_default(spec: Mapping[str, Any]) -> dict[str, Any]:
 
 def _defaults_of(kind: str) -> dict[str, Any]:
     """The defaults of a built-in attention's settings; {} for a user's own, whose defaults are not known."""
-    return BUILT_IN[kind](kind=kind).model_dump(mode="json") if kind in BUILT_IN else {}
+    # Not validated: a hybrid has no default of its layers.
+    return (
+        BY_EVERY_NAME[kind].model_construct(kind=kind).model_dump(mode="json", warnings=False)
+        if kind in BY_EVERY_NAME
+        else {}
+    )
 
 
 def _default_data(spec: Mapping[str, Any]) -> DataSpec:
@@ -76,7 +81,7 @@ def command_words(spec: Mapping[str, Any]) -> list[str]:
     different = non_default(spec)
     words = ["dsabench", "train"]
     attention = spec.get("attention", {})
-    built_in = isinstance(attention, Mapping) and _kind(spec) in BUILT_IN
+    built_in = isinstance(attention, Mapping) and _kind(spec) in BY_EVERY_NAME
     if built_in:
         words += ["--attention", _kind(spec)]
     words += [word for path in ("length", "seed") if path in spec for word in (_FLAGS[path], str(spec[path]))]

@@ -18,7 +18,7 @@ from dsabench.engine.slot import Slot
 from dsabench.model.transformer import ForwardPass, build, flops_per_window
 from dsabench.spec.run import RunSpec, validate
 
-KINDS = ("sliding_window", "sink_window", "strided", "random", "oracle", "block")
+KINDS = ("sliding_window", "sink_window", "strided", "random", "oracle", "moba")
 MODEL = {"d_model": 16, "n_layers": 2, "n_heads": 2, "d_ff": 16, "n_experts": 2}
 
 
@@ -93,7 +93,7 @@ def test_the_oracle_holds_the_most_mass() -> None:
 def test_blocks_are_whole(size: tuple[int, int], block: int) -> None:
     length, k = size
     block = min(block, k, length)
-    for t, found in enumerate(keys("block", length, k, block_size=block)):
+    for t, found in enumerate(keys("moba", length, k, block_size=block)):
         own = set(range(t // block * block, t + 1))
         assert own <= found
         assert len(found) == min(k, t + 1)
@@ -102,8 +102,8 @@ def test_blocks_are_whole(size: tuple[int, int], block: int) -> None:
 
 
 def test_a_block_is_chosen_by_its_mean_key() -> None:
-    spec = spec_of("block", 48, 16, block_size=8)
-    module = variant("block")(spec, 0)
+    spec = spec_of("moba", 48, 16, block_size=8)
+    module = variant("moba")(spec, 0)
     q = torch.ones(1, 48, 2, 8)
     k = torch.zeros(1, 48, 2, 8)
     k[:, 16:24] = 1.0  # the third block
@@ -158,7 +158,7 @@ def test_flops_fall_with_k_and_the_oracle_never_costs_less_than_its_scores(kind:
 
     assert flops(8)["attention"] < flops(32)["attention"] < flops(64)["attention"]
     assert flops(8, "dense")["attention"] == flops(64)["attention"]
-    assert ("selection" in flops(8)) == (kind in ("oracle", "block"))
+    assert ("selection" in flops(8)) == (kind in ("oracle", "moba"))
 
 
 def test_the_training_step_counts_for_the_selection() -> None:

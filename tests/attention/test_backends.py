@@ -48,7 +48,11 @@ def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(top_k, "Tiling", lambda **sizes: tiling)
 
 
-def spec_of(backend: str, length: int = 12, n_kv_heads: int | None = None, **attention: Any) -> RunSpec:
+RANKS = {"q_lora_rank": 20, "kv_lora_rank": 14, "qk_nope_head_dim": 6, "qk_rope_head_dim": 4, "v_head_dim": 8}
+LATENT = {"attention_layout": "latent", "latent": RANKS}
+
+
+def spec_of(backend: str, length: int = 12, model: dict[str, Any] | None = None, **attention: Any) -> RunSpec:
     indexer = {"n_heads": 2, "head_dim": 8, **attention.pop("indexer", {})}
     return validate(
         {
@@ -61,7 +65,7 @@ def spec_of(backend: str, length: int = 12, n_kv_heads: int | None = None, **att
                 "d_ff": 16,
                 "n_experts": 2,
                 "experts_per_token": 1,
-                "n_kv_heads": n_kv_heads,
+                **(model or {}),
             },
             "train": {"steps": 20, "batch_size": 1, "eval_every": 10},
         }
@@ -93,21 +97,21 @@ def learnt(spec: RunSpec, stage: Any, ids: Tensor | None) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize(
-    ("n_kv_heads", "documents"),
-    others_slow([(None, True), (2, False), (1, True)], 2),
-    ids=["mha documents", "gqa", "mqa documents"],
+    ("model", "documents"),
+    others_slow([({}, True), ({"n_kv_heads": 2}, False), ({"n_kv_heads": 1}, True), (LATENT, True)], 2, 3),
+    ids=["mha documents", "gqa", "mqa documents", "latent documents"],
 )
 @pytest.mark.parametrize("stage", ["dense", "sparse"])
 def test_losses_and_gradients_are_the_references(
-    interpreted: None, monkeypatch: pytest.MonkeyPatch, stage: str, n_kv_heads: int | None, documents: bool
+    interpreted: None, monkeypatch: pytest.MonkeyPatch, stage: str, model: dict[str, Any], documents: bool
 ) -> None:
     monkeypatch.setattr(
         scaled_dot_product, "SLAB_PAIRS", 2 * 12 * 5
     )  # documents: slabs of 5 queries, the last one of 2
     ids = torch.tensor([[0] * 4 + [1] * 8, [0] * 1 + [1] * 2 + [2] * 9]) if documents else None
-    expected = learnt(spec_of("reference", n_kv_heads=n_kv_heads), stage, ids)
+    expected = learnt(spec_of("reference", model=model), stage, ids)
     for other in ("triton", "masked"):
-        found = learnt(spec_of(other, n_kv_heads=n_kv_heads), stage, ids)
+        found = learnt(spec_of(other, model=model), stage, ids)
         assert found.keys() == expected.keys()
         for name, value in expected.items():
             error = float((found[name] - value).norm() / value.norm().clamp(min=1e-3))
@@ -128,6 +132,11 @@ def test_losses_and_gradients_are_the_references(
 )
 def test_contract(interpreted: None, check: Callable[[RunSpec], None]) -> None:
     check(spec_of("triton", length=6, top_k=3))
+
+
+@pytest.mark.parametrize("check", others_slow([check_dense_at_full_k, check_gradients, check_capture], 0))
+def test_contract_of_the_latent_layout(interpreted: None, check: Callable[[RunSpec], None]) -> None:
+    check(spec_of("triton", length=6, model=LATENT, top_k=3))
 
 
 @pytest.mark.parametrize("stage", ["dense", "sparse"])
@@ -184,9 +193,9 @@ def test_no_tensor_of_l_by_l_elements(interpreted: None, monkeypatch: pytest.Mon
     length = 64
     monkeypatch.setattr(scaled_dot_product, "SLAB_PAIRS", length * 16)
     monkeypatch.setattr(base, "RECALL_PAIRS", length * 16)
-    watched(spec_of("triton", length, n_kv_heads=1), length**2, documents)
+    watched(spec_of("triton", length, {"n_kv_heads": 1}), length**2, documents)
     with pytest.raises(AssertionError, match="gives"):
-        watched(spec_of("masked", length, n_kv_heads=1), length**2, documents)
+        watched(spec_of("masked", length, {"n_kv_heads": 1}), length**2, documents)
 
 
 def test_slabs_keep_no_masks_for_the_backward_pass(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,6 +32,7 @@ from dsabench.testing import (
 )
 
 INDEXER = {"n_heads": 2, "head_dim": 8}
+NSA = {"compression_block": 4, "compression_stride": 2, "selection_block": 4, "selected_blocks": 4, "window": 3}
 VARIANTS: dict[str, dict[str, Any]] = {
     "dense": {"kind": "dense"},
     "dsa": {"kind": "dsa", "top_k": 5, "indexer": INDEXER},
@@ -39,26 +40,85 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "dsa k=1": {"kind": "dsa", "top_k": 1, "indexer": INDEXER},
     "dsa untrained": {"kind": "dsa", "top_k": 5, "indexer": {**INDEXER, "loss": "none"}},
     "dsa reference": {"kind": "dsa", "top_k": 5, "backend": "reference", "indexer": INDEXER},
+    "dsa shared": {"kind": "dsa", "top_k": 5, "indexer": {**INDEXER, "share_layers": 2}},
+    "dsa shared reference": {
+        "kind": "dsa",
+        "top_k": 5,
+        "backend": "reference",
+        "indexer": {**INDEXER, "share_layers": 2},
+    },
+    "pooled_dsa": {"kind": "pooled_dsa", "top_k": 4, "pool_size": 2, "indexer": INDEXER},
+    "pooled_dsa of two pools": {"kind": "pooled_dsa", "top_k": 9, "pool_size": 4, "indexer": INDEXER},
+    "pooled_dsa one pool": {"kind": "pooled_dsa", "top_k": 1, "pool_size": 7, "indexer": INDEXER},
+    "pooled_dsa reference": {
+        "kind": "pooled_dsa",
+        "top_k": 6,
+        "pool_size": 3,
+        "backend": "reference",
+        "indexer": INDEXER,
+    },
+    "nsa": {"kind": "nsa", **NSA},
+    "nsa without overlap": {
+        "kind": "nsa",
+        "compression_block": 2,
+        "compression_stride": 2,
+        "selection_block": 2,
+        "selected_blocks": 2,
+        "local_blocks": 1,
+        "window": 2,
+    },
     "sliding_window": {"kind": "sliding_window", "top_k": 5},
     "sink_window": {"kind": "sink_window", "top_k": 5, "n_sinks": 2},
     "strided": {"kind": "strided", "top_k": 5},
     "random": {"kind": "random", "top_k": 5},
     "oracle": {"kind": "oracle", "top_k": 5},
-    "block": {"kind": "block", "top_k": 6, "block_size": 3},
-    "block of one": {"kind": "block", "top_k": 2, "block_size": 3},
+    "moba": {"kind": "moba", "top_k": 6, "block_size": 3},
+    "moba of one block": {"kind": "moba", "top_k": 2, "block_size": 3},
+    "hybrid": {"layers": ["dense", "dsa"], "top_k": 5, "indexer": INDEXER},
+    "hybrid of rules": {"layers": ["sliding_window", {"kind": "dsa", "top_k": 3}], "top_k": 5, "indexer": INDEXER},
+    "csa": {"kind": "csa", "top_k": 2, "compress_ratio": 3, "sliding_window": 2, "indexer": INDEXER},
+    "csa all": {"kind": "csa", "top_k_ratio": 1.0, "compress_ratio": 2, "sliding_window": 1, "indexer": INDEXER},
+    "msa": {"kind": "msa", "block_size": 3, "top_k_blocks": 2, "index_branch": {"head_dim": 8}},
+    "msa of one": {
+        "kind": "msa",
+        "block_size": 2,
+        "top_k_blocks": 3,
+        "local_blocks": 0,
+        "index_branch": {"head_dim": 8},
+    },
+    "hca": {"kind": "hca", "compress_ratio": 4, "sliding_window": 3},
+    "hybrid of entries": {"layers": ["csa", "hca"], "compress_ratio": 3, "sliding_window": 2, "indexer": INDEXER},
 }
 
 
-def small(attention: dict[str, Any], n_kv_heads: int | None = None, length: int = 20) -> RunSpec:
-    model = {"d_model": 32, "n_layers": 2, "n_heads": 4, "d_ff": 24, "n_kv_heads": n_kv_heads}
+RANKS = {"q_lora_rank": 24, "kv_lora_rank": 14, "qk_nope_head_dim": 6, "qk_rope_head_dim": 4, "v_head_dim": 8}
+LAYOUTS: dict[str, dict[str, Any]] = {
+    "mha": {},
+    "gqa": {"n_kv_heads": 2},
+    "mqa": {"n_kv_heads": 1},
+    "latent": {"attention_layout": "latent", "latent": RANKS},
+    "latent, queries of full rank": {"attention_layout": "latent", "latent": {**RANKS, "q_lora_rank": None}},
+}
+
+
+def small(attention: dict[str, Any], layout: str = "mha", length: int = 20) -> RunSpec:
+    model = {"d_model": 32, "n_layers": 2, "n_heads": 4, "d_ff": 24, **LAYOUTS[layout]}
     return validate({"length": length, "attention": attention, "model": model})
 
 
-@pytest.mark.parametrize("n_kv_heads", [None, 2, 1], ids=["mha", "gqa", "mqa"])
-@pytest.mark.parametrize("name", VARIANTS)
+CASES = [
+    (name, layout)
+    for name in VARIANTS
+    for layout in LAYOUTS
+    if layout != "latent, queries of full rank" or name in ("dense", "dsa", "dsa reference")
+    if "latent" not in layout or small(VARIANTS[name]).attention.why_not_latent() is None
+]
+
+
+@pytest.mark.parametrize(("name", "layout"), CASES)
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
-def test_contract(check: Any, name: str, n_kv_heads: int | None) -> None:
-    check(small(VARIANTS[name], n_kv_heads))
+def test_contract(check: Any, name: str, layout: str) -> None:
+    check(small(VARIANTS[name], layout))
 
 
 def test_dropout_is_no_leak() -> None:

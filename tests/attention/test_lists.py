@@ -20,7 +20,7 @@ from sparse_reference import ascending, error
 from watch import Watch
 
 from dsabench.attention import base
-from dsabench.attention.ablations import block, oracle, random, selecting
+from dsabench.attention.ablations import moba, oracle, random, selecting
 from dsabench.attention.ablations.selecting import SelectingAttention
 from dsabench.attention.ablations.sliding_window import SlidingWindow
 from dsabench.attention.ablations.triton import index_lists
@@ -37,7 +37,7 @@ from dsabench.spec.run import RunSpec, validate
 from dsabench.testing import check_capture, check_causal, check_dense_at_full_k, check_documents_are_separate
 
 POSITIONAL = ("sliding_window", "sink_window", "strided")
-KINDS = (*POSITIONAL, "random", "oracle", "block")
+KINDS = (*POSITIONAL, "random", "oracle", "moba")
 CPU = Execution(torch.device("cpu"), "fp32", graph=False, deterministic=True)
 GPU = Execution(torch.device("cuda", 0), "bf16", graph=True, deterministic=False, fused=True)
 
@@ -50,6 +50,9 @@ def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def spec_of(kind: str, length: int, k: int, backend: str = "auto", **fields: Any) -> RunSpec:
     model = {"d_model": 16, "n_layers": 2, "n_heads": 2, "d_ff": 16, "n_experts": 2, "n_kv_heads": fields.pop("g", 1)}
+    if fields.pop("latent", False):
+        ranks = {"q_lora_rank": 12, "kv_lora_rank": 10, "qk_nope_head_dim": 6, "qk_rope_head_dim": 4, "v_head_dim": 8}
+        model |= {"n_kv_heads": None, "attention_layout": "latent", "latent": ranks}
     return validate(
         {
             "length": length,
@@ -114,19 +117,19 @@ def test_lists_by_position_are_the_selection_of_the_scores(
     assert torch.equal(found, expected)
 
 
-@pytest.mark.parametrize("kind", ["random", "oracle", "block"])
+@pytest.mark.parametrize("kind", ["random", "oracle", "moba"])
 @given(size=sizes, block_size=st.integers(1, 9), slab=st.sampled_from([1, 300, 2**24]))
 @settings(max_examples=30, deadline=None)
 def test_lists_by_kernels_are_the_selection_of_the_scores(
     kind: str, size: tuple[int, int, bool, int], block_size: int, slab: int
 ) -> None:
     length, k, packed, seed = size
-    more = {"block_size": block_size} if kind == "block" else {}
+    more = {"block_size": block_size} if kind == "moba" else {}
     spec = spec_of(kind, length, k, **more)
     ids = ids_of(length, seed) if packed else None
     context = AttentionContext(torch.arange(length), document_ids_BT=ids, step=torch.tensor([seed * 7919]))
     with pytest.MonkeyPatch.context() as patch:
-        for module in (block, oracle):
+        for module in (moba, oracle):
             patch.setattr(module, "SLAB_NUMBERS", slab)
         found, expected = both(spec, context, seed, layer=seed % 2)
     assert torch.equal(found, expected)
@@ -165,9 +168,19 @@ def learnt(spec: RunSpec, stage: Any, ids: Tensor | None, dtype: torch.dtype) ->
 def test_a_layer_by_lists_is_the_masked_one_in_fp64(interpreted: None, kind: str, documents: bool, stage: str) -> None:
     """At an odd length, with unions where neighbours share, and heads that share keys."""
     ids = ids_of(21, 3) if documents else None
-    sizes = {"g": 2 if documents else 1, **({"block_size": 2} if kind == "block" else {})}
+    sizes = {"g": 2 if documents else 1, **({"block_size": 2} if kind == "moba" else {})}
     expected = learnt(spec_of(kind, 21, 5, "masked", **sizes), stage, ids, torch.float64)
     found = learnt(spec_of(kind, 21, 5, "triton", **sizes), stage, ids, torch.float32)
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert error(found[name], value) < 1e-5, name
+
+
+@pytest.mark.parametrize("kind", others_slow(KINDS, 0, 4))
+def test_a_layer_of_latents_by_lists_is_the_masked_one_in_fp64(interpreted: None, kind: str) -> None:
+    fields = {"latent": True, **({"block_size": 2} if kind == "moba" else {})}
+    expected = learnt(spec_of(kind, 21, 5, "masked", **fields), "sparse", ids_of(21, 3), torch.float64)
+    found = learnt(spec_of(kind, 21, 5, "triton", **fields), "sparse", ids_of(21, 3), torch.float32)
     assert found.keys() == expected.keys()
     for name, value in expected.items():
         assert error(found[name], value) < 1e-5, name
@@ -197,11 +210,11 @@ def test_contract(interpreted: None, kind: str, check: Callable[[RunSpec], None]
 def test_no_tensor_of_l_by_l_elements(interpreted: None, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     """Forward and backward, with documents, and as the recall of a selection is captured."""
     length = 48
-    for module in (block, oracle):
+    for module in (moba, oracle):
         monkeypatch.setattr(module, "SLAB_NUMBERS", length * 8)
     monkeypatch.setattr(base, "RECALL_PAIRS", length * 16)
     ids = (torch.arange(length) // 30)[None]
-    more = {"block_size": 4} if kind == "block" else {}
+    more = {"block_size": 4} if kind == "moba" else {}
 
     def use(backend: str) -> None:
         module = layer_of(spec_of(kind, length, 4, backend, **more))

@@ -311,17 +311,20 @@ def test_fake_kernels_and_gradients_are_registered_right() -> None:
     selected, index_lse = top_k._top_k(*plain, start, 2)
     alone = (None, None, 0)
     united = (*unions._share(selected, 4), 4)
-    _, lse_BTH = attend._attend(x.q, x.k, x.v, selected, *alone, False, False)
+    _, lse_BTH = attend._attend(x.q, x.k, x.v, selected, *alone, False, False, 0.25, 0)
     q, k = x.q.detach(), x.k.detach()
     lse_BTH = lse_BTH.detach()
     for op, args in (
         (top_k._top_k, (*plain, start, 2)),
         (unions._share, (selected, 4)),
-        (attend._attend, (x.q, x.k, x.v, selected, *alone, False, True)),
-        (attend._attend, (x.q, x.k, x.v, selected, *united, False, True)),
+        (attend._attend, (x.q, x.k, x.v, selected, *alone, False, True, 0.25, 0)),
+        (attend._attend, (x.q, x.k, x.v, selected, *united, False, True, 0.25, 0)),
+        (attend._attend, (x.q, x.k, None, selected, *alone, False, True, 0.25, 10)),
+        (attend._attend, (x.q, x.k, None, selected, *united, False, True, 0.25, 10)),
         (kl._selected_lse, (*plain, selected)),
-        (kl._sparse_kl, (q, k, lse_BTH, *index, selected, *united, index_lse, True, False)),
-        (kl._sparse_kl, (q, k, lse_BTH, *plain, selected, *alone, index_lse, False, True)),
+        (kl._sparse_kl, (q, k, lse_BTH, *index, selected, *united, index_lse, True, False, 0.25, 0)),
+        (kl._sparse_kl, (q, k, lse_BTH, *index, selected, *united, index_lse, True, False, 0.25, 10)),
+        (kl._sparse_kl, (q, k, lse_BTH, *plain, selected, *alone, index_lse, False, True, 0.25, 0)),
         (kl_dense._attention_lse, (q, k, start)),
         (kl_dense._dense_kl, (q, k, lse_BTH, *index, start, True, False)),
     ):

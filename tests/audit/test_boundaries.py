@@ -41,7 +41,7 @@ def test_boundaries_lie_at_the_ends_of_blocks_of_many_lengths(length: int) -> No
     blocks = [*range(40, 130, 8), 40, 50, 60, 100, 125, 144, 160, 192, 200, 224, 240, 250, 256, 288, 320, 384, 400, 512]
     for block in set(blocks) - {88, 104, 136}:  # of 11 and 13
         assert any(end % block == 0 for end in ends), block
-    own = spec_of(kind="block", block_size=37, top_k=74)
+    own = spec_of(kind="moba", block_size=37, top_k=74)
     assert any((t + 1) % 37 == 0 and t > 37 for t in boundaries_of(length, 74, own)[1])
 
 

@@ -31,7 +31,7 @@ def test_every_field_of_the_schema_is_on_the_page() -> None:
 def test_a_field_is_listed_with_bounds_default_documentation_and_owners() -> None:
     text = " ".join(pages()["fields"].text.split())
     assert "- `train.steps`: a whole number at least 1; default `1000`. Optimizer steps, the dense" in text
-    assert "- `attention.top_k` (all but dense): a whole number at least 1 or null; default `null`. Keys kept" in text
+    assert "- `attention.block_size` (moba): a whole number at least 1; default `16`. Tokens of a block;" in text
     assert "- `data.task.n_words` (needle): a whole number at least 2 and at most 16,384; default `128`." in text
 
 

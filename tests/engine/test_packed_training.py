@@ -25,7 +25,7 @@ from dsabench.testing import STAGES
 CPU = Execution(torch.device("cpu"), "fp32", graph=False, deterministic=True)
 LENGTH, VOCAB = 48, 257
 KINDS: dict[str, dict[str, Any]] = {
-    kind: {"kind": kind, "top_k": 6} for kind in ("sliding_window", "strided", "random", "oracle", "block")
+    kind: {"kind": kind, "top_k": 6} for kind in ("sliding_window", "strided", "random", "oracle", "moba")
 }
 KINDS["sink_window"] = {"kind": "sink_window", "top_k": 6, "n_sinks": 2}
 KINDS["dense"] = {"kind": "dense"}

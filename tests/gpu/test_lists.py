@@ -31,7 +31,7 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a C
 
 CUDA = torch.device("cuda", 0)
 MODEL = {"d_model": 64, "n_layers": 2, "n_heads": 4, "n_kv_heads": 1, "d_ff": 96}
-KINDS = ("sliding_window", "sink_window", "strided", "random", "oracle", "block")
+KINDS = ("sliding_window", "sink_window", "strided", "random", "oracle", "moba")
 
 
 def spec_of(kind: str, backend: str, length: int = 256, top_k: int = 48, **fields: Any) -> RunSpec:

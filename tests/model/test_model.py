@@ -132,7 +132,7 @@ def test_every_layer_prepares_before_the_first_one_runs(kind: str, monkeypatch: 
     assert order == [("prepare", 0), ("prepare", 1), ("forward", 0), ("forward", 1)]
 
 
-@pytest.mark.parametrize("kind", ["dense", "dsa", "random", "block"])
+@pytest.mark.parametrize("kind", ["dense", "dsa", "random", "moba"])
 def test_what_forward_asks_of_the_context_is_prepared(kind: str) -> None:
     """In the sparse stage and in training, where `prepare` is to be enough."""
     attention = build(spec_of(kind), 60).layers()[1].attention

@@ -46,7 +46,7 @@ ATTENTIONS: dict[str, dict[str, Any]] = {
     "strided": {"kind": "strided", "top_k": 5},
     "random": {"kind": "random", "top_k": 5},
     "oracle": {"kind": "oracle", "top_k": 5},
-    "block": {"kind": "block", "top_k": 6, "block_size": 3},
+    "moba": {"kind": "moba", "top_k": 6, "block_size": 3},
 }
 
 

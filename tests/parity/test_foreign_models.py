@@ -121,7 +121,7 @@ SELECTIVE: list[dict[str, Any]] = [
     {"kind": "dsa", "top_k": LENGTH, "backend": "reference", "indexer": {"n_heads": 2, "head_dim": 8}},
     {"kind": "sliding_window", "top_k": LENGTH},
     {"kind": "oracle", "top_k": LENGTH},
-    {"kind": "block", "top_k": LENGTH},
+    {"kind": "moba", "top_k": LENGTH},
 ]
 
 

@@ -107,6 +107,32 @@ def found_sparse(
     return [out.detach(), loss.detach(), *(leaf.grad for leaf in x[:6])]
 
 
+def expected_latent(x: Inputs, selected_BTK: Tensor, value: int, scale: float) -> list[Tensor]:
+    """expected_sparse, without v's gradient, where the first `value` numbers of a key are its value."""
+    x = x.to(torch.float64)
+    out, p = reference.attention(x.q, x.k, x.k[..., :value], selected_BTK.long(), scale)
+    slots = scores_of(x).gather(-1, selected_BTK.clamp(min=0).long())
+    loss = reference.indexer_kl(slots, p, selected_BTK != reference.EMPTY)
+    ((out * x.d_out[..., :value]).sum() + 3 * loss).backward()
+    return [out.detach(), loss.detach(), *(leaf.grad for leaf in (*x[:2], *x[3:6]))]
+
+
+def found_latent(
+    x: Inputs,
+    selected_BTK: Tensor,
+    value: int,
+    scale: float,
+    deterministic: bool,
+    unions: Unions | None = None,
+) -> list[Tensor]:
+    """The same by the kernels, on the leaves of x."""
+    out, lse = attend(x.q, x.k, None, selected_BTK, deterministic, True, unions, scale, value)
+    index = (x.q_index, x.k_index, x.w_index)
+    loss = sparse_kl(x.q, x.k, lse, *index, selected_BTK, None, deterministic, unions, scale, value)
+    ((out * x.d_out[..., :value]).float().sum() + 3 * loss).backward()
+    return [out.detach(), loss.detach(), *(leaf.grad for leaf in (*x[:2], *x[3:6]))]
+
+
 def expected_dense_kl(x: Inputs) -> list[Tensor]:
     """The warm-up stage's loss and the gradients of 3 loss to the indexer's q, k, w, in fp64."""
     x = x.to(torch.float64)

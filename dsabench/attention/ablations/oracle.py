@@ -30,7 +30,7 @@ class Oracle(SelectingAttention):
 
     def scores(self, q_BTHD: Tensor, k_BSGD: Tensor, context: AttentionContext) -> Tensor:
         """Full softmax probabilities."""
-        _, p_BTS = masked.attention(q_BTHD, k_BSGD, k_BSGD, context.allowed)
+        _, p_BTS = masked.attention(q_BTHD, k_BSGD, k_BSGD, context.allowed, self.scale)
         return p_BTS
 
     def select(self, q_BTHD: Tensor, k_BSGD: Tensor, k: int, context: AttentionContext) -> Tensor:
@@ -45,7 +45,7 @@ class Oracle(SelectingAttention):
             ids_BS = None if context.document_ids_BT is None else context.document_ids_BT[:, :end]
             allowed = allowed_at(torch.arange(first, end, device=q_BTHD.device), end, ids_BS)
             past_BSGD = k_BSGD[:, :end]
-            _, p_BRS = masked.attention(q_BTHD[:, first:end], past_BSGD, past_BSGD, allowed)
+            _, p_BRS = masked.attention(q_BTHD[:, first:end], past_BSGD, past_BSGD, allowed, self.scale)
             index_lists.masked(masked.selection_mask(p_BRS, allowed, k), selected_BTK, first)
         return selected_BTK
 

@@ -10,7 +10,7 @@ kernels: no tensor of L x L elements, in either stage. They differ by rounding a
 `select` has masks alone.
 
 A step of 6 layers at L = 4096, k = 256, 8 windows, 8 heads on one KV head, bf16, on the H200; milliseconds, in brackets
-predicted, by masks 56 to 63: sliding_window 17.0 (18), strided 21.8 (22 to 24), random 23.3 (25.5), block 29.9 (22),
+predicted, by masks 56 to 63: sliding_window 17.0 (18), strided 21.8 (22 to 24), random 23.3 (25.5), moba 29.9 (22),
 oracle 45.1 (45); dense 22.0. A window's list is the same for all rows and layers: unions of 8 neighbours have 263 keys,
 0.55 GB of atomics and 0.28 GB of gathers a layer, 0.36 ms where dense attention takes 1.27. FlexAttention was not
 taken: about the same bytes and products, a block mask evaluated over all pairs, and compilation.
@@ -47,13 +47,14 @@ class SelectingAttention(Attention):
     def __init__(self, spec: RunSpec, layer: int) -> None:
         super().__init__(spec, layer)
         assert isinstance(spec.attention, AblationSpec)
-        self.selecting = spec.attention
+        self.selecting, self.scale = spec.attention, self.projections.scale
         self._backend(spec, None)  # refuses what the kernels do not take, on every machine
 
     @abc.abstractmethod
     def scores(self, q_BTHD: Tensor, k_BSGD: Tensor, context: AttentionContext) -> Tensor:
         """(T, S) or (B, T, S): the keys with the highest scores are selected. Values beyond the causal mask mean
-        nothing. Called without gradients."""
+        nothing. Called without gradients. Attention multiplies Q K^T by self.scale; in the latent layout G = 1 and D is
+        that of the latent and the rotated key, but of each head's in the dense stage."""
 
     def select(self, q_BTHD: Tensor, k_BSGD: Tensor, k: int, context: AttentionContext) -> Tensor:
         """(B, T, K = k) int32, or (1, T, K) where all rows have the same: the selection of `scores`, ascending, -1 in
@@ -73,8 +74,8 @@ class SelectingAttention(Attention):
     @classmethod
     def _backend(cls, spec: RunSpec, no_kernels: str | None) -> backends.Backend:
         assert isinstance(spec.attention, AblationSpec)
-        sharing = spec.model.n_heads // (spec.model.n_kv_heads or spec.model.n_heads)
-        limit = backends.limit_of_head(spec.model.head_dim)
+        sharing = spec.model.n_heads // spec.model.gathered_heads
+        limit = backends.limit_of_head(spec.model.head_dim) or backends.limit_of_latent(spec.model.latent)
         if not cls.has_lists():
             limit = f"{spec.attention.kind} has scores and no index lists"
         return backends.choose_lists(spec.attention.selection_backend, spec.length, sharing, limit, no_kernels)
@@ -109,9 +110,9 @@ class SelectingAttention(Attention):
     def forward(self, x_BTD: Tensor, context: AttentionContext) -> AttentionOutput:
         """(B, T, D) -> (B, T, D); no loss of its own."""
         by_lists = self.backend_on(x_BTD.device) == "triton"
-        q_BTHD, k_BTGD, v_BTGD = self.projections.heads(x_BTD, context, head_major=not by_lists)
+        q_BTHD, k_BTGD, v_BTGD = self.projections.stage_heads(x_BTD, context, not by_lists)
         attend = self._listed if by_lists else self._masked
-        return AttentionOutput(self.projections.merge(attend(q_BTHD, k_BTGD, v_BTGD, context)))
+        return AttentionOutput(self.projections.stage_merge(attend(q_BTHD, k_BTGD, v_BTGD, context), context))
 
     def _masked(self, q_BTHD: Tensor, k_BTGD: Tensor, v_BTGD: Tensor, context: AttentionContext) -> Tensor:
         n_batch, k = len(q_BTHD), self._keys_kept(context)
@@ -122,14 +123,14 @@ class SelectingAttention(Attention):
             if context.capture is not None:
                 every_BTS = scores_BTS.expand(n_batch, -1, -1)
                 selected_BTK = reference.select_top_k(every_BTS, context.allowed, k)
-                context.capture[self.layer] = capture(selected_BTK, every_BTS, q_BTHD, k_BTGD, context)
+                context.capture[self.layer] = capture(selected_BTK, every_BTS, q_BTHD, k_BTGD, context, self.scale)
             if context.stage == "sparse":
                 with torch.no_grad(), part("top-k"):
                     if keep.dim() == 3:  # packed documents: each row has a mask of its own
                         scores_BTS = scores_BTS.expand_as(keep).contiguous()
                     keep = masked.selection_mask(scores_BTS, context.allowed, k)
                     keep = keep[0] if len(keep) == 1 else keep
-        return masked.attention(q_BTHD, k_BTGD, v_BTGD, keep)[0]
+        return masked.attention(q_BTHD, k_BTGD, v_BTGD, keep, self.scale)[0]
 
     def _listed(self, q_BTHD: Tensor, k_BTGD: Tensor, v_BTGD: Tensor, context: AttentionContext) -> Tensor:
         """No tensor of L x L elements, in either stage, forward or backward."""
@@ -147,10 +148,14 @@ class SelectingAttention(Attention):
                     with torch.no_grad():
                         scores_BTS = self._scores(q_BTHD, k_BTGD, context).expand(n_batch, -1, -1)
                 every_BTK = selected_BTK.expand(n_batch, -1, -1)
-                context.capture[self.layer] = capture(every_BTK, scores_BTS, q_BTHD, k_BTGD, context)
+                context.capture[self.layer] = capture(every_BTK, scores_BTS, q_BTHD, k_BTGD, context, self.scale)
             if context.stage == "sparse":
                 unions = unions if neighbours(q_BTHD, k_BTGD) else None
-                return attend(q_BTHD, k_BTGD, v_BTGD, selected_BTK, ascending=True, unions=unions)[0]
+                value_width = self.projections.value_width
+                values_BTGD = v_BTGD if value_width is None else None
+                return attend(
+                    q_BTHD, k_BTGD, values_BTGD, selected_BTK, None, True, unions, self.scale, value_width
+                )[0]  # fmt: skip
         return scaled_dot_product.attention(q_BTHD, k_BTGD, v_BTGD, context.document_ids_BT, context.most_documents)
 
     def _keys_kept(self, context: AttentionContext) -> int:
@@ -175,7 +180,7 @@ class SelectingAttention(Attention):
         chosen = pairs(self.spec, None if stage == "dense" else self.selecting.n_selected(self.spec.length))
         items = {
             "attention projections": self.projections.flops(self.spec),
-            "attention": 12.0 * chosen * self.spec.model.heads_width,
+            "attention": chosen * self.projections.pair_flops(stage),
         }
         if stage == "sparse" and self.selection_flops():
             items["selection"] = self.selection_flops()
@@ -222,7 +227,7 @@ class PositionalAttention(SelectingAttention):
         with torch.no_grad(), part("top-k"):
             first_BT = first_keys(context)
             selected_BTK = self.keys(first_BT, min(self._keys_kept(context), length))
-            queries = queries_of(length, model.n_heads, model.kv_heads, model.head_dim)
+            queries = queries_of(length, model.n_heads, model.gathered_heads, model.gathered_width)
             return selected_BTK, unions_of(selected_BTK, queries) if queries else None
 
 

@@ -5,9 +5,12 @@ It imports no Triton, so that a machine without it gets a message in place of an
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from dsabench.errors import SpecError
+
+if TYPE_CHECKING:
+    from dsabench.spec.model_settings import LatentSpec
 
 Backend = Literal["reference", "masked", "triton"]
 
@@ -36,6 +39,9 @@ MOST_KEYS = 4096
 
 WIDEST_HEAD = 256
 """Largest width of an attention head or an indexer head that the kernels hold on chip."""
+
+WIDEST_ROTATED = 64
+"""Largest width of what a latent has beside its value, its rotated key; the value is at most WIDEST_HEAD wide."""
 
 MOST_INDEX_HEADS = 64
 """Most heads of an indexer, because the KL kernel holds all of a query's heads at once."""
@@ -86,4 +92,17 @@ def limit_of(k: int, head_dim: int, index_heads: int, index_dim: int) -> str | N
     ):
         if value > most:
             return f"{what} {value}, and its kernels take at most {most}"
+    return None
+
+
+def limit_of_latent(latent: LatentSpec | None) -> str | None:
+    """Why the sparse kernels do not take this latent layout; None when they do, or there is none."""
+    if latent is None:
+        return None
+    for name, value, most in (
+        ("kv_lora_rank", latent.kv_lora_rank, WIDEST_HEAD),
+        ("qk_rope_head_dim", latent.qk_rope_head_dim, WIDEST_ROTATED),
+    ):
+        if value > most:
+            return f"model.latent.{name} is {value}, and the sparse kernels take at most {most}"
     return None

@@ -49,21 +49,25 @@ def selection_mask(scores_BTS: Tensor, allowed: Tensor, k: int) -> Tensor:
     return (above_BTS | (tied_BTS & (tied_BTS.cumsum(dim=-1) <= room_BT1))) & allowed
 
 
-def attention(q_BTHD: Tensor, k_BSGD: Tensor, v_BSGD: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
-    """out[t] = softmax(Q[t] K^T / sqrt(D) where keep, else -inf) V.
+def attention(
+    q_BTHD: Tensor, k_BSGD: Tensor, v_BSGD: Tensor, keep: Tensor, scale: float | None = None
+) -> tuple[Tensor, Tensor]:
+    """out[t] = softmax(Q[t] K^T scale where keep, else -inf) V.
 
-    keep: (T, S) or (B, T, S), already causal, at least one key a query. Returns out (B, T, H, D) and the
-    head-averaged probabilities (B, T, S), fp32 and detached: they are the indexer's target and nothing else.
+    scale None is D^-1/2; values, and so out, may have another width than keys. keep: (T, S) or (B, T, S), already
+    causal, at least one key a query. Returns out (B, T, H, D) and the head-averaged probabilities (B, T, S), fp32 and
+    detached: they are the indexer's target and nothing else.
     """
+    scale = q_BTHD.shape[-1] ** -0.5 if scale is None else scale
     if _fused(k_BSGD.shape[1], q_BTHD, k_BSGD, v_BSGD):
         from dsabench.attention.dsa.triton.masked_rows import MaskedAttention
 
         out_BHTD, mean_BTS = MaskedAttention.apply(
-            q_BTHD.transpose(1, 2), k_BSGD.transpose(1, 2), v_BSGD.transpose(1, 2), keep
+            q_BTHD.transpose(1, 2), k_BSGD.transpose(1, 2), v_BSGD.transpose(1, 2), keep, scale
         )
         return out_BHTD.transpose(1, 2), mean_BTS
     groups = q_BTHD.shape[2] // k_BSGD.shape[2]
-    q_BHTD = q_BTHD.transpose(1, 2) * q_BTHD.shape[-1] ** -0.5
+    q_BHTD = q_BTHD.transpose(1, 2) * scale
     k_BHSD, v_BHSD = k_BSGD.transpose(1, 2), v_BSGD.transpose(1, 2)
     if groups > 1:
         k_BHSD, v_BHSD = k_BHSD.repeat_interleave(groups, dim=1), v_BHSD.repeat_interleave(groups, dim=1)

@@ -60,21 +60,25 @@ def select_top_k(scores_BTS: Tensor, allowed: Tensor, k: int) -> Tensor:
     return selected_BTK.masked_fill(~filled_BTK, EMPTY)
 
 
-def attention(q_BTHD: Tensor, k_BSGD: Tensor, v_BSGD: Tensor, selected_BTK: Tensor) -> tuple[Tensor, Tensor]:
-    """out[t] = softmax(Q[t] K[S[t]]^T / sqrt(D)) V[S[t]] by gathering each query's keys and values.
+def attention(
+    q_BTHD: Tensor, k_BSGD: Tensor, v_BSGD: Tensor, selected_BTK: Tensor, scale: float | None = None
+) -> tuple[Tensor, Tensor]:
+    """out[t] = softmax(Q[t] K[S[t]]^T scale) V[S[t]] by gathering each query's keys and values; scale None is D^-1/2,
+    and values may have another width than keys.
 
     A slot holding EMPTY, or an index beyond t, takes part in nothing (the causal mask, applied again after top-k).
     Returns out (B, T, H, D) and the head-averaged probabilities of the slots (B, T, K), 0 in dropped slots.
     """
     n_batch, length, n_heads, width = q_BTHD.shape
     groups = n_heads // k_BSGD.shape[2]
+    scale = width**-0.5 if scale is None else scale
     query_T = torch.arange(length, device=q_BTHD.device)
     keep_BTK = (selected_BTK >= 0) & (selected_BTK <= query_T[:, None])
     batch_B = torch.arange(n_batch, device=q_BTHD.device)[:, None, None]
     slots_BTK = selected_BTK.clamp(min=0)
     k_BTKHD = k_BSGD[batch_B, slots_BTK].repeat_interleave(groups, dim=3)
     v_BTKHD = v_BSGD[batch_B, slots_BTK].repeat_interleave(groups, dim=3)
-    scores_BTHK = torch.einsum("bthd,btkhd->bthk", q_BTHD, k_BTKHD) * width**-0.5
+    scores_BTHK = torch.einsum("bthd,btkhd->bthk", q_BTHD, k_BTKHD) * scale
     p_BTHK = scores_BTHK.masked_fill(~keep_BTK[:, :, None], -torch.inf).softmax(dim=-1)
     return torch.einsum("bthk,btkhd->bthd", p_BTHK, v_BTKHD), p_BTHK.mean(dim=2)
 

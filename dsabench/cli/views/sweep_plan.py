@@ -187,7 +187,10 @@ def origins(runs: Sequence[PlannedRun]) -> Iterator[str]:
     """A line for each trained model that is there already and that runs start from, with the sizes of theirs."""
     specs = [run.spec for run in runs if run.spec.start is not None and run.spec.start.parent is None]
     for start, model in dict.fromkeys((spec.start, spec.model) for spec in specs if spec.start is not None):
-        heads = f"{model.n_heads} heads of {model.head_dim} on {model.kv_heads} KV heads"
+        keys = f"{model.kv_heads} KV heads"
+        if model.latent is not None:
+            keys = f"a latent of {model.latent.kv_lora_rank} + {model.latent.qk_rope_head_dim}"
+        heads = f"{model.n_heads} heads of {model.head_dim} on {keys}"
         sizes = f"d_model {model.d_model:,}, {count(model.n_layers, 'layer')}, {heads}, d_ff {model.d_ff:,}"
         yield printable(f"  {'from':20} {start.run or start.checkpoint}: {sizes}")
 

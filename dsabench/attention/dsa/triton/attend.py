@@ -23,60 +23,40 @@ N slots of a block.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import triton
 from torch import Tensor
 
+from dsabench.attention.dsa.backends import WIDEST_HEAD, WIDEST_ROTATED
 from dsabench.attention.dsa.triton import accumulate
 from dsabench.attention.dsa.triton.attend_groups import backward_group, forward_group
 from dsabench.attention.dsa.triton.attend_kernels import attend_backward, attend_forward
-from dsabench.attention.dsa.triton.tiles import check, fitting, power_of_two, precision
+from dsabench.attention.dsa.triton.attend_sizes import (
+    GROUP,
+    Tiling,
+    group_backward,
+    group_shape,
+    key_parts,
+    query_shape,
+    ranges,
+)
+from dsabench.attention.dsa.triton.tiles import check
 from dsabench.attention.dsa.triton.unions import Unions, joined, parts
 
 RANGE_BYTES = 32 << 20
 """Of 50 MB of L2: a range's K, V, dK and dV."""
 
 
-class Tiling(NamedTuple):
-    """How the work is cut: results do not depend on it, but for rounding."""
-
-    slots: int = 64
-    warps: int = 4
-    stages: int = 2
-    range_bytes: int = 0
-    """Backward takes the keys in ranges whose K, V, dK and dV take so many bytes; 0: all at once."""
-    registers: int | None = None
-    """Most registers a thread, to fit more programs on a multiprocessor; None leaves it to the compiler."""
-
-    def options(self) -> dict[str, int]:
-        """As a kernel takes them."""
-        most = {} if self.registers is None else {"maxnreg": self.registers}
-        return {"N": self.slots, "num_warps": self.warps, "num_stages": self.stages, **most}
-
-    def within(self, limit: int, x: Tensor, *widths: int) -> Tiling:
-        """With fewer slots where these do not fit `limit` bytes at these widths and x's dtype."""
-        return self._replace(slots=fitting(self.slots, limit, *widths, size=x.element_size()))
-
-
-GROUP = Tiling(slots=64, warps=4, stages=2)
-"""Groups of queries: 64 rows of queries by 64 keys, a tile of the tensor cores for every product."""
-
-
-def group_backward(width: int, deterministic: bool) -> Tiling:
-    """The backward pass of groups: of wide heads only one stage fits where two programs share a multiprocessor; of
-    others, with so few registers, three programs do."""
-    if width > 64:
-        return GROUP._replace(stages=1)
-    return GROUP if deterministic else GROUP._replace(registers=168)
-
-
 def attend(
-    q_BTHD: Tensor, k_BSGD: Tensor, v_BSGD: Tensor, selected_BTK: Tensor, deterministic: bool | None = None,
-    ascending: bool = False, unions: Unions | None = None,
+    q_BTHD: Tensor, k_BSGD: Tensor, v_BSGD: Tensor | None, selected_BTK: Tensor, deterministic: bool | None = None,
+    ascending: bool = False, unions: Unions | None = None, scale: float | None = None, value_width: int | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """out (B, T, H, D) in the inputs' dtype; logsumexp of the scaled scores over the kept slots, (B, T, H), fp32, nats.
+
+    v = None: the first value_width numbers of a key are its value (latents), and out is so wide; keys are then at most
+    WIDEST_HEAD + WIDEST_ROTATED wide. scale: what Q K^T is multiplied by; None is D^-1/2.
 
     selected: int32 or int64, -1 where a slot is empty; indices must differ within a row. One batch row of it serves all
     rows of the batch. A query without any key gives 0, and -inf. `ascending` promises that each row's indices ascend
@@ -85,59 +65,73 @@ def attend(
     `deterministic` asks for gradients whose bits repeat; None asks PyTorch's setting. The logsumexp has no gradient. D
     from 1 to 256, H a multiple of G; fp32 (multiplied exactly) or bf16 with fp32 sums.
     """
-    check(q_BTHD, k_BSGD, v_BSGD)
-    if q_BTHD.shape[2] % k_BSGD.shape[2] or q_BTHD.shape[3] > 256 or q_BTHD.shape[1] != k_BSGD.shape[1]:
-        shapes = f"q {tuple(q_BTHD.shape)}, k {tuple(k_BSGD.shape)}"
-        raise ValueError(f"attend takes as many keys as queries, H a multiple of G, D up to 256, not {shapes}")
+    check(q_BTHD, k_BSGD, k_BSGD if v_BSGD is None else v_BSGD)
+    shapes = f"q {tuple(q_BTHD.shape)}, k {tuple(k_BSGD.shape)}"
+    value, *rest = key_parts(k_BSGD, value_width or 0)
+    if (v_BSGD is None) != bool(rest) or min(value, *rest, 1) < 1 or rest > [WIDEST_ROTATED]:
+        takes = f"v, or a value_width that is less than D by 1 to {WIDEST_ROTATED}"
+        raise ValueError(f"attend takes {takes}, not value_width = {value_width} for {shapes}")
+    if q_BTHD.shape[2] % k_BSGD.shape[2] or value > WIDEST_HEAD or q_BTHD.shape[1] != k_BSGD.shape[1]:
+        takes = f"as many keys as queries, H a multiple of G, D (or value_width) up to {WIDEST_HEAD}"
+        raise ValueError(f"attend takes {takes}, not {shapes}")
     fixed = accumulate.deterministic(deterministic)
-    out_BTHD, lse_BTH = _attend(q_BTHD, k_BSGD, v_BSGD, selected_BTK.int(), *parts(unions), fixed, ascending)
+    scale = q_BTHD.shape[-1] ** -0.5 if scale is None else scale
+    out_BTHD, lse_BTH = _attend(
+        q_BTHD, k_BSGD, v_BSGD, selected_BTK.int(), *parts(unions), fixed, ascending, scale, value_width or 0
+    )  # fmt: skip
     return out_BTHD, lse_BTH
 
 
 @torch.library.custom_op("dsabench::sparse_attend", mutates_args=())
 def _attend(
-    q_BTHD: Tensor, k_BSGD: Tensor, v_BSGD: Tensor, selected_BTK: Tensor, words_UC: Tensor | None,
-    sizes_U: Tensor | None, neighbours: int, deterministic: bool, ascending: bool,
+    q_BTHD: Tensor, k_BSGD: Tensor, v_BSGD: Tensor | None, selected_BTK: Tensor, words_UC: Tensor | None,
+    sizes_U: Tensor | None, neighbours: int, deterministic: bool, ascending: bool, scale: float, value_width: int,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    tiling = Tiling().within(1 << 14, k_BSGD, k_BSGD.shape[-1])
+    tiling = Tiling().within(1 << 14, k_BSGD, *key_parts(k_BSGD, value_width))
     if k_BSGD.dtype == torch.bfloat16 and k_BSGD.shape[-1] <= 64 and q_BTHD.shape[2] <= 16 * k_BSGD.shape[2]:
         tiling = tiling._replace(warps=1)  # its sums fit one warp's registers, and nothing waits for another warp
-    return forward(q_BTHD, k_BSGD, v_BSGD, selected_BTK, tiling, joined(words_UC, sizes_U, neighbours))
+    unions = joined(words_UC, sizes_U, neighbours)
+    return forward(q_BTHD, k_BSGD, v_BSGD, selected_BTK, tiling, unions, GROUP, scale, value_width)
 
 
 @_attend.register_fake
 def _(
-    q_BTHD: Tensor, k_BSGD: Tensor, v_BSGD: Tensor, selected_BTK: Tensor, words_UC: Tensor | None,
-    sizes_U: Tensor | None, neighbours: int, deterministic: bool, ascending: bool,
+    q_BTHD: Tensor, k_BSGD: Tensor, v_BSGD: Tensor | None, selected_BTK: Tensor, words_UC: Tensor | None,
+    sizes_U: Tensor | None, neighbours: int, deterministic: bool, ascending: bool, scale: float, value_width: int,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    out_BTHD = q_BTHD.new_empty(q_BTHD.shape)
+    out_BTHD = q_BTHD.new_empty(*q_BTHD.shape[:3], value_width or q_BTHD.shape[3])
     return out_BTHD, q_BTHD.new_empty(q_BTHD.shape[:3], dtype=torch.float32)
 
 
 @torch.library.custom_op("dsabench::sparse_attend_backward", mutates_args=())
 def _attend_backward(
-    q_BTHD: Tensor, k_BSGD: Tensor, v_BSGD: Tensor, selected_BTK: Tensor, words_UC: Tensor | None,
+    q_BTHD: Tensor, k_BSGD: Tensor, v_BSGD: Tensor | None, selected_BTK: Tensor, words_UC: Tensor | None,
     sizes_U: Tensor | None, out_BTHD: Tensor, lse_BTH: Tensor, d_out_BTHD: Tensor, neighbours: int,
-    deterministic: bool, ascending: bool,
+    deterministic: bool, ascending: bool, scale: float, value_width: int,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    tiling = Tiling(slots=32, warps=2).within(1 << (12 if deterministic else 13), k_BSGD, k_BSGD.shape[-1])
+    limit = 1 << (12 if deterministic else 13)
+    tiling = Tiling(slots=32, warps=2).within(limit, k_BSGD, *key_parts(k_BSGD, value_width))
     if ascending:
         tiling = tiling._replace(range_bytes=RANGE_BYTES)
     unions = joined(words_UC, sizes_U, neighbours)
-    return backward(q_BTHD, k_BSGD, v_BSGD, selected_BTK, out_BTHD, lse_BTH, d_out_BTHD, deterministic, tiling, unions)
+    return backward(
+        q_BTHD, k_BSGD, v_BSGD, selected_BTK, out_BTHD, lse_BTH, d_out_BTHD, deterministic, tiling, unions, None, scale,
+        value_width,
+    )  # fmt: skip
 
 
 @_attend_backward.register_fake
 def _(
-    q_BTHD: Tensor, k_BSGD: Tensor, v_BSGD: Tensor, selected_BTK: Tensor, words_UC: Tensor | None,
+    q_BTHD: Tensor, k_BSGD: Tensor, v_BSGD: Tensor | None, selected_BTK: Tensor, words_UC: Tensor | None,
     sizes_U: Tensor | None, out_BTHD: Tensor, lse_BTH: Tensor, d_out_BTHD: Tensor, neighbours: int,
-    deterministic: bool, ascending: bool,
+    deterministic: bool, ascending: bool, scale: float, value_width: int,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    return q_BTHD.new_empty(q_BTHD.shape), k_BSGD.new_empty(k_BSGD.shape), v_BSGD.new_empty(v_BSGD.shape)
+    d_v = k_BSGD.new_empty(0 if v_BSGD is None else v_BSGD.shape)
+    return q_BTHD.new_empty(q_BTHD.shape), k_BSGD.new_empty(k_BSGD.shape), d_v
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    *tensors, ctx.neighbours, ctx.deterministic, ctx.ascending = inputs
+    *tensors, ctx.neighbours, ctx.deterministic, ctx.ascending, ctx.scale, ctx.value_width = inputs
     ctx.save_for_backward(*tensors, *output)
     ctx.mark_non_differentiable(output[1])
     ctx.set_materialize_grads(False)
@@ -145,62 +139,32 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> 
 
 def _gradients(ctx: Any, d_out_BTHD: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
     if d_out_BTHD is None:
-        return (None,) * 9
-    modes = (ctx.neighbours, ctx.deterministic, ctx.ascending)
-    return (*_attend_backward(*ctx.saved_tensors, d_out_BTHD, *modes), *(None,) * 6)
+        return (None,) * 11
+    modes = (ctx.neighbours, ctx.deterministic, ctx.ascending, ctx.scale, ctx.value_width)
+    d_q, d_k, d_v = _attend_backward(*ctx.saved_tensors, d_out_BTHD, *modes)
+    return d_q, d_k, None if ctx.value_width else d_v, *(None,) * 8
 
 
 _attend.register_autograd(_gradients, setup_context=_setup)
 
 
-def together_at_most(q_BTHD: Tensor, heads: int) -> int:
-    """Heads of one program, of so many that share a KV head: bounded by what fits on chip."""
-    return min(power_of_two(heads), 64 if q_BTHD.dtype == torch.bfloat16 else 16)
-
-
-def _shape(q_BTHD: Tensor, k_BSGD: Tensor) -> tuple[int, dict[str, Any]]:
-    """Programs a query and KV head, and the kernels' compile-time arguments."""
-    together = q_BTHD.shape[2] // k_BSGD.shape[2]
-    heads = together_at_most(q_BTHD, together)
-    width = q_BTHD.shape[3]
-    return triton.cdiv(together, heads), {
-        "D": width, "WIDE": power_of_two(width), "M": heads, "PRECISION": precision(q_BTHD),
-    }  # fmt: skip
-
-
-def group_shape(q_BTHD: Tensor, k_BSGD: Tensor, unions: Unions) -> dict[str, Any]:
-    """The compile-time arguments of kernels over groups."""
-    queries, width = unions.queries, q_BTHD.shape[3]
-    heads = power_of_two(q_BTHD.shape[2] // k_BSGD.shape[2], max(1, 16 // queries))
-    return {
-        "D": width, "WIDE": power_of_two(width), "HEADS": heads, "Q": queries, "PRECISION": precision(q_BTHD),
-        "FAST": q_BTHD.is_cuda,
-    }  # fmt: skip
-
-
-def _ranges(k_BSGD: Tensor, range_bytes: int) -> list[tuple[int, int]]:
-    """(first key, end) of ranges whose K, V, dK and dV take so many bytes; one where range_bytes is 0."""
-    length, groups, width = k_BSGD.shape[1:]
-    bytes_a_key = groups * width * 2 * (4 + k_BSGD.element_size())
-    keys = triton.cdiv(length, triton.cdiv(length * bytes_a_key, range_bytes) if range_bytes else 1)
-    return [(first, first + keys) for first in range(0, length, keys)]
-
-
 def forward(
-    q_BTHD: Tensor, k_BSGD: Tensor, v_BSGD: Tensor, selected_BTK: Tensor, tiling: Tiling,
-    unions: Unions | None = None, group_tiling: Tiling = GROUP,
+    q_BTHD: Tensor, k_BSGD: Tensor, v_BSGD: Tensor | None, selected_BTK: Tensor, tiling: Tiling,
+    unions: Unions | None = None, group_tiling: Tiling = GROUP, scale: float | None = None, value_width: int = 0,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """`attend` without gradients, by a tiling of choice, and groups of queries by another."""
-    q_BTHD, k_BSGD, v_BSGD = q_BTHD.contiguous(), k_BSGD.contiguous(), v_BSGD.contiguous()
+    q_BTHD, k_BSGD = q_BTHD.contiguous(), k_BSGD.contiguous()
+    v_BSGD = None if v_BSGD is None else v_BSGD.contiguous()
     n_batch, length, n_heads, width = q_BTHD.shape
     groups, slots = k_BSGD.shape[2], selected_BTK.shape[2]
-    out_BTHD = torch.empty_like(q_BTHD)
+    scale = width**-0.5 if scale is None else scale
+    out_BTHD = torch.empty(*q_BTHD.shape[:3], value_width or width, dtype=q_BTHD.dtype, device=q_BTHD.device)
     lse_BTH = torch.empty(n_batch, length, n_heads, dtype=torch.float32, device=q_BTHD.device)
-    blocks, shape = _shape(q_BTHD, k_BSGD)
+    blocks, shape = query_shape(q_BTHD, k_BSGD, value_width)
     queries, sizes = (unions.queries, unions.sizes_U) if unions else (0, None)
     attend_forward[(n_batch * length * groups * blocks,)](
         q_BTHD, k_BSGD, v_BSGD, selected_BTK.contiguous(), sizes, out_BTHD, lse_BTH, length, n_heads, groups, slots,
-        len(selected_BTK) * length, blocks, width**-0.5, N=tiling.slots, Q=queries, num_warps=tiling.warps,
+        len(selected_BTK) * length, blocks, scale, N=tiling.slots, Q=queries, num_warps=tiling.warps,
         num_stages=tiling.stages, **shape,
     )  # fmt: skip
     if unions:
@@ -208,42 +172,48 @@ def forward(
         units_a_row = triton.cdiv(length, queries)
         forward_group[(n_batch * units_a_row * groups,)](
             q_BTHD, k_BSGD, v_BSGD, unions.words_UC, sizes, out_BTHD, lse_BTH, length, n_heads, groups, words, units,
-            units_a_row, width**-0.5, **group_tiling.options(),
-            **group_shape(q_BTHD, k_BSGD, unions),
+            units_a_row, scale, **group_tiling.options(), **group_shape(q_BTHD, k_BSGD, unions, value_width),
         )  # fmt: skip
     return out_BTHD, lse_BTH
 
 
 def backward(
-    q_BTHD: Tensor, k_BSGD: Tensor, v_BSGD: Tensor, selected_BTK: Tensor, out_BTHD: Tensor, lse_BTH: Tensor,
+    q_BTHD: Tensor, k_BSGD: Tensor, v_BSGD: Tensor | None, selected_BTK: Tensor, out_BTHD: Tensor, lse_BTH: Tensor,
     d_out_BTHD: Tensor, deterministic: bool, tiling: Tiling, unions: Unions | None = None,
-    group_tiling: Tiling | None = None,
+    group_tiling: Tiling | None = None, scale: float | None = None, value_width: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Gradients of q, k and v in their dtypes, by a tiling of choice, and of groups of queries by another."""
-    q_BTHD, k_BSGD, v_BSGD, d_out_BTHD = (x.contiguous() for x in (q_BTHD, k_BSGD, v_BSGD, d_out_BTHD))
+    """Gradients of q, k and v in their dtypes, by a tiling of choice, and of groups of queries by another; nothing for
+    v where it is a part of k."""
+    q_BTHD, k_BSGD, d_out_BTHD = (x.contiguous() for x in (q_BTHD, k_BSGD, d_out_BTHD))
+    v_BSGD = None if v_BSGD is None else v_BSGD.contiguous()
     n_batch, length, n_heads, width = q_BTHD.shape
     groups, slots = k_BSGD.shape[2], selected_BTK.shape[2]
     group_tiling = group_tiling or group_backward(width, deterministic)
-    cuts, group_cuts = (_ranges(k_BSGD, cut.range_bytes) for cut in (tiling, group_tiling))
+    scale = width**-0.5 if scale is None else scale
+    tensors = 1 if v_BSGD is None else 2
+    cuts, group_cuts = (ranges(k_BSGD, tensors, cut.range_bytes) for cut in (tiling, group_tiling))
     # Of several ranges each adds to dQ, in fp32; one writes it once.
     summed = len(cuts) > 1 or (unions is not None and len(group_cuts) > 1)
     d_q_BTHD = torch.zeros_like(q_BTHD, dtype=torch.float32) if summed else torch.empty_like(q_BTHD)
     d_k = accumulate.zeros(tuple(k_BSGD.shape), k_BSGD, deterministic)
-    d_v = accumulate.zeros(tuple(k_BSGD.shape), k_BSGD, deterministic)
+    d_v = None if v_BSGD is None else accumulate.zeros(tuple(k_BSGD.shape), k_BSGD, deterministic)
     scale_k = scale_v = None
     if deterministic:
-        # |P| <= 1 and |dP| <= D max|dO| max|V|: what no contribution of a head can exceed, nor their sum.
+        # |P| <= 1 and |dP| <= D max|dO| max|V|: what no contribution of a head can exceed, nor their sum. dO . O has O,
+        # which exceeds V where this attention is a part of a larger one.
         most, together = d_out_BTHD.abs().amax().double(), length * n_heads // groups
-        scale_v = accumulate.scale_for(most, together)
-        d_score = 2 * most * v_BSGD.abs().amax() * width
-        scale_k = accumulate.scale_for(d_score * q_BTHD.abs().amax(), together)
-    blocks, shape = _shape(q_BTHD, k_BSGD)
+        value_BSGD = k_BSGD if v_BSGD is None else v_BSGD
+        d_score = 2 * most * torch.maximum(value_BSGD.abs().amax(), out_BTHD.abs().amax()) * width
+        most_k = d_score * q_BTHD.abs().amax()
+        scale_v = None if v_BSGD is None else accumulate.scale_for(most, together)
+        scale_k = accumulate.scale_for(most_k * scale + most if v_BSGD is None else most_k, together)
+    blocks, shape = query_shape(q_BTHD, k_BSGD, value_width)
     queries, sizes = (unions.queries, unions.sizes_U) if unions else (0, None)
     rest = (out_BTHD.contiguous(), lse_BTH, d_out_BTHD, d_q_BTHD, d_k, d_v, scale_k, scale_v, length, n_heads, groups)
     for first, last in cuts:
         attend_backward[(n_batch * length * groups * blocks,)](
             q_BTHD, k_BSGD, v_BSGD, selected_BTK.contiguous(), sizes, *rest, slots, len(selected_BTK) * length, blocks,
-            width**-0.5, first, last, N=tiling.slots, Q=queries, FIXED=deterministic, RANGED=len(cuts) > 1,
+            scale, first, last, N=tiling.slots, Q=queries, FIXED=deterministic, RANGED=len(cuts) > 1,
             num_warps=tiling.warps, num_stages=tiling.stages, **shape,
         )  # fmt: skip
     if unions:
@@ -251,10 +221,12 @@ def backward(
         units_a_row = triton.cdiv(length, queries)
         for first, last in group_cuts:
             backward_group[(n_batch * units_a_row * groups,)](
-                q_BTHD, k_BSGD, v_BSGD, unions.words_UC, sizes, *rest, words, units, units_a_row, width**-0.5, first,
-                last, FIXED=deterministic, RANGED=len(group_cuts) > 1, **group_tiling.options(),
-                **group_shape(q_BTHD, k_BSGD, unions),
+                q_BTHD, k_BSGD, v_BSGD, unions.words_UC, sizes, *rest, words, units, units_a_row, scale, first, last,
+                FIXED=deterministic, RANGED=len(group_cuts) > 1, **group_tiling.options(),
+                **group_shape(q_BTHD, k_BSGD, unions, value_width),
             )  # fmt: skip
-    d_k = accumulate.finish(d_k, scale_k, k_BSGD.dtype, width**-0.5)
-    d_v = accumulate.finish(d_v, scale_v, v_BSGD.dtype)
-    return d_q_BTHD.to(q_BTHD.dtype), d_k, d_v
+    d_q_BTHD = d_q_BTHD.to(q_BTHD.dtype)
+    if d_v is None:
+        return d_q_BTHD, accumulate.finish(d_k, scale_k, k_BSGD.dtype), k_BSGD.new_empty(0)
+    d_k = accumulate.finish(d_k, scale_k, k_BSGD.dtype, scale)
+    return d_q_BTHD, d_k, accumulate.finish(d_v, scale_v, k_BSGD.dtype)

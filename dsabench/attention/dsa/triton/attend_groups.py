@@ -29,7 +29,7 @@ import triton
 import triton.language as tl
 
 from dsabench.attention.dsa.triton import accumulate
-from dsabench.attention.dsa.triton.attend_kernels import LOG2E
+from dsabench.attention.dsa.triton.attend_kernels import LOG2E, load_queries, store_queries
 from dsabench.attention.dsa.triton.lse import exp2
 from dsabench.attention.dsa.triton.unions import first_from, keys_of, load_words
 
@@ -66,7 +66,8 @@ def add_rows(total, s, x_ND, scale, stride, D: tl.constexpr, WIDE: tl.constexpr,
 @triton.jit(do_not_specialize=["n_lists"])
 def forward_group(
     q, k, v, words, sizes, out, lse, T, H, G, C, n_lists, n_blocks, scale, D: tl.constexpr, WIDE: tl.constexpr,
-    HEADS: tl.constexpr, Q: tl.constexpr, N: tl.constexpr, PRECISION: tl.constexpr, FAST: tl.constexpr,
+    P: tl.constexpr, WIDE_P: tl.constexpr, HEADS: tl.constexpr, Q: tl.constexpr, N: tl.constexpr,
+    PRECISION: tl.constexpr, FAST: tl.constexpr,
 ):  # fmt: skip
     """A program is a group, unless its queries go by themselves, and the heads of one KV head. Of n_lists unions, a
     batch row's or all rows', it has number unit % n_lists."""
@@ -78,9 +79,10 @@ def forward_group(
     d = tl.arange(0, WIDE)
     at = row[:, None] * D + d[None, :]
     mask = there[:, None] & (d < D)[None, :]
-    q_MD = tl.load(q + at, mask=mask, other=0.0)
-    k += (batch * G + g) * D
-    v += (batch * G + g) * D
+    q_MD, q_MP = load_queries(q, row, there, D, WIDE, P, WIDE_P)
+    k += (batch * G + g) * (D + P)
+    if P == 0:
+        v += (batch * G + g) * D
     words += (unit % n_lists).to(tl.int64) * C
     mine = 1 << member
     top = tl.full((Q * HEADS,), -float("inf"), dtype=tl.float32)
@@ -91,9 +93,14 @@ def forward_group(
     for n0 in range(0, end, N):
         s, who = keys_of(word_N2, 0)
         word_N2 = load_words(words, n0 + N + n, end, N)
-        k_ND = gather32(k, s, who != 0, G * D, D, WIDE)
-        v_ND = gather32(v, s, who != 0, G * D, D, WIDE)
+        k_ND = gather32(k, s, who != 0, G * (D + P), D, WIDE)
         score = tl.dot(q_MD, tl.trans(k_ND), input_precision=PRECISION)
+        if P:
+            v_ND = k_ND
+            k_NP = gather32(k + D, s, who != 0, G * (D + P), P, WIDE_P)
+            score = tl.dot(q_MP, tl.trans(k_NP), score, input_precision=PRECISION)
+        else:
+            v_ND = gather32(v, s, who != 0, G * D, D, WIDE)
         score = tl.where((who[None, :] & mine[:, None]) != 0, score, -float("inf"))
         above = tl.maximum(top, tl.max(score, axis=1) * (scale * LOG2E))
         finite = tl.where(above == -float("inf"), 0.0, above)
@@ -111,13 +118,12 @@ def forward_group(
 @triton.jit(do_not_specialize=["n_lists", "from_key", "to_key"])
 def backward_group(
     q, k, v, words, sizes, out, lse, d_out, d_q, d_k, d_v, scale_k, scale_v, T, H, G, C, n_lists, n_blocks, scale,
-    from_key, to_key, D: tl.constexpr, WIDE: tl.constexpr, HEADS: tl.constexpr, Q: tl.constexpr, N: tl.constexpr,
-    PRECISION: tl.constexpr, FIXED: tl.constexpr, RANGED: tl.constexpr, FAST: tl.constexpr,
+    from_key, to_key, D: tl.constexpr, WIDE: tl.constexpr, P: tl.constexpr, WIDE_P: tl.constexpr, HEADS: tl.constexpr,
+    Q: tl.constexpr, N: tl.constexpr, PRECISION: tl.constexpr, FIXED: tl.constexpr, RANGED: tl.constexpr,
+    FAST: tl.constexpr,
 ):  # fmt: skip
-    """RANGED: only words whose keys lie in [from_key, to_key) take part, and dQ is added to what is there.
-
-    dS lacks the scale, and so does what is added to d_k.
-    """
+    """RANGED: only words whose keys lie in [from_key, to_key) take part, and dQ is added to what is there. The scale is
+    where attend_backward has it."""
     unit, g = tl.program_id(0) // G, tl.program_id(0) % G
     end = tl.load(sizes + unit % n_lists)
     if end == 0:
@@ -134,16 +140,18 @@ def backward_group(
         end = first_from(words, to_key, end)
         if begin == end:
             return
-    q_MD = tl.load(q + at, mask=mask, other=0.0)
+    q_MD, q_MP = load_queries(q, row, there, D, WIDE, P, WIDE_P)
     d_out_MD = tl.load(d_out + at, mask=mask, other=0.0)
     delta = tl.sum(d_out_MD.to(tl.float32) * tl.load(out + at, mask=mask, other=0.0).to(tl.float32), axis=1)
     base = tl.load(lse + row, mask=there, other=float("inf")) * LOG2E
     base = tl.where(base == -float("inf"), float("inf"), base)  # no key at all: P is 0
-    start = (batch * G + g) * D
+    start = (batch * G + g) * (D + P)
     k += start
-    v += start
     d_k += start
-    d_v += start
+    if P == 0:
+        v += start
+        d_v += start
+    d_q_MP = tl.zeros((Q * HEADS, WIDE_P), dtype=tl.float32)
     mine = 1 << member
     spare = (unit % n_blocks * Q + n) % T
     d_q_MD = tl.zeros((Q * HEADS, WIDE), dtype=tl.float32)
@@ -151,18 +159,33 @@ def backward_group(
     for n0 in range(begin, end, N):
         s, who = keys_of(word_N2, spare)
         word_N2 = load_words(words, n0 + N + n, end, N)
-        k_ND = gather32(k, s, who != 0, G * D, D, WIDE)
-        v_ND = gather32(v, s, who != 0, G * D, D, WIDE)
-        score = tl.dot(q_MD, tl.trans(k_ND), input_precision=PRECISION) * (scale * LOG2E)
+        k_ND = gather32(k, s, who != 0, G * (D + P), D, WIDE)
+        score = tl.dot(q_MD, tl.trans(k_ND), input_precision=PRECISION)
+        if P:
+            v_ND = k_ND
+            k_NP = gather32(k + D, s, who != 0, G * (D + P), P, WIDE_P)
+            score = tl.dot(q_MP, tl.trans(k_NP), score, input_precision=PRECISION)
+        else:
+            v_ND = gather32(v, s, who != 0, G * D, D, WIDE)
+        score *= scale * LOG2E
         p = tl.where((who[None, :] & mine[:, None]) != 0, exp2(score - base[:, None], FAST), 0.0)
         d_p = tl.dot(d_out_MD, tl.trans(v_ND), input_precision=PRECISION)
-        d_score = (p * (d_p - delta[:, None])).to(q_MD.dtype)
+        d_score = p * (d_p - delta[:, None])
+        if P:
+            d_score *= scale
+        d_score = d_score.to(q_MD.dtype)
         d_v_ND = tl.dot(tl.trans(p.to(q_MD.dtype)), d_out_MD, input_precision=PRECISION)
-        add_rows(d_v, s, d_v_ND, scale_v, G * D, D, WIDE, FIXED)
+        if P == 0:
+            add_rows(d_v, s, d_v_ND, scale_v, G * D, D, WIDE, FIXED)
         d_q_MD += tl.dot(d_score, k_ND, input_precision=PRECISION)
-        d_k_ND = tl.dot(tl.trans(d_score), q_MD, input_precision=PRECISION)
-        add_rows(d_k, s, d_k_ND, scale_k, G * D, D, WIDE, FIXED)
-    d_q_MD *= scale
-    if RANGED:
-        d_q_MD += tl.load(d_q + at, mask=mask, other=0.0)
-    tl.store(d_q + at, d_q_MD.to(d_q.dtype.element_ty), mask=mask)
+        if P:
+            d_k_ND = tl.dot(tl.trans(d_score), q_MD, d_v_ND, input_precision=PRECISION)
+            d_q_MP += tl.dot(d_score, k_NP, input_precision=PRECISION)
+            d_k_NP = tl.dot(tl.trans(d_score), q_MP, input_precision=PRECISION)
+            add_rows(d_k + D, s, d_k_NP, scale_k, G * (D + P), P, WIDE_P, FIXED)
+        else:
+            d_k_ND = tl.dot(tl.trans(d_score), q_MD, input_precision=PRECISION)
+        add_rows(d_k, s, d_k_ND, scale_k, G * (D + P), D, WIDE, FIXED)
+    if P == 0:
+        d_q_MD *= scale
+    store_queries(d_q, row, there, d_q_MD, d_q_MP, D, WIDE, P, WIDE_P, RANGED)

@@ -26,8 +26,15 @@ import triton.language as tl
 from torch import Tensor
 
 from dsabench.attention.dsa.triton import accumulate
-from dsabench.attention.dsa.triton.attend import GROUP, Tiling, group_shape, together_at_most
-from dsabench.attention.dsa.triton.attend_kernels import LOG2E, gather, in_group, load_slots
+from dsabench.attention.dsa.triton.attend_kernels import LOG2E, gather, in_group, load_queries, load_slots
+from dsabench.attention.dsa.triton.attend_sizes import (
+    GROUP,
+    Tiling,
+    group_shape,
+    key_parts,
+    together_at_most,
+    widths,
+)
 from dsabench.attention.dsa.triton.kl_groups import kl_group
 from dsabench.attention.dsa.triton.lse import load_indexer, selected_lse
 from dsabench.attention.dsa.triton.tiles import check, power_of_two, precision
@@ -45,37 +52,50 @@ MOST_COLUMNS, WIDEST = 32, 64
 
 @triton.jit
 def _load_attention(
-    q, lse, row, part, H, G, BLOCKS, D: tl.constexpr, WIDE: tl.constexpr, M: tl.constexpr
+    q, lse, row, part, H, G, BLOCKS, D: tl.constexpr, WIDE: tl.constexpr, P: tl.constexpr, WIDE_P: tl.constexpr,
+    M: tl.constexpr,
 ):  # fmt: skip
-    """The part's heads of one query, [M, WIDE], and their logsumexp to base 2, [M]: inf where there is no head."""
-    m, d = part % BLOCKS * M + tl.arange(0, M), tl.arange(0, WIDE)
+    """The part's heads of one query as columns, [WIDE, M] and, of latents, [WIDE_P, M], and their logsumexp to base 2,
+    [M]: inf where there is no head."""
+    m = part % BLOCKS * M + tl.arange(0, M)
     heads = m < H // G
     h = row * H + part // BLOCKS * (H // G) + m
-    q_MD = tl.load(q + h[:, None] * D + d[None, :], mask=heads[:, None] & (d < D)[None, :], other=0.0)
+    q_MD, q_MP = load_queries(q, h, heads, D, WIDE, P, WIDE_P)
     base = tl.load(lse + h, mask=heads, other=float("inf")) * LOG2E
-    return q_MD, tl.where(base == -float("inf"), float("inf"), base)
+    return tl.trans(q_MD), tl.trans(q_MP), tl.where(base == -float("inf"), float("inf"), base)
+
+
+@triton.jit
+def _dots(
+    k, s, keep, q_DM, q_PM, stride, D: tl.constexpr, WIDE: tl.constexpr, P: tl.constexpr, WIDE_P: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """k[s] . q, [N, M]."""
+    dots = tl.dot(gather(k, s, keep, stride, D, WIDE), q_DM, input_precision=PRECISION)
+    if P:
+        dots = tl.dot(gather(k + D, s, keep, stride, P, WIDE_P), q_PM, dots, input_precision=PRECISION)
+    return dots
 
 
 @triton.jit
 def _kl(
     q, k, lse, q_index, k_index, w_index, selected, sizes, index_lse, loss, d_q, d_k, d_w, scale_k, T, H, G, K, BLOCKS,
-    scale, inverse, ONE: tl.constexpr, D: tl.constexpr, WIDE: tl.constexpr, M: tl.constexpr, J: tl.constexpr,
-    DI: tl.constexpr, WIDE_I: tl.constexpr, MJ: tl.constexpr, N: tl.constexpr, Q: tl.constexpr,
-    PRECISION: tl.constexpr, GRADS: tl.constexpr, FIXED: tl.constexpr,
+    scale, inverse, ONE: tl.constexpr, D: tl.constexpr, WIDE: tl.constexpr, P: tl.constexpr, WIDE_P: tl.constexpr,
+    M: tl.constexpr, J: tl.constexpr, DI: tl.constexpr, WIDE_I: tl.constexpr, MJ: tl.constexpr, N: tl.constexpr,
+    Q: tl.constexpr, PRECISION: tl.constexpr, GRADS: tl.constexpr, FIXED: tl.constexpr,
 ):  # fmt: skip
-    """ONE: all heads share one KV head and one product, so their queries stay on chip."""
+    """ONE: all heads share one KV head and one product, so their queries stay on chip. P: as in `attend_kernels`."""
     if in_group(sizes, tl.program_id(0), T, Q):
         return
     row = tl.program_id(0).to(tl.int64)
     batch = row // T * T
-    k += batch * G * D
+    k += batch * G * (D + P)
     k_index += batch * DI
     selected += row * K
     # Slots are the rows of every product, so that sums over heads stay within a few lanes.
     q_MI, w_M = load_indexer(q_index, w_index, row, J, DI, WIDE_I, MJ)
     q_IM = tl.trans(q_MI)
-    q_MD, base = _load_attention(q, lse, row, 0, H, G, BLOCKS, D, WIDE, M)
-    q_DM = tl.trans(q_MD)
+    q_DM, q_PM, base = _load_attention(q, lse, row, 0, H, G, BLOCKS, D, WIDE, P, WIDE_P, M)
     index_base = tl.load(index_lse + row)
     total = tl.zeros((N,), dtype=tl.float32)
     d_q_IM = tl.zeros((WIDE_I, MJ), dtype=tl.float32)
@@ -85,15 +105,14 @@ def _kl(
         s, keep = load_slots(selected, n0 + tl.arange(0, N), tl.program_id(0) % T, K)
         k_NI = gather(k_index, s, keep, DI, DI, WIDE_I)
         if ONE:
-            k_ND = gather(k, s, keep, D, D, WIDE)
-            score = tl.dot(k_ND, q_DM, input_precision=PRECISION) * (scale * LOG2E)
+            score = _dots(k, s, keep, q_DM, q_PM, D + P, D, WIDE, P, WIDE_P, PRECISION) * (scale * LOG2E)
             p = tl.sum(tl.exp2(score - base[None, :]), axis=1)
         else:
             p = tl.zeros((N,), dtype=tl.float32)
             for part in range(0, G * BLOCKS):
-                q_MD, base = _load_attention(q, lse, row, part, H, G, BLOCKS, D, WIDE, M)
-                k_ND = gather(k + part // BLOCKS * D, s, keep, G * D, D, WIDE)
-                score = tl.dot(k_ND, tl.trans(q_MD), input_precision=PRECISION) * (scale * LOG2E)
+                q_DM, q_PM, base = _load_attention(q, lse, row, part, H, G, BLOCKS, D, WIDE, P, WIDE_P, M)
+                k_ = k + part // BLOCKS * (D + P)
+                score = _dots(k_, s, keep, q_DM, q_PM, G * (D + P), D, WIDE, P, WIDE_P, PRECISION) * (scale * LOG2E)
                 p += tl.sum(tl.exp2(score - base[None, :]), axis=1)
         dots = tl.dot(k_NI, q_IM, input_precision=PRECISION)
         relu = tl.maximum(dots, 0.0)
@@ -119,13 +138,13 @@ def _kl(
 def sparse_kl(
     q_BTHD: Tensor, k_BSGD: Tensor, lse_BTH: Tensor, q_BTJI: Tensor, k_BSI: Tensor, w_BTJ: Tensor,
     selected_BTK: Tensor, index_lse_BT: Tensor | None = None, deterministic: bool | None = None,
-    unions: Unions | None = None,
+    unions: Unions | None = None, scale: float | None = None, value_width: int | None = None,
 ) -> Tensor:  # fmt: skip
     """Mean over queries of KL(p[t] || softmax(I[t])) over S[t], in nats: a scalar, fp32.
 
     q, k and lse are the attention's (lse as `attend` returns it for this selection), detached here; gradients go to the
     indexer's q, k and w. index_lse as `top_k` returns it for this selection; None computes it, by another gather.
-    `deterministic` and `unions` as for `attend`.
+    `deterministic`, `unions`, `scale` and `value_width` as for `attend`.
     """
     check(q_BTHD, k_BSGD, q_BTJI, k_BSI, w_BTJ)
     selected_BTK = selected_BTK.int()
@@ -135,7 +154,8 @@ def sparse_kl(
     grads = torch.is_grad_enabled() and any(x.requires_grad for x in (q_BTJI, k_BSI, w_BTJ))
     fixed = accumulate.deterministic(deterministic)
     loss: Tensor = _sparse_kl(
-        q_BTHD, k_BSGD, lse_BTH, q_BTJI, k_BSI, w_BTJ, selected_BTK, *parts(unions), index_lse_BT, grads, fixed
+        q_BTHD, k_BSGD, lse_BTH, q_BTJI, k_BSI, w_BTJ, selected_BTK, *parts(unions), index_lse_BT, grads, fixed,
+        q_BTHD.shape[-1] ** -0.5 if scale is None else scale, value_width or 0,
     )[0]  # fmt: skip
     return loss
 
@@ -154,13 +174,13 @@ def _(q_BTJI: Tensor, k_BSI: Tensor, w_BTJ: Tensor, selected_BTK: Tensor) -> Ten
 def _sparse_kl(
     q_BTHD: Tensor, k_BSGD: Tensor, lse_BTH: Tensor, q_BTJI: Tensor, k_BSI: Tensor, w_BTJ: Tensor,
     selected_BTK: Tensor, words_UC: Tensor | None, sizes_U: Tensor | None, neighbours: int, index_lse_BT: Tensor,
-    grads: bool, deterministic: bool,
+    grads: bool, deterministic: bool, scale: float, value_width: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     limit = 1 << (15 if k_BSI.dtype == torch.bfloat16 else 14)
-    tiling = Tiling(stages=3).within(limit, k_BSI, k_BSGD.shape[-1], k_BSI.shape[-1])
+    tiling = Tiling(stages=3).within(limit, k_BSI, *key_parts(k_BSGD, value_width), k_BSI.shape[-1])
     return launch(
         q_BTHD, k_BSGD, lse_BTH, q_BTJI, k_BSI, w_BTJ, selected_BTK, index_lse_BT, grads, deterministic, tiling,
-        joined(words_UC, sizes_U, neighbours),
+        joined(words_UC, sizes_U, neighbours), None, scale, value_width,
     )  # fmt: skip
 
 
@@ -168,7 +188,7 @@ def _sparse_kl(
 def _(
     q_BTHD: Tensor, k_BSGD: Tensor, lse_BTH: Tensor, q_BTJI: Tensor, k_BSI: Tensor, w_BTJ: Tensor,
     selected_BTK: Tensor, words_UC: Tensor | None, sizes_U: Tensor | None, neighbours: int, index_lse_BT: Tensor,
-    grads: bool, deterministic: bool,
+    grads: bool, deterministic: bool, scale: float, value_width: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     d_q, d_k, d_w = gradients(q_BTJI, k_BSI, w_BTJ, grads)
     return lse_BTH.new_empty(()), d_q, d_k, d_w
@@ -196,7 +216,7 @@ def loss_gradients(ctx: Any, d_loss: Tensor | None, *_: Tensor | None) -> list[T
 
 
 _sparse_kl.register_autograd(
-    lambda ctx, *grads: (None, None, None, *loss_gradients(ctx, *grads), *(None,) * 7),
+    lambda ctx, *grads: (None, None, None, *loss_gradients(ctx, *grads), *(None,) * 9),
     setup_context=setup_loss,
 )
 
@@ -204,11 +224,12 @@ _sparse_kl.register_autograd(
 def launch(
     q_BTHD: Tensor, k_BSGD: Tensor, lse_BTH: Tensor, q_BTJI: Tensor, k_BSI: Tensor, w_BTJ: Tensor,
     selected_BTK: Tensor, index_lse_BT: Tensor, grads: bool, deterministic: bool, tiling: Tiling,
-    unions: Unions | None = None, group_tiling: Tiling | None = None,
+    unions: Unions | None = None, group_tiling: Tiling | None = None, scale: float | None = None, value_width: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """The loss, and its gradients to the indexer's q, k and w in fp32, by a tiling of choice."""
     q_BTHD, k_BSGD, q_BTJI, k_BSI, w_BTJ = (x.contiguous() for x in (q_BTHD, k_BSGD, q_BTJI, k_BSI, w_BTJ))
     n_batch, length, n_heads, width = q_BTHD.shape
+    scale = width**-0.5 if scale is None else scale
     groups, slots, n_index, width_i = k_BSGD.shape[2], selected_BTK.shape[2], *q_BTJI.shape[2:]
     rows = n_batch * length
     loss_R = torch.empty(rows, dtype=torch.float32, device=q_BTHD.device)
@@ -228,16 +249,16 @@ def launch(
     before = (q_BTHD, k_BSGD, lse_BTH.contiguous(), q_BTJI, k_BSI, w_BTJ)
     after = (index_lse_BT.contiguous(), loss_R, d_q, total, d_w, scale_k, length, n_heads, groups)
     _kl[(rows,)](
-        *before, selected_BTK.contiguous(), sizes, *after, slots, blocks, width**-0.5, 1.0 / rows, D=width,
-        WIDE=power_of_two(width), M=heads, MJ=power_of_two(n_index), N=tiling.slots, Q=queries,
+        *before, selected_BTK.contiguous(), sizes, *after, slots, blocks, scale, 1.0 / rows,
+        **widths(k_BSGD, value_width), M=heads, MJ=power_of_two(n_index), N=tiling.slots, Q=queries,
         PRECISION=precision(q_BTHD), num_warps=tiling.warps, num_stages=tiling.stages, **index, **modes,
     )  # fmt: skip
     if unions:
         units, words = unions.words_UC.shape
         kl_group[(units,)](
-            *before, unions.words_UC, sizes, *after, words, triton.cdiv(length, queries), width**-0.5, 1.0 / rows,
+            *before, unions.words_UC, sizes, *after, words, triton.cdiv(length, queries), scale, 1.0 / rows,
             MJ=power_of_two(n_index, max(1, 16 // queries)), **(group_tiling or group_kl(width)).options(),
-            **index, **modes, **group_shape(q_BTHD, k_BSGD, unions),
+            **index, **modes, **group_shape(q_BTHD, k_BSGD, unions, value_width),
         )  # fmt: skip
     if grads:
         d_k = accumulate.finish(total, scale_k, torch.float32) / rows

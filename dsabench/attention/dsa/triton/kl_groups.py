@@ -20,21 +20,34 @@ import triton
 import triton.language as tl
 
 from dsabench.attention.dsa.triton.attend_groups import add_rows, gather32, rows_of
-from dsabench.attention.dsa.triton.attend_kernels import LOG2E
+from dsabench.attention.dsa.triton.attend_kernels import LOG2E, load_queries
 from dsabench.attention.dsa.triton.lse import exp2, log2
 from dsabench.attention.dsa.triton.unions import keys_of, load_words
 
 
 @triton.jit
 def _load_attention(
-    q, lse, unit, g, T, H, G, n_blocks, D: tl.constexpr, WIDE: tl.constexpr, Q: tl.constexpr, HEADS: tl.constexpr
+    q, lse, unit, g, T, H, G, n_blocks, D: tl.constexpr, WIDE: tl.constexpr, P: tl.constexpr, WIDE_P: tl.constexpr,
+    Q: tl.constexpr, HEADS: tl.constexpr,
 ):  # fmt: skip
-    """Queries of the heads that share KV head g as columns, [WIDE, Q HEADS], and their logsumexp to base 2."""
+    """Queries of the heads that share KV head g as columns, [WIDE, Q HEADS] and, of latents, [WIDE_P, Q HEADS], and
+    their logsumexp to base 2."""
     _, row, _, there = rows_of(unit, g, T, H, G, n_blocks, Q, HEADS)
-    d = tl.arange(0, WIDE)
-    q_MD = tl.load(q + row[:, None] * D + d[None, :], mask=there[:, None] & (d < D)[None, :], other=0.0)
+    q_MD, q_MP = load_queries(q, row, there, D, WIDE, P, WIDE_P)
     base = tl.load(lse + row, mask=there, other=float("inf")) * LOG2E
-    return tl.trans(q_MD), tl.where(base == -float("inf"), float("inf"), base)
+    return tl.trans(q_MD), tl.trans(q_MP), tl.where(base == -float("inf"), float("inf"), base)
+
+
+@triton.jit
+def _dots(
+    k, s, keep, q_DM, q_PM, stride, D: tl.constexpr, WIDE: tl.constexpr, P: tl.constexpr, WIDE_P: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """k[s] . q, [N, Q HEADS]."""
+    dots = tl.dot(gather32(k, s, keep, stride, D, WIDE), q_DM, input_precision=PRECISION)
+    if P:
+        dots = tl.dot(gather32(k + D, s, keep, stride, P, WIDE_P), q_PM, dots, input_precision=PRECISION)
+    return dots
 
 
 @triton.jit
@@ -46,9 +59,9 @@ def _of_each_query(x, N: tl.constexpr, Q: tl.constexpr, HEADS: tl.constexpr):
 @triton.jit
 def kl_group(
     q, k, lse, q_index, k_index, w_index, words, sizes, index_lse, loss, d_q, d_k, d_w, scale_k, T, H, G, C, n_blocks,
-    scale, inverse, ONE: tl.constexpr, D: tl.constexpr, WIDE: tl.constexpr, HEADS: tl.constexpr, J: tl.constexpr,
-    DI: tl.constexpr, WIDE_I: tl.constexpr, MJ: tl.constexpr, Q: tl.constexpr, N: tl.constexpr,
-    PRECISION: tl.constexpr, GRADS: tl.constexpr, FIXED: tl.constexpr, FAST: tl.constexpr,
+    scale, inverse, ONE: tl.constexpr, D: tl.constexpr, WIDE: tl.constexpr, P: tl.constexpr, WIDE_P: tl.constexpr,
+    HEADS: tl.constexpr, J: tl.constexpr, DI: tl.constexpr, WIDE_I: tl.constexpr, MJ: tl.constexpr, Q: tl.constexpr,
+    N: tl.constexpr, PRECISION: tl.constexpr, GRADS: tl.constexpr, FIXED: tl.constexpr, FAST: tl.constexpr,
 ):  # fmt: skip
     """ONE: all heads share one KV head, so their queries stay on chip. MJ: the columns of an indexer's query."""
     unit = tl.program_id(0)
@@ -66,11 +79,11 @@ def kl_group(
     token = batch + unit % n_blocks * Q + j
     within = unit % n_blocks * Q + j < T
     index_base = tl.load(index_lse + token, mask=within, other=0.0)
-    k += batch * G * D
+    k += batch * G * (D + P)
     k_index += batch * DI
     d_k += batch * DI
     words += unit.to(tl.int64) * C
-    q_DM, base = _load_attention(q, lse, unit, 0, T, H, G, n_blocks, D, WIDE, Q, HEADS)
+    q_DM, q_PM, base = _load_attention(q, lse, unit, 0, T, H, G, n_blocks, D, WIDE, P, WIDE_P, Q, HEADS)
     per_head = 1.0 / H
     total = tl.zeros((N, Q), dtype=tl.float32)
     d_q_IM = tl.zeros((WIDE_I, Q * MJ), dtype=tl.float32)
@@ -84,15 +97,14 @@ def kl_group(
         keep = who != 0
         k_NI = gather32(k_index, s, keep, DI, DI, WIDE_I)
         if ONE:
-            k_ND = gather32(k, s, keep, D, D, WIDE)
-            score = tl.dot(k_ND, q_DM, input_precision=PRECISION) * (scale * LOG2E)
+            score = _dots(k, s, keep, q_DM, q_PM, D + P, D, WIDE, P, WIDE_P, PRECISION) * (scale * LOG2E)
             p = _of_each_query(exp2(score - base[None, :], FAST), N, Q, HEADS)
         else:
             p = tl.zeros((N, Q), dtype=tl.float32)
             for g in range(0, G):
-                q_DM, base = _load_attention(q, lse, unit, g, T, H, G, n_blocks, D, WIDE, Q, HEADS)
-                k_ND = gather32(k + g * D, s, keep, G * D, D, WIDE)
-                score = tl.dot(k_ND, q_DM, input_precision=PRECISION) * (scale * LOG2E)
+                q_DM, q_PM, base = _load_attention(q, lse, unit, g, T, H, G, n_blocks, D, WIDE, P, WIDE_P, Q, HEADS)
+                k_ = k + g * (D + P)
+                score = _dots(k_, s, keep, q_DM, q_PM, G * (D + P), D, WIDE, P, WIDE_P, PRECISION) * (scale * LOG2E)
                 p += _of_each_query(exp2(score - base[None, :], FAST), N, Q, HEADS)
         member = (who[:, None] & (1 << j)[None, :]) != 0
         dots = tl.dot(k_NI, q_IM, input_precision=PRECISION)

@@ -163,15 +163,17 @@ def select(scores_BTS: Tensor, allowed: Tensor, k: int) -> Tensor:
 
 
 class MaskedAttention(torch.autograd.Function):
-    """(q (B, H, T, D), k and v (B, G, S, D), keep) -> masked.attention: out (B, H, T, D), and the probabilities' mean
-    over heads (B, T, S) in fp32, without gradient.
+    """(q (B, H, T, D), k (B, G, S, D), v (B, G, S, V), keep, scale) -> masked.attention: out (B, H, T, V), and the
+    probabilities' mean over heads (B, T, S) in fp32, without gradient.
 
     The heads of a group are rows of one product (X = H/G T): keys and values are never repeated, their gradients are
     summed by the product, and no operand needs a transposing copy when q, k and v are contiguous.
     """
 
     @staticmethod
-    def forward(ctx: Any, q_BHTD: Tensor, k_BGSD: Tensor, v_BGSD: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any, q_BHTD: Tensor, k_BGSD: Tensor, v_BGSD: Tensor, keep: Tensor, scale: float
+    ) -> tuple[Tensor, Tensor]:
         """0 where not kept; every query keeps at least one key."""
         n_batch, n_heads, length, width = q_BHTD.shape
         n_groups, n_keys = k_BGSD.shape[1:3]
@@ -181,25 +183,24 @@ class MaskedAttention(torch.autograd.Function):
         p_BGXS = q_BGXD @ k_BGSD.transpose(-1, -2)  # scores, which the probabilities then take the place of
         mean_BTS = torch.empty(n_batch, length, n_keys, dtype=torch.float32, device=q_BHTD.device)
         _softmax[(n_batch * length,)](
-            p_BGXS, keep, p_BGXS, mean_BTS, length, n_keys, n_heads, width**-0.5, stride, **_shape(n_keys)
+            p_BGXS, keep, p_BGXS, mean_BTS, length, n_keys, n_heads, scale, stride, **_shape(n_keys)
         )
         ctx.save_for_backward(q_BGXD, k_BGSD, v_BGSD, p_BGXS)
         ctx.mark_non_differentiable(mean_BTS)
-        return (p_BGXS @ v_BGSD).view(q_BHTD.shape), mean_BTS
+        ctx.scale, ctx.shape = scale, q_BHTD.shape
+        return (p_BGXS @ v_BGSD).view(*q_BHTD.shape[:3], -1), mean_BTS
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
         """Gradients of q, k and v."""
         q_BGXD, k_BGSD, v_BGSD, p_BGXS = ctx.saved_tensors
-        d_out_BGXD = grads[0].reshape(q_BGXD.shape)
+        d_out_BGXD = grads[0].reshape(*q_BGXD.shape[:3], -1)
         d_p_BGXS = d_out_BGXD @ v_BGSD.transpose(-1, -2)
         n_keys = p_BGXS.shape[-1]
-        _softmax_backward[(p_BGXS.numel() // n_keys,)](
-            p_BGXS, d_p_BGXS, d_p_BGXS, n_keys, q_BGXD.shape[-1] ** -0.5, **_shape(n_keys)
-        )
+        _softmax_backward[(p_BGXS.numel() // n_keys,)](p_BGXS, d_p_BGXS, d_p_BGXS, n_keys, ctx.scale, **_shape(n_keys))
         d_v = p_BGXS.transpose(-1, -2) @ d_out_BGXD
         d_k = d_p_BGXS.transpose(-1, -2) @ q_BGXD
-        return (d_p_BGXS @ k_BGSD).view(grads[0].shape), d_k, d_v, None
+        return (d_p_BGXS @ k_BGSD).view(ctx.shape), d_k, d_v, None, None
 
 
 class IndexerKL(torch.autograd.Function):

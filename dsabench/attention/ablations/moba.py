@@ -1,9 +1,15 @@
-"""Block selection: whole blocks of neighbouring tokens, scored by their mean key. Source: MoBA (arXiv 2502.13189), but
-with one selection for all heads, as DSA has it.
+"""Mixture of block attention (MoBA): whole blocks of neighbouring tokens, scored by their mean key.
 
     score[t, b] = mean over heads of Q[t] . mean_{s in b} K[s]
     S[t] = t's own block, the max(1, k // size) - 1 best of those before it, and the nearest others until there are
            min(k, t + 1)
+
+Source: MoBA (arXiv 2502.13189, section 2.2) and its released code (MoonshotAI/MoBA, moba_naive.py): keys after
+rotation, mean over a block, scores without a softmax, the own block always and read as far as t, none that is not
+wholly past.
+Two things are other here, so that it is compared at DSA's number of keys: one selection serves all heads, where
+MoBA's heads select by themselves; and where t's own block is not full yet, the nearest tokens of other blocks fill
+S[t], where MoBA reads fewer. MoBA has no warm-up; `warmup_share: 0` is that.
 
 Legend: B batch, T query, R queries of a slab, S key, H heads, G key/value heads, D head width, C blocks, N keys of a
 block or best blocks, K slots.
@@ -18,17 +24,17 @@ from torch import Tensor
 from dsabench.attention.ablations.selecting import SelectingAttention, distance, first_keys
 from dsabench.attention.base import AttentionContext, pairs
 from dsabench.attention.registry import register
-from dsabench.spec.attention import BlockSpec
+from dsabench.spec.attention import MoBASpec
 
 SLAB_NUMBERS = 2**24
 """Most scores of blocks of a slab of queries: 64 MiB."""
 
 
 @register
-class Block(SelectingAttention):
+class MoBA(SelectingAttention):
     """Attention over the best blocks."""
 
-    spec_class = BlockSpec
+    spec_class = MoBASpec
 
     def scores(self, q_BTHD: Tensor, k_BSGD: Tensor, context: AttentionContext) -> Tensor:
         """1 in the selected blocks, else s - t. Means are over allowed keys: a block that another document begins
@@ -83,7 +89,7 @@ class Block(SelectingAttention):
         return selected_BTK
 
     def _size(self) -> int:
-        assert isinstance(self.selecting, BlockSpec)
+        assert isinstance(self.selecting, MoBASpec)
         return min(self.selecting.block_size, self.selecting.n_selected(self.spec.length))
 
     def selection_flops(self) -> float:

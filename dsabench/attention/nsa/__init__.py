@@ -1,0 +1,1 @@
+"""Native sparse attention: its layer, compression, specification, and the streaming form."""

@@ -1,0 +1,1 @@
+"""DSA over pools of tokens: its layer, indexer, pools, specification, and a kernel."""

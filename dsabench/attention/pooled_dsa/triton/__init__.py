@@ -1,0 +1,1 @@
+"""Triton kernel of the pools: lists of the tokens of the selected ones."""

@@ -1,0 +1,59 @@
+"""Settings of DeepSeek Sparse Attention."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from dsabench.spec.attention.attention_spec import warmup_steps
+from dsabench.spec.attention.indexer_settings import IndexerSpec
+from dsabench.spec.attention.selecting_settings import ScheduledSpec
+
+
+class DSASpec(ScheduledSpec):
+    """Settings of DeepSeek Sparse Attention."""
+
+    kind: Literal["dsa"] = "dsa"
+    """The variant's name."""
+
+    backend: Literal["auto", "reference", "masked", "triton"] = "auto"
+    """How it is computed; results differ by rounding alone. `reference` gathers, slowly and plainly; `masked` masks a
+    dense product; `triton` (a CUDA GPU) streams scores and gathers the selection, without any L x L tensor. `auto`
+    takes `triton` on a GPU where it was measured to be faster: where at least 8 query heads share a KV head
+    (model.n_kv_heads) from 1024 tokens on and k <= L/16 and from 2048 on and k <= L/4, else from 8192 on and k <= L/8;
+    `masked` elsewhere."""
+
+    indexer: IndexerSpec = IndexerSpec()
+    """The lightning indexer."""
+
+    def why_not_latent(self) -> None:
+        """It takes either layout."""
+
+    def fewest_layers(self) -> int:
+        """Two where layers share an indexer."""
+        return min(2, self.indexer.share_layers)
+
+    def anywhere(self) -> DSASpec:
+        """`triton` needs a GPU; `auto` does not."""
+        return self.model_copy(update={"backend": "auto"}) if self.backend == "triton" else self
+
+    def warmup_steps(self, steps: int) -> int:
+        """indexer.warmup_steps, or indexer.warmup_share of the steps; never the last step."""
+        if self.indexer.warmup_steps is not None:
+            return min(steps - 1, self.indexer.warmup_steps)
+        return warmup_steps(self.indexer.warmup_share or 0.0, steps)
+
+    def own_learning_rate(self) -> float:
+        """indexer.learning_rate."""
+        return self.indexer.learning_rate
+
+    def warmup_rates(self) -> tuple[float | None, float | None]:
+        """indexer.warmup_learning_rate and indexer.warmup_backbone_learning_rate."""
+        return self.indexer.warmup_learning_rate, self.indexer.warmup_backbone_learning_rate
+
+    def own_loss_weight(self) -> float:
+        """indexer.loss_weight."""
+        return self.indexer.loss_weight
+
+    def warmup_freezes_backbone(self) -> bool:
+        """indexer.freeze_backbone."""
+        return self.indexer.freeze_backbone
