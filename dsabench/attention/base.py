@@ -81,8 +81,8 @@ class AttentionContext:
     top_k: int | None = None
     """Keys that a query keeps in this pass, where a schedule says so; None: those of the spec (`keys_kept`)."""
 
-    scheduled: bool = False
-    """True: top_k is that of a schedule, and layers without one keep the keys of their spec."""
+    scheduled: bool = field(default=False, init=False)
+    """Set by the model. True: top_k is that of a schedule, and layers without one keep the keys of their spec."""
 
     losses: bool = True
     """Whether AttentionOutput.aux_loss is used. False where only outputs are, so that no time is spent on it; a variant

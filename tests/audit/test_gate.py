@@ -31,12 +31,14 @@ SHIPPED: dict[str, dict[str, Any]] = {
     "dsa k=1": {"kind": "dsa", "top_k": 1, "indexer": INDEXER},
     "dsa k>L": {"kind": "dsa", "top_k": 500, "indexer": INDEXER},
     "dsa untrained, no warm-up": {"kind": "dsa", "indexer": {**INDEXER, "loss": "none", "warmup_share": 0.0}},
+    "dsa shared": {"kind": "dsa", "top_k": 5, "indexer": {**INDEXER, "share_layers": 2}},
     "dsa reference": {"kind": "dsa", "top_k": 5, "backend": "reference", "indexer": INDEXER},
 }
 
 
 def test_every_registered_variant_is_among_them() -> None:
-    shipped = {kind for kind in registry.kinds() if registry.variant(kind).__module__.startswith("dsabench.")}
+    registry.kinds()
+    shipped = {kind for kind, cls in registry.registered().items() if cls.__module__.startswith("dsabench.")}
     named = {spec["kind"] for spec in SHIPPED.values()}
     for kind in shipped - named:  # a new one with its own defaults
         assert not audit(spec_of(40, kind=kind)).leak, kind
@@ -47,6 +49,15 @@ def test_shipped_variants_pass(name: str) -> None:
     found = audit(spec_of(**SHIPPED[name]))
     assert not found.leak, str(found.first)
     assert found.boundaries >= 11 and found.copies
+
+
+def test_a_hybrid_passes_and_its_copies_hold_every_layer() -> None:
+    shared = {"kind": "dsa", "indexer": {**INDEXER, "share_layers": 2}}
+    found = audit(
+        spec_of(kind="hybrid", layers=["dense", shared, "sliding_window", shared], top_k=5, model={"n_layers": 4})
+    )
+    assert not found.leak, str(found.first)
+    assert found.copies
 
 
 @settings(max_examples=4, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
