@@ -27,7 +27,7 @@ from dsabench.engine.backend import backend
 from dsabench.engine.device import Execution
 from dsabench.errors import SpecError
 from dsabench.model.transformer import outline
-from dsabench.spec.run import validate
+from dsabench.spec.run import RunSpec, validate
 from dsabench.testing import check_capture, check_causal, check_documents_are_separate
 
 GPU = Execution(torch.device("cuda", 0), "bf16", graph=True, deterministic=False, fused=True)
@@ -79,6 +79,22 @@ def test_a_layer_by_kernels_is_the_masked_one_in_fp64(
     ids = ids_of(21, 3) if documents else None
     expected = learnt(spec_of(21, top_k=k, pool_size=n, backend="masked"), stage, ids, torch.float64)
     found = learnt(spec_of(21, top_k=k, pool_size=n, backend="triton"), stage, ids, torch.float32)
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert error(found[name], value) < 1e-4, name
+
+
+def test_a_latent_layer_by_kernels_is_the_masked_one_in_fp64(interpreted: None) -> None:
+    """Latents stand in the place of keys and values, with a scale of their own."""
+    ranks = {"q_lora_rank": 24, "kv_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_head_dim": 4, "v_head_dim": 8}
+
+    def latent(how: str) -> RunSpec:
+        values = spec_of(17, top_k=6, pool_size=3, backend=how).model_dump()
+        model = {"attention_layout": "latent", "latent": ranks, "n_kv_heads": None}
+        return validate({"length": 17, "attention": values["attention"], "model": {**values["model"], **model}})
+
+    expected = learnt(latent("masked"), "sparse", ids_of(17, 3), torch.float64)
+    found = learnt(latent("triton"), "sparse", ids_of(17, 3), torch.float32)
     assert found.keys() == expected.keys()
     for name, value in expected.items():
         assert error(found[name], value) < 1e-4, name

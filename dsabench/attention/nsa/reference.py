@@ -82,7 +82,8 @@ def _best(score_BRGN: Tensor, seen_BRGN: Tensor, count: int) -> Tensor:
     if count == 0:
         return torch.zeros_like(seen_BRGN)
     chosen = masked.selection_mask(score_BRGN.flatten(1, 2), seen_BRGN.flatten(1, 2), count)
-    return chosen.unflatten(1, score_BRGN.shape[1:3])
+    chosen_BRGN: Tensor = chosen.unflatten(1, score_BRGN.shape[1:3])
+    return chosen_BRGN
 
 
 def selected_tokens(chosen_BTGN: Tensor, blocks: Pools, block_BT: Tensor) -> Tensor:
