@@ -32,6 +32,19 @@ from dsabench.spec.run import RunSpec
 
 STAGES: tuple[Stage, ...] = ("dense", "sparse")
 
+Checked = Callable[[RunSpec], None]
+
+
+def _of_each_layer(check: Checked) -> Checked:
+    """A check of one layer's attention, made for each different one of a hybrid stack."""
+
+    @functools.wraps(check)
+    def of_all(spec: RunSpec) -> None:
+        for attention in spec.attention.distinct():
+            check(spec.model_copy(update={"attention": attention}))
+
+    return of_all
+
 
 def find_leak(
     forward: Callable[[Tensor], Tensor], x_T: Tensor, other_T: Tensor, boundaries: list[int], rows: int = 64
@@ -67,6 +80,7 @@ def check_shared_start(spec: RunSpec) -> None:
     assert not start.different, f"{spec.attention.kind} starts with other values than dense in {start.different}"
 
 
+@_of_each_layer
 def check_causal(spec: RunSpec) -> None:
     """Changing any or all inputs after t leaves outputs at <= t as they were: every t, train and eval, both stages, in
     a window of one document and of two."""
@@ -123,6 +137,7 @@ def check_the_seed_lives_in_tensors(spec: RunSpec) -> None:
         )
 
 
+@_of_each_layer
 def check_rows_and_calls_are_independent(spec: RunSpec) -> None:
     """A row's output depends on that row alone: not on the other rows of the batch, nor on earlier calls."""
     module = _attention(spec)
@@ -141,6 +156,7 @@ def check_rows_and_calls_are_independent(spec: RunSpec) -> None:
             assert _close(again, alone), f"{spec.attention.kind}: the output depends on earlier calls"
 
 
+@_of_each_layer
 def check_documents_are_separate(spec: RunSpec) -> None:
     """With document ids, changing one document leaves the outputs of the others as they were."""
     module = _attention(spec)
@@ -154,6 +170,7 @@ def check_documents_are_separate(spec: RunSpec) -> None:
         assert _close(outputs[half:], base[half:]), f"{spec.attention.kind} attends across documents ({stage} stage)"
 
 
+@_of_each_layer
 def check_dense_at_full_k(spec: RunSpec) -> None:
     """A variant that claims it equals dense attention with the same weights once k >= L, to 1e-5, in every stage."""
     cls = variant(spec.attention.kind)
@@ -193,6 +210,7 @@ def check_gradients(spec: RunSpec) -> None:
             assert by_own >= own or not choice, f"{stage} stage: the own loss does not reach {set(own - by_own)}"
 
 
+@_of_each_layer
 def check_capture(spec: RunSpec) -> None:
     """A variant that selects reports it when asked: min(k, t + 1) different keys at or before t for every query t,
     and attention mass that is causal and sums to 1; reporting changes no output."""
@@ -218,6 +236,7 @@ def check_capture(spec: RunSpec) -> None:
         assert _close(sums_T, torch.ones_like(sums_T)), f"{spec.attention.kind}: attention mass does not sum to 1"
 
 
+@_of_each_layer
 def check_loss_is_no_output(spec: RunSpec) -> None:
     """Outputs are the same whether `context.losses` asks for the attention's own loss or not, in both modes and both
     stages: the audit at full size does not ask."""
@@ -230,6 +249,7 @@ def check_loss_is_no_output(spec: RunSpec) -> None:
             assert _close(asked, not_asked), f"{spec.attention.kind}: the output depends on whether a loss is asked for"
 
 
+@_of_each_layer
 def check_flops(spec: RunSpec) -> None:
     """flops(stage) names its items and gives each as a finite number of FLOPs above zero."""
     module = _attention(spec)
@@ -240,7 +260,7 @@ def check_flops(spec: RunSpec) -> None:
         )
 
 
-CHECKS: tuple[Callable[[RunSpec], None], ...] = (
+CHECKS: tuple[Checked, ...] = (
     check_calls,
     check_shared_start,
     check_causal,

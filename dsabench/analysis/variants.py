@@ -7,6 +7,8 @@ tokenizers are the same when their digests are, wherever they lie.
 
 from __future__ import annotations
 
+import itertools
+import json
 import math
 import re
 from collections.abc import Collection, Iterable
@@ -19,6 +21,7 @@ from dsabench.analysis.rungs import RUNG, rungs_of
 from dsabench.metrics import GAP, means, spreads
 from dsabench.plain import visible
 from dsabench.spec.attention import keys_kept
+from dsabench.spec.identity import flatten
 from dsabench.spec.run import RunSpec
 from dsabench.store.table import DAMAGED
 
@@ -27,6 +30,9 @@ _UNCHECKED = {"tokens_per_step", "train_seconds", "vocab_size"}
 
 TOP_K, RATIO = "attention.top_k", "attention.top_k_ratio"
 """The fields that say how many keys a query keeps."""
+
+_STACKS = {"attention.first_layers", "attention.layers"}
+"""The fields that list the layers of a hybrid."""
 
 _SECTIONS = set(RunSpec.model_fields) - {"length", "seed", "engine", "plugins", "allow_leak"}
 """Parts of the spec in which runs must agree; the others are axes of the table or do not change learning."""
@@ -98,7 +104,8 @@ def within(variant: str, setting: str) -> str:
 
 
 def keys(runs: pd.DataFrame) -> pd.Series[float]:
-    """k of each run by its spec, at most its length; NaN where the spec says none."""
+    """k of each run by its spec, at most its length; NaN where the spec says none, and of a hybrid whose layers keep
+    different numbers."""
     found = []
     numbers = runs.reindex(columns=["length", TOP_K, RATIO]).apply(pd.to_numeric, errors="coerce")
     numbers = numbers.astype("Float64").astype("float64")  # a record may hold anything
@@ -107,6 +114,17 @@ def keys(runs: pd.DataFrame) -> pd.Series[float]:
         top_k, ratio = (None if pd.isna(run[name]) else run[name] for name in (TOP_K, RATIO))
         known = length > 0 and (top_k is not None or ratio is not None)
         found.append(float(min(length, keys_kept(length, top_k, ratio))) if known else math.nan)
+    return pd.Series(found, index=runs.index, dtype="float64").fillna(_keys_of_stacks(runs))
+
+
+def _keys_of_stacks(runs: pd.DataFrame) -> pd.Series[float]:
+    """`keys` of the hybrids among the runs, whose layers say them."""
+    found = []
+    for run in runs.reindex(columns=["length", *sorted(_STACKS)]).to_dict("records"):
+        layers = [fields for field in sorted(_STACKS) for _, fields in _layers(run[field])]
+        said = [(run["length"], one[TOP_K], one.get(RATIO, "")) for one in layers if TOP_K in one]
+        each = keys(pd.DataFrame(said, columns=["length", TOP_K, RATIO])).unique() if said else ()
+        found.append(float(each[0]) if len(each) == 1 else math.nan)
     return pd.Series(found, index=runs.index, dtype="float64")
 
 
@@ -136,6 +154,8 @@ def _name(labelled: pd.DataFrame, ignoring: Collection[str]) -> None:
         for column in columns
         if (_is_field(column) and column not in ignoring) or column.startswith(_DIGEST)
     }
+    for field in _STACKS & texts.keys():
+        texts[field] = _short_stacks(labelled[field])
     for field, digest in _CONTENT.items():
         if field in texts and digest in texts:
             texts[field] = _one_name_each(texts[field], texts[digest])
@@ -177,6 +197,42 @@ def _name(labelled: pd.DataFrame, ignoring: Collection[str]) -> None:
             if "plugin" not in field:
                 labelled["setting"] = labelled["setting"] + extra
     labelled["setting"] = labelled["setting"].str.strip()
+
+
+def _short_stacks(stacks: pd.Series[Any]) -> pd.Series[Any]:
+    """`dense,dsa(top_k=64)*3` for the layers of hybrids: their kinds, and the settings in which two layers of a kind
+    differ, in whichever stack."""
+    read = [_layers(stack) for stack in stacks]
+    said: dict[tuple[str, str], set[str]] = {}
+    for kind, fields in (layer for stack in read for layer in stack):
+        for path, text in fields.items():
+            said.setdefault((kind, path), set()).add(text)
+    names = []
+    for stack in read:
+        layers = []
+        for kind, fields in stack:
+            told = [
+                f"{path.rpartition('.')[2]}={text}"
+                for path, text in fields.items()
+                if text and len(said[kind, path]) > 1
+            ]
+            layers.append(f"{kind}({','.join(told)})" if told else kind)
+        groups = [(name, len(list(group))) for name, group in itertools.groupby(layers)]
+        names.append(",".join(name if n == 1 else f"{name}*{n}" for name, n in groups))
+    return pd.Series(names, index=stacks.index, dtype=object)
+
+
+def _layers(stack: Any) -> list[tuple[str, dict[str, str]]]:
+    """Kind and settings of each layer of a stack, which a table of many runs holds as JSON."""
+    try:
+        layers = json.loads(stack) if isinstance(stack, str) else stack
+    except ValueError:  # a record may hold anything
+        layers = None
+    plain = [flatten(layer) for layer in layers if isinstance(layer, dict)] if isinstance(layers, list) else []
+    return [
+        (str(layer.pop("kind", "")), {f"attention.{path}": _text(value) for path, value in layer.items()})
+        for layer in plain
+    ]
 
 
 def _one_name_each(names: pd.Series[Any], digests: pd.Series[Any]) -> pd.Series[Any]:

@@ -88,9 +88,11 @@ class AttentionContext:
     _allowed: Tensor | None = field(default=None, init=False, repr=False)
     _once: dict[Hashable, Any] = field(default_factory=dict, init=False, repr=False)
 
+    _left: dict[Hashable, Any] = field(default_factory=dict, init=False, repr=False)
+
     def keys_kept(self, spec: SelectingSpec, length: int) -> int:
-        """k of this pass: the schedule's, or else that of the spec."""
-        return spec.n_selected(length) if self.top_k is None else self.top_k
+        """k of this pass: the schedule's where the layer's spec has one, or else that of the spec."""
+        return spec.n_selected(length) if self.top_k is None or not spec.key_changes() else self.top_k
 
     @property
     def allowed(self) -> Tensor:
@@ -109,6 +111,16 @@ class AttentionContext:
             self._once[key] = make()
         made: Made = self._once[key]
         return made
+
+    def leave(self, key: Hashable, value: Made) -> Made:
+        """Leave `value` for layers after this one, which take it by the key; a layer that is computed again (recomputed
+        in the backward pass) leaves it again."""
+        self._left[key] = value
+        return value
+
+    def take(self, key: Hashable) -> Any:
+        """What a layer before this one left in the same pass."""
+        return self._left[key]
 
 
 @dataclass(frozen=True)
@@ -132,6 +144,10 @@ class Attention(nn.Module, abc.ABC):
 
     equals_dense_at_full_k: ClassVar[bool] = False
     """True when the variant claims to equal dense attention once k >= L; the contract then checks it."""
+
+    follows: int | None = None
+    """The layer, if any, that must be called before this one in the same pass, because this one takes what it leaves
+    in the context."""
 
     def __init__(self, spec: RunSpec, layer: int) -> None:
         super().__init__()

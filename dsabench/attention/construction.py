@@ -19,11 +19,12 @@ DEBUG = "(`dsabench --debug` shows the traceback)"
 
 
 def construct(spec: RunSpec, layer: int) -> Attention:
-    """The attention that the spec names, for one layer. Its weights are yet to be drawn.
+    """The attention that the spec names for one layer. Its weights are yet to be drawn.
 
     Raises SpecError naming its file when its constructor raises, or when what it says of its FLOPs, parameters or
     memory cannot be used.
     """
+    spec = spec.of_layer(layer)
     kind = spec.attention.kind
     cls = variant(kind)
     try:

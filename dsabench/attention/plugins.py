@@ -8,11 +8,15 @@ import importlib.util
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dsabench.attention import registry
 from dsabench.attention.faults import line_in, said
 from dsabench.errors import SpecError
 from dsabench.user_folders import expanded
+
+if TYPE_CHECKING:
+    from dsabench.spec.attention import AttentionSpec
 
 _PREFIX = "dsabench_plugin_"
 """The beginning of the names of plugins' modules."""
@@ -100,6 +104,14 @@ def plugin_digest(kind: str) -> str | None:
     """SHA-256 of the plugin file that registered `kind`, which is part of a run's identity; None for a built-in one."""
     file = _files.get(kind)
     return None if file is None else _digests[file]
+
+
+def digest_of(attention: AttentionSpec) -> str | None:
+    """The `plugin_digest` of an attention; of a hybrid with layers of several plugins, the SHA-256 of theirs."""
+    digests = list(dict.fromkeys(filter(None, map(plugin_digest, sorted(attention.kinds)))))
+    if len(digests) < 2:
+        return next(iter(digests), None)
+    return hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
 def _read(path: str) -> tuple[Path, bytes]:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, TypeVar
 from dsabench.attention.faults import file_of, name_of, problems
 from dsabench.errors import SpecError
 from dsabench.spec.attention import BUILT_IN
+from dsabench.spec.attention.settings_by_name import HYBRID
 from dsabench.spec.messages import nearest
 
 if TYPE_CHECKING:
@@ -52,7 +53,8 @@ def register(variant: A) -> A:
 def kinds() -> list[str]:
     """Names of all registered variants, the built-in ones first."""
     for name in BUILT_IN:
-        importlib.import_module(_home(name))
+        if name != HYBRID:  # it is made of the others, and has no module
+            importlib.import_module(_home(name))
     return [*BUILT_IN, *(name for name in _variants if name not in BUILT_IN)]
 
 
@@ -67,6 +69,10 @@ def _home(name: str) -> str:
 def variant(kind: str) -> type[Attention]:
     """The module class registered as `kind`; SpecError names the nearest kinds when there is none."""
     names = kinds()
+    if kind == HYBRID:
+        raise SpecError(
+            "attention.kind = hybrid has no module of its own; each of its layers has an attention with one"
+        )
     if not isinstance(kind, str) or kind not in _variants:  # what stands in a file may be anything
         near = nearest(str(kind), names)
         hint = f"did you mean {near!r}? " if near else ""
@@ -79,12 +85,12 @@ def variant(kind: str) -> type[Attention]:
 
 def spec_class(kind: str) -> type[AttentionSpec]:
     """The pydantic spec class of the variant registered as `kind`."""
-    return variant(kind).spec_class
+    return BUILT_IN[kind] if kind == HYBRID else variant(kind).spec_class
 
 
 def is_built_in(kind: object) -> bool:
     """Whether a variant of this name comes with dsabench, and needs no plugin."""
-    return kind in BUILT_IN
+    return isinstance(kind, str) and kind in BUILT_IN
 
 
 def registered() -> dict[str, type[Attention]]:

@@ -34,7 +34,9 @@ def boundaries_of(length: int, k: int | None, spec: RunSpec) -> tuple[list[int],
     consecutive = list(range(start, min(start + CONSECUTIVE, last + 1)))
     wanted = [0, last, draw.randint(0, last)]
     wanted += [k - 1, k, k + 1] if k is not None else [draw.randint(0, last) for _ in range(3)]
-    blocks = [n for n in _whole_numbers(spec.attention.model_dump()) if SHORT < n <= last + 1]
+    layers = spec.attention.distinct()
+    wanted += [n for one in layers if (own := one.n_selected(length)) not in (None, k) for n in (own - 1, own, own + 1)]
+    blocks = [n for one in layers for n in _whole_numbers(one.model_dump()) if SHORT < n <= last + 1]
     for factor in FACTORS[: 2 if length > 8192 else None]:  # a long window takes minutes
         blocks += [factor * _power_of_two((last + 1) // factor)] if factor <= last + 1 else []
     wanted += [(last + 1) // size * size - 1 for size in blocks]

@@ -32,14 +32,15 @@ def rehearse(model: Transformer, stages: Iterable[Stage]) -> None:
     """
     was_training, device = model.training, model.embedding.weight.device
     try:
-        for block in model.layers():
+        for one in (block.attention for block in model.layers()):
+            before = None if one.follows is None else model.layers()[one.follows].attention
             for stage in stages:
-                _forward_and_backward(block.attention.train(), stage, device)
+                _forward_and_backward(one.train(), stage, device, before)
                 for whole_mass in (True, False):
-                    _capture(block.attention.eval(), stage, device, whole_mass)
+                    _capture(one.eval(), stage, device, whole_mass, before)
                 if model.spec.data.packing == "documents":
                     for mode in (True, False):
-                        _documents_apart(block.attention.train(mode), stage, device)
+                        _documents_apart(one.train(mode), stage, device, before)
     except torch.OutOfMemoryError:
         return
     finally:
@@ -54,22 +55,22 @@ def check_output(attention: Attention, x_BTD: Tensor, output: Any) -> None:
 
 def blamed(model: Transformer, error: Exception) -> Exception:
     """`error`; as a SpecError when it is not one already and came from the attention's own file."""
-    cls = type(model.layers()[0].attention)
-    file = file_of(cls)
-    # Whoever runs out of memory need not be to blame.
-    known = isinstance(error, DsabenchError | torch.OutOfMemoryError)
-    if known or file is None or line_in(error, file) is None:
+    if isinstance(error, DsabenchError | torch.OutOfMemoryError):  # whoever runs out of memory need not be to blame
         return error
-    told = fault(cls, model.spec.attention.kind, f"it raised {said(error)} {DEBUG}", error)
-    told.__cause__ = error
-    return told
+    for cls, kind in {type(one.attention): one.attention.spec.attention.kind for one in model.layers()}.items():
+        file = file_of(cls)
+        if file is not None and line_in(error, file) is not None:
+            told = fault(cls, kind, f"it raised {said(error)} {DEBUG}", error)
+            told.__cause__ = error
+            return told
+    return error
 
 
-def _forward_and_backward(attention: Attention, stage: Stage, device: torch.device) -> None:
+def _forward_and_backward(attention: Attention, stage: Stage, device: torch.device, before: Attention | None) -> None:
     attention.zero_grad(set_to_none=True)
     leaf_BTD = _input(attention, 2, device).requires_grad_()
     x_BTD = leaf_BTD * 1  # no leaf of autograd, as in training
-    output = _call(attention, x_BTD, stage)
+    output = _call(attention, x_BTD, stage, before=before)
     total = output.out_BTD.square().mean()
     if output.aux_loss is not None:
         total = total + output.aux_loss
@@ -89,7 +90,7 @@ def _forward_and_backward(attention: Attention, stage: Stage, device: torch.devi
     attention.zero_grad(set_to_none=True)
 
 
-def _documents_apart(attention: Attention, stage: Stage, device: torch.device) -> None:
+def _documents_apart(attention: Attention, stage: Stage, device: torch.device, before: Attention | None) -> None:
     """Check that the second of two packed documents does not see the first, which ends at another place in each row."""
     x_BTD, length = _input(attention, 2, device), attention.spec.length
     ids_BT = (torch.arange(length) >= torch.tensor([[length // 2], [length // 3]])).int().to(device)
@@ -99,7 +100,9 @@ def _documents_apart(attention: Attention, stage: Stage, device: torch.device) -
     for x in (x_BTD, changed_BTD):
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.no_grad():
             torch.manual_seed(0)  # dropout, in train mode
-            outputs.append(_call(attention, x, stage, ids_BT=ids_BT).out_BTD.masked_fill(~second_BT1, 0.0))
+            outputs.append(
+                _call(attention, x, stage, ids_BT=ids_BT, before=before).out_BTD.masked_fill(~second_BT1, 0.0)
+            )
     one, other = outputs
     if not torch.allclose(one, other, rtol=0.0, atol=TOLERANCE * max(1.0, float(one.abs().max()))):
         mode = "train" if attention.training else "eval"
@@ -110,10 +113,12 @@ def _documents_apart(attention: Attention, stage: Stage, device: torch.device) -
         )
 
 
-def _capture(attention: Attention, stage: Stage, device: torch.device, whole_mass: bool) -> None:
+def _capture(
+    attention: Attention, stage: Stage, device: torch.device, whole_mass: bool, before: Attention | None
+) -> None:
     capture: dict[int, Selection] = {}
     with torch.no_grad():
-        _call(attention, _input(attention, 1, device), stage, capture, whole_mass=whole_mass)
+        _call(attention, _input(attention, 1, device), stage, capture, whole_mass=whole_mass, before=before)
     length, layer = attention.spec.length, attention.layer
     if strange := capture.keys() - {layer}:
         raise _fault(
@@ -136,11 +141,19 @@ def _call(
     capture: dict[int, Selection] | None = None,
     ids_BT: Tensor | None = None,
     whole_mass: bool = True,
+    before: Attention | None = None,
 ) -> AttentionOutput:
+    """One pass through the layer alone, after the one that it follows, which is given the same input."""
     positions_T = torch.arange(x_BTD.shape[1], device=x_BTD.device)
     step = torch.zeros(1, dtype=torch.int64, device=x_BTD.device) if attention.training else None
     context = AttentionContext(positions_T, stage, ids_BT, capture, step, whole_mass)
     method = "prepare"
+    if before is not None:
+        before.train(attention.training).prepare(context)
+        with torch.no_grad():
+            before(x_BTD, context)
+        if capture is not None:
+            capture.clear()
     try:
         attention.prepare(context)
         method = "forward"

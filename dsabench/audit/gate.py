@@ -80,7 +80,7 @@ def audit(spec: RunSpec, vocab_size: int, execution: Execution, start: StartingP
     stages = len(list(_circumstances(spec)))
     how = (stages, spec.train.steps, spec.data.packing, vocab_size, execution.device, execution.fused)
     weights = None if start is None or start.folder is None else (start.folder, spec.seed)
-    key = (looked_at, variant(spec.attention.kind), *how, weights)
+    key = (looked_at, tuple(map(variant, spec.attention.kinds)), *how, weights)
     if key not in _audits:
         with torch.random.fork_rng(devices=[]):
             model = build(spec, vocab_size)
@@ -100,7 +100,8 @@ def refuse_leaks(spec: RunSpec, vocab_size: int, execution: Execution, start: St
     if isinstance(found.crash, DsabenchError):
         raise found.crash
     if found.first is not None and not spec.allow_leak:
-        file = file_of(variant(spec.attention.kind)) or "it"
+        files = dict.fromkeys(str(file) for kind in spec.attention.kinds if (file := file_of(variant(kind))))
+        file = " or ".join(files) or "it"
         raise LeakError(
             f"attention {spec.attention.kind} {found.first}. Nothing was trained: mend {file} (`dsabench audit` and "
             "dsabench.testing show more), or set allow_leak = true to train it marked LEAK"

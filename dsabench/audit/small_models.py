@@ -21,10 +21,11 @@ def small_copies(spec: RunSpec, device: torch.device) -> list[RunSpec]:
     """Specs with the same attention in a short window: k at its share of the length and, where that is below the
     length, also the run's own number of keys. [] when the attention takes none of the sizes tried."""
     for length in sorted({min(length, spec.length) for length in LENGTHS}):
-        for model in _models(spec.model):
+        attentions = _attentions(spec, length)
+        for model in _models(spec.model, max(2, spec.attention.fewest_layers())):
             copies = [
                 spec.model_copy(update={"length": length, "model": model, "attention": attention})
-                for attention in _attentions(spec, length)
+                for attention in attentions
             ]
             if copies and all(_works(copy, device) for copy in copies):
                 return copies
@@ -42,24 +43,33 @@ def randomise(model: Transformer) -> Transformer:
 
 
 def _attentions(spec: RunSpec, length: int) -> list[AttentionSpec]:
-    cls, k = type(spec.attention), spec.attention.n_selected(spec.length)
+    """With each layer's share of the keys; and with its own number of them, where that is below the length."""
+    found = []
+    for own in (False, True):
+        attention = spec.attention.each(lambda one, own=own: _with_keys(one, spec.length, length, own)).once_each()
+        if attention not in found:
+            found.append(attention)
+    return found
+
+
+def _with_keys(attention: AttentionSpec, trained: int, length: int, own: bool) -> AttentionSpec:
+    cls, k = type(attention), attention.n_selected(trained)
     if k is None or "top_k" not in cls.model_fields:
-        return [spec.attention]
-    share = max(1, math.floor(k * length / spec.length + 0.5))
-    values = spec.attention.model_dump()
+        return attention
+    share = max(1, math.floor(k * length / trained + 0.5))
+    values = attention.model_dump()
     values.pop("top_k_ratio", None)
     try:
-        kept = dict.fromkeys([share, k] if k < length else [share])
-        return [cls.model_validate({**values, "top_k": n}) for n in kept]
+        return cls.model_validate({**values, "top_k": k if own and k < length else share})
     except ValidationError:  # this k is not accepted, because it must be a multiple of something, say
-        return [spec.attention]
+        return attention
 
 
-def _models(of: ModelSpec) -> list[ModelSpec]:
+def _models(of: ModelSpec, n_layers: int) -> list[ModelSpec]:
     """A narrow model, and one of the run's own width, for an attention that takes no other."""
     n_experts = min(4, of.n_experts)
     small = {
-        "n_layers": min(2, of.n_layers),
+        "n_layers": min(n_layers, of.n_layers),
         "d_ff": min(16, of.d_ff),
         "n_experts": n_experts,
         "experts_per_token": min(of.experts_per_token, n_experts),

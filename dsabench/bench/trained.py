@@ -57,13 +57,18 @@ class TrainedRun:
         """The attention of each layer that is looked at."""
         for i, block in enumerate(self.model.layers()):
             assert isinstance(block.attention, DSA)
-            if layer in (None, i):
+            if layer == i and block.attention.follows is not None:
+                raise SpecError(
+                    f"--layer {layer}: it has the selection of layer {block.attention.follows}; name that one"
+                )
+            if layer in (None, i) and block.attention.indexer is not None:
                 self.attentions[i] = block.attention
 
     def sizes(self) -> dict[str, int]:
         """The sizes of a layer, as fields of Settings; k is what the run keeps at its own length."""
         model, attention = self.spec.model, next(iter(self.attentions.values()))
         indexer = attention.indexer
+        assert indexer is not None, "only layers with one are looked at"
         return {
             "heads": model.n_heads,
             "kv_heads": model.kv_heads,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dsabench import ops
 from dsabench.attention.registry import variant
 from dsabench.engine.device import Execution
+from dsabench.spec.attention import AttentionSpec
 from dsabench.spec.run import RunSpec
 
 
@@ -13,15 +14,20 @@ def resolved(spec: RunSpec, execution: Execution) -> RunSpec:
 
     Raises SpecError when the attention asks for what does not run there.
     """
-    attention = variant(spec.attention.kind).resolve(spec, why_no_kernels(execution))
+    no_kernels = why_no_kernels(execution)
+
+    def of_layer(one: AttentionSpec) -> AttentionSpec:
+        return variant(one.kind).resolve(spec.model_copy(update={"attention": one}), no_kernels)
+
+    attention = spec.attention.each(of_layer)
     return spec if attention == spec.attention else spec.model_copy(update={"attention": attention})
 
 
 def backend(spec: RunSpec, execution: Execution) -> str | None:
-    """The backend by name; None for an attention that has no choice of them."""
-    attention = resolved(spec, execution).attention
-    name = getattr(attention, "backend", getattr(attention, "selection_backend", None))
-    return name if isinstance(name, str) else None
+    """The backend by name, several where layers differ; None for an attention that has no choice of them."""
+    layers = resolved(spec, execution).attention.distinct()
+    names = [getattr(one, "backend", getattr(one, "selection_backend", None)) for one in layers]
+    return " and ".join(dict.fromkeys(name for name in names if isinstance(name, str))) or None
 
 
 def why_no_kernels(execution: Execution) -> str | None:

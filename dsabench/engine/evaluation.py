@@ -27,6 +27,7 @@ from dsabench.engine.device import Execution, first_line
 from dsabench.engine.model_inputs import model_inputs
 from dsabench.engine.step import own_stream
 from dsabench.model.transformer import ForwardPass, Transformer
+from dsabench.spec.run import RunSpec
 
 BATCH_TOKENS = 16_384
 """Tokens of one evaluation batch, which bounds the memory of its logits."""
@@ -221,16 +222,16 @@ def selection_recall(
     and of windows with known targets also
 
         target_recall            share of the scored inputs' targets that are in S[t], mean over layers
-        target_recall_by_layer   the same of each layer, first to last
+        target_recall_by_layer   the same of each layer, first to last; None of one that does not select
         target_recall_best       of the best layer: one layer that finds them is enough
         target_recall_chance     for a random causal set: mean over targets of min(1, k / (t + 1))
 
     None when the variant does not select, keeps k >= L keys, where no row has a choice (nor in documents of k tokens or
-    fewer), or captures nothing.
+    fewer), or captures nothing. In a hybrid stack, of the layers that select and have such rows, each with its own k.
     """
     inputs_NT, length = windows.inputs, windows.tokens.shape[1] - 1
-    k = model.spec.attention.n_selected(length) if top_k is None else top_k
-    if k is None or k >= length:
+    keys = {layer: k for layer, k in _keys_of_layers(model.spec, length, top_k).items() if k < length}
+    if not keys:
         return None
     pairs = CAPTURE_PAIRS if windows.targets is None else 4 * CAPTURE_PAIRS  # targets are few: more windows
     n_windows = min(len(inputs_NT), max(8, pairs // length**2))
@@ -242,9 +243,12 @@ def selection_recall(
     query_Q = recall_queries(length).numpy()
     documents_NT = None if windows.documents is None else windows.documents[chosen_N]
     seen_NQ = keys_seen(documents_NT, n_windows, length)[:, query_Q]
-    choice_NQ = torch.from_numpy(seen_NQ > k).to(execution.device)
-    if not choice_NQ.any():
+    counts = {k: int((seen_NQ > k).sum()) for k in set(keys.values())}
+    keys = {layer: k for layer, k in keys.items() if counts[k]}
+    if not keys:
         return None
+    choices = {k: torch.from_numpy(seen_NQ > k).to(execution.device) for k in counts}
+    most = max(counts.values())
     mass: list[Tensor] = []
     found: list[Tensor] = []
     with torch.inference_mode(), execution.autocast(), _evaluating(model):
@@ -262,26 +266,43 @@ def selection_recall(
                 whole_mass=False,
             )
             model(inputs_BT, forward_pass)
-            if not captured:
+            judged = {layer: k for layer, k in keys.items() if layer in captured}
+            if not judged:
                 return None
-            recalls = [(recall_BQ(one, query_Q) * choice_NQ[some]).sum() for one in captured.values()]
+            recalls = [
+                (recall_BQ(captured[layer], query_Q) * choices[k][some]).sum() * (most / counts[k])
+                for layer, k in judged.items()
+            ]
             mass.append(torch.stack(recalls).mean())
             if targets_NTM is not None:
                 targets_BTM = torch.from_numpy(targets_NTM[first : first + batch]).to(execution.device)
-                found.append(torch.stack([found_targets(selection, targets_BTM) for selection in captured.values()]))
+                found.append(torch.stack([found_targets(captured[layer], targets_BTM) for layer in judged]))
+    share = {k: list(judged.values()).count(k) / len(judged) for k in dict.fromkeys(judged.values())}
     result: dict[str, Any] = {
-        "mass_recall": float(torch.stack(mass).sum()) / int(choice_NQ.sum()),
-        "mass_recall_chance": float((k / seen_NQ[seen_NQ > k]).mean()),
+        "mass_recall": float(torch.stack(mass).sum()) / most,
+        "mass_recall_chance": sum(float((k / seen_NQ[seen_NQ > k]).mean()) * part for k, part in share.items()),
     }
     if targets_NTM is not None:
         listed_T = (targets_NTM >= 0).sum((0, 2))
-        by_layer = (torch.stack(found).sum(0) / int(listed_T.sum())).tolist()
-        chance_T = np.minimum(1.0, selection_chance_T(np.full(length, k)))
-        result["target_recall"] = sum(by_layer) / len(by_layer)
-        result["target_recall_by_layer"] = by_layer
-        result["target_recall_best"] = max(by_layer)
-        result["target_recall_chance"] = float((listed_T * chance_T).sum() / listed_T.sum())
+        recall = dict(zip(judged, (torch.stack(found).sum(0) / int(listed_T.sum())).tolist(), strict=True))
+        result["target_recall"] = sum(recall.values()) / len(recall)
+        result["target_recall_by_layer"] = [recall.get(layer) for layer in range(model.spec.model.n_layers)]
+        result["target_recall_best"] = max(recall.values())
+        result["target_recall_chance"] = sum(
+            float((listed_T * np.minimum(1.0, selection_chance_T(np.full(length, k)))).sum() / listed_T.sum()) * part
+            for k, part in share.items()
+        )
     return result
+
+
+def _keys_of_layers(spec: RunSpec, length: int, top_k: int | None) -> dict[int, int]:
+    """k of each layer that selects, where a schedule says top_k (None: nothing)."""
+    found = {}
+    for layer in range(spec.model.n_layers):
+        attention = spec.attention.at(layer)
+        if (k := attention.n_selected(length)) is not None:
+            found[layer] = top_k if top_k is not None and attention.key_changes() else k
+    return found
 
 
 def keys_seen(documents_NT: NDArray[np.int32] | None, n_windows: int, length: int) -> NDArray[np.int64]:

@@ -57,10 +57,11 @@ def reason(spec: RunSpec, error: Exception, micro_batch: int) -> str:
             f"out of memory with {micro_batch} of {spec.batch_size} windows at a time ({first_line(error)}); {halve}"
             f"model.d_model below {spec.model.d_model} or a length below {spec.length} needs less ({LOG})"
         )
-    kind = spec.attention.kind
-    file = file_of(variant(kind)) if plugin_digest(kind) else None
-    line = None if file is None else line_in(error, file)
-    if line is None:
+    for kind in spec.attention.kinds:
+        file = file_of(variant(kind)) if plugin_digest(kind) else None
+        if file is not None and (line := line_in(error, file)) is not None:
+            break
+    else:
         return f"{said(error)} ({LOG})"
     return f"{file}:{line}: attention {kind} raised {said(error)}; mend it, and the same command trains it anew ({LOG})"
 

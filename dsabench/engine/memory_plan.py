@@ -86,10 +86,9 @@ def estimate(model: Transformer, execution: Execution, micro_batch: int, recompu
     width = 2 if narrow else 4
     tokens = micro_batch * length
     experts = model.layers()[0].experts.computed(execution.device)
-    pairs = length * model.layers()[0].attention.kept_per_pair(width)
-    layer = tokens * (_kept_by_a_block(spec, width, experts) + pairs)
+    block = _kept_by_a_block(spec, width, experts)
+    kept = [tokens * (block + length * one.attention.kept_per_pair(width)) for one in model.layers()]
     entering = tokens * spec.model.d_model * (4 + width)
-    layers = spec.model.n_layers
     # A step casts an embedding that is the output layer; a matrix of its own is among the bf16 copies.
     cast = 0 if narrow and not spec.model.tied_head else width
     logits = min(tokens * model.vocab_size, 2**29) * width + model.vocab_size * spec.model.d_model * (cast + 4)
@@ -100,7 +99,7 @@ def estimate(model: Transformer, execution: Execution, micro_batch: int, recompu
         "bf16 copies and their gradients": 4.0 * matrices if narrow else 0.0,
         # One block more, for what the backward pass of a block makes beside what was kept of it. A recomputed block is
         # freed before the next one is computed, and was measured to need no more than itself.
-        "activations": layers * entering + layer if recompute else (layers + 1) * layer,
+        "activations": (len(kept) * entering if recompute else sum(kept)) + max(kept),
         "logits": logits + tokens * spec.model.d_model * width,
     }
 

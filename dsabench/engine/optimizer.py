@@ -63,6 +63,17 @@ class Group:
     """In a CUDA graph it must be a tensor: a number would be baked in at capture."""
 
 
+def _by_rates(model: Transformer, spec: RunSpec) -> dict[tuple[float, float | None], list[nn.Parameter]]:
+    """The attentions' own parameters by their peak learning rates, the second in the warm-up where it is another; all
+    layers have the same but in a hybrid stack."""
+    found: dict[tuple[float, float | None], list[nn.Parameter]] = {}
+    for layer, parameters in model.own_parameters_by_layer().items():
+        attention = spec.attention.at(layer)
+        rate = attention.own_learning_rate() or spec.train.learning_rate
+        found.setdefault((rate, attention.warmup_rates()[0]), []).extend(parameters.values())
+    return found
+
+
 class Optimizer:
     """AdamW (beta1 0.9) over the backbone and the attention's own parameters, clipped apart.
 
@@ -78,12 +89,10 @@ class Optimizer:
         self.backbone = [p for name, p in model.named_parameters() if name not in own]
         self.max_norm = spec.train.grad_clip
         self.names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
-        own_rate = spec.attention.own_learning_rate() or spec.train.learning_rate
         self.groups: list[Group] = []
-        own_warmup, warmup = spec.attention.warmup_rates()
         for parameters, rate, first in (
-            (self.backbone, spec.train.learning_rate, warmup),
-            (self.own, own_rate, own_warmup),
+            (self.backbone, spec.train.learning_rate, spec.attention.warmup_rates()[1]),
+            *((alike, *rates) for rates, alike in _by_rates(model, spec).items()),
         ):
             for decays in (True, False):
                 chosen = [p for p in parameters if (p.ndim > 1 and self.names[p] not in _UNDECAYED) == decays]

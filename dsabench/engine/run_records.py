@@ -17,7 +17,6 @@ from dsabench.engine.slot import Slot
 from dsabench.engine.step import METRICS
 from dsabench.engine.step_times import StepTimes
 from dsabench.model.transformer import flops_per_window, outline
-from dsabench.spec.attention import ScheduledSpec
 
 
 class RunRecords:
@@ -43,11 +42,8 @@ class RunRecords:
         if top_k is None:
             return self.flops["sparse"]
         if top_k not in self.scheduled_flops:
-            attention = self.spec.attention
-            assert isinstance(attention, ScheduledSpec)
-            model = outline(
-                self.spec.model_copy(update={"attention": attention.keeping(top_k)}), self.slot.model.vocab_size
-            )
+            attention = self.spec.attention.keeping(top_k)
+            model = outline(self.spec.model_copy(update={"attention": attention}), self.slot.model.vocab_size)
             self.scheduled_flops[top_k] = sum(flops_per_window(model, "sparse").values())
         return self.scheduled_flops[top_k]
 

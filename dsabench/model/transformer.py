@@ -203,14 +203,18 @@ class Transformer(nn.Module):
         """The blocks, first to last."""
         return [block for block in self.blocks if isinstance(block, Block)]
 
+    def own_parameters_by_layer(self) -> dict[int, dict[str, nn.Parameter]]:
+        """The parameters that only the attention's own loss trains (indexers), by layer and their full names."""
+        found: dict[int, dict[str, nn.Parameter]] = {}
+        for layer, block in enumerate(self.layers()):
+            own = block.attention.own_parameters()
+            prefix = f"blocks.{layer}.attention."
+            found[layer] = {f"{prefix}{name}": p for name, p in block.attention.named_parameters() if name in own}
+        return found
+
     def attention_own_parameters(self) -> dict[str, nn.Parameter]:
-        """The parameters that only the attention's own loss trains (indexers), by their full names."""
-        own = {
-            f"blocks.{layer}.attention.{name}"
-            for layer, block in enumerate(self.layers())
-            for name in block.attention.own_parameters()
-        }
-        return {name: parameter for name, parameter in self.named_parameters() if name in own}
+        """Those of all layers, by their full names."""
+        return {name: p for own in self.own_parameters_by_layer().values() for name, p in own.items()}
 
 
 def build(spec: RunSpec, vocab_size: int) -> Transformer:

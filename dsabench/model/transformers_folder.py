@@ -29,6 +29,11 @@ def architecture_of(spec: RunSpec) -> str:
     """The class of `transformers` that computes the model of `spec`. Raises CheckpointError with the reason where none
     does."""
     kind, model = spec.attention.kind, spec.model
+    if kind == "hybrid":
+        raise CheckpointError(
+            f"attention hybrid: no class in transformers has layers of {' and '.join(spec.attention.kinds)}; a run of "
+            "dense attention can be written"
+        )
     if kind != "dense":
         why = f"attention {kind} has no class in transformers"
         if kind == "dsa":

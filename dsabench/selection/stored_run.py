@@ -255,7 +255,7 @@ def export_selection(layers: Sequence[LayerSelection], path: Path, questions: Qu
 
 
 def _notes(spec: RunSpec, record: RunRecord, step: int, layers: Sequence[LayerSelection]) -> list[str]:
-    from dsabench.attention.plugins import plugin_digest
+    from dsabench.attention.plugins import digest_of
 
     notes = []
     if record.status != "done":
@@ -266,7 +266,7 @@ def _notes(spec: RunSpec, record: RunRecord, step: int, layers: Sequence[LayerSe
             f"the checkpoint is from the dense warm-up stage ({warmup} steps), in which attention is dense; shown is "
             "the sparse stage, in which this model has not trained yet"
         )
-    if (plugin_digest(spec.attention.kind) or "") != record.fingerprint.get("plugin", ""):
+    if (digest_of(spec.attention) or "") != record.fingerprint.get("plugin", ""):
         notes.append(f"the plugin file of {spec.attention.kind} has changed since the run")
     everything = [layer.layer for layer in layers if layer.k >= layer.length]
     if everything:

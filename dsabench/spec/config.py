@@ -8,7 +8,7 @@ from pathlib import Path
 from dsabench.errors import SpecError
 from dsabench.spec import ladder as ladders
 from dsabench.spec import yaml_file
-from dsabench.spec.attention import BUILT_IN, AttentionSpec
+from dsabench.spec.attention import BUILT_IN, AttentionSpec, kind_of
 from dsabench.spec.messages import near_miss
 from dsabench.spec.sweep import Sweep
 
@@ -46,7 +46,7 @@ def load_sweep(name_or_path: str = DEFAULT_CONFIG) -> Sweep:
         if lost := before - set(sweep.axes):
             raise SpecError(f"{origins[f'axes.{axis}']}axes.{axis} and axes.{lost.pop()} replace each other; keep one")
     attention = base.get("attention", {})
-    sweep.named_kinds = [attention.get("kind", "dsa")] if isinstance(attention, dict) else []
+    sweep.named_kinds = [kind_of(attention)] if isinstance(attention, dict) else []
     sweep.named_kinds += sweep.axes.get("attention.kind", [])
     sweep.ladder = ladders.read(ladder, origins)
     for changes in sweep.ladder.values():

@@ -136,6 +136,8 @@ def _few(field: FieldInfo) -> tuple[str, ...]:
 
 
 def _default(field: FieldInfo) -> str:
+    if field.is_required():
+        return ""
     value = field.get_default(call_default_factory=True)
     if isinstance(value, BaseModel):
         return ""

@@ -11,28 +11,43 @@ before the field was there. A run with the new default has an identity of its ow
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Any
 
-from dsabench.spec.attention import BUILT_IN, AttentionSpec
+from dsabench.spec.attention import BUILT_IN, AttentionSpec, HybridSpec
 from dsabench.spec.run import RunSpec
 from dsabench.spec.strict_model import Formerly, Spec
 from dsabench.spec.tasks import TASK_PREFIX, TASKS
 
 
-def with_former_values(values: Mapping[str, Any], plugin: type[AttentionSpec] | None = None) -> dict[str, Any]:
+def with_former_values(
+    values: Mapping[str, Any], plugins: Mapping[str, type[AttentionSpec]] = MappingProxyType({})
+) -> dict[str, Any]:
     """`values` of a stored RunSpec, the marked fields that they lack filled in.
 
-    plugin: the settings class of an attention that is not built in; without it such an attention stays as it is, as do
-    an unknown task and what is not a mapping: nothing is validated.
+    plugins: the settings classes of attentions that are not built in; without them such an attention stays as it is,
+    as do an unknown task and what is not a mapping: nothing is validated.
     """
     filled = _filled(values, RunSpec)
     attention, data = filled.get("attention"), filled.get("data")
-    if isinstance(attention, dict) and (kind := BUILT_IN.get(str(attention.get("kind")), plugin)):
-        filled["attention"] = _filled(attention, kind)
+    if isinstance(attention, dict):
+        filled["attention"] = _attention(attention, {**plugins, **BUILT_IN})
     if isinstance(data, dict) and isinstance(task := data.get("task"), dict):
         name = str(data.get("source")).removeprefix(TASK_PREFIX)
         if name in TASKS:
             filled["data"] = {**data, "task": _filled(task, TASKS[name])}
+    return filled
+
+
+def _attention(values: Any, kinds: Mapping[str, type[AttentionSpec]]) -> Any:
+    """The settings of an attention, and in a hybrid those of its layers."""
+    kind = kinds.get(str(values.get("kind"))) if isinstance(values, Mapping) else None
+    if kind is None:
+        return values
+    filled = _filled(values, kind)
+    if kind is HybridSpec:
+        lists = {name: filled[name] for name in ("first_layers", "layers") if isinstance(filled.get(name), list)}
+        filled |= {name: [_attention(layer, kinds) for layer in layers] for name, layers in lists.items()}
     return filled
 
 

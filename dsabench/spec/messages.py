@@ -7,6 +7,7 @@ import re
 import types
 import typing
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
@@ -16,6 +17,13 @@ from pydantic_core import ErrorDetails
 from dsabench.spec.yaml_file import with_point
 
 _MISSING = object()
+
+
+@dataclass(frozen=True)
+class InWords:
+    """Mark of a field whose annotation does not say what it takes."""
+
+    words: str
 
 
 def explain(error: ValidationError, model: type[BaseModel], prefix: str, where: Callable[[str], str]) -> list[str]:
@@ -105,6 +113,8 @@ def accepted(field: FieldInfo) -> str:
     """In words, the values that a field takes: 'a number above 0 and at most 1', 'one of cosine, constant'."""
     bounds = []
     for item in _metadata(field):
+        if isinstance(item, InWords):
+            return item.words
         for name, words in (("gt", "above"), ("ge", "at least"), ("lt", "below"), ("le", "at most")):
             if getattr(item, name, None) is not None:
                 bounds.append(f"{words} {getattr(item, name):,}")

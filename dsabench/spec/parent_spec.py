@@ -20,7 +20,9 @@ def parent_spec(spec: RunSpec) -> RunSpec | None:
     changes = spec.start.parent
     values: dict[str, Any] = spec.model_dump(mode="json", exclude={"start"})
     if (kind := changes.get("attention.kind")) is not None:
-        owned = settings_class(kind, _ORIGIN).model_fields
+        stacks = {name: changes.get(f"attention.{name}") for name in ("first_layers", "layers")}
+        owners = settings_class(kind, _ORIGIN).field_owners({**values["attention"], **stacks})
+        owned = {name for owner in owners for name in owner.model_fields}
         values["attention"] = {name: value for name, value in values["attention"].items() if name in owned}
     parent = Sweep(values, {})
     for path in sorted(changes, key=lambda path: path != "attention.kind"):

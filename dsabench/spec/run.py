@@ -12,10 +12,19 @@ import re
 from collections.abc import Callable
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, SerializeAsAny, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    PrivateAttr,
+    SerializeAsAny,
+    ValidationError,
+    model_validator,
+)
 
 from dsabench.errors import SpecError
-from dsabench.spec.attention import BUILT_IN, AttentionSpec, DSASpec
+from dsabench.spec.attention import AttentionSpec, DSASpec, kind_of
+from dsabench.spec.attention import settings_class as settings_class
 from dsabench.spec.data_settings import DataSpec
 from dsabench.spec.messages import explain
 from dsabench.spec.model_settings import ModelSpec as ModelSpec
@@ -107,26 +116,11 @@ class EngineSpec(Spec):
     in at most a fiftieth of the time."""
 
 
-def settings_class(kind: Any, origin: str = "") -> type[AttentionSpec]:
-    """The settings class of an attention by name. Raises SpecError that begins with `origin` and says what there is.
-
-    A built-in one needs no torch; a plugin's is asked of the registry.
-    """
-    if isinstance(kind, str) and kind in BUILT_IN:
-        return BUILT_IN[kind]
-    from dsabench.attention.registry import spec_class
-
-    try:
-        return spec_class(kind)
-    except SpecError as error:
-        raise SpecError(f"{origin}{error}") from error
-
-
 def _attention(value: Any) -> Any:
     """Read a mapping as the settings class that its `kind` names."""
     if not isinstance(value, dict):
         return value
-    return settings_class(value.get("kind", "dsa")).model_validate({"kind": "dsa", **value})
+    return settings_class(kind := kind_of(value)).model_validate({**value, "kind": kind})
 
 
 class RunSpec(Spec):
@@ -162,6 +156,8 @@ class RunSpec(Spec):
     start: StartSpec | None = None
     """The trained model that the run starts from; null draws all weights."""
 
+    _stack: AttentionSpec | None = PrivateAttr(None)
+
     @property
     def batch_size(self) -> int:
         """Windows a step: train.batch_size, or tokens_per_step / length rounded half up."""
@@ -195,6 +191,25 @@ class RunSpec(Spec):
     def _a_window_holds_the_task(self) -> Self:
         if self.data.task is not None:
             self.data.task.check_length(self.length)
+        return self
+
+    def of_layer(self, layer: int) -> RunSpec:
+        """The spec as the layer's attention sees it: with the settings of that layer."""
+        attention = self.attention.at(layer)
+        if attention is self.attention:
+            return self
+        found = self.model_copy(update={"attention": attention})
+        found._stack = self.attention
+        return found
+
+    @property
+    def stack(self) -> AttentionSpec:
+        """The attention of all layers, where `attention` is that of one (`of_layer`)."""
+        return self.attention if self._stack is None else self._stack
+
+    @model_validator(mode="after")
+    def _the_model_holds_the_attention(self) -> Self:
+        self.attention.check_model(self.model.n_layers, self.train.steps)
         return self
 
     @model_validator(mode="after")
@@ -238,7 +253,7 @@ def validate(values: dict[str, Any], where: Callable[[str], str] = lambda path: 
             f"{where('attention')}attention = {attention!r} is not accepted; accepted: a mapping with a `kind`"
         )
     elif valid is None:
-        model = settings_class(attention.get("kind", "dsa"), where("attention.kind"))
+        model = settings_class(kind_of(attention), where("attention.kind"))
         try:
             valid = model.model_validate(attention)
         except ValidationError as error:

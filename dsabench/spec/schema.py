@@ -25,6 +25,12 @@ def config_schema() -> dict[str, Any]:
     run = defs["RunSpec"]
     described = run["properties"]["attention"]
     run["properties"]["attention"] = {"description": described.get("description", ""), "anyOf": references}
+    # A hybrid's entries are names or settings; its other fields are those of its entries.
+    hybrid = defs["HybridSpec"]
+    entry = {"anyOf": [{"enum": kinds()}, *references]}
+    for name in ("first_layers", "layers"):
+        hybrid["properties"][name]["items"] = entry
+    hybrid["additionalProperties"] = True
     paths = set(_paths(RunSpec, ""))
     for variant in variants:
         paths.update(_paths(variant, "attention."))

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from dsabench.spec.attention import kind_of
 from dsabench.spec.former_values import with_former_values
 from dsabench.spec.run import RunSpec, validate
 
@@ -21,7 +22,7 @@ def stored_spec(values: Mapping[str, Any], run_id: str) -> RunSpec:
     values = {**with_former_values(values), "plugins": needed_plugins(values)}
     spec = validate(values, lambda path: f"run {run_id}: ")
     if spec.plugins:  # their settings are known now
-        values = with_former_values(values, type(spec.attention))
+        values = with_former_values(values, {one.kind: type(one) for one in spec.attention.distinct()})
         spec = validate(values, lambda path: f"run {run_id}: ")
     return spec
 
@@ -31,5 +32,9 @@ def needed_plugins(values: Mapping[str, Any]) -> Any:
     from dsabench.attention.registry import is_built_in
 
     attention = values.get("attention", {})
-    kind = attention.get("kind", "dsa") if isinstance(attention, Mapping) else None
-    return [] if is_built_in(kind) else values.get("plugins", [])
+    if not isinstance(attention, Mapping):
+        return values.get("plugins", [])
+    lists = [attention.get(name) for name in ("first_layers", "layers")]
+    layers = [one for layers in lists if isinstance(layers, list) for one in layers]
+    kinds = [kind_of(attention), *(one.get("kind") if isinstance(one, Mapping) else one for one in layers)]
+    return [] if all(is_built_in(kind) for kind in kinds) else values.get("plugins", [])

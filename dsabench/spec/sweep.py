@@ -18,6 +18,7 @@ from pydantic import BaseModel, ValidationError
 
 from dsabench.errors import SpecError
 from dsabench.spec import ladder as ladders
+from dsabench.spec.attention import kind_of
 from dsabench.spec.foreign_start import with_foreign_model
 from dsabench.spec.messages import explain, field_at, models_in, near_miss
 from dsabench.spec.run import RunSpec, settings_class, validate
@@ -147,7 +148,8 @@ class Sweep:
             # A sweep may hold fields of several kinds; in a single run, one that was asked for must not be lost.
             name = path.removeprefix("attention.").split(".")[0]
             asked = path.startswith("attention.") and not origin.startswith(str(self.path))
-            if asked and name not in type(spec.attention).model_fields:
+            owners = [spec.attention, *spec.attention.distinct()]
+            if asked and not any(name in type(owner).model_fields for owner in owners):
                 raise SpecError(
                     f"{origin}{path} is not a field of attention {spec.attention.kind}, which this run would have; "
                     "choose the attention that has it, for example --attention dsa"
@@ -169,15 +171,16 @@ class Sweep:
             _put(values, path, value)
         attention = values.get("attention", {})
         if isinstance(attention, dict):
-            kind = attention.setdefault("kind", "dsa")
-            owned = settings_class(kind, self._where("attention.kind")).model_fields
+            kind = attention.setdefault("kind", kind_of(attention))
+            owners = settings_class(kind, self._where("attention.kind")).field_owners(attention)
+            owned = {name for owner in owners for name in owner.model_fields}
             values["attention"] = {name: value for name, value in attention.items() if name in owned}
         return validate(with_foreign_model(values, self._is_given, self._where), self._where)
 
     def kinds(self) -> list[Any]:
         """Every attention kind that the base, an axis or the file names. Raises SpecError for one that is no text."""
         attention = self.base.get("attention", {})
-        base_kind = attention.get("kind", "dsa") if isinstance(attention, dict) else "dsa"
+        base_kind = kind_of(attention) if isinstance(attention, dict) else "dsa"
         kinds = [*self.axes.get("attention.kind", [base_kind]), *self.named_kinds]
         for kind in kinds:
             _kind_is_text(kind, self._where("attention.kind"))
@@ -188,9 +191,9 @@ class Sweep:
         attention = self.base.get("attention", {})
         if not isinstance(attention, dict):
             return
-        _kind_is_text(attention.get("kind", "dsa"), self._where("attention.kind"))
-        kinds = list(dict.fromkeys([*self.kinds(), attention.get("kind", "dsa")]))
-        models = [settings_class(kind, self._where("attention.kind")) for kind in kinds]
+        _kind_is_text(kind_of(attention), self._where("attention.kind"))
+        kinds = list(dict.fromkeys([*self.kinds(), kind_of(attention)]))
+        models = self._attention_owners(kinds)
         paths = [f"attention.{name}" for name in attention] + [p for p in self.axes if p.startswith("attention.")]
         for path in paths:
             names = path.split(".")[1:]
@@ -200,6 +203,19 @@ class Sweep:
                     f"{self._where(path)}unknown field {path} for attention {', '.join(map(str, kinds))}"
                     + near_miss(names[0], known)
                 )
+
+    def _attention_owners(self, kinds: list[Any]) -> list[type[Spec]]:
+        """The classes of the attentions' settings: those of the kinds, and of the layers of a hybrid."""
+        attention = self.base.get("attention", {})
+        written = attention if isinstance(attention, dict) else {}
+        stacks = self.axes.get("attention.layers", [written.get("layers")])
+        found = [
+            owner
+            for kind in kinds
+            for layers in stacks
+            for owner in settings_class(kind, self._where("attention.kind")).field_owners({**written, "layers": layers})
+        ]
+        return list(dict.fromkeys(found))
 
     def load_plugins(self) -> None:
         """Import the plugin files of the base, whose paths become absolute. Raises SpecError."""
@@ -227,7 +243,8 @@ class Sweep:
 
     def _clear_alternative(self, path: str, origin: str) -> None:
         parent, _, name = path.rpartition(".")
-        for model in _owners(parent, self.kinds()):
+        inside_attention = parent.partition(".")[0] == "attention"
+        for model in _owners(parent, self._attention_owners(self.kinds()) if inside_attention else []):
             for pair in model.alternatives:
                 if name in pair:
                     other = f"{parent}.{pair[0] if name == pair[1] else pair[1]}"
@@ -274,10 +291,10 @@ def _kind_is_text(value: Any, origin: str) -> None:
         raise SpecError(f"{origin}attention.kind = {value!r} is not accepted; accepted: the name of an attention")
 
 
-def _owners(parent: str, kinds: list[Any]) -> list[type[Spec]]:
+def _owners(parent: str, attentions: list[type[Spec]]) -> list[type[Spec]]:
     section, _, inside = parent.partition(".")
     if section == "attention":
-        found: list[type[BaseModel]] = [settings_class(kind, "") for kind in kinds]
+        found: list[type[BaseModel]] = [*attentions]
         for name in filter(None, inside.split(".")):
             fields = [model.model_fields[name] for model in found if name in model.model_fields]
             found = [inner for field in fields for inner in models_in(field.annotation)]

@@ -20,6 +20,7 @@ from pydantic.fields import FieldInfo
 from dsabench.metrics import METRICS, Metric
 from dsabench.plain import EXACT
 from dsabench.spec.attention import BUILT_IN
+from dsabench.spec.attention.settings_by_name import HYBRID
 from dsabench.spec.messages import accepted, models_in
 from dsabench.spec.run import RunSpec
 from dsabench.spec.tasks import TASK_PREFIX, TASKS
@@ -74,10 +75,13 @@ def check_spec(spec: Mapping[str, Any]) -> None:
     _check_fields(spec, RunSpec, "")
     attention, data = spec.get("attention"), spec.get("data")
     if isinstance(attention, Mapping):
-        if kind := BUILT_IN.get(attention.get("kind", "")):
-            _check_fields(attention, kind, "attention.")
-        else:
-            _check_numbers(attention, "attention")
+        _check_attention(attention, "attention")
+        for name in ("first_layers", "layers"):
+            layers = attention.get(name) if attention.get("kind") == HYBRID else None
+            for i, layer in enumerate(layers if isinstance(layers, list) else []):
+                if not isinstance(layer, Mapping):
+                    raise ValueError(f"attention.{name}[{i}] = {shown(layer)} is not accepted; accepted: a mapping")
+                _check_attention(layer, f"attention.{name}[{i}]")
     if isinstance(data, Mapping) and (task := data.get("task")) is not None:
         name = str(data.get("source")).removeprefix(TASK_PREFIX)
         if not isinstance(task, Mapping):
@@ -151,6 +155,13 @@ def shown(value: Any) -> str:
     """`value` as Python writes it, cut to a line."""
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _check_attention(attention: Mapping[str, Any], path: str) -> None:
+    if kind := BUILT_IN.get(str(attention.get("kind", ""))):
+        _check_fields(attention, kind, f"{path}.")
+    else:
+        _check_numbers(attention, path)
 
 
 def _check_fields(values: Mapping[str, Any], model: type[BaseModel], prefix: str) -> None:

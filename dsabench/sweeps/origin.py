@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dsabench import data as data_package
-from dsabench.attention.plugins import plugin_digest
+from dsabench.attention.plugins import digest_of
 from dsabench.engine import checkpoint
 from dsabench.engine.starting_weights import Shapes, StartingPoint, mismatch, shapes_of, stored_shapes
 from dsabench.errors import DataError, SpecError, StoreError
@@ -70,7 +70,7 @@ class Origin:
 
 def fingerprint(spec: RunSpec, corpus: Mapping[str, str], start: str | None) -> dict[str, str]:
     """The digests that are part of a run's identity: the corpus's, a plugin's, and `start_digest`."""
-    plugin = plugin_digest(spec.attention.kind)
+    plugin = digest_of(spec.attention)
     return {**corpus, **({"plugin": plugin} if plugin else {}), **({"start": start} if start else {})}
 
 

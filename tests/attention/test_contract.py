@@ -39,6 +39,13 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "dsa k=1": {"kind": "dsa", "top_k": 1, "indexer": INDEXER},
     "dsa untrained": {"kind": "dsa", "top_k": 5, "indexer": {**INDEXER, "loss": "none"}},
     "dsa reference": {"kind": "dsa", "top_k": 5, "backend": "reference", "indexer": INDEXER},
+    "dsa shared": {"kind": "dsa", "top_k": 5, "indexer": {**INDEXER, "share_layers": 2}},
+    "dsa shared reference": {
+        "kind": "dsa",
+        "top_k": 5,
+        "backend": "reference",
+        "indexer": {**INDEXER, "share_layers": 2},
+    },
     "sliding_window": {"kind": "sliding_window", "top_k": 5},
     "sink_window": {"kind": "sink_window", "top_k": 5, "n_sinks": 2},
     "strided": {"kind": "strided", "top_k": 5},
@@ -46,6 +53,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "oracle": {"kind": "oracle", "top_k": 5},
     "block": {"kind": "block", "top_k": 6, "block_size": 3},
     "block of one": {"kind": "block", "top_k": 2, "block_size": 3},
+    "hybrid": {"layers": ["dense", "dsa"], "top_k": 5, "indexer": INDEXER},
+    "hybrid of rules": {"layers": ["sliding_window", {"kind": "dsa", "top_k": 3}], "top_k": 5, "indexer": INDEXER},
 }
 
 

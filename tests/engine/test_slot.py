@@ -31,6 +31,8 @@ from dsabench.sweeps.schedule import run_sweep
 
 CPU = Execution(torch.device("cpu"), "fp32", graph=False, deterministic=True)
 
+SHARED = {**DSA, "indexer": {**DSA["indexer"], "share_layers": 2}}  # type: ignore[dict-item]
+
 
 def base(corpus: Path, **train: Any) -> dict[str, Any]:
     return single_runs.base(corpus, **{"steps": 24, "eval_every": 12, "log_every": 6, **train})
@@ -200,7 +202,7 @@ def test_a_bug_in_one_run_leaves_the_others_running(
 
 @pytest.mark.parametrize("micro", [1, 2, 4])
 @pytest.mark.parametrize("recompute", [False, True])
-@pytest.mark.parametrize("attention", [{"kind": "dense"}, DSA], ids=["dense", "dsa"])
+@pytest.mark.parametrize("attention", [{"kind": "dense"}, DSA, SHARED], ids=["dense", "dsa", "dsa shared"])
 @pytest.mark.parametrize("dropout", [0.0, 0.2])
 def test_cutting_a_step_changes_no_gradient(
     corpus: Path, attention: dict[str, Any], micro: int, recompute: bool, dropout: float

@@ -19,7 +19,7 @@ from dsabench.attention import plugins
 from dsabench.spec.config import load_sweep, shipped_configs
 from dsabench.spec.former_values import former_values
 from dsabench.spec.run import RunSpec, validate
-from dsabench.sweeps import origin, plan, schedule
+from dsabench.sweeps import plan, schedule
 
 RECORDED = json.loads((Path(__file__).parent / "recorded_run_ids.json").read_text())
 CONFIGS = next(iter(shipped_configs().values())).parent
@@ -34,13 +34,13 @@ def test_its_runs_have_the_recorded_ids(name: str, tmp_path: Path, monkeypatch: 
     sweep = load_sweep(str(CONFIGS / name))
     if sweep.base["data"]["source"] == "packages":  # its text, and so the ids, are those of the installed versions
         sweep.set("data.source", "sotu", "")
-    digests = {}
+    digests, honest = {}, plugins.plugin_digest
 
     def digest(kind: str) -> str | None:
-        digests[kind] = plugins.plugin_digest(kind)
+        digests[kind] = honest(kind)
         return None if digests[kind] is None else RECORDED["plugins"][kind]
 
-    monkeypatch.setattr(origin, "plugin_digest", digest)
+    monkeypatch.setattr(plugins, "plugin_digest", digest)
     planned = plan.plan([as_it_was(spec) for spec in sweep.runs()], tmp_path)
     assert [run.run_id for run in planned] == RECORDED["runs"][name]
     assert schedule.sweep_id(sweep, planned) == RECORDED["sweeps"][name]

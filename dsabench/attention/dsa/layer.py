@@ -11,6 +11,8 @@ the mean over layers; where other trainers add the layers, their weight is this 
 Source: DeepSeek-V3.2 (arXiv 2512.02556), section 2, and the released inference/model.py for LayerNorm, partial rotary
 embedding and scale.
 
+indexer.share_layers: n layers share the first one's indexer and selection, see index_groups.py.
+
 Backends: `reference` and `masked` hold L x L scores and masks. `triton` streams them (triton/): memory grows with the
 selection, and so does time but for the scores. They differ by rounding alone; `auto` chooses (backends.py).
 
@@ -19,18 +21,24 @@ Legend: B batch, T query, S key, D model width, H heads, J indexer heads, I inde
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeVar
+
 import torch
 from torch import Tensor
 
 from dsabench.attention import scaled_dot_product
 from dsabench.attention.base import Attention, AttentionContext, AttentionOutput, Stage, capture, pairs
 from dsabench.attention.dsa import backends, masked, reference
+from dsabench.attention.dsa.index_groups import leader_of
 from dsabench.attention.dsa.indexer import LightningIndexer
 from dsabench.attention.registry import register
 from dsabench.ops import runs_on
 from dsabench.ops.profile_labels import part
 from dsabench.spec.attention import AttentionSpec, DSASpec
 from dsabench.spec.run import RunSpec
+
+Made = TypeVar("Made")
 
 
 @register
@@ -44,7 +52,9 @@ class DSA(Attention):
         super().__init__(spec, layer)
         assert isinstance(spec.attention, DSASpec)
         self.config = spec.attention
-        self.indexer = LightningIndexer(spec, self.config)
+        leader = leader_of(spec, layer)
+        self.indexer = LightningIndexer(spec, self.config) if leader == layer else None
+        self.leader, self.follows = leader, None if leader == layer else leader
         self.size = _size(spec)
         backends.choose(*self.size, None)  # refuses sizes that the kernels do not take, on every machine
 
@@ -61,7 +71,8 @@ class DSA(Attention):
     def prepare(self, context: AttentionContext) -> None:
         """As Attention.prepare; also the indexer's rotation and, for a backend that uses one, the mask."""
         super().prepare(context)
-        self.indexer.rotation(context)
+        if self.indexer is not None:
+            self.indexer.rotation(context)
         if self.backend_on(context.positions_T.device) != "triton":
             _ = context.allowed
 
@@ -75,17 +86,17 @@ class DSA(Attention):
         heads = None
         if context.stage == "sparse" or learns or context.capture is not None:
             with part("indexer"):
-                heads = self.indexer.heads(x_BTD, context, source_BTD)
+                heads = self._of_group(context, "heads", lambda one: one.heads(x_BTD, context, source_BTD))
         if backend == "triton":
             return self._streamed(q_BTHD, k_BTGD, v_BTGD, heads, k, context)
         scores_BTS = None
         if heads is not None:
             with part("indexer"):
-                scores_BTS = self.indexer.scores(*heads)
+                scores_BTS = self._of_group(context, "scores", lambda one: one.scores(*heads))
         if context.capture is not None and scores_BTS is not None:
             selected_BTK = reference.select_top_k(scores_BTS.detach(), context.allowed, k)
-            scores_BTS_ = scores_BTS.detach()
-            context.capture[self.layer] = capture(selected_BTK, scores_BTS_, q_BTHD, k_BTGD, context, scale)
+            found_BTS = scores_BTS.detach()
+            context.capture[self.layer] = capture(selected_BTK, found_BTS, q_BTHD, k_BTGD, context, scale)
         if context.stage == "dense" or scores_BTS is None:
             keep = context.allowed
             out_BTHD, p_BTS = masked.attention(q_BTHD, k_BTGD, v_BTGD, keep, scale)
@@ -93,7 +104,8 @@ class DSA(Attention):
             return self._reference(q_BTHD, k_BTGD, v_BTGD, scores_BTS, k, context)
         else:
             with part("top-k"):
-                keep = masked.selection_mask(scores_BTS.detach(), context.allowed, k)
+                index_BTS = scores_BTS.detach()
+                keep = self._of_group(context, "mask", lambda _: masked.selection_mask(index_BTS, context.allowed, k))
             out_BTHD, p_BTS = masked.attention(q_BTHD, k_BTGD, v_BTGD, keep, scale)
         with part("indexer loss"):
             loss = masked.indexer_kl(scores_BTS, p_BTS, keep) if learns and scores_BTS is not None else None
@@ -119,12 +131,16 @@ class DSA(Attention):
         learns, scale, value_width = self._learns(context), self.projections.scale, self.projections.value_width
         if heads is not None and (sparse or context.capture is not None):
             with part("top-k"):
-                selected_BTK, index_lse_BT = top_k(*heads, min(k, q_BTHD.shape[1]), ids_BT)
+                selected_BTK, index_lse_BT = self._of_group(
+                    context, "selection", lambda _: top_k(*heads, min(k, q_BTHD.shape[1]), ids_BT)
+                )
             if context.capture is not None:
-                scores_BTS = self.indexer.scores(*heads).detach() if context.whole_mass else None
+                scores_BTS = None
+                if context.whole_mass:
+                    scores_BTS = self._of_group(context, "scores", lambda one: one.scores(*heads)).detach()
                 context.capture[self.layer] = capture(selected_BTK, scores_BTS, q_BTHD, k_BTGD, context, scale)
         if heads is not None and sparse:
-            unions = share(q_BTHD, k_BTGD, selected_BTK)
+            unions = self._of_group(context, "unions", lambda _: share(q_BTHD, k_BTGD, selected_BTK))
             values_BTGD = v_BTGD if value_width is None else None
             out_BTHD, lse_BTH = attend(
                 q_BTHD, k_BTGD, values_BTGD, selected_BTK, None, True, unions, scale=scale, value_width=value_width
@@ -151,7 +167,10 @@ class DSA(Attention):
         context: AttentionContext,
     ) -> AttentionOutput:
         with part("top-k"):
-            selected_BTK = reference.select_top_k(scores_BTS.detach(), context.allowed, k)
+            index_BTS = scores_BTS.detach()
+            selected_BTK = self._of_group(
+                context, "selection", lambda _: reference.select_top_k(index_BTS, context.allowed, k)
+            )
         out_BTHD, p_BTK = reference.attention(q_BTHD, k_BTGD, v_BTGD, selected_BTK, self.projections.scale)
         loss = None
         if self._learns(context):
@@ -160,28 +179,45 @@ class DSA(Attention):
                 loss = reference.indexer_kl(slots_BTK, p_BTK, selected_BTK != reference.EMPTY)
         return AttentionOutput(self.projections.stage_merge(out_BTHD, context), loss)
 
+    def _of_group(self, context: AttentionContext, name: str, make: Callable[[LightningIndexer], Made]) -> Made:
+        """What `make` gives, in the layers that use another one's indexer what it gave there."""
+        key = ("index of layer", self.leader, name)
+        if self.indexer is None:
+            found: Made = context.take(key)
+            return found
+        made = make(self.indexer)
+        return made if self.config.indexer.share_layers == 1 else context.leave(key, made)
+
     def _learns(self, context: AttentionContext) -> bool:
         return self.config.indexer.loss == "kl" and context.losses
 
     def kept_per_pair(self, width: int) -> float:
         """Probabilities of every head, the mask, and dot products of every indexer head. A backend that streams them
-        keeps the selection and its unions alone, 7 bytes for each of a query's k keys."""
+        keeps the selection and its unions alone, 7 bytes for each of a query's k keys. What another layer's indexer
+        made is that layer's."""
+        if self.indexer is None:
+            return 0.0 if self.config.backend == "triton" else float(self.spec.model.n_heads * width)
         if self.config.backend == "triton":
             return 7.0 * min(self.config.n_selected(self.spec.length), self.spec.length) / self.spec.length
         return (self.spec.model.n_heads + self.indexer.n_heads) * width + 1.0
 
     def own_parameters(self) -> set[str]:
         """The indexer's, which the KL loss alone trains."""
+        if self.indexer is None:
+            return set()
         return {f"indexer.{name}" for name, _ in self.indexer.named_parameters()}
 
     def flops(self, stage: Stage) -> dict[str, float]:
         """Projections; attention over the stage's pairs; the indexer; the top-k, one comparison for each causal pair,
-        the least that any selection needs; the KL loss, 4 J I backward for each of the stage's pairs."""
+        the least that any selection needs; the KL loss, 4 J I backward for each of the stage's pairs. A layer that
+        uses another's indexer has the first two alone: the mean of a group's targets needs one gradient."""
         chosen = pairs(self.spec, None if stage == "dense" else self.config.n_selected(self.spec.length))
         items = {
             "attention projections": self.projections.flops(self.spec),
             "attention": chosen * self.projections.pair_flops(stage),
         }
+        if self.indexer is None:
+            return items
         if stage == "sparse" or self.config.indexer.loss == "kl":
             items["indexer"] = self.indexer.flops(self.spec)
         if stage == "sparse":

@@ -11,10 +11,12 @@ from dsabench.spec.attention.attention_spec import AttentionSpec, warmup_steps
 from dsabench.spec.attention.block_settings import BlockSpec
 from dsabench.spec.attention.dense_settings import DenseSpec
 from dsabench.spec.attention.dsa_settings import DSASpec
+from dsabench.spec.attention.hybrid_settings import HybridSpec
 from dsabench.spec.attention.indexer_settings import IndexerSpec
 from dsabench.spec.attention.oracle_settings import OracleSpec
 from dsabench.spec.attention.random_settings import RandomSpec
 from dsabench.spec.attention.selecting_settings import ScheduledSpec, SelectingSpec, keys_kept
+from dsabench.spec.attention.settings_by_name import kind_of, settings_class
 from dsabench.spec.attention.sink_window_settings import SinkWindowSpec
 from dsabench.spec.attention.sliding_window_settings import SlidingWindowSpec
 from dsabench.spec.attention.strided_settings import StridedSpec
@@ -26,6 +28,7 @@ __all__ = [
     "BlockSpec",
     "DSASpec",
     "DenseSpec",
+    "HybridSpec",
     "IndexerSpec",
     "OracleSpec",
     "RandomSpec",
@@ -35,6 +38,8 @@ __all__ = [
     "SlidingWindowSpec",
     "StridedSpec",
     "keys_kept",
+    "kind_of",
+    "settings_class",
     "warmup_steps",
 ]
 
@@ -49,6 +54,7 @@ BUILT_IN: dict[str, type[AttentionSpec]] = {
         RandomSpec,
         OracleSpec,
         BlockSpec,
+        HybridSpec,
     )
 }
 """The settings class of every built-in variant by its name, in the order in which they are listed."""

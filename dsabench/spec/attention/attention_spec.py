@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
+from typing import Any, Self
 
+from pydantic import model_validator
+
+from dsabench.spec.attention.indexer_settings import IndexerSpec
 from dsabench.spec.strict_model import Spec
 
 
@@ -18,6 +23,49 @@ class AttentionSpec(Spec):
     kind: str
     """The variant's registered name: `dense`, `dsa`, or the name that a plugin registers."""
 
+    @model_validator(mode="after")
+    def _an_indexer_is_shared_where_it_can_be(self) -> Self:
+        indexer = getattr(self, "indexer", None)
+        if isinstance(indexer, IndexerSpec) and indexer.share_layers > 1 and self.kind != "dsa":
+            raise ValueError(
+                f"indexer.share_layers = {indexer.share_layers} is not for {self.kind}, whose layers have an indexer "
+                "each; accepted: 1"
+            )
+        return self
+
+    def fewest_layers(self) -> int:
+        """Layers of the smallest stack in which its layers do all that they do: more than one where they share."""
+        return 1
+
+    def at(self, layer: int) -> AttentionSpec:
+        """The settings of the layer, from 0: of all layers the same but in a hybrid stack."""
+        return self
+
+    def distinct(self) -> tuple[AttentionSpec, ...]:
+        """The different settings of its layers: itself but in a hybrid stack."""
+        return (self,)
+
+    def each(self, change: Callable[[AttentionSpec], AttentionSpec]) -> AttentionSpec:
+        """The same attention with the settings of each layer changed."""
+        return change(self)
+
+    def once_each(self) -> AttentionSpec:
+        """The same attention with as few layers as hold all its different ones: for small copies."""
+        return self
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The names of its layers' attentions, each once."""
+        return tuple(dict.fromkeys(one.kind for one in self.distinct()))
+
+    @classmethod
+    def field_owners(cls, values: Mapping[str, Any]) -> list[type[Spec]]:
+        """The classes whose fields may stand in `values`, the mapping that is to become these settings."""
+        return [cls]
+
+    def check_model(self, n_layers: int, steps: int) -> None:
+        """Raises ValueError where a model of so many layers, trained for so many steps, cannot have it."""
+
     def n_selected(self, length: int) -> int | None:
         """Keys that a query may attend to in a window of `length` tokens, or None when the variant does not select."""
         return None
@@ -29,6 +77,10 @@ class AttentionSpec(Spec):
     def key_changes(self) -> tuple[int, ...]:
         """Steps, rising, before which `top_k_at` changes."""
         return ()
+
+    def keeping(self, k: int) -> AttentionSpec:
+        """The same attention with k keys in all steps, where it has a schedule of them."""
+        return self
 
     def at_most_keys(self, length: int) -> AttentionSpec:
         """The same attention, keeping in all steps the most keys that it keeps in any: what memory is planned by."""

@@ -28,6 +28,10 @@ class DSASpec(ScheduledSpec):
     def why_not_latent(self) -> None:
         """It takes either layout."""
 
+    def fewest_layers(self) -> int:
+        """Two where layers share an indexer."""
+        return min(2, self.indexer.share_layers)
+
     def anywhere(self) -> DSASpec:
         """`triton` needs a GPU; `auto` does not."""
         return self.model_copy(update={"backend": "auto"}) if self.backend == "triton" else self

@@ -25,6 +25,11 @@ class IndexerSpec(Spec):
     """Epsilon of the LayerNorm on the indexer's key. 1e-6 is that of DeepSeek's released code; runs of dsabench 0.1 had
     PyTorch's 1e-5, which changes scores by about 2e-3 of their size, and keep their ids and their numbers with it."""
 
+    share_layers: Annotated[int, Field(ge=1, le=1024)] = 1
+    """Layers that share one indexer, of `dsa`: the first of each n scores and selects, the n - 1 after it attend to the
+    same keys, and its target is the mean of their attentions (IndexCache, arXiv 2603.12201; 4 in GLM-5.2). In a hybrid
+    stack, n layers of the same settings."""
+
     loss: Literal["kl", "none"] = "kl"
     """`kl` trains the indexer to predict the attention's own probabilities; `none` leaves it as it was drawn."""
 

@@ -55,7 +55,8 @@ def contents(specs: Sequence[RunSpec]) -> dict[str, bytes]:
         except OSError as error:
             raise SpecError(f"plugins: {path} cannot be read: {error.strerror}") from error
     there = {hashlib.sha256(content).hexdigest() for content in contents.values()}
-    if changed := {kind for kind in {s.attention.kind for s in specs} if (d := plugin_digest(kind)) and d not in there}:
+    kinds = {kind for spec in specs for kind in spec.attention.kinds}
+    if changed := {kind for kind in kinds if (digest := plugin_digest(kind)) and digest not in there}:
         raise SpecError(f"plugins: the file of attention {min(changed)} was changed just now; start the sweep again")
     return contents
 
