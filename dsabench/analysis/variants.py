@@ -123,8 +123,8 @@ def _keys_of_stacks(runs: pd.DataFrame) -> pd.Series[float]:
     for run in runs.reindex(columns=["length", *sorted(_STACKS)]).to_dict("records"):
         layers = [fields for field in sorted(_STACKS) for _, fields in _layers(run[field])]
         said = [(run["length"], one[TOP_K], one.get(RATIO, "")) for one in layers if TOP_K in one]
-        each = keys(pd.DataFrame(said, columns=["length", TOP_K, RATIO])).unique() if said else ()
-        found.append(float(each[0]) if len(each) == 1 else math.nan)
+        each = keys(pd.DataFrame(said, columns=["length", TOP_K, RATIO])).tolist() if said else []
+        found.append(each[0] if each and len(set(each)) == 1 else math.nan)
     return pd.Series(found, index=runs.index, dtype="float64")
 
 

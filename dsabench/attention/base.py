@@ -81,6 +81,9 @@ class AttentionContext:
     top_k: int | None = None
     """Keys that a query keeps in this pass, where a schedule says so; None: those of the spec (`keys_kept`)."""
 
+    scheduled: bool = False
+    """True: top_k is that of a schedule, and layers without one keep the keys of their spec."""
+
     losses: bool = True
     """Whether AttentionOutput.aux_loss is used. False where only outputs are, so that no time is spent on it; a variant
     may compute it all the same."""
@@ -91,8 +94,9 @@ class AttentionContext:
     _left: dict[Hashable, Any] = field(default_factory=dict, init=False, repr=False)
 
     def keys_kept(self, spec: SelectingSpec, length: int) -> int:
-        """k of this pass: the schedule's where the layer's spec has one, or else that of the spec."""
-        return spec.n_selected(length) if self.top_k is None or not spec.key_changes() else self.top_k
+        """k of this pass: the pass's own, or else that of the spec."""
+        of_another_layer = self.scheduled and not spec.key_changes()
+        return spec.n_selected(length) if self.top_k is None or of_another_layer else self.top_k
 
     @property
     def allowed(self) -> Tensor:

@@ -100,8 +100,8 @@ def refuse_leaks(spec: RunSpec, vocab_size: int, execution: Execution, start: St
     if isinstance(found.crash, DsabenchError):
         raise found.crash
     if found.first is not None and not spec.allow_leak:
-        files = dict.fromkeys(str(file) for kind in spec.attention.kinds if (file := file_of(variant(kind))))
-        file = " or ".join(files) or "it"
+        files = filter(None, (file_of(variant(kind)) for kind in spec.attention.kinds))
+        file = " or ".join(dict.fromkeys(map(str, files))) or "it"
         raise LeakError(
             f"attention {spec.attention.kind} {found.first}. Nothing was trained: mend {file} (`dsabench audit` and "
             "dsabench.testing show more), or set allow_leak = true to train it marked LEAK"

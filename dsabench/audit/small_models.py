@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import torch
@@ -44,12 +45,11 @@ def randomise(model: Transformer) -> Transformer:
 
 def _attentions(spec: RunSpec, length: int) -> list[AttentionSpec]:
     """With each layer's share of the keys; and with its own number of them, where that is below the length."""
-    found = []
-    for own in (False, True):
-        attention = spec.attention.each(lambda one, own=own: _with_keys(one, spec.length, length, own)).once_each()
-        if attention not in found:
-            found.append(attention)
-    return found
+    share, own = (
+        spec.attention.each(functools.partial(_with_keys, trained=spec.length, length=length, own=own)).once_each()
+        for own in (False, True)
+    )
+    return [share] if own == share else [share, own]
 
 
 def _with_keys(attention: AttentionSpec, trained: int, length: int, own: bool) -> AttentionSpec:

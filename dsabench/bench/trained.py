@@ -124,6 +124,7 @@ class TrainedInputs:
         context = AttentionContext(torch.arange(length, device=device))
         attention = self.run.attentions[layer]
         indexer = attention.indexer
+        assert indexer is not None, "only layers with one are looked at"
         with torch.no_grad(), self.execution.autocast():
             q_BTHD, k_BSGD, v_BSGD = attention.projections.heads(x_BTD, context)
             cos_TD, sin_TD = indexer.rotation(context)

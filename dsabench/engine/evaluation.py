@@ -301,7 +301,8 @@ def _keys_of_layers(spec: RunSpec, length: int, top_k: int | None) -> dict[int, 
     for layer in range(spec.model.n_layers):
         attention = spec.attention.at(layer)
         if (k := attention.n_selected(length)) is not None:
-            found[layer] = top_k if top_k is not None and attention.key_changes() else k
+            follows = attention.key_changes() or not spec.attention.key_changes()
+            found[layer] = top_k if top_k is not None and follows else k
     return found
 
 

@@ -179,6 +179,7 @@ class Transformer(nn.Module):
         dropout = self.spec.model.dropout if self.training else 0.0
         positions_T = torch.arange(tokens_BT.shape[1], device=tokens_BT.device)
         context = forward_pass.context(positions_T, self.training)
+        context.scheduled = bool(self.spec.attention.key_changes())
         with part("attention"):
             for block in self.layers():
                 block.attention.prepare(context)

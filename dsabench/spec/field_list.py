@@ -13,6 +13,7 @@ from pydantic.fields import FieldInfo
 
 from dsabench.errors import SpecError
 from dsabench.spec.attention import BUILT_IN, AttentionSpec
+from dsabench.spec.attention.settings_by_name import HYBRID
 from dsabench.spec.data_settings import DataSpec
 from dsabench.spec.messages import accepted, choices, models_in
 from dsabench.spec.run import EngineSpec, ModelSpec, RunSpec, TrainSpec
@@ -54,13 +55,20 @@ def sections(attentions: Mapping[str, type[AttentionSpec]] = BUILT_IN) -> dict[s
         "The attention, by name; the other fields of `attention` are its settings.",
         tuple(attentions),
     )
+    of_a_layer = {name: model for name, model in attentions.items() if name != HYBRID}  # a hybrid takes their fields
+    stacks = [
+        field._replace(owners=(HYBRID,), lacking=tuple(of_a_layer))
+        for name, model in attentions.items()
+        if name == HYBRID
+        for field in _fields(model, "attention.")
+    ]
     return {
         "The run": _section({"": RunSpec}, ""),
         "The model": _section({"": ModelSpec}, "model."),
         "The data": _section({"": DataSpec}, "data."),
         "The task": _section(TASKS, "data.task."),
         "The training": _section({"": TrainSpec}, "train."),
-        "The attention": [kind, *_section(attentions, "attention.")],
+        "The attention": [kind, *_section(of_a_layer, "attention."), *stacks],
         "The engine": _section({"": EngineSpec}, "engine."),
         "The verdict": _section({"": VerdictSpec}, "verdict."),
     }

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ValidationError
 
 from dsabench.errors import SpecError
 from dsabench.spec import ladder as ladders
-from dsabench.spec.attention import kind_of
+from dsabench.spec.attention import BUILT_IN, kind_of
 from dsabench.spec.foreign_start import with_foreign_model
 from dsabench.spec.messages import explain, field_at, models_in, near_miss
 from dsabench.spec.run import RunSpec, settings_class, validate
@@ -199,10 +199,10 @@ class Sweep:
             names = path.split(".")[1:]
             if not any(field_at(model, names) for model in models):
                 known = list(dict.fromkeys(name for model in models for name in model.model_fields))
-                raise SpecError(
-                    f"{self._where(path)}unknown field {path} for attention {', '.join(map(str, kinds))}"
-                    + near_miss(names[0], known)
-                )
+                others = [kind for kind, model in BUILT_IN.items() if field_at(model, names)]
+                hint = f"; it is one of {', '.join(others)}" if others else near_miss(names[0], known)
+                named = ", ".join(map(str, kinds))
+                raise SpecError(f"{self._where(path)}unknown field {path} for attention {named}{hint}")
 
     def _attention_owners(self, kinds: list[Any]) -> list[type[Spec]]:
         """The classes of the attentions' settings: those of the kinds, and of the layers of a hybrid."""

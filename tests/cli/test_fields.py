@@ -88,6 +88,8 @@ def test_what_a_field_lists_as_its_choices_is_taken(field) -> None:  # type: ign
         if field.path.startswith("data.task."):
             sweep.set("data.source", f"task:{field.owners[0] if field.owners else 'recall'}", "")
         sweep.set(field.path, {"true": True, "false": False}.get(choice, choice), "")
+        if choice == "hybrid":  # it is made of layers, which have no default
+            sweep.set("attention.layers", ["dense", "dsa"], "")
         assert sweep.runs()
 
 

@@ -44,7 +44,7 @@ def test_its_runs_have_the_recorded_ids(name: str, tmp_path: Path, monkeypatch: 
     planned = plan.plan([as_it_was(spec) for spec in sweep.runs()], tmp_path)
     assert [run.run_id for run in planned] == RECORDED["runs"][name]
     assert schedule.sweep_id(sweep, planned) == RECORDED["sweeps"][name]
-    assert set(digests) == {run.spec.attention.kind for run in planned}
+    assert set(digests) == {kind for run in planned for kind in run.spec.attention.kinds}
     assert {kind for kind in digests if digests[kind]} == set(digests) & set(RECORDED["plugins"])
 
 
