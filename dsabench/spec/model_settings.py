@@ -113,7 +113,7 @@ class ModelSpec(Spec):
     DeepSeek-V2 and V3, whose sizes are those of `latent`. Dense attention, dsa and the ablations have it."""
 
     latent: LatentSpec | None = None
-    """Sizes of the latent layout; null, and not to be given, where attention_layout is heads."""
+    """Sizes of the latent layout, each with a default; null where attention_layout is heads, which has none."""
 
     d_ff: Positive = 512
     """Hidden width of one expert (SwiGLU)."""

@@ -329,6 +329,6 @@ def test_a_seed_kept_in_python_is_caught(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_a_wrong_scale_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     honest = masked.attention
-    monkeypatch.setattr(masked, "attention", lambda q, k, v, keep: honest(q * 1.01, k, v, keep))
+    monkeypatch.setattr(masked, "attention", lambda q, k, v, keep, scale: honest(q * 1.01, k, v, keep, scale))
     with pytest.raises(AssertionError, match="differs from dense"):
         check_dense_at_full_k(small(VARIANTS["dsa"]))

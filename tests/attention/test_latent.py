@@ -276,7 +276,7 @@ def test_a_dense_model_becomes_a_sparse_one(tmp_path: Path) -> None:
     for number in range(12):
         (corpus / f"{number}.txt").write_text(f"the cat sat on mat {number} and then some more " * 30)
     fields = base(corpus, steps=20, eval_every=10)
-    fields["model"] |= {"attention_layout": "latent", "latent": RANKS}
+    fields["model"] = {**fields["model"], "attention_layout": "latent", "latent": RANKS}
     fields |= {"attention": SMALL_DSA, "start": {"parent": {"attention.kind": "dense"}}}
     store = tmp_path / "runs"
     parent_spec = {**fields, "attention": {"kind": "dense"}}

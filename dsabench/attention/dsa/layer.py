@@ -95,8 +95,8 @@ class DSA(Attention):
                 scores_BTS = self._of_group(context, "scores", lambda one: one.scores(*heads))
         if context.capture is not None and scores_BTS is not None:
             selected_BTK = reference.select_top_k(scores_BTS.detach(), context.allowed, k)
-            scores_BTS_ = scores_BTS.detach()
-            context.capture[self.layer] = capture(selected_BTK, scores_BTS_, q_BTHD, k_BTGD, context, scale)
+            found_BTS = scores_BTS.detach()
+            context.capture[self.layer] = capture(selected_BTK, found_BTS, q_BTHD, k_BTGD, context, scale)
         if context.stage == "dense" or scores_BTS is None:
             keep = context.allowed
             out_BTHD, p_BTS = masked.attention(q_BTHD, k_BTGD, v_BTGD, keep, scale)

@@ -17,6 +17,15 @@ backward pass take the keys range by range (60 without, 45 with ranges).
 What did not help the backward pass: slots instead of heads as rows of the products, as `kl` has them (23.1; D = 128:
 48); blocks of 64 or 128 slots, 4 or 8 warps (23 to 37).
 
+Latents (v = None), whose first part is the value: a key is gathered once and both its gradients are one sum. It is
+held in two parts, so that 64 + 16 and 128 + 64 numbers need no padding, where one tile of 80 would be 128 wide.
+Predicted at L = 65,536, k = 2048, H = 16, 64 + 16 (in brackets keys of 80 and values as wide, as these kernels take
+them apart): gathers 160 bytes a slot, 21 GB (42), 2.7 ms (5.5); atomics 320 bytes, 42 GB (85), 12.8 ms (25.6);
+products 0.6 TFLOP forward and 1.6 backward, the same but for the padding. Forward 3 to 3.5 (5.5), backward 15 (28);
+groups of 4 with unions of 2.2 k: atomics 7.1 (14), products 3.4 TFLOP, 10 at 350 TFLOP/s: backward 11 to 12 (17 to 20).
+128 + 64, without groups: atomics 101 GB (203), backward 32 to 40 (65 to 85). Not measured yet. The deployed 512 + 64
+would need tiles that do not fit the registers of these programs.
+
 Legend: B batch, T query, S key, H query heads, G key/value heads, D head width, K selected slots, M heads of a program,
 N slots of a block.
 """
