@@ -117,7 +117,7 @@ def _baseline(runs: pd.DataFrame, parents: pd.DataFrame, curves: pd.DataFrame) -
     own = dict(zip(parents["run_id"], parents["attention"], strict=True))
     on = children[children["attention"] == children[PARENT].map(own)]
     found = curves[curves["run_id"].isin(on["run_id"])]
-    table = found.groupby(["seed", "tokens"], as_index=False)["val_loss"].mean()
+    table: pd.DataFrame = found.groupby(["seed", "tokens"])["val_loss"].mean().reset_index()
     return table if set(table["seed"]) >= set(children["seed"]) else table.iloc[:0]
 
 

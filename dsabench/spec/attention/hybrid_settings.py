@@ -144,6 +144,10 @@ class HybridSpec(AttentionSpec):
         """Of the layers that select, the most; None where none does."""
         return max((k for one in self.entries if (k := one.n_selected(length)) is not None), default=None)
 
+    def keys_read(self, length: int) -> int:
+        """Mean over the pattern's layers, rounded."""
+        return round(sum(one.keys_read(length) for one in self.layers) / len(self.layers))
+
     def selects_everything(self, length: int) -> bool:
         """Whether every layer that selects does."""
         selecting = [one for one in self.entries if one.n_selected(length) is not None]
