@@ -48,7 +48,10 @@ def test_the_command_and_the_page_of_the_guide_say_the_same(shell: Shell, monkey
     ("pattern", "wanted"),
     [
         ("train.steps", ["train.steps"]),
-        ("TOP_K", ["attention.top_k_ratio", "attention.top_k", "attention.top_k_schedule"]),
+        (
+            "TOP_K",
+            ["attention.top_k_ratio", "attention.top_k", "attention.top_k_schedule", "attention.top_k_blocks"],
+        ),
         ("model.n_*", ["model.n_layers", "model.n_heads", "model.n_kv_heads", "model.n_experts"]),
         ("*.dropout", ["model.dropout"]),
         ("see?", ["seed"]),

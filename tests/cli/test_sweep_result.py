@@ -95,7 +95,7 @@ def test_the_dry_run_marks_what_selects_everything(shell: Shell) -> None:
     words = ["sweep", "--config", "quick", "--lengths", "64", "128", "--set", "attention.top_k=100", "--dry-run"]
     code, out, err = shell(*words)
     assert code == 0, err
-    assert "dsa with k = 100 selects everything at length 64: it is dense attention there" in out
+    assert "dsa with k = 100 selects everything at length 64: it leaves nothing out there" in out
     assert "selecting variants keep 100 (everything) keys" in out
     assert out.count("  selects everything") == 3
     runs = json.loads(shell(*words, "--json")[1])["runs"]

@@ -255,7 +255,7 @@ def selecting_everything(runs: Sequence[PlannedRun]) -> Iterator[str]:
     for (kind, k), lengths in found.items():
         at = " and ".join(map(str, lengths))
         yield (
-            f"  note: {kind} with k = {k} selects everything at length {at}: it is dense attention there, and gets no "
+            f"  note: {kind} with k = {k} selects everything at length {at}: it leaves nothing out there, and gets no "
             "verdict"
         )
 
