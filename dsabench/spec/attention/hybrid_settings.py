@@ -146,7 +146,8 @@ class HybridSpec(AttentionSpec):
 
     def keys_read(self, length: int) -> int:
         """Mean over the pattern's layers, rounded."""
-        return round(sum(one.keys_read(length) for one in self.layers) / len(self.layers))
+        read: list[int] = [one.keys_read(length) for one in self.layers]
+        return round(sum(read) / len(read))
 
     def selects_everything(self, length: int) -> bool:
         """Whether every layer that selects does."""
