@@ -10,6 +10,7 @@ _ORDER = (
     "experiment",
     "convert",
     "verdicts",
+    "methods",
     "attention",
     "tasks",
     "results",
