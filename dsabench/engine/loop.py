@@ -24,11 +24,12 @@ import torch
 from dsabench.attention.base import Stage
 from dsabench.data import cut
 from dsabench.engine import checkpoint, conversion_cost
-from dsabench.engine.evaluation import evaluation_metrics, selection_recall
+from dsabench.engine.evaluation import evaluation_metrics
 from dsabench.engine.optimizer import recorded_stage, stage_at
 from dsabench.engine.prepared_run import PreparedRun
 from dsabench.engine.run_records import RunRecords
 from dsabench.engine.segments import segments
+from dsabench.engine.selection_recall import selection_recall
 from dsabench.engine.sink import Seldom, Update
 from dsabench.engine.slot import Memory, Slot, Slots
 from dsabench.engine.step import staged

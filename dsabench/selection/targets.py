@@ -45,7 +45,7 @@ class Questions:
 def target_numbers(layer: LayerSelection, questions: Questions) -> Numbers:
     """target_recall, the share of all listed targets that their query selected; chance: mean over them of n / (t + 1).
 
-    Of every scored query, those t < k included, as engine.evaluation.selection_recall has it.
+    Of every scored query, those t < k included, as engine.selection_recall has it.
     """
     query_C, slot_C = np.nonzero(questions.targets_TM >= 0)
     found_C = layer.member_TS[query_C, questions.targets_TM[query_C, slot_C]]

@@ -21,8 +21,9 @@ from dsabench.attention.dsa import layer, reference
 from dsabench.attention.dsa.triton import top_k
 from dsabench.data import Batch
 from dsabench.engine.device import Execution
-from dsabench.engine.evaluation import Evaluator, selection_recall
+from dsabench.engine.evaluation import Evaluator
 from dsabench.engine.optimizer import Optimizer
+from dsabench.engine.selection_recall import selection_recall
 from dsabench.engine.step import TrainStep
 from dsabench.model.transformer import ForwardPass, Transformer, build
 from dsabench.spec.run import RunSpec, validate

@@ -18,7 +18,8 @@ from dsabench.data import Batch
 from dsabench.data.tasks import TaskWindows
 from dsabench.engine import evaluation
 from dsabench.engine.device import Execution
-from dsabench.engine.evaluation import Evaluator, bits_per_byte, recall_BT, selection_recall
+from dsabench.engine.evaluation import Evaluator, bits_per_byte
+from dsabench.engine.selection_recall import recall_BT, selection_recall
 from dsabench.model.transformer import ForwardPass, build
 from dsabench.spec.run import validate
 

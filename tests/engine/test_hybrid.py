@@ -17,8 +17,8 @@ from dsabench.audit import gate
 from dsabench.data import Batch
 from dsabench.engine import memory_plan
 from dsabench.engine.device import Execution
-from dsabench.engine.evaluation import recall_BT, selection_recall
 from dsabench.engine.optimizer import Optimizer
+from dsabench.engine.selection_recall import recall_BT, selection_recall
 from dsabench.errors import LeakError
 from dsabench.model.transformer import ForwardPass, Transformer, build, flops_per_window, outline
 from dsabench.spec.run import RunSpec, validate

@@ -13,8 +13,9 @@ from dsabench.attention import scaled_dot_product
 from dsabench.data import TokenData, cut, prepare
 from dsabench.engine import loop
 from dsabench.engine.device import Execution
-from dsabench.engine.evaluation import Evaluator, keys_seen, selection_recall
+from dsabench.engine.evaluation import Evaluator
 from dsabench.engine.prepared_run import PreparedRun
+from dsabench.engine.selection_recall import keys_seen, selection_recall
 from dsabench.engine.slot import Slots
 from dsabench.engine.step import METRICS, staged
 from dsabench.model.transformer import ForwardPass, Transformer, build

@@ -20,8 +20,9 @@ from dsabench.attention import scaled_dot_product
 from dsabench.audit import gate
 from dsabench.data import Batch
 from dsabench.engine.device import Execution, resolve
-from dsabench.engine.evaluation import Evaluator, selection_recall
+from dsabench.engine.evaluation import Evaluator
 from dsabench.engine.optimizer import Optimizer
+from dsabench.engine.selection_recall import selection_recall
 from dsabench.engine.step import TrainStep
 from dsabench.model.transformer import ForwardPass, build
 from dsabench.spec.run import EngineSpec, RunSpec, validate

@@ -14,7 +14,7 @@ from dsabench.attention.dsa.reference import allowed_keys, select_top_k
 from dsabench.data import Batch
 from dsabench.engine.chance import selection_chance_T
 from dsabench.engine.device import Execution
-from dsabench.engine.evaluation import recall_BT, selection_recall
+from dsabench.engine.selection_recall import recall_BT, selection_recall
 from dsabench.model.transformer import ForwardPass, build
 from dsabench.selection.capture import LayerSelection, inspect, ranked
 from dsabench.selection.numbers import selection_numbers
