@@ -23,6 +23,7 @@ from dsabench.data import Batch
 from dsabench.data.batch import Baseline
 from dsabench.engine.device import Execution, first_line
 from dsabench.engine.model_inputs import model_inputs
+from dsabench.engine.staged_batches import pinned
 from dsabench.engine.step import own_stream
 from dsabench.model.transformer import ForwardPass, Transformer
 
@@ -95,7 +96,7 @@ class Evaluator:
         if key in self.graphs:
             graph, inputs, scores = self.graphs[key]
             for tensor, value in zip(inputs, given, strict=True):
-                tensor.copy_(value.pin_memory(), non_blocking=True)
+                tensor.copy_(pinned(value), non_blocking=True)
             graph.replay()
             return scores
         given = [tensor.to(self.execution.device) for tensor in given]

@@ -32,7 +32,7 @@ from dsabench.engine.segments import segments
 from dsabench.engine.selection_recall import selection_recall
 from dsabench.engine.sink import Seldom, Update
 from dsabench.engine.slot import Memory, Slot, Slots
-from dsabench.engine.step import staged
+from dsabench.engine.staged_batches import staged
 from dsabench.engine.step_times import StepTimes
 from dsabench.shutdown import deferred
 

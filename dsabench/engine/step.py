@@ -9,21 +9,18 @@ Legend: B batch, T time, S steps of a segment, M metrics.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from dsabench.attention.base import Stage
-from dsabench.data import Batch
 from dsabench.engine.device import Execution
 from dsabench.engine.master_weights import Weights
 from dsabench.engine.model_inputs import model_inputs
 from dsabench.engine.optimizer import Optimizer, learning_rate_factor
+from dsabench.engine.staged_batches import pinned
 from dsabench.model.transformer import Block, Features, ForwardPass, Transformer
 from dsabench.ops.profile_labels import part
 from dsabench.spec.run import RunSpec
@@ -142,7 +139,7 @@ class TrainStep:
             assert documents_SBT is not None, "the spec packs documents, and these windows do not"
             given.append((self.documents_SBT, documents_SBT))
         for buffer, values in given:
-            buffer[:steps].copy_(values.pin_memory() if buffer.is_cuda else values, non_blocking=True)
+            buffer[:steps].copy_(pinned(values) if buffer.is_cuda else values, non_blocking=True)
         self.index_1.zero_()
         self.step_1.fill_(first)
         for i in range(steps):
@@ -246,39 +243,6 @@ class TrainStep:
         if not self.recompute:
             return call(*args)
         return checkpoint(call, *args, use_reentrant=False, preserve_rng_state=self.spec.model.dropout > 0)
-
-
-class Staged(NamedTuple):
-    """A segment's batches: the arguments of TrainStep.run."""
-
-    tokens_SBT: Tensor
-    """(S, B, T + 1), inputs and targets."""
-
-    scored_SBT: Tensor | None
-    """Which targets count."""
-
-    documents_SBT: Tensor | None
-    """Which of its window's documents each input belongs to."""
-
-    most_documents: int | None
-    """As Batch has it."""
-
-
-def staged(batches: Sequence[Batch], device: torch.device) -> Staged:
-    """A segment's batches as tensors; for a GPU in pinned memory, which it copies from without the host."""
-
-    def stacked(arrays: Sequence[NDArray[Any]]) -> Tensor:
-        tensor = torch.from_numpy(np.stack(arrays))
-        return tensor.pin_memory() if device.type == "cuda" else tensor
-
-    scored = [batch.scored for batch in batches if batch.scored is not None]
-    documents = [batch.documents for batch in batches if batch.documents is not None]
-    return Staged(
-        tokens_SBT=stacked([batch.tokens.astype(np.int64) for batch in batches]),
-        scored_SBT=stacked(scored) if scored else None,
-        documents_SBT=stacked(documents) if documents else None,
-        most_documents=batches[0].most_documents,
-    )
 
 
 def _leave_capture(device: torch.device) -> None:

@@ -15,7 +15,7 @@ from dsabench.data import cut, prepare
 from dsabench.data.tasks import TaskWindows
 from dsabench.engine.device import resolve
 from dsabench.engine.slot import Slots
-from dsabench.engine.step import staged
+from dsabench.engine.staged_batches import staged
 from dsabench.spec.run import validate
 from dsabench.spec.task_floors import Floor
 

@@ -17,7 +17,8 @@ from dsabench.engine.evaluation import Evaluator
 from dsabench.engine.prepared_run import PreparedRun
 from dsabench.engine.selection_recall import keys_seen, selection_recall
 from dsabench.engine.slot import Slots
-from dsabench.engine.step import METRICS, staged
+from dsabench.engine.staged_batches import staged
+from dsabench.engine.step import METRICS
 from dsabench.model.transformer import ForwardPass, Transformer, build
 from dsabench.spec.identity import run_id
 from dsabench.spec.run import RunSpec, validate

@@ -14,7 +14,7 @@ from dsabench.data import cut, fingerprint, prepare
 from dsabench.engine.device import resolve
 from dsabench.engine.model_inputs import model_inputs
 from dsabench.engine.slot import Slots
-from dsabench.engine.step import staged
+from dsabench.engine.staged_batches import staged
 from dsabench.errors import DsabenchError
 from dsabench.reproduction.compare_records import compare_records
 from dsabench.spec.config import load_sweep

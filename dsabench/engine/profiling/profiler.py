@@ -24,7 +24,8 @@ from dsabench.engine.profiling.attribution import Split, split
 from dsabench.engine.profiling.result import ITEMS, Case, Profile, Timing, put_together
 from dsabench.engine.profiling.trace import EAGER, REPLAY, read
 from dsabench.engine.slot import Memory, Slots
-from dsabench.engine.step import EAGER_STEPS, Staged, staged
+from dsabench.engine.staged_batches import Staged, staged
+from dsabench.engine.step import EAGER_STEPS
 from dsabench.errors import DeviceError
 from dsabench.model.transformer import flops_per_window
 from dsabench.ops.profile_labels import Part, named
