@@ -7,13 +7,14 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from dsabench.spec.attention.attention_spec import AttentionSpec, warmup_steps
+from dsabench.spec.attention.attention_spec import AttentionSpec
 from dsabench.spec.attention.compressed_settings import CompressedSpec
+from dsabench.spec.attention.indexed_settings import IndexedSpec
 from dsabench.spec.attention.indexer_settings import IndexerSpec
 from dsabench.spec.attention.selecting_settings import keys_kept
 
 
-class CSASpec(CompressedSpec):
+class CSASpec(CompressedSpec, IndexedSpec):
     """Settings of Compressed Sparse Attention (DeepSeek-V4)."""
 
     alternatives: ClassVar[tuple[tuple[str, str], ...]] = (("top_k_ratio", "top_k"),)
@@ -62,25 +63,3 @@ class CSASpec(CompressedSpec):
         share = self.n_kept(length) / max(1, self.n_entries(length))
         kept = max(2, math.floor(share * (to // sizes["compress_ratio"]) + 0.5))
         return self.model_copy(update={**sizes, "top_k": kept, "top_k_ratio": None})
-
-    def warmup_steps(self, steps: int) -> int:
-        """indexer.warmup_steps, or indexer.warmup_share of the steps; never the last step."""
-        if self.indexer.warmup_steps is not None:
-            return min(steps - 1, self.indexer.warmup_steps)
-        return warmup_steps(self.indexer.warmup_share or 0.0, steps)
-
-    def own_learning_rate(self) -> float:
-        """indexer.learning_rate."""
-        return self.indexer.learning_rate
-
-    def warmup_rates(self) -> tuple[float | None, float | None]:
-        """indexer.warmup_learning_rate and indexer.warmup_backbone_learning_rate."""
-        return self.indexer.warmup_learning_rate, self.indexer.warmup_backbone_learning_rate
-
-    def own_loss_weight(self) -> float:
-        """indexer.loss_weight."""
-        return self.indexer.loss_weight
-
-    def warmup_freezes_backbone(self) -> bool:
-        """indexer.freeze_backbone."""
-        return self.indexer.freeze_backbone

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Literal
 
-from dsabench.spec.attention.attention_spec import warmup_steps
+from dsabench.spec.attention.indexed_settings import IndexedSpec
 from dsabench.spec.attention.indexer_settings import IndexerSpec
 from dsabench.spec.attention.selecting_settings import ScheduledSpec
 
 
-class DSASpec(ScheduledSpec):
+class DSASpec(ScheduledSpec, IndexedSpec):
     """Settings of DeepSeek Sparse Attention."""
 
     kind: Literal["dsa"] = "dsa"
@@ -35,25 +35,3 @@ class DSASpec(ScheduledSpec):
     def anywhere(self) -> DSASpec:
         """`triton` needs a GPU; `auto` does not."""
         return self.model_copy(update={"backend": "auto"}) if self.backend == "triton" else self
-
-    def warmup_steps(self, steps: int) -> int:
-        """indexer.warmup_steps, or indexer.warmup_share of the steps; never the last step."""
-        if self.indexer.warmup_steps is not None:
-            return min(steps - 1, self.indexer.warmup_steps)
-        return warmup_steps(self.indexer.warmup_share or 0.0, steps)
-
-    def own_learning_rate(self) -> float:
-        """indexer.learning_rate."""
-        return self.indexer.learning_rate
-
-    def warmup_rates(self) -> tuple[float | None, float | None]:
-        """indexer.warmup_learning_rate and indexer.warmup_backbone_learning_rate."""
-        return self.indexer.warmup_learning_rate, self.indexer.warmup_backbone_learning_rate
-
-    def own_loss_weight(self) -> float:
-        """indexer.loss_weight."""
-        return self.indexer.loss_weight
-
-    def warmup_freezes_backbone(self) -> bool:
-        """indexer.freeze_backbone."""
-        return self.indexer.freeze_backbone
