@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 from cases import others_slow
@@ -22,20 +20,7 @@ NAMES = ("out", "loss", "d q", "d k", "d q_index", "d k_index", "d w_index")
 SMALL = attend.Tiling(slots=16)
 
 
-@pytest.fixture(autouse=True)
-def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Memory that is not written shows: what torch.empty gives is NaN, or an index beyond all."""
-    made = {name: getattr(torch, name) for name in ("empty", "empty_like")}
-
-    def poison(name: str) -> Any:
-        def make(*args: Any, **kwargs: Any) -> torch.Tensor:
-            x: torch.Tensor = made[name](*args, **kwargs)
-            return x.fill_(float("nan") if x.is_floating_point() else 1 << 29)
-
-        return make
-
-    for name in made:
-        monkeypatch.setattr(torch, name, poison(name))
+pytestmark = pytest.mark.usefixtures("poisoned")
 
 
 CASES = [

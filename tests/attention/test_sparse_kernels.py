@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
@@ -35,21 +34,7 @@ from dsabench.attention.dsa.triton import attend, kl, kl_dense, lse, top_k, unio
 TOLERANCE = 1e-5
 
 
-@pytest.fixture(autouse=True)
-def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Memory that is not written shows: what torch.empty gives is NaN, or an index beyond all."""
-
-    def poison(make: Any) -> Any:
-        def made(*args: Any, **kwargs: Any) -> torch.Tensor:
-            x = make(*args, **kwargs)
-            return x.fill_(float("nan") if x.is_floating_point() else 1 << 29)
-
-        return made
-
-    for name in ("empty", "empty_like"):
-        monkeypatch.setattr(torch, name, poison(getattr(torch, name)))
-    made = torch.Tensor.new_empty
-    monkeypatch.setattr(torch.Tensor, "new_empty", poison(made))
+pytestmark = pytest.mark.usefixtures("poisoned")
 
 
 SMALL = top_k.Tiling(queries=16, keys=16, programs=1, stride=4)
