@@ -98,8 +98,11 @@ def print_plan(plan: SweepPlan, console: Console, *, config: str = "", full: boo
         console.print(line)
     for line in origins(runs):
         console.print(line, soft_wrap=not console.is_terminal)
+    from dsabench.spec.attention_axis import in_words
+
     for path, values in plan.sweep.axes.items():
-        console.print(f"  {path:20} {', '.join(map(str, values))}")
+        between = f"\n  {'':20} " if path == "attention" else ", "  # whole attentions: a line each
+        console.print(f"  {path:20} {between.join(map(in_words, values))}", soft_wrap=path == "attention")
     if plan.sweep.ladder:
         console.print(f"  {'ladder':20} {', '.join(f'{i} {name}' for i, name in enumerate(plan.sweep.ladder, 1))}")
     texts = _texts(plan.runs)
