@@ -1,0 +1,91 @@
+"""The compiling process: it finds out which kernels planned runs launch, and compiles them in processes of its own.
+
+    python -P -c ENTRY FD
+
+FD is its end of a pipe. The parent sends the folders of modules and an `Order`; the process sends `Count`s, and
+`Finished` at its end. It leads a process group of its own, and ends with all of it when the parent is gone. It sees no
+GPU: neither finding nor compiling needs one, and its memory is the trainer's.
+
+Its processes are forked, once PyTorch and Triton are loaded, which takes seconds and is done once. Each takes a shape
+or a kernel at a time; kernels are compiled as soon as the first shape is known.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import multiprocessing
+import os
+import signal
+import sys
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from contextlib import suppress
+from multiprocessing.connection import Connection
+from typing import Any
+
+from dsabench.compilation.compile_order import Count, Finished, Order, Shape
+from dsabench.compilation.dry_run import launch_all
+from dsabench.compilation.specialisations import Specialisation, compile_one, described, recorded
+
+_DIE_WITH_PARENT = 1
+"""Linux: PR_SET_PDEATHSIG of prctl(2)."""
+
+
+def main(pipe: Connection, order: bytes) -> None:
+    """Carry out the order; does not return."""
+    import pickle
+
+    wanted: Order = pickle.loads(order)
+    with suppress(OSError):  # the parent is gone, and the end is near
+        pipe.send(_compile_all(wanted, lambda done, known: pipe.send(Count(done, known))))
+    os.killpg(0, signal.SIGKILL)  # itself, and whatever it started
+
+
+def _compile_all(order: Order, tell: Any) -> Finished:
+    """Compile what the shapes launch, telling (kernels done, kernels known) after each."""
+    known: dict[Specialisation, None] = {}
+    folders: list[str] = []
+    failed: list[str] = []
+    context = multiprocessing.get_context("fork")
+    with ProcessPoolExecutor(order.processes, context, _end_with(os.getpid())) as pool:
+        waiting: dict[Future[Any], bool] = {pool.submit(_launched_by, shape, order): True for shape in order.shapes}
+        while waiting:
+            for future in wait(waiting, return_when=FIRST_COMPLETED).done:
+                lists = waiting.pop(future)
+                try:
+                    found = future.result()
+                except Exception as error:  # of a model or of a compiler: the run itself meets it, and says so
+                    failed.append(f"{type(error).__name__}: {error}".splitlines()[0])
+                    continue
+                if not lists:
+                    folders.append(found)
+                    continue
+                for one in found:
+                    if one not in known:
+                        known[one] = None
+                        waiting[pool.submit(_compiled, one, order)] = False
+            tell(len(folders), len(known))
+    return Finished(tuple(folders), tuple(failed))
+
+
+class _end_with:
+    """Have a forked process end with this one, however that ends."""
+
+    def __init__(self, parent: int) -> None:
+        self.parent = parent
+
+    def __call__(self) -> None:
+        if sys.platform == "linux":
+            ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL)
+        if os.getppid() != self.parent:
+            os._exit(0)
+
+
+def _launched_by(shape: Shape, order: Order) -> list[Specialisation]:
+    with recorded(order.gpu) as found:
+        launch_all(shape, order)
+    return list(found)
+
+
+def _compiled(wanted: Specialisation, order: Order) -> str:
+    with described(order.gpu):
+        return compile_one(wanted).name
