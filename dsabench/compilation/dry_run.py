@@ -55,10 +55,12 @@ def launch_all(shape: Shape, order: Order) -> None:
 
 
 def _evaluate(model: Transformer, execution: Execution, stage: Stage, k: int | None) -> None:
-    rows, most = max(1, BATCH_TOKENS // model.spec.length), 2
+    length, most = model.spec.length, 2
+    windows, rows = -(-model.spec.train.eval_tokens // length), max(1, BATCH_TOKENS // length)
     with torch.inference_mode(), execution.autocast(), evaluating(model):
-        batch = [x for x in _batch(model.spec, rows) if x is not None]
-        scores_of(model, stage, k, most, *batch)
+        for n in {min(rows, windows), windows % rows} - {0}:  # of a text that has so many
+            scores_of(model, stage, k, most, *_batch(model.spec, n))
+        batch = [x for x in _batch(model.spec, min(rows, windows)) if x is not None]
         documents_BT = batch[-1] if model.spec.data.packing == "documents" else None
         model(
             batch[0][:, :-1],
@@ -131,6 +133,8 @@ class _AllIsWell(FakeTensorMode):
         if func is torch.ops.aten._local_scalar_dense.default:
             dtype = args[0].dtype
             return True if dtype == torch.bool else 1.0 if dtype.is_floating_point else 0
+        if func in (torch.ops.aten.allclose.default, torch.ops.aten.equal.default):
+            return True
         if func is torch.ops.aten.nonzero.default:
             return args[0].new_empty((0, args[0].ndim), dtype=torch.int64)
         return super().__torch_dispatch__(func, types, args, kwargs)
