@@ -102,8 +102,8 @@ class LatentProjections(Projections):
 
     def _up(self) -> tuple[Tensor, Tensor]:
         """W_k (H, N, R) and W_v (H, V, R), in the dtype of products: on a CPU autocast does not see into einsum."""
-        w_k_HNR, w_v_HVR = autocast(self.latent_up.weight).unflatten(0, (self.n_heads, -1)).split(
-            [self.plain, self.value_dim], dim=1
+        w_k_HNR, w_v_HVR = (
+            autocast(self.latent_up.weight).unflatten(0, (self.n_heads, -1)).split([self.plain, self.value_dim], dim=1)
         )
         return w_k_HNR, w_v_HVR
 

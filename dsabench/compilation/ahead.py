@@ -11,6 +11,7 @@ Nothing depends on it: a kernel that is not there is compiled at its first launc
 
 from __future__ import annotations
 
+import logging
 import os
 import pickle
 import signal
@@ -18,8 +19,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from multiprocessing import Pipe
+from pathlib import Path
+from typing import Protocol
 
 import torch
 
@@ -32,8 +35,10 @@ from dsabench.engine.busy_cores import Others
 from dsabench.engine.device import Execution
 from dsabench.engine.slot import shape_of
 from dsabench.errors import DsabenchError
-from dsabench.plain import count
 from dsabench.spec.run import RunSpec
+from dsabench.user_folders import temporary_folder
+
+_log = logging.getLogger(__name__)
 
 _ENTRY = """
 import os, signal, sys, threading
@@ -62,10 +67,22 @@ STALLED_S = 60.0
 PART = "compiling kernels"
 
 
+class Kernels(Protocol):
+    """Kernels that are compiled meanwhile, or none."""
+
+    def wait(
+        self,
+        notify: Callable[[str], None] = lambda message: None,
+        counted: Callable[[str, float], None] = lambda part, share: None,
+    ) -> None:
+        """Return when they are compiled."""
+
+
 class Ahead:
     """The process that compiles, as the one that trains knows it."""
 
-    def __init__(self, order: Order, before: DoneBefore) -> None:
+    def __init__(self, order: Order, before: DoneBefore, scratch: Path) -> None:
+        """scratch: a folder for the compilers' temporary files, which they leave behind when they are killed."""
         self.before = before
         self.count, self.finished = Count(0, 0), False
         self.failed: tuple[str, ...] = ()
@@ -81,7 +98,7 @@ class Ahead:
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
                 start_new_session=True,
-                env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
+                env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "TMPDIR": str(scratch)},
             )
         with suppress(OSError):  # it has died, which `_hear` finds
             self.pipe.send(sys.path)
@@ -97,9 +114,9 @@ class Ahead:
         began, said = time.monotonic(), False
         while not self.finished and self._hear(STALLED_S):
             done, wanted = self.count.done, self.count.wanted
-            if wanted and not self.finished:
+            if wanted and not self.finished and not self.pipe.poll(0):  # it is behind, and not only unread
                 if not said:
-                    notify(f"compiling {count(wanted, 'GPU kernel')} for the first time")
+                    notify(f"compiling GPU kernels, which later runs find: {done} of {wanted} are done")
                     said = True
                 counted(f"{PART} {done}/{wanted}", done / wanted)
         if said:
@@ -117,14 +134,17 @@ class Ahead:
             return False
         if isinstance(report, Finished):
             self.finished, self.failed = True, report.failed
-            if not report.failed:
-                self.before.remember(report.folders)
+            for line in report.failed:
+                _log.debug("kernels are compiled at their first launch only: %s", line)
+            self.before.remember(report.folders)
         else:
             self.count = report
         return True
 
     def close(self) -> None:
         """End the process and all that it started."""
+        if self.process.returncode is not None:
+            return
         self.pipe.close()
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self.process.pid, signal.SIGKILL)
@@ -134,45 +154,38 @@ class Ahead:
 class _Nothing:
     """Nothing to compile, or nobody to do it."""
 
-    count, failed, waited = Count(0, 0), (), 0.0
-
     def wait(self, *_: object) -> None:
         """Return at once."""
-
-    def close(self) -> None:
-        """There is nothing to end."""
 
 
 NOTHING = _Nothing()
 
 
 @contextmanager
-def compiling(
-    specs: Sequence[RunSpec], execution: Execution, processes: int | None = None
-) -> Iterator[Ahead | _Nothing]:
+def compiling(specs: Sequence[RunSpec], execution: Execution, processes: int | None = None) -> Iterator[Kernels]:
     """Compile the kernels of runs of these specs beside the block. processes: at a time; None: as many as cores are
     idle, at most MOST_PROCESSES."""
-    ahead = _begun(specs, execution, processes)
-    try:
+    order = _order(specs, execution, processes)
+    if order is None or (before := DoneBefore(order)).holds():
+        yield NOTHING
+        return
+    with ExitStack() as stack:
+        ahead: Kernels = NOTHING
+        with suppress(OSError, DsabenchError):  # no process, no place for files: the runs say what is wrong
+            ahead = begun = Ahead(order, before, stack.enter_context(temporary_folder()))
+            stack.callback(begun.close)
         yield ahead
-    finally:
-        ahead.close()
 
 
-def _begun(specs: Sequence[RunSpec], execution: Execution, processes: int | None) -> Ahead | _Nothing:
-    device = execution.device
+def _order(specs: Sequence[RunSpec], execution: Execution, processes: int | None) -> Order | None:
+    """None where nothing is to be compiled, or where what is compiled here would not be found by a launch."""
     elsewhere = "TRITON_CACHE_MANAGER" in os.environ or os.environ.get("TRITON_INTERPRET") == "1"
-    if device.type != "cuda" or not execution.fused or execution.compiled or torch.version.hip or elsewhere:
-        return NOTHING
-    shapes = tuple(_shapes(specs, execution))
-    order = Order(shapes, ops.gpu_of(device), execution.precision, execution.deterministic, processes or _idle())
-    before = DoneBefore(order)
-    if not shapes or before.holds():
-        return NOTHING
-    try:
-        return Ahead(order, before)
-    except OSError:  # no process, no pipe: the runs say what is wrong
-        return NOTHING
+    if execution.device.type != "cuda" or not execution.fused or torch.version.hip or elsewhere:
+        return None
+    if execution.compiled or not (shapes := tuple(_shapes(specs, execution))):
+        return None
+    gpu = ops.gpu_of(execution.device)
+    return Order(shapes, gpu, execution.precision, execution.deterministic, processes or _idle())
 
 
 def _shapes(specs: Sequence[RunSpec], execution: Execution) -> Iterator[Shape]:

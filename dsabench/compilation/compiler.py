@@ -25,6 +25,7 @@ from typing import Any
 from dsabench.compilation.compile_order import Count, Finished, Order, Shape
 from dsabench.compilation.dry_run import launch_all
 from dsabench.compilation.specialisations import Specialisation, compile_one, described, recorded
+from dsabench.engine.device import first_line
 
 _DIE_WITH_PARENT = 1
 """Linux: PR_SET_PDEATHSIG of prctl(2)."""
@@ -54,12 +55,14 @@ def _compile_all(order: Order, tell: Any) -> Finished:
                 try:
                     found = future.result()
                 except Exception as error:  # of a model or of a compiler: the run itself meets it, and says so
-                    failed.append(f"{type(error).__name__}: {error}".splitlines()[0])
+                    failed.append(first_line(error))
                     continue
                 if not lists:
                     folders.append(found)
                     continue
-                for one in found:
+                launched, ended = found
+                failed += [] if ended is None else [ended]
+                for one in launched:
                     if one not in known:
                         known[one] = None
                         waiting[pool.submit(_compiled, one, order)] = False
@@ -80,10 +83,14 @@ class _end_with:
             os._exit(0)
 
 
-def _launched_by(shape: Shape, order: Order) -> list[Specialisation]:
+def _launched_by(shape: Shape, order: Order) -> tuple[list[Specialisation], str | None]:
+    """What a run of the shape launches, as far as it gets; and why it gets no further."""
     with recorded(order.gpu) as found:
-        launch_all(shape, order)
-    return list(found)
+        try:
+            launch_all(shape, order)
+        except Exception as error:
+            return list(found), first_line(error)
+    return list(found), None
 
 
 def _compiled(wanted: Specialisation, order: Order) -> str:

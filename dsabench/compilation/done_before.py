@@ -10,7 +10,6 @@ from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 
-import dsabench
 from dsabench.compilation.compile_order import Order
 
 _FOLDER = "dsabench"
@@ -51,7 +50,7 @@ def _cache() -> Path:
 
 def _code() -> list[object]:
     """What kernels are made from: the sources of the package by size and time of change, PyTorch and Triton."""
-    root = Path(dsabench.__file__).parent
+    root = Path(__file__).parent.parent
     files = sorted(root.rglob("*.py"))
     found = [(str(file.relative_to(root)), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     return [str(root), found, version("torch"), version("triton")]

@@ -93,7 +93,7 @@ class _Placed:
     """A tensor as Triton sees it: a dtype and an address."""
 
     def __init__(self, tensor: torch.Tensor) -> None:
-        self.dtype, self.place = tensor.dtype, tensor.storage_offset() * tensor.element_size()
+        self.dtype, self.place = tensor.dtype, int(tensor.storage_offset()) * tensor.element_size()
 
     def data_ptr(self) -> int:
         return self.place
