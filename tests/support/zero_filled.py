@@ -51,7 +51,10 @@ RUNS: dict[str, dict[str, Any]] = {
     "hybrid": {
         "attention": {
             "kind": "hybrid",
-            "layers": [{**DSA, "backend": "triton"}, {"kind": "random", "selection_backend": "triton"}],
+            "layers": [
+                {**DSA, "backend": "triton"},
+                {"kind": "random", "selection_backend": "triton", "warmup_share": 0.5},
+            ],
         },
         "model": {"n_heads": 8, "n_kv_heads": 1},
     },
