@@ -7,6 +7,8 @@ hardly any time; `ops.planned` has that code choose its kernels as on the GPU.
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,7 +19,7 @@ from torch import nn
 from torch._library.custom_ops import OPDEFS
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from dsabench import ops
+from dsabench import attention, ops
 from dsabench.attention.base import Stage
 from dsabench.audit import gate
 from dsabench.audit.causality import Examination, Leak, Trial
@@ -32,6 +34,11 @@ from dsabench.spec.run import RunSpec
 
 EMPTY = torch.device("cpu")
 """Where tensors without data are said to be: autograd of a device that is not there ends the process."""
+
+# All our kernels and operators: attentions import theirs when they are first called.
+for _module in pkgutil.walk_packages(attention.__path__, f"{attention.__name__}."):
+    if ".triton." in _module.name:
+        importlib.import_module(_module.name)
 
 
 def launch_all(shape: Shape, order: Order) -> None:

@@ -55,10 +55,10 @@ def test_a_run_finds_every_kernel_compiled(
     more = RUNS[name]
     spec = {
         "length": 128,
-        "train": {"steps": 8, "batch_size": 8, "warmup_steps": 2, "eval_every": 4, "eval_tokens": 4096},
+        "train": {"steps": 8, "batch_size": 8, "warmup_steps": 2, "eval_every": 4, "eval_tokens": 1024},
         **more,
         "model": {"d_model": 128, "n_layers": 3, "n_heads": 8, "d_ff": 128, **more.get("model", {})},
-        "data": {"source": f"path:{corpus}", "tokenizer": "bytes", **more.get("data", {})},
+        "data": {"source": f"path:{corpus}", "tokenizer": "bytes", "val_share": 0.25, **more.get("data", {})},
     }
 
     def trained(store: str) -> dict[str, Any]:
