@@ -72,7 +72,7 @@ def sweep(
         experiment.set_verdict({"margin": margin}, lambda path: "margin: ")
     specs = experiment.runs()
 
-    from dsabench.compilation import compiling
+    from dsabench.compilation.ahead import compiling
     from dsabench.engine.device import resolve
     from dsabench.engine.random_state import kept_random_state
     from dsabench.sweeps import plan

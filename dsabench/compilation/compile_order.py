@@ -27,7 +27,9 @@ class Order:
     gpu: Gpu
     precision: str
     deterministic: bool
-    processes: int
+    processes: int = 1
+    scratch: str = ""
+    """A folder for the compilers' temporary files, which they leave behind when they are killed."""
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,7 @@
 """The compiling process: it finds out which kernels planned runs launch, and compiles them in processes of its own.
 
-    python -P -c ENTRY FD
-
-FD is its end of a pipe. The parent sends the folders of modules and an `Order`; the process sends `Count`s, and
-`Finished` at its end. It leads a process group of its own, and ends with all of it when the parent is gone. It sees no
-GPU: neither finding nor compiling needs one, and its memory is the trainer's.
+It is started by `standby`. The parent sends the folders of modules, and an `Order`; the process sends `Count`s, and
+`Finished` at its end.
 
 Its processes are forked, once PyTorch and Triton are loaded, which takes seconds and is done once. Each takes a shape
 or a kernel at a time; kernels are compiled as soon as the first shape is known.
@@ -15,8 +12,10 @@ from __future__ import annotations
 import ctypes
 import multiprocessing
 import os
+import pickle
 import signal
 import sys
+import tempfile
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import suppress
 from multiprocessing.connection import Connection
@@ -33,9 +32,8 @@ _DIE_WITH_PARENT = 1
 
 def main(pipe: Connection, order: bytes) -> None:
     """Carry out the order; does not return."""
-    import pickle
-
     wanted: Order = pickle.loads(order)
+    os.environ["TMPDIR"], tempfile.tempdir = wanted.scratch, None
     with suppress(OSError):  # the parent is gone, and the end is near
         pipe.send(_compile_all(wanted, lambda done, known: pipe.send(Count(done, known))))
     os.killpg(0, signal.SIGKILL)  # itself, and whatever it started

@@ -9,8 +9,10 @@ from collections.abc import Sequence
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from dsabench.compilation.compile_order import Order
+if TYPE_CHECKING:
+    from dsabench.compilation.compile_order import Order
 
 _FOLDER = "dsabench"
 
@@ -19,12 +21,12 @@ class DoneBefore:
     """The note of an order: the folders of Triton's cache with its kernels. It lies in that cache and goes with it."""
 
     def __init__(self, order: Order) -> None:
-        self.cache = _cache()
+        self.cache = cache()
         shapes = sorted(shape.spec.model_dump_json(exclude={"seed"}) for shape in order.shapes)
         sizes = sorted((shape.vocab_size, shape.micro_batch, shape.recompute) for shape in order.shapes)
         settings = {name: value for name, value in os.environ.items() if name.startswith("TRITON_")}
-        what = (shapes, sizes, order.gpu, order.precision, order.deterministic, settings, _code())
-        self.note = self.cache / _FOLDER / f"{hashlib.sha256(repr(what).encode()).hexdigest()[:32]}.json"
+        what = (shapes, sizes, order.gpu, order.precision, order.deterministic, settings)
+        self.note = notes_of_this_code() / f"{_digest(what)}.json"
 
     def holds(self) -> bool:
         """Whether all kernels of the order were compiled by this code, and are still there."""
@@ -42,15 +44,19 @@ class DoneBefore:
             new.replace(self.note)
 
 
-def _cache() -> Path:
-    from triton import knobs
+def cache() -> Path:
+    """Triton's cache, as Triton itself finds it; without loading it."""
+    home = os.environ.get("TRITON_HOME") or str(Path("~").expanduser())
+    return Path(os.environ.get("TRITON_CACHE_DIR") or Path(home, ".triton", "cache"))
 
-    return Path(knobs.cache.dir)
 
-
-def _code() -> list[object]:
-    """What kernels are made from: the sources of the package by size and time of change, PyTorch and Triton."""
+def notes_of_this_code() -> Path:
+    """The folder of notes of what was compiled by this code: the package's sources, PyTorch and Triton."""
     root = Path(__file__).parent.parent
-    files = sorted(root.rglob("*.py"))
-    found = [(str(file.relative_to(root)), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    return [str(root), found, version("torch"), version("triton")]
+    found = [(str(file.relative_to(root)), file.stat()) for file in sorted(root.rglob("*.py"))]
+    sources = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in found]
+    return cache() / _FOLDER / _digest((str(root), sources, version("torch"), version("triton")))
+
+
+def _digest(what: object) -> str:
+    return hashlib.sha256(repr(what).encode()).hexdigest()[:32]

@@ -16,7 +16,7 @@ from typing import Literal
 
 from dsabench import data as data_package
 from dsabench.audit import gate
-from dsabench.compilation import NOTHING, Kernels
+from dsabench.compilation.ahead import NOTHING, Kernels
 from dsabench.engine import failures
 from dsabench.engine.device import Execution, environment
 from dsabench.engine.sink import Update

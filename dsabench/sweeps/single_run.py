@@ -11,7 +11,7 @@ from typing import Any
 
 from dsabench import data as data_package
 from dsabench.audit import gate
-from dsabench.compilation import NOTHING, Kernels, compiling
+from dsabench.compilation.ahead import NOTHING, Kernels, compiling
 from dsabench.data import cut
 from dsabench.engine import failures, loop, memory_plan
 from dsabench.engine.data_parallel import leader

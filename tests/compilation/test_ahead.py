@@ -17,11 +17,13 @@ import zero_filled
 from zero_filled import order_of, spec_of
 
 from dsabench import ops
-from dsabench.compilation import NOTHING, ahead, compiling
-from dsabench.compilation.ahead import Ahead
-from dsabench.compilation.compile_order import Order
-from dsabench.compilation.done_before import DoneBefore
+from dsabench.compilation import ahead, standby
+from dsabench.compilation.ahead import NOTHING, Ahead, compiling
+from dsabench.compilation.done_before import DoneBefore, notes_of_this_code
+from dsabench.compilation.done_before import cache as triton_cache
+from dsabench.compilation.standby import Standby
 from dsabench.engine.device import resolve
+from dsabench.spec.run import EngineSpec
 
 pytestmark = pytest.mark.skipif(not ops.HAS_TRITON, reason="Triton is not installed")
 
@@ -58,10 +60,6 @@ def test_a_run_finds_all_its_kernels_in_tritons_cache(corpus: Path, cache: Path)
     assert f"{ahead.PART} {found['kernels'] // 2}/{found['kernels']}" in found["told"]
 
 
-def begun(order: Order, scratch: Path) -> Ahead:
-    return Ahead(order, DoneBefore(order), scratch)
-
-
 def group(leader: int) -> list[int]:
     """Processes of the group, zombies apart."""
     found = []
@@ -77,22 +75,21 @@ def group(leader: int) -> list[int]:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux's")
 @pytest.mark.parametrize("victim", ["parent", "compiler"])
-def test_no_process_outlives_a_parent_or_a_compiler_that_is_killed(
-    victim: str, corpus: Path, cache: Path, tmp_path: Path
-) -> None:
+def test_no_process_outlives_a_parent_or_a_compiler_that_is_killed(victim: str, corpus: Path, cache: Path) -> None:
     program = (
-        "import sys, tempfile, pathlib, zero_filled\n"
+        "import sys, pathlib, zero_filled\n"
         "from dsabench.compilation.ahead import Ahead\n"
         "from dsabench.compilation.done_before import DoneBefore\n"
+        "from dsabench.compilation.standby import Standby\n"
         "order = zero_filled.order_of(zero_filled.spec_of(pathlib.Path(sys.argv[1]), 'dense'))\n"
-        "ahead = Ahead(order, DoneBefore(order), pathlib.Path(sys.argv[2]))\n"
+        "ahead = Ahead(Standby(), order, DoneBefore(order))\n"
         "while ahead.count.done < 3: ahead._hear(60)\n"
-        "print(ahead.process.pid, flush=True)\n"
+        "print(ahead.process.process.pid, flush=True)\n"
         "ahead.wait()\n"
         "print('goes on', ahead.finished, flush=True)\n"
     )
     parent = subprocess.Popen(
-        [sys.executable, "-c", program, corpus, tmp_path], stdout=subprocess.PIPE, text=True,
+        [sys.executable, "-c", program, corpus], stdout=subprocess.PIPE, text=True,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
     )  # fmt: skip
     with parent:
@@ -110,10 +107,10 @@ def test_no_process_outlives_a_parent_or_a_compiler_that_is_killed(
             parent.wait()
 
 
-def test_what_cannot_be_compiled_is_no_error(corpus: Path, cache: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_compiled_is_no_error(corpus: Path, cache: Path) -> None:
     order = order_of(spec_of(corpus, "dense"))
     shape = replace(order.shapes[0], micro_batch=3)
-    kernels = begun(replace(order, shapes=(shape,)), tmp_path)
+    kernels = Ahead(Standby(), replace(order, shapes=(shape,)), DoneBefore(order))
     kernels.wait()
     assert kernels.finished
     assert len(kernels.failed) == 1 and kernels.failed[0].startswith("AssertionError")
@@ -121,8 +118,46 @@ def test_what_cannot_be_compiled_is_no_error(corpus: Path, cache: Path, tmp_path
 
 
 def test_without_a_gpu_nothing_is_started(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ahead, "Ahead", None)
+    monkeypatch.setattr(standby, "Standby", None)
     spec = spec_of(corpus, "dense")
+    standby.begin(spec.engine)
     with compiling([spec], resolve(spec.engine.model_copy(update={"device": "cpu"}))) as kernels:
         assert kernels is NOTHING
         kernels.wait()
+
+
+@pytest.mark.parametrize("engine", [{}, {"device": "cuda:1"}, {"device": "cpu"}, {"kernels": "off"}])
+@pytest.mark.parametrize("known", [False, True])
+def test_a_process_stands_by_on_a_gpu_where_this_code_compiled_nothing_yet(
+    engine: dict[str, Any], known: bool, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = list[object]()
+
+    class Stand:
+        def __init__(self) -> None:
+            begun.append(self)
+
+        def close(self) -> None:
+            begun.remove(self)
+
+    monkeypatch.setattr(standby, "_DRIVER", tmp_path)
+    monkeypatch.setattr(standby, "Standby", Stand)
+    monkeypatch.setattr(os, "cpu_count", lambda: standby.CORES)
+    if known:
+        notes_of_this_code().mkdir(parents=True)
+    for _ in range(2):
+        standby.begin(EngineSpec(**engine))
+    assert len(begun) == (not known and engine.get("device") != "cpu" and engine.get("kernels") != "off")
+    standby.dismiss()
+    assert not begun
+
+
+def test_the_cache_is_tritons_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from triton import knobs
+
+    for name in ("TRITON_CACHE_DIR", "TRITON_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    assert str(triton_cache()) == knobs.cache.dir
+    for name in ("TRITON_HOME", "TRITON_CACHE_DIR"):
+        monkeypatch.setenv(name, str(tmp_path / name))
+        assert str(triton_cache()) == knobs.cache.dir

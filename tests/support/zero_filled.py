@@ -31,6 +31,7 @@ from dsabench.compilation.compile_order import Order, Shape
 from dsabench.compilation.done_before import DoneBefore
 from dsabench.compilation.dry_run import launch_all
 from dsabench.compilation.specialisations import described, recorded
+from dsabench.compilation.standby import Standby
 from dsabench.engine.device import Execution
 from dsabench.ops import Gpu
 from dsabench.spec.run import RunSpec, validate
@@ -109,7 +110,7 @@ def trained(spec: RunSpec) -> None:
 
 def order_of(*specs: RunSpec) -> Order:
     shapes = tuple(Shape(spec, spec.expected_vocab_size, spec.batch_size, False) for spec in specs)
-    return Order(shapes, GPU, "bf16", deterministic=False, processes=2)
+    return Order(shapes, GPU, "bf16", False, processes=2, scratch=tempfile.gettempdir())
 
 
 def launches(corpus: Path) -> dict[str, list[list[str]]]:
@@ -130,7 +131,7 @@ def compiled(corpus: Path) -> dict[str, Any]:
 
     order = order_of(spec := spec_of(corpus, "dense"))
     before, told = DoneBefore(order), list[str]()
-    ahead = Ahead(order, before, Path(tempfile.mkdtemp()))
+    ahead = Ahead(Standby(), order, before)
     ahead.wait(told.append, lambda part, share: told.append(part))
     hits = Counter[bool]()
     launch = JITFunction.run

@@ -155,6 +155,11 @@ def _planned(
         experiment.set_verdict({"margin": margin}, lambda path: "--margin: ")
     specs = experiment.runs()
 
+    from dsabench.compilation import standby
+
+    if not check:
+        standby.begin(specs[0].engine)  # before this process loads PyTorch, so that both do at once
+
     from dsabench.cli.views.sweep_plan import SweepPlan
     from dsabench.engine.device import resolve
     from dsabench.store import check_writable
@@ -235,7 +240,7 @@ def _train(
     from dsabench.cli.console import stderr_console
     from dsabench.cli.places import launcher_of
     from dsabench.cli.views.run_outcome import describe
-    from dsabench.compilation import compiling
+    from dsabench.compilation.ahead import compiling
     from dsabench.progress.display import Display
     from dsabench.sweeps.plan import check_data
     from dsabench.sweeps.schedule import run_sweep
