@@ -72,7 +72,7 @@ def sweep(
         experiment.set_verdict({"margin": margin}, lambda path: "margin: ")
     specs = experiment.runs()
 
-    from dsabench.compilation.ahead import compiling
+    from dsabench.compilation.ahead import compiling, shapes_of
     from dsabench.engine.device import resolve
     from dsabench.engine.random_state import kept_random_state
     from dsabench.sweeps import plan
@@ -89,7 +89,7 @@ def sweep(
     done = sum(run.status == "done" for run in planned)
     left = [run.spec for run in planned if run.is_left]
     with (
-        compiling(left, execution) as kernels,
+        compiling(shapes_of(left, execution), execution) as kernels,
         kept_random_state(),
         Display(times, console=stderr_console(), done=done, quiet=not progress) as display,
     ):

@@ -11,6 +11,7 @@ import torch
 from dsabench.bench.cases import Case, FlexCausal, Window, dense_cases
 from dsabench.bench.check import check, run_once, small, wrong_rows
 from dsabench.bench.document import Cell, Check, Document, Part, Roofline, Settings, UnionSize
+from dsabench.bench.first_use import BenchLaunches
 from dsabench.bench.inputs import Inputs, Source, random_inputs
 from dsabench.bench.peer_cases import peer_cases
 from dsabench.bench.roofline import Cost
@@ -18,6 +19,7 @@ from dsabench.bench.shared_keys import union_sizes
 from dsabench.bench.sparse_cases import dsa_cases
 from dsabench.bench.summary import RANDOM, completed
 from dsabench.bench.timing import Stopwatch, Times, copy_rate, free_bytes
+from dsabench.compilation.ahead import Kernels, compiling
 from dsabench.engine.device import Execution, determinism, environment, first_line, matmul_rate
 from dsabench.errors import DeviceError, SpecError
 
@@ -75,8 +77,8 @@ def bench(
     """
     if execution.device.type not in ("cpu", "cuda"):
         raise DeviceError(f"bench works on cpu and cuda, and the device is {execution.device}; use --device cpu")
-    with determinism(execution):
-        return _Bench(settings, execution, source, about, cases, notify, save).run()
+    with determinism(execution), compiling([BenchLaunches(settings)], execution) as kernels:
+        return _Bench(settings, execution, source, about, cases, notify, save).run(kernels)
 
 
 class _Bench:
@@ -97,12 +99,13 @@ class _Bench:
         self.cases = chosen(cases(settings, self.device), settings.only, settings.methods)
         self.incomparable = {case.name for case in self.cases if not case.comparable}
 
-    def run(self) -> Document:
-        """Check, then time all lengths, the shortest first."""
+    def run(self, kernels: Kernels) -> Document:
+        """Check, then time all lengths, the shortest first. kernels: those that are compiled meanwhile."""
         self.rates = Roofline(
             flops_per_second=matmul_rate(self.device, self.settings.dtype), bytes_per_second=copy_rate(self.device)
         )
         self.watch = Stopwatch(self.device)  # before a check can leave the device dead
+        kernels.wait(self.notify)
         self._check_all()
         document = self._document()
         for length in self.settings.lengths:

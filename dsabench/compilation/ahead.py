@@ -1,6 +1,6 @@
 """Kernels compiled ahead of the runs that launch them, beside the preparation of their data.
 
-    with compiling(specs, execution) as kernels:
+    with compiling(shapes_of(specs, execution), execution) as kernels:
         ...                        # data are read, a tokenizer is trained
         kernels.wait(notify, counted)
         ...                        # audits and runs find their kernels in Triton's cache
@@ -15,7 +15,7 @@ import logging
 import os
 import pickle
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from typing import Protocol
@@ -25,7 +25,7 @@ import torch
 from dsabench import ops
 from dsabench.attention.registry import is_built_in
 from dsabench.compilation import standby
-from dsabench.compilation.compile_order import Count, Finished, Order, Shape
+from dsabench.compilation.compile_order import Count, Finished, Launches, Order, Shape
 from dsabench.compilation.done_before import DoneBefore
 from dsabench.compilation.standby import Standby
 from dsabench.engine import memory_plan
@@ -120,13 +120,13 @@ NOTHING = _Nothing()
 
 
 @contextmanager
-def compiling(specs: Sequence[RunSpec], execution: Execution, processes: int | None = None) -> Iterator[Kernels]:
-    """Compile the kernels of runs of these specs beside the block. processes: at a time; None: as many as cores are
-    idle, at most MOST_PROCESSES."""
+def compiling(wanted: Iterable[Launches], execution: Execution, processes: int | None = None) -> Iterator[Kernels]:
+    """Compile beside the block what these launch. processes: at a time; None: as many as cores are idle, at most
+    MOST_PROCESSES."""
     with ExitStack() as stack:
         ahead: Kernels = NOTHING
         with suppress(OSError, DsabenchError):  # no process, no place for files: the runs say what is wrong
-            if (order := _order(specs, execution)) and not (before := DoneBefore(order)).holds():
+            if (order := _order(wanted, execution)) and not (before := DoneBefore(order)).holds():
                 scratch = stack.enter_context(temporary_folder())
                 process = standby.take()
                 stack.callback(process.close)
@@ -136,17 +136,17 @@ def compiling(specs: Sequence[RunSpec], execution: Execution, processes: int | N
         yield ahead
 
 
-def _order(specs: Sequence[RunSpec], execution: Execution) -> Order | None:
+def _order(wanted: Iterable[Launches], execution: Execution) -> Order | None:
     """None where nothing is to be compiled, or where what is compiled here would not be found by a launch."""
     on_cuda = execution.device.type == "cuda" and not torch.version.hip
     if not on_cuda or not execution.fused or execution.compiled or not standby.finds_launches():
         return None
-    shapes = tuple(_shapes(specs, execution))
-    order = Order(shapes, ops.gpu_of(execution.device), execution.precision, execution.deterministic)
-    return order if shapes else None
+    launches = tuple(wanted)
+    order = Order(launches, ops.gpu_of(execution.device), execution.precision, execution.deterministic)
+    return order if launches else None
 
 
-def _shapes(specs: Sequence[RunSpec], execution: Execution) -> Iterator[Shape]:
+def shapes_of(specs: Sequence[RunSpec], execution: Execution) -> Iterator[Shape]:
     """Of every different shape, of built-in attentions: a plugin's code is executed where it is trained, only."""
     for spec in {shape_of(spec).model_dump_json(): spec for spec in specs}.values():
         if all(map(is_built_in, spec.attention.kinds)):

@@ -3,9 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 from dsabench.ops import Gpu
 from dsabench.spec.run import RunSpec
+
+
+class Launches(Protocol):
+    """Something that launches kernels."""
+
+    def key(self) -> str:
+        """The same for what launches the same kernels."""
+
+    def launch(self, order: Order) -> None:
+        """Launch them, on tensors without data."""
 
 
 @dataclass(frozen=True)
@@ -13,17 +24,27 @@ class Shape:
     """A run's shape: what decides its kernels."""
 
     spec: RunSpec
-
     vocab_size: int
     micro_batch: int
     recompute: bool
 
+    def key(self) -> str:
+        """Of runs that differ in their seed alone the same."""
+        sizes = (self.vocab_size, self.micro_batch, self.recompute)
+        return f"{self.spec.model_dump_json(exclude={'seed'})} {sizes}"
+
+    def launch(self, order: Order) -> None:
+        """As its runs do."""
+        from dsabench.compilation.dry_run import launch_all  # loads every kernel
+
+        launch_all(self, order)
+
 
 @dataclass(frozen=True)
 class Order:
-    """The kernels of these shapes are wanted."""
+    """The kernels that these launch are wanted."""
 
-    shapes: tuple[Shape, ...]
+    wanted: tuple[Launches, ...]
     gpu: Gpu
     precision: str
     deterministic: bool

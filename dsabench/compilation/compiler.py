@@ -21,8 +21,8 @@ from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import Any
 
-from dsabench.compilation.compile_order import Count, Finished, Order, Shape
-from dsabench.compilation.dry_run import launch_all
+from dsabench.compilation import dry_run  # noqa: F401 - what it loads is loaded once, before there are processes
+from dsabench.compilation.compile_order import Count, Finished, Launches, Order
 from dsabench.compilation.specialisations import Specialisation, compile_one, described, recorded
 from dsabench.engine.device import first_line
 
@@ -40,13 +40,13 @@ def main(pipe: Connection, order: bytes) -> None:
 
 
 def _compile_all(order: Order, tell: Any) -> Finished:
-    """Compile what the shapes launch, telling (kernels done, kernels known) after each."""
+    """Compile what is launched, telling (kernels done, kernels known) after each."""
     known: dict[Specialisation, None] = {}
     folders: list[str] = []
     failed: list[str] = []
     context = multiprocessing.get_context("fork")
     with ProcessPoolExecutor(order.processes, context, _end_with(os.getpid())) as pool:
-        waiting: dict[Future[Any], bool] = {pool.submit(_launched_by, shape, order): True for shape in order.shapes}
+        waiting: dict[Future[Any], bool] = {pool.submit(_launched_by, one, order): True for one in order.wanted}
         while waiting:
             for future in wait(waiting, return_when=FIRST_COMPLETED).done:
                 lists = waiting.pop(future)
@@ -81,11 +81,11 @@ class _end_with:
             os._exit(0)
 
 
-def _launched_by(shape: Shape, order: Order) -> tuple[list[Specialisation], str | None]:
-    """What a run of the shape launches, as far as it gets; and why it gets no further."""
+def _launched_by(wanted: Launches, order: Order) -> tuple[list[Specialisation], str | None]:
+    """What it launches, as far as it gets; and why it gets no further."""
     with recorded(order.gpu) as found:
         try:
-            launch_all(shape, order)
+            wanted.launch(order)
         except Exception as error:
             return list(found), first_line(error)
     return list(found), None

@@ -22,10 +22,8 @@ class DoneBefore:
 
     def __init__(self, order: Order) -> None:
         self.cache = cache()
-        shapes = sorted(shape.spec.model_dump_json(exclude={"seed"}) for shape in order.shapes)
-        sizes = sorted((shape.vocab_size, shape.micro_batch, shape.recompute) for shape in order.shapes)
         settings = {name: value for name, value in os.environ.items() if name.startswith("TRITON_")}
-        what = (shapes, sizes, order.gpu, order.precision, order.deterministic, settings)
+        what = (sorted(one.key() for one in order.wanted), order.gpu, order.precision, order.deterministic, settings)
         self.note = notes_of_this_code() / f"{_digest(what)}.json"
 
     def holds(self) -> bool:

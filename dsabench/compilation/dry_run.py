@@ -45,7 +45,7 @@ def launch_all(shape: Shape, order: Order) -> None:
     """Launch, inside `recorded`, all kernels of a run of this shape. Raises what the model's code raises."""
     spec = _shallow(shape.spec)
     execution = Execution(EMPTY, order.precision, graph=False, deterministic=order.deterministic, fused=True)
-    with ops.planned(order.gpu), _determinism(order.deterministic), without_data():
+    with as_planned(order):
         audited = gate.audit_model(build(spec, shape.vocab_size), execution, _OneCall)
         if audited.crash is not None:
             raise audited.crash
@@ -100,6 +100,13 @@ def _shallow(spec: RunSpec) -> RunSpec:
     if spec.attention.fewest_layers() > 1 or len(spec.attention.distinct()) > 1 or spec.model.n_layers <= 2:
         return spec
     return spec.model_copy(update={"model": spec.model.model_copy(update={"n_layers": 2})})
+
+
+@contextmanager
+def as_planned(order: Order) -> Iterator[None]:
+    """Inside, new tensors have no data, and code chooses its kernels as on the order's GPU."""
+    with ops.planned(order.gpu), _determinism(order.deterministic), without_data():
+        yield
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from typing import Any
 
 from dsabench import data as data_package
 from dsabench.audit import gate
-from dsabench.compilation.ahead import NOTHING, Kernels, compiling
+from dsabench.compilation.ahead import NOTHING, Kernels, compiling, shapes_of
 from dsabench.data import cut
 from dsabench.engine import failures, loop, memory_plan
 from dsabench.engine.data_parallel import leader
@@ -64,7 +64,7 @@ def train(
     _train_parent(spec, store, retry_failed, data_parallel, progress, observe, notify, counted)
     job = RunJob(spec, sweep, retry_failed, data_parallel=data_parallel)
     place = Place(Path(store), resolve(spec.engine), Slots(), notify, counted)
-    with compiling([spec], place.execution) as kernels:
+    with compiling(shapes_of([spec], place.execution), place.execution) as kernels:
         return _shown(job, replace(place, kernels=kernels), progress, observe)
 
 

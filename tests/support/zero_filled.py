@@ -21,15 +21,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch._library.custom_ops import OPDEFS
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dsabench import ops
+from dsabench.bench import check, measure
+from dsabench.bench.document import Settings
+from dsabench.bench.first_use import BenchLaunches
 from dsabench.compilation.ahead import Ahead
 from dsabench.compilation.compile_order import Order, Shape
 from dsabench.compilation.done_before import DoneBefore
-from dsabench.compilation.dry_run import launch_all
 from dsabench.compilation.specialisations import described, recorded
 from dsabench.compilation.standby import Standby
 from dsabench.engine.device import Execution
@@ -118,11 +121,30 @@ def launches(corpus: Path) -> dict[str, list[list[str]]]:
     for name in sorted(RUNS.keys() - {"dense"}):
         order = order_of(spec := spec_of(corpus, name))
         with recorded(GPU) as foretold:  # first, because nothing of the attention is imported then
-            launch_all(order.shapes[0], order)
+            order.wanted[0].launch(order)
         with recorded(GPU) as launched:
             trained(spec)
         found[name] = [sorted(f"{one.name} {one.data}" for one in them) for them in (launched, foretold)]
-    return found
+    return {**found, "bench": of_bench()}
+
+
+def of_bench() -> list[list[str]]:
+    """[launched, foretold] of a bench, whose implementations are taken to be right."""
+    cpu, patch = torch.device("cpu"), pytest.MonkeyPatch()
+    settings = Settings(
+        lengths=[192], heads=8, head_dim=32, top_k=64, dtype="bf16", repeats=1, stages=["sparse", "dense"]
+    )
+    right = {"ok": True, "status": "timed", "error": 0.0, "reason": None}
+    patch.setattr(measure, "small", lambda settings, device: check.small(settings, torch.device("cuda")))
+    patch.setattr(measure, "check", lambda *rest: check.check(*rest).model_copy(update=right))
+    patch.setattr(measure, "wrong_rows", lambda *rest: None)
+    with recorded(GPU) as launched, ops.planned(GPU), ZeroFilled():
+        document = measure.bench(settings, Execution(cpu, "bf16", False, False, fused=True))
+    assert {cell.status for cell in document.cells if cell.implementation == "dsa-triton"} == {"timed"}
+    patch.undo()
+    with recorded(GPU) as foretold:
+        BenchLaunches(settings).launch(Order((), GPU, "bf16", False))
+    return [sorted(f"{one.name} {one.data}" for one in them) for them in (launched, foretold)]
 
 
 def compiled(corpus: Path) -> dict[str, Any]:

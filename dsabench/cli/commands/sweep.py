@@ -240,7 +240,7 @@ def _train(
     from dsabench.cli.console import stderr_console
     from dsabench.cli.places import launcher_of
     from dsabench.cli.views.run_outcome import describe
-    from dsabench.compilation.ahead import compiling
+    from dsabench.compilation.ahead import compiling, shapes_of
     from dsabench.progress.display import Display
     from dsabench.sweeps.plan import check_data
     from dsabench.sweeps.schedule import run_sweep
@@ -249,7 +249,7 @@ def _train(
     records: dict[str, RunRecord] = {}
     left = [run.spec for run in plan.runs if run.is_left]
     shown = Display(plan.times, console=stderr_console(), done=done, quiet=quiet)
-    with compiling(left, plan.execution) as kernels, shown as display:
+    with compiling(shapes_of(left, plan.execution), plan.execution) as kernels, shown as display:
         try:
             check_data(plan.runs, display.note_once, display.counted)
             for record in run_sweep(
