@@ -9,6 +9,7 @@ import torch
 
 from dsabench.bench.check import run_once, small
 from dsabench.bench.document import Settings
+from dsabench.bench.implementations import all_cases, chosen
 from dsabench.bench.inputs import random_inputs
 from dsabench.compilation.compile_order import Order
 
@@ -25,7 +26,6 @@ class BenchLaunches:
 
     def launch(self, order: Order) -> None:
         """As its checks and its times do."""
-        from dsabench.bench.measure import all_cases, chosen
         from dsabench.compilation.dry_run import EMPTY, as_planned
 
         with as_planned(order):

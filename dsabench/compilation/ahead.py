@@ -25,8 +25,9 @@ import torch
 from dsabench import ops
 from dsabench.attention.registry import is_built_in
 from dsabench.compilation import standby
-from dsabench.compilation.compile_order import Count, Finished, Launches, Order, Shape
+from dsabench.compilation.compile_order import Count, Finished, Launches, Order
 from dsabench.compilation.done_before import DoneBefore
+from dsabench.compilation.run_shape import Shape
 from dsabench.compilation.standby import Standby
 from dsabench.engine import memory_plan
 from dsabench.engine.busy_cores import Others

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from dsabench.ops import Gpu
-from dsabench.spec.run import RunSpec
 
 
 class Launches(Protocol):
@@ -17,27 +16,6 @@ class Launches(Protocol):
 
     def launch(self, order: Order) -> None:
         """Launch them, on tensors without data."""
-
-
-@dataclass(frozen=True)
-class Shape:
-    """A run's shape: what decides its kernels."""
-
-    spec: RunSpec
-    vocab_size: int
-    micro_batch: int
-    recompute: bool
-
-    def key(self) -> str:
-        """Of runs that differ in their seed alone the same."""
-        sizes = (self.vocab_size, self.micro_batch, self.recompute)
-        return f"{self.spec.model_dump_json(exclude={'seed'})} {sizes}"
-
-    def launch(self, order: Order) -> None:
-        """As its runs do."""
-        from dsabench.compilation.dry_run import launch_all  # loads every kernel
-
-        launch_all(self, order)
 
 
 @dataclass(frozen=True)

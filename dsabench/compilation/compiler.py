@@ -19,20 +19,30 @@ import tempfile
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import suppress
 from multiprocessing.connection import Connection
+from queue import SimpleQueue
 from typing import Any
 
-from dsabench.compilation import dry_run  # noqa: F401 - what it loads is loaded once, before there are processes
+from dsabench.compilation import dry_run
 from dsabench.compilation.compile_order import Count, Finished, Launches, Order
 from dsabench.compilation.specialisations import Specialisation, compile_one, described, recorded
 from dsabench.engine.device import first_line
+from dsabench.ops import Gpu
+from dsabench.spec.run import RunSpec
+
+ANY_GPU = Gpu((9, 0), 132)
+"""That nothing is compiled for."""
 
 _DIE_WITH_PARENT = 1
 """Linux: PR_SET_PDEATHSIG of prctl(2)."""
 
 
-def main(pipe: Connection, order: bytes) -> None:
-    """Carry out the order; does not return."""
-    wanted: Order = pickle.loads(order)
+def main(pipe: Connection, orders: SimpleQueue[bytes]) -> None:
+    """Carry out the order that comes; does not return."""
+    dry_run.load()
+    if orders.empty():  # there is time for what PyTorch loads and remembers at the first pass of a model
+        with suppress(Exception), recorded(ANY_GPU):
+            dry_run.launch_all(RunSpec(), 300, 1, False, Order((), ANY_GPU, "bf16", False))
+    wanted: Order = pickle.loads(orders.get())
     os.environ["TMPDIR"], tempfile.tempdir = wanted.scratch, None
     with suppress(OSError):  # the parent is gone, and the end is near
         pipe.send(_compile_all(wanted, lambda done, known: pipe.send(Count(done, known))))

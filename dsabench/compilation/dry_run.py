@@ -23,7 +23,7 @@ from dsabench import attention, ops
 from dsabench.attention.base import Stage
 from dsabench.audit import gate
 from dsabench.audit.causality import Examination, Leak, Trial
-from dsabench.compilation.compile_order import Order, Shape
+from dsabench.compilation.compile_order import Order
 from dsabench.engine.backend import resolved
 from dsabench.engine.device import Execution
 from dsabench.engine.evaluation import BATCH_TOKENS, evaluating, scores_of
@@ -41,23 +41,28 @@ for _module in pkgutil.walk_packages(attention.__path__, f"{attention.__name__}.
         importlib.import_module(_module.name)
 
 
-def launch_all(shape: Shape, order: Order) -> None:
-    """Launch, inside `recorded`, all kernels of a run of this shape. Raises what the model's code raises."""
-    spec = _shallow(shape.spec)
+def load() -> None:
+    """Load what PyTorch needs for tensors without data, seconds of it, before there are several processes."""
+    with without_data():
+        torch.zeros(1) + 1
+
+
+def launch_all(spec: RunSpec, vocab_size: int, micro_batch: int, recompute: bool, order: Order) -> None:
+    """Launch, inside `recorded`, all kernels of a run of the spec, with micro_batch windows at a time. Raises what the
+    model's code raises."""
+    spec = _shallow(spec)
     execution = Execution(EMPTY, order.precision, graph=False, deterministic=order.deterministic, fused=True)
     with as_planned(order):
-        audited = gate.audit_model(build(spec, shape.vocab_size), execution, _OneCall)
+        audited = gate.audit_model(build(spec, vocab_size), execution, _OneCall)
         if audited.crash is not None:
             raise audited.crash
-        model = build(resolved(spec, execution), shape.vocab_size)
-        step = TrainStep(
-            model, Optimizer(model, model.spec, EMPTY), model.spec, execution, shape.micro_batch, shape.recompute
-        )
+        model = build(resolved(spec, execution), vocab_size)
+        step = TrainStep(model, Optimizer(model, model.spec, EMPTY), model.spec, execution, micro_batch, recompute)
         for stage in _stages(model.spec):
             for k in _keys(model.spec):
                 step.top_k = k
                 step.optimizer.zero_grad()
-                step.backward(stage, shape.micro_batch / model.spec.batch_size, *_batch(model.spec, shape.micro_batch))
+                step.backward(stage, micro_batch / model.spec.batch_size, *_batch(model.spec, micro_batch))
                 _evaluate(model, execution, stage, k)
 
 

@@ -30,7 +30,7 @@ def hear():
         os.killpg(0, signal.SIGKILL)
 threading.Thread(target=hear, daemon=True).start()
 from dsabench.compilation.compiler import main
-main(pipe, orders.get())
+main(pipe, orders)
 """
 """The code that Python is started with, as leader of a process group, which ends when the pipe does."""
 

@@ -19,9 +19,9 @@ from zero_filled import order_of, spec_of
 from dsabench import ops
 from dsabench.compilation import ahead, standby
 from dsabench.compilation.ahead import NOTHING, Ahead, compiling, shapes_of
-from dsabench.compilation.compile_order import Shape
 from dsabench.compilation.done_before import DoneBefore, notes_of_this_code
 from dsabench.compilation.done_before import cache as triton_cache
+from dsabench.compilation.run_shape import Shape
 from dsabench.compilation.standby import Standby
 from dsabench.engine.device import resolve
 from dsabench.spec.run import EngineSpec

@@ -31,8 +31,9 @@ from dsabench.bench import check, measure
 from dsabench.bench.document import Settings
 from dsabench.bench.first_use import BenchLaunches
 from dsabench.compilation.ahead import Ahead
-from dsabench.compilation.compile_order import Order, Shape
+from dsabench.compilation.compile_order import Order
 from dsabench.compilation.done_before import DoneBefore
+from dsabench.compilation.run_shape import Shape
 from dsabench.compilation.specialisations import described, recorded
 from dsabench.compilation.standby import Standby
 from dsabench.engine.device import Execution
