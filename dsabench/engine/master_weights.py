@@ -14,6 +14,8 @@ from dsabench import ops
 from dsabench.engine.device import Execution
 from dsabench.model.transformer import Transformer
 
+_IN_FP32 = ("router.weight", "short_convolution.weight")
+
 
 class Weights:
     """bf16 copies of the fp32 matrices, cast together once a step, and the way of their gradients back.
@@ -25,11 +27,12 @@ class Weights:
         self.call = _Call(model)
         self.masters: dict[str, nn.Parameter] = {}
         if execution.precision == "bf16" and ops.on_gpu(execution.device):
-            # Not of vectors, nor of what computes in fp32: the router, and the embedding of the input tokens.
+            # Not of vectors, nor of what computes in fp32: the router, the short convolution, and the embedding of the
+            # input tokens.
             self.masters = {
                 f"model.{name}": parameter
                 for name, parameter in model.named_parameters()
-                if parameter.ndim > 1 and not name.endswith("router.weight") and name != "embedding.weight"
+                if parameter.ndim > 1 and not name.endswith(_IN_FP32) and name != "embedding.weight"
             }
         self.narrow = {
             name: torch.empty_like(parameter, dtype=torch.bfloat16).requires_grad_()

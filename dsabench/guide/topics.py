@@ -14,6 +14,7 @@ _ORDER = (
     "attention",
     "tasks",
     "results",
+    "parity",
     "speed",
     "scale",
     "store",

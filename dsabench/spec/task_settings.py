@@ -52,9 +52,6 @@ class TaskSettings(Spec, ABC):
     least: ClassVar[int] = 1
     """The smallest size that asks anything."""
 
-    width: ClassVar[int] = 1
-    """M: the most positions that one answer needs."""
-
     curriculum: Curriculum | None = Curriculum()
     """How difficulty grows in training; null is full difficulty from the first step. Evaluation is always at full."""
 
@@ -62,6 +59,11 @@ class TaskSettings(Spec, ABC):
     def size(self) -> int:
         """The full size."""
         return int(getattr(self, self.size_field))
+
+    @property
+    def width(self) -> int:
+        """M: the most positions that one answer needs."""
+        return 1
 
     @property
     def start(self) -> int:

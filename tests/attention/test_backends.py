@@ -16,8 +16,8 @@ if torch.cuda.is_available():
 
 from watch import Watch
 
-from dsabench.attention import base, scaled_dot_product
-from dsabench.attention.dsa import layer, reference
+from dsabench.attention import base, scaled_dot_product, with_backends
+from dsabench.attention.dsa import reference
 from dsabench.attention.dsa.triton import top_k
 from dsabench.data import Batch
 from dsabench.engine.device import Execution
@@ -44,7 +44,7 @@ VOCAB = 31
 @pytest.fixture
 def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
     """The sparse kernels run on the CPU, with lists that suit these lengths; the other fused ones stay out of it."""
-    monkeypatch.setattr(layer, "runs_on", lambda device: True)
+    monkeypatch.setattr(with_backends, "runs_on", lambda device: True)
     tiling = top_k.Tiling(queries=16, keys=16, programs=1, stride=4)
     monkeypatch.setattr(top_k, "Tiling", lambda **sizes: tiling)
 

@@ -15,10 +15,10 @@ if torch.cuda.is_available():
 
 from watch import Watch
 
+from dsabench.attention import with_backends
 from dsabench.attention.base import AttentionContext, Selection
-from dsabench.attention.csa import compressed, streamed
+from dsabench.attention.csa import streamed
 from dsabench.attention.msa import block_lists
-from dsabench.attention.msa import layer as msa_layer
 from dsabench.attention.msa import streamed as msa_streamed
 from dsabench.attention.registry import variant
 from dsabench.spec.run import validate
@@ -47,8 +47,7 @@ CASES = [
 @pytest.fixture(autouse=True)
 def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
     """The sparse kernels run on the CPU; unions are for bf16 alone, and slow here."""
-    monkeypatch.setattr(compressed, "runs_on", lambda device: True)
-    monkeypatch.setattr(msa_layer, "runs_on", lambda device: True)
+    monkeypatch.setattr(with_backends, "runs_on", lambda device: True)
     monkeypatch.setattr(streamed, "queries_of", lambda *sizes: 0)
 
 

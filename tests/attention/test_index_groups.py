@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from dsabench.attention import IndexerSpec
+from dsabench.attention import IndexerSpec, with_backends
 from dsabench.attention.base import Selection
-from dsabench.attention.dsa import layer, masked, reference
+from dsabench.attention.dsa import masked, reference
 from dsabench.attention.dsa.layer import DSA
 from dsabench.audit.contract_calls import rehearse
 from dsabench.errors import SpecError
@@ -128,7 +128,7 @@ def test_the_kernels_share_it_too(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("triton", reason="needs triton, which CPU builds of PyTorch do not bring")
     from dsabench.attention.dsa.triton import top_k, unions
 
-    monkeypatch.setattr(layer, "runs_on", lambda device: True)
+    monkeypatch.setattr(with_backends, "runs_on", lambda device: True)
     tiling = top_k.Tiling(queries=16, keys=16, programs=1, stride=4)
     monkeypatch.setattr(top_k, "Tiling", lambda **sizes: tiling)
     calls: list[str] = []

@@ -19,7 +19,7 @@ if torch.cuda.is_available():
 from sparse_reference import ascending, error
 from watch import Watch
 
-from dsabench.attention import base
+from dsabench.attention import base, with_backends
 from dsabench.attention.ablations import moba, oracle, random, selecting
 from dsabench.attention.ablations.selecting import SelectingAttention
 from dsabench.attention.ablations.sliding_window import SlidingWindow
@@ -45,7 +45,7 @@ GPU = Execution(torch.device("cuda", 0), "bf16", graph=True, deterministic=False
 @pytest.fixture
 def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
     """The sparse kernels run on the CPU; the other fused ones stay out of it."""
-    monkeypatch.setattr(selecting, "runs_on", lambda device: True)
+    monkeypatch.setattr(with_backends, "runs_on", lambda device: True)
 
 
 def spec_of(kind: str, length: int, k: int, backend: str = "auto", **fields: Any) -> RunSpec:
@@ -279,12 +279,12 @@ class Both(Farther):
 def test_scores_alone_have_masks_alone() -> None:
     model = {"n_heads": 8, "n_kv_heads": 1}
     spec = validate({"length": 4096, "attention": {"kind": "sliding_window"}, "model": model})
-    assert SlidingWindow._backend(spec, None) == "triton"
-    assert ByScores._backend(spec, None) == "masked"
-    assert Farther._backend(spec, None) == OtherScores._backend(spec, None) == "masked"
-    assert Both._backend(spec, None) == "triton"
+    assert SlidingWindow.backend(spec, None) == "triton"
+    assert ByScores.backend(spec, None) == "masked"
+    assert Farther.backend(spec, None) == OtherScores.backend(spec, None) == "masked"
+    assert Both.backend(spec, None) == "triton"
     with pytest.raises(SpecError, match="sliding_window has scores and no index lists"):
-        ByScores._backend(spec_of("sliding_window", 64, 8, "triton"), None)
+        ByScores.backend(spec_of("sliding_window", 64, 8, "triton"), None)
 
 
 @pytest.mark.parametrize("kind", KINDS)

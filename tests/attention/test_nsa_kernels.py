@@ -16,9 +16,9 @@ from nsa_layers import layer_of, learnt, spec_of
 from pooled_layers import error, ids_of, x_of
 from watch import Watch
 
-from dsabench.attention import base
+from dsabench.attention import base, with_backends
 from dsabench.attention.base import AttentionContext
-from dsabench.attention.nsa import layer, streamed
+from dsabench.attention.nsa import streamed
 from dsabench.engine.backend import backend
 from dsabench.engine.device import Execution
 from dsabench.errors import SpecError
@@ -32,7 +32,7 @@ GPU = Execution(torch.device("cuda", 0), "bf16", graph=True, deterministic=False
 @pytest.fixture
 def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
     """The sparse kernels run on the CPU; the other fused ones stay out of it."""
-    monkeypatch.setattr(layer, "runs_on", lambda device: True)
+    monkeypatch.setattr(with_backends, "runs_on", lambda device: True)
 
 
 @pytest.mark.parametrize("documents", [False, True])

@@ -19,9 +19,9 @@ from pooled_layers import error, ids_of, layer_of, learnt, spec_of, x_of
 from sparse_reference import ascending
 from watch import Watch
 
-from dsabench.attention import base
+from dsabench.attention import base, with_backends
 from dsabench.attention.base import AttentionContext
-from dsabench.attention.pooled_dsa import layer, reference, streamed
+from dsabench.attention.pooled_dsa import reference, streamed
 from dsabench.attention.pooled_dsa.pools import pools_of
 from dsabench.engine.backend import backend
 from dsabench.engine.device import Execution
@@ -36,7 +36,7 @@ GPU = Execution(torch.device("cuda", 0), "bf16", graph=True, deterministic=False
 @pytest.fixture
 def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
     """The sparse kernels run on the CPU; the other fused ones stay out of it."""
-    monkeypatch.setattr(layer, "runs_on", lambda device: True)
+    monkeypatch.setattr(with_backends, "runs_on", lambda device: True)
 
 
 @given(

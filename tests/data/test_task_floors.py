@@ -19,7 +19,16 @@ from dsabench.data.tasks import TaskWindows
 from dsabench.spec import task_floors
 from dsabench.spec.config import load_sweep
 from dsabench.spec.task_floors import Floor
-from dsabench.spec.tasks import TASKS, TaskSettings, asked
+from dsabench.spec.tasks import (
+    TASKS,
+    CommonWords,
+    Compositional,
+    Forgetting,
+    MultiNeedle,
+    TaskSettings,
+    VariableTracking,
+    asked,
+)
 
 Question = tuple[Any, Any]
 """What is seen, and the answer."""
@@ -48,6 +57,16 @@ def every_question(task: TaskSettings) -> Iterator[Question]:
         for row in permutations(range(task.size)):
             yield from ((row[: i + 1], row[i + 1]) for i in range(task.size - 1))
         return
+    if isinstance(task, MultiNeedle | CommonWords):  # different answers: what is asked says which
+        n = task.n_needles if isinstance(task, MultiNeedle) else task.n_rare + task.n_common
+        for _ in range(task.values_per_key if isinstance(task, MultiNeedle) else task.n_common):
+            yield from (("all of them", answer) for answer in range(n))
+        return
+    if isinstance(task, Forgetting | Compositional | VariableTracking):
+        n = task.size**2 if isinstance(task, Compositional) else task.size
+        for values in product(range(task.n_values), repeat=n):
+            yield from ((values, answer) for answer in values)
+        return
     shown = task.answers == "shown"  # type: ignore[attr-defined]
     kinds = {"recall": "n_values", "needle": "n_words", "selective_copy": "n_symbols"}[task.name]
     words = getattr(task, "value_length", 1)
@@ -74,6 +93,11 @@ SMALL: list[tuple[str, dict[str, Any]]] = [
       for n, v in ((1, 2), (3, 3), (5, 2)) for a in ("hidden", "shown")),
     *(("induction", {"n_copied": n}) for n in (2, 3, 6)),
     ("arithmetic", {"n_digits": 2}),
+    ("forgetting", {"n_pairs": 4, "n_updates": 2, "n_values": 3}),
+    ("compositional", {"n_side": 2, "n_values": 3}),
+    ("multi_needle", {"n_needles": 5}),
+    ("variable_tracking", {"n_chains": 4, "n_values": 3}),
+    ("common_words", {"n_rare": 3}),
 ]  # fmt: skip
 
 
@@ -92,6 +116,12 @@ LARGE: list[tuple[str, dict[str, Any], int]] = [
     *(("selective_copy", {"answers": a}, 64) for a in ("hidden", "shown")),
     ("induction", {"n_copied": 12}, 40),
     ("arithmetic", {}, 64),
+    ("forgetting", {"n_pairs": 6, "n_updates": 4, "n_values": 8}, 64),
+    ("forgetting", {}, 128),
+    ("compositional", {"n_values": 12}, 64),
+    ("multi_needle", {"n_needles": 5, "n_queries": 3}, 64),
+    ("variable_tracking", {"n_values": 6}, 64),
+    ("common_words", {"n_rare": 6}, 64),
 ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 from typing import Any
 
@@ -44,6 +45,26 @@ def _values(draw: st.DrawFn, name: str, length: int) -> dict[str, int | None]:
         return {"n_needles": n, "n_queries": upto(n), "n_keys": n + upto(9, 0), "value_length": words, "n_words": 9}
     if name == "selective_copy":
         return {"n_copied": upto(min(300, length // 2)), "n_symbols": upto(50, 2)}
+    if name == "forgetting":
+        n = upto(min(200, tokens // 6))
+        queries = draw(st.none() | st.integers(1, n))
+        return {"n_pairs": n, "n_updates": upto(n), "n_queries": queries, "n_keys": n + upto(50, 0), "n_values": 9}
+    if name == "compositional":
+        side = upto(min(20, math.isqrt(tokens // 6)), 2)
+        return {"n_side": side, "n_parts": side + upto(9, 0), "n_values": upto(50, 2)}
+    if name == "multi_needle":
+        m = upto(3)
+        n = upto(min(40, tokens // (3 * m + 2)))
+        return {"n_needles": n, "n_queries": upto(n), "values_per_key": m, "n_keys": n + 3, "n_values": n * m + upto(9)}
+    if name == "variable_tracking":
+        hops = upto(3, 0)
+        n = upto(min(40, tokens // (3 * hops + 6)))
+        size = {"n_chains": n, "n_queries": upto(n), "n_hops": hops}
+        return {**size, "n_variables": n * (hops + 1) + upto(9, 0), "n_values": upto(50, 2)}
+    if name == "common_words":
+        common = upto(2)
+        n = upto(min(300, tokens - 3 * common - 3))
+        return {"n_rare": n, "n_common": common, "common_count": 2, "n_words": n + common + upto(9, 0)}
     return {"n_digits": upto(min(12, (length - 3) // 3), 2)}
 
 
@@ -52,6 +73,8 @@ def cases(draw: st.DrawFn) -> TaskWindows:
     """Any task at any length that holds it, with or without a curriculum."""
     name = draw(st.sampled_from(sorted(TASKS)))
     length = draw(st.integers(16, 96) | st.integers(97, 4096) | st.just(4096))
+    if name == "compositional":
+        length = max(length, 24)  # what two parts a side take
     values: dict[str, Any] = _values(draw, name, length)
     if "answers" in TASKS[name].model_fields:
         values["answers"] = draw(st.sampled_from(["hidden", "shown"]))
@@ -111,7 +134,7 @@ def test_targets_alone_suffice_for_every_answer(windows: TaskWindows, seed: int,
 @relaxed
 @given(cases(), SEEDS, st.integers(0, STEPS - 1))
 def test_hidden_answers_are_covered_and_nothing_else_is(windows: TaskWindows, seed: int, step: int) -> None:
-    hidden = getattr(windows.settings, "answers", "shown") == "hidden"
+    hidden = windows.settings.answer_cover is not None
     for batch in both(windows, seed, step):
         covered = np.zeros_like(batch.scored)
         covered[:, 1:] = batch.scored[:, :-1] & hidden
@@ -290,6 +313,11 @@ FROZEN = {
     "needle": "02f2930a47d223c0",
     "selective_copy": "1453c5dd19abe23e",
     "arithmetic": "edbbd05ab44f9c79",
+    "forgetting": "6f207483547aa2b2",
+    "compositional": "78c01243d6d9bc33",
+    "multi_needle": "bac913aea579999d",
+    "variable_tracking": "6ce388da0d45e416",
+    "common_words": "2daba155b049d94c",
 }
 
 

@@ -18,7 +18,7 @@ from task_tools import settings_of
 
 from dsabench.data.tasks import TaskBatch, TaskWindows
 from dsabench.spec.task_settings import TaskSettings
-from dsabench.spec.tasks import TASKS, Arithmetic, Induction
+from dsabench.spec.tasks import TASKS, Arithmetic, CommonWords, Induction, MultiNeedle
 
 COVERED = -1
 Solver = Callable[[TaskSettings, np.ndarray, np.random.Generator], int]
@@ -34,7 +34,8 @@ def ids(task: TaskSettings, kind: str) -> range:
 
 
 def answer_ids(task: TaskSettings) -> range:
-    return ids(task, {"recall": "v", "needle": "w", "arithmetic": ""}.get(task.name, "s"))
+    kinds = {"needle": "w", "common_words": "w", "arithmetic": "", "induction": "s", "selective_copy": "s"}
+    return ids(task, kinds.get(task.name, "v"))
 
 
 def is_answer(task: TaskSettings, token: int) -> bool:
@@ -135,6 +136,10 @@ def blind_guess(task: TaskSettings) -> float:
         return (task.n_digits * 0.1 + 0.75) / (task.n_digits + 1)
     if isinstance(task, Induction):
         return 1 / (task.n_symbols - task.n_copied + 1)  # those that are seen are ruled out
+    if isinstance(task, MultiNeedle):
+        return 1 / (task.n_values - task.n_needles * task.values_per_key + 1)
+    if isinstance(task, CommonWords):
+        return 1 / (task.n_words - task.n_rare - task.n_common + 1)
     return 1 / len(answer_ids(task))
 
 
@@ -153,6 +158,14 @@ CASES: list[tuple[str, dict[str, Any], int]] = [
     ("selective_copy", {"n_copied": 4, "n_symbols": 5, "answers": "shown"}, 16),
     ("arithmetic", {}, 64),
     ("arithmetic", {"n_digits": 3}, 40),
+    ("forgetting", {"n_values": 8}, 128),
+    ("forgetting", {"n_pairs": 3, "n_updates": 3, "n_values": 5, "n_fillers": 4}, 20),
+    ("compositional", {"n_values": 8}, 64),
+    ("multi_needle", {"n_values": 16}, 64),
+    ("multi_needle", {"n_needles": 2, "values_per_key": 3, "n_values": 9, "n_words": 3}, 30),
+    ("variable_tracking", {"n_values": 8}, 64),
+    ("variable_tracking", {"n_chains": 3, "n_hops": 0, "n_values": 5}, 20),
+    ("common_words", {"n_rare": 8, "n_words": 20}, 64),
 ]
 
 
@@ -168,7 +181,8 @@ def test_all_but_the_targets_is_worth_a_blind_guess(name: str, values: dict[str,
     chance = blind_guess(task)
     margin = 4 * math.sqrt(chance * (1 - chance) / n) + 0.005  # arithmetic holds an eighth of the problems out
     assert max(accuracy.values()) < chance + margin, accuracy
-    best = {"induction": "never seen", "arithmetic": "most probable"}.get(name, "constant")
+    ruled_out = dict.fromkeys(("induction", "multi_needle", "common_words"), "never seen")
+    best = {**ruled_out, "arithmetic": "most probable"}.get(name, "constant")
     assert accuracy[best] > chance - margin, accuracy
 
 

@@ -44,6 +44,8 @@ SMALL: dict[str, dict[str, Any]] = {
     "recall": {"n_pairs": 4, "n_keys": 8, "n_values": 8},
     "needle": {"n_needles": 3, "n_words": 9},
     "selective_copy": {"n_copied": 5},
+    "multi_needle": {"n_needles": 2, "n_values": 9},
+    "common_words": {"n_rare": 4, "common_count": 3},
 }
 
 

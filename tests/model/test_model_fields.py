@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
+from parity import Parity
 from single_runs import DSA, base
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -36,6 +37,9 @@ FOREIGN: dict[str, Any] = {
     "rope_scaling": SCALING, "n_experts": 1, "experts_per_token": 1, "embedding_std": 1.0,
 }  # fmt: skip
 
+FLOPS = Parity(
+    "FLOPs of attention and its projections", "`torch` FlopCounterMode", 1e-6, "largest difference over largest value"
+)
 INDEXER = {"n_heads": 2, "head_dim": 8}
 ATTENTIONS: dict[str, dict[str, Any]] = {
     "dense": {"kind": "dense"},
@@ -208,7 +212,7 @@ def test_flops_are_those_that_pytorch_counts(head_width: int | None, n_kv_heads:
         attention(x_BTD, AttentionContext(torch.arange(64), stage="dense"))
     items = attention.flops("dense")
     ours = items["attention projections"] / 3 + items["attention"] / 3 * 2 * 64 / 65
-    assert counter.get_total_flops() == pytest.approx(ours, rel=1e-6)
+    FLOPS.check(ours, counter.get_total_flops())
 
 
 def test_padded_rows_count_in_flops_and_memory() -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from parity import Parity
 from torch import Tensor
 
 from dsabench.attention.base import AttentionContext
@@ -20,6 +21,9 @@ from dsabench.attention.csa.compressor import Compressor
 from dsabench.attention.dsa import masked
 
 RATIO, WINDOW, WIDTH, HEADS = 2, 2, 4, 2
+
+ENTRIES = Parity("compressed entries of CSA", "attention-gym's test of CSA, from its formula", 1e-4)
+CSA = Parity("CSA: window, chosen entries, sink", "attention-gym's test of CSA, from its formula", 1e-4)
 
 
 def expected_entries(c: Tensor, z: Tensor, b: Tensor, previous: tuple[Tensor, Tensor, Tensor]) -> Tensor:
@@ -90,9 +94,9 @@ def test_csa_is_the_reference_of_attention_gym(kept: int, length: int, seed: int
         )
         rows = F.rms_norm(expected_entries(*own, previous), (WIDTH,), compressor.key_norm.weight, 1e-6)
         complete = length // RATIO
-        assert torch.allclose(key[0, :, 0], rows[:complete], atol=1e-4)
+        ENTRIES.check(key[0, :, 0], rows[:complete])
         expected = expected_attention(q[0].transpose(0, 1), kv[0, :, 0], rows[:complete], scores[0], kept, sink)
-    assert torch.allclose(found[0].transpose(0, 1), expected, atol=1e-4)
+    CSA.check(found[0].transpose(0, 1), expected)
 
 
 def _one_for_all_channels(weight_CD: Tensor) -> Tensor:

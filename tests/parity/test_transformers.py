@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from parity import Parity
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from dsabench.attention.base import AttentionContext
+from dsabench.attention.dsa import reference
 from dsabench.attention.dsa.indexer import LightningIndexer
 from dsabench.model.moe import MixtureOfExperts
 from dsabench.model.transformer import ForwardPass, build
@@ -18,7 +20,16 @@ from dsabench.spec.run import RunSpec, validate
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing is downloaded: classes alone are used
 
-LENGTH, WIDTH = 33, 48
+SCORES = Parity(
+    "index scores of DSA", "`transformers` DeepseekV32Indexer, its weights copied", 1e-6, "rms difference over rms"
+)
+EXPERTS = Parity("experts: routing, SwiGLU, sums", "`transformers` MixtralSparseMoeBlock", 1e-5)
+EXPERT_GRADIENTS = Parity("gradients of the experts' input and router", "`transformers` MixtralSparseMoeBlock", 1e-4)
+BALANCE = Parity("a layer's load-balancing loss", "`transformers` load_balancing_loss_func over k", 1e-4)
+
+SELECTED = Parity("keys that DSA selects", "`transformers` DeepseekV32Indexer, its weights copied", 0)
+LENGTH, WIDTH, KEPT = 33, 48, 4
+CAUSAL = torch.ones(LENGTH, LENGTH, dtype=torch.bool).tril()
 
 
 def spec_of(norm_eps: float | None = None, n_heads: int = 4, head_dim: int = 16, **model: Any) -> RunSpec:
@@ -39,8 +50,9 @@ class ScoresBeforeTopK(TorchFunctionMode):
 
 
 @torch.no_grad()
-def both_scores(ours: LightningIndexer, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Index scores (B, T, S) of our indexer and of the library's with the same weights, unmasked."""
+def both(ours: LightningIndexer, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Index scores (B, T, S) of our indexer and of the library's with the same weights, 0 beyond the causal mask; and
+    the keys that the library's keeps, (B, T, KEPT)."""
     from transformers.models.deepseek_v32 import modeling_deepseek_v32 as deepseek
     from transformers.models.deepseek_v32.configuration_deepseek_v32 import DeepseekV32Config
 
@@ -49,7 +61,7 @@ def both_scores(ours: LightningIndexer, x: Tensor) -> tuple[Tensor, Tensor]:
         q_lora_rank=WIDTH,  # queries come from x itself here, in DeepSeek's model from a projection of it
         index_n_heads=ours.n_heads,
         index_head_dim=ours.head_dim,
-        index_topk=4,
+        index_topk=KEPT,
         qk_rope_head_dim=ours.head_dim // 2,
         rope_parameters={"rope_type": "default", "rope_theta": ours.rope_base},
     )
@@ -64,14 +76,10 @@ def both_scores(ours: LightningIndexer, x: Tensor) -> tuple[Tensor, Tensor]:
     cos, sin = deepseek.DeepseekV32RotaryEmbedding(config)(x, positions_T[None])
     before = ScoresBeforeTopK()
     with before:
-        theirs(x, x, (cos, sin), torch.zeros(1, LENGTH, LENGTH, dtype=torch.float32), positions_T[None])
+        selected_BTK = theirs(x, x, (cos, sin), CAUSAL[None], positions_T[None])
     assert before.scores is not None
-    return ours(x, AttentionContext(positions_T)), before.scores
-
-
-def apart(ours: Tensor, theirs: Tensor) -> float:
-    """Root mean square of the difference, as a share of that of the scores."""
-    return float(((ours - theirs).square().mean() / theirs.square().mean()).sqrt())
+    scores = (ours(x, AttentionContext(positions_T)), before.scores)
+    return *(one.masked_fill(~CAUSAL, 0.0) for one in scores), selected_BTK.long()
 
 
 @pytest.mark.parametrize(("n_heads", "head_dim"), [(1, 8), (4, 16), (3, 64)])
@@ -82,8 +90,27 @@ def test_index_scores_are_those_of_deepseek(n_heads: int, head_dim: int, size: f
     torch.manual_seed(7)
     x = size * torch.randn(2, LENGTH, WIDTH)
     spec = spec_of(None, n_heads, head_dim)
-    ours, theirs = both_scores(LightningIndexer(spec, spec.attention), x)  # type: ignore[arg-type]
-    assert apart(ours, theirs) < 1e-6
+    ours, theirs, _ = both(LightningIndexer(spec, spec.attention), x)  # type: ignore[arg-type]
+    SCORES.check(ours, theirs)
+
+
+@pytest.mark.parametrize("n_heads", [3, 8])
+def test_selected_sets_are_those_of_deepseek(n_heads: int) -> None:
+    """Of every row but those whose worst kept score is as good as the best one left (relu makes such ties, and the
+    library leaves open which of them it keeps)."""
+    torch.manual_seed(9)
+    x = torch.randn(2, LENGTH, WIDTH)
+    spec = spec_of(None, n_heads)
+    scores, _, listed = both(LightningIndexer(spec, spec.attention), x)  # type: ignore[arg-type]
+    found, expected = (torch.zeros(2, LENGTH, LENGTH + 1, dtype=torch.bool) for _ in range(2))
+    slots = reference.select_top_k(scores, CAUSAL, KEPT)
+    found.scatter_(-1, torch.where(slots == reference.EMPTY, LENGTH, slots), True)
+    expected.scatter_(-1, listed, True)
+    best = scores.masked_fill(~CAUSAL, -torch.inf).sort(-1, descending=True).values
+    untied = ~(best[..., KEPT - 1] - best[..., KEPT] < 1e-5)
+    untied[:, :KEPT] = True  # rows that keep all that they see
+    assert int(untied.sum()) > 0.6 * untied.numel()
+    SELECTED.check(found[..., :LENGTH][untied], (expected[..., :LENGTH] & CAUSAL)[untied])
 
 
 def test_another_epsilon_is_seen() -> None:
@@ -91,8 +118,8 @@ def test_another_epsilon_is_seen() -> None:
     torch.manual_seed(7)
     x = 0.05 * torch.randn(2, LENGTH, WIDTH)
     spec = spec_of(1e-5)
-    ours, theirs = both_scores(LightningIndexer(spec, spec.attention), x)  # type: ignore[arg-type]
-    assert apart(ours, theirs) > 2e-4
+    ours, theirs, _ = both(LightningIndexer(spec, spec.attention), x)  # type: ignore[arg-type]
+    assert SCORES.difference(ours, theirs) > 2e-4
 
 
 def mixtral(n_experts: int, per_token: int) -> tuple[MixtureOfExperts, Any]:
@@ -126,14 +153,14 @@ def test_experts_are_those_of_mixtral(n_experts: int, per_token: int) -> None:
     x = torch.randn(2, LENGTH, WIDTH, requires_grad=True)
     outputs = [ours(x)[0], theirs(x)]
     found, expected = (out[0] if isinstance(out, tuple) else out for out in outputs)
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    EXPERTS.check(found, expected)
     weight = torch.randn_like(found)
     gradients = [
         torch.autograd.grad((out * weight).sum(), (x, router))
         for out, router in ((found, ours.router.weight), (expected, theirs.gate.weight))
     ]
     for mine, its in zip(*gradients, strict=True):
-        torch.testing.assert_close(mine, its, rtol=1e-4, atol=1e-5)
+        EXPERT_GRADIENTS.check(mine, its)
 
 
 @pytest.mark.parametrize("per_token", [1, 2])
@@ -158,7 +185,7 @@ def test_mixtrals_balance_loss_is_k_times_ours(per_token: int) -> None:
         ours = model(torch.randint(100, (2, LENGTH)), ForwardPass()).balance_loss
     of_layers = [load_balancing_loss_func((layer,), 4, per_token) for layer in logits]
     for mine, its in zip(losses, of_layers, strict=True):
-        assert float(its) == pytest.approx(per_token * float(mine), rel=1e-5)
+        BALANCE.check(per_token * float(mine), float(its))
     assert float(ours) == pytest.approx(sum(map(float, of_layers)) / 3 / per_token, rel=1e-5)
     pooled = load_balancing_loss_func(tuple(logits), 4, per_token)
     assert float(pooled) < 0.999 * per_token * float(ours), "what is uneven in one layer evens out among several"

@@ -21,6 +21,11 @@ SMALL = {
     "needle": {"n_needles": 3},
     "selective_copy": {"n_copied": 9},
     "arithmetic": {"n_digits": 3},
+    "forgetting": {"n_pairs": 6, "n_updates": 3},
+    "compositional": {"n_side": 2},
+    "multi_needle": {"n_needles": 3},
+    "variable_tracking": {"n_chains": 3},
+    "common_words": {"n_rare": 9},
 }
 
 

@@ -6,13 +6,22 @@ Legend: B windows, T tokens, N values, Q queries, P problems.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
+import task_meaning
 
 from dsabench.data.tasks import TaskBatch
 from dsabench.spec.task_settings import TaskSettings
-from dsabench.spec.tasks import Arithmetic
+from dsabench.spec.tasks import (
+    Arithmetic,
+    CommonWords,
+    Compositional,
+    Forgetting,
+    MultiNeedle,
+    VariableTracking,
+)
 
 
 def places(task: TaskSettings, batch: TaskBatch) -> np.ndarray:
@@ -23,8 +32,16 @@ def places(task: TaskSettings, batch: TaskBatch) -> np.ndarray:
         digits = np.r_[0:n, n + 1 : 2 * n + 1]
         first_P = np.arange(0, batch.tokens.shape[1] - one + 1, one)
         return np.tile((first_P[:, None] + digits).ravel(), (len(batch.tokens), 1))
-    query_BT, first = batch.scored, task.first_id("s" if task.name in ("induction", "selective_copy") else "k")
-    here_BT = (batch.tokens[:, :-1] >= first) & (batch.tokens[:, :-1] < first + dict(task.alphabet).get("k", 2**31))
+    if isinstance(task, CommonWords):  # words of the list
+        end = batch.tokens.shape[1] - 1 - task.n_common
+        listed = task.first_id("w") <= batch.tokens[:, :end]
+        return np.nonzero(listed)[1].reshape(len(batch.tokens), -1)
+    if isinstance(task, Compositional):  # both parts of each query
+        second = np.nonzero(batch.scored)[1].reshape(len(batch.tokens), -1)
+        return np.stack([second - 1, second], -1).reshape(len(batch.tokens), -1)
+    asked = {"induction": "s", "selective_copy": "s", "variable_tracking": "x"}.get(task.name, "k")
+    query_BT, first = batch.scored, task.first_id(asked)
+    here_BT = (batch.tokens[:, :-1] >= first) & (batch.tokens[:, :-1] < first + dict(task.alphabet)[asked])
     if task.name in ("induction", "selective_copy"):
         here_BT &= np.arange(query_BT.shape[1]) < query_BT.argmax(1)[:, None]
     else:
@@ -33,13 +50,22 @@ def places(task: TaskSettings, batch: TaskBatch) -> np.ndarray:
 
 
 def shuffled(task: TaskSettings, batch: TaskBatch, seed: int = 0) -> TaskBatch:
-    """The windows with these tokens in another order; operands are those of another window."""
+    """The windows with these tokens in another order; operands are those of another window, the parts of a key stay
+    together, and of a list of words each word becomes another of them, at all of its places."""
     place_BN, tokens_BT = places(task, batch), batch.tokens.copy()
     values_BN = np.take_along_axis(tokens_BT, place_BN, 1)
     if isinstance(task, Arithmetic):
         values_BN = np.roll(values_BN, 1, axis=0)
+    elif isinstance(task, CommonWords):
+        generator = np.random.default_rng(seed)
+        for row_N in values_BN:
+            words, which_N = np.unique(row_N, return_inverse=True)
+            row_N[:] = generator.permutation(words)[which_N]
     else:
-        values_BN = np.random.default_rng(seed).permuted(values_BN, axis=1)
+        width = 2 if isinstance(task, Compositional) else 1
+        grouped = values_BN.reshape(len(values_BN), -1, width)
+        order = np.random.default_rng(seed).permuted(np.tile(np.arange(grouped.shape[1]), (len(grouped), 1)), axis=1)
+        values_BN = np.take_along_axis(grouped, order[..., None], 1).reshape(values_BN.shape)
     np.put_along_axis(tokens_BT, place_BN, values_BN, 1)
     return replace(batch, tokens=tokens_BT)
 
@@ -71,6 +97,11 @@ def _weights(task: TaskSettings, seen_T: np.ndarray, queries: np.ndarray) -> dic
         first = task.first_id("s")
         row = [int(token) for token in seen_T[: queries[0]] if token >= first]
         return {token: 1 for token in row if token not in seen_T[queries[0] :]}
+    if isinstance(task, CommonWords):
+        first = task.first_id("w")
+        return {token: 1 for token in set(seen_T[: queries[0]].tolist()) if token >= first}
+    if isinstance(task, Forgetting | Compositional | VariableTracking | MultiNeedle):
+        return _of_all_that_could_be_asked(task, seen_T[: queries[0]], len(queries))
     if task.name == "selective_copy":
         values = [(int(token),) for token in seen_T[: queries[0]] if token >= task.first_id("s")]
     else:
@@ -97,3 +128,14 @@ def _digit_weights(task: Arithmetic, seen_T: np.ndarray) -> dict[int, float]:
         return dict.fromkeys(range(zero, zero + 10), 1.0)
     low = sum(int(digit) * 10**place for place, digit in enumerate(digits))
     return {zero: low + 1, zero + 1: 10**n - low - 1}
+
+
+def _of_all_that_could_be_asked(task: TaskSettings, seen_T: np.ndarray, number: int) -> dict[int, float]:
+    """How many of the things that could be asked for have each answer, at query `number` (from 1) of the window."""
+    answers = task_meaning.answers_by_key(task, [int(token) for token in seen_T])
+    if isinstance(task, MultiNeedle):
+        of_key = (number - 1) % task.values_per_key
+        return dict(Counter(values[of_key] for values in answers.values()))
+    if isinstance(task, VariableTracking):  # the last variable of a chain is on the right of no statement
+        answers = {name: value for name, value in answers.items() if name in task_meaning.chain_ends(task, seen_T)}
+    return dict(Counter(values[0] for values in answers.values()))

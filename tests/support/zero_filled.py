@@ -47,7 +47,7 @@ DSA = {"kind": "dsa", "top_k": 8, "indexer": {"n_heads": 2, "head_dim": 8, "warm
 
 RUNS: dict[str, dict[str, Any]] = {
     "dense": {},
-    "masks": {"attention": {**DSA, "top_k_schedule": [[3, 16]]}, "model": {"n_experts": 8}},
+    "masks": {"attention": {**DSA, "top_k_schedule": [[3, 16]]}, "model": {"n_experts": 8, "short_convolution": 4}},
     "latents": {
         "attention": {**DSA, "backend": "triton"},
         "model": {"attention_layout": "latent"},

@@ -27,19 +27,19 @@ import torch
 from torch import Tensor
 
 from dsabench.attention import scaled_dot_product
-from dsabench.attention.base import Attention, AttentionContext, AttentionOutput, Stage, capture, pairs
+from dsabench.attention.base import AttentionContext, AttentionOutput, Stage, capture, pairs
 from dsabench.attention.dsa import backends, masked, reference
 from dsabench.attention.dsa.reference import document_starts
-from dsabench.ops import runs_on
+from dsabench.attention.with_backends import AttentionWithBackends
 from dsabench.ops.profile_labels import part
-from dsabench.spec.attention import AblationSpec, AttentionSpec
+from dsabench.spec.attention import AblationSpec
 from dsabench.spec.run import RunSpec
 
 if TYPE_CHECKING:
     from dsabench.attention.dsa.triton.unions import Unions
 
 
-class SelectingAttention(Attention):
+class SelectingAttention(AttentionWithBackends):
     """Attention over the top k of `scores`; dense attention in the warm-up stage."""
 
     equals_dense_at_full_k = True
@@ -48,7 +48,6 @@ class SelectingAttention(Attention):
         super().__init__(spec, layer)
         assert isinstance(spec.attention, AblationSpec)
         self.selecting, self.scale = spec.attention, self.projections.scale
-        self._backend(spec, None)  # refuses what the kernels do not take, on every machine
 
     @abc.abstractmethod
     def scores(self, q_BTHD: Tensor, k_BSGD: Tensor, context: AttentionContext) -> Tensor:
@@ -72,23 +71,14 @@ class SelectingAttention(Attention):
     """The method that says the lists."""
 
     @classmethod
-    def _backend(cls, spec: RunSpec, no_kernels: str | None) -> backends.Backend:
+    def backend(cls, spec: RunSpec, no_kernels: str | None) -> backends.Backend:
+        """As AttentionWithBackends.backend."""
         assert isinstance(spec.attention, AblationSpec)
         sharing = spec.model.n_heads // spec.model.gathered_heads
         limit = backends.limit_of_head(spec.model.head_dim) or backends.limit_of_latent(spec.model.latent)
         if not cls.has_lists():
             limit = f"{spec.attention.kind} has scores and no index lists"
         return backends.choose_lists(spec.attention.selection_backend, spec.length, sharing, limit, no_kernels)
-
-    @classmethod
-    def resolve(cls, spec: RunSpec, no_kernels: str | None) -> AttentionSpec:
-        """As Attention.resolve: the backend, where it is `auto`."""
-        return spec.attention.model_copy(update={"selection_backend": cls._backend(spec, no_kernels)})
-
-    def backend_on(self, device: torch.device) -> backends.Backend:
-        """The backend on this device, chosen for the run's length. Raises SpecError where `triton` is asked for and
-        does not run."""
-        return self._backend(self.spec, None if runs_on(device) else backends.ELSEWHERE)
 
     def selection_flops(self) -> float:
         """Model FLOPs of one window's scores; 0 for a rule that depends on positions alone."""

@@ -24,17 +24,17 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from dsabench.attention.base import Attention, AttentionContext, AttentionOutput, Stage, pairs
+from dsabench.attention.base import AttentionContext, AttentionOutput, Stage, pairs
 from dsabench.attention.csa import reference
 from dsabench.attention.csa.compressed_entries import Entries, entries_of
 from dsabench.attention.csa.compressor import Compressor
 from dsabench.attention.dsa import backends
-from dsabench.ops import runs_on
-from dsabench.spec.attention import AttentionSpec, CompressedSpec
+from dsabench.attention.with_backends import AttentionWithBackends
+from dsabench.spec.attention import CompressedSpec
 from dsabench.spec.run import RunSpec
 
 
-class CompressedAttention(Attention):
+class CompressedAttention(AttentionWithBackends):
     """Attention over the window and all complete entries; a subclass may keep some of the entries."""
 
     overlap: ClassVar[bool]
@@ -48,11 +48,10 @@ class CompressedAttention(Attention):
             model.d_model, model.kv_heads, model.head_dim, self.compressed.compress_ratio, self.overlap, model.norm_eps
         )
         self.attn_sink_bias = nn.Parameter(torch.zeros(model.n_heads))
-        self.backend(spec, None)  # refuses sizes that the kernels do not take, on every machine
 
     @classmethod
     def backend(cls, spec: RunSpec, no_kernels: str | None) -> backends.Backend:
-        """As backends.choose, whose no_kernels this is."""
+        """As AttentionWithBackends.backend."""
         attention, model = spec.attention, spec.model
         assert isinstance(attention, CompressedSpec)
         sharing = model.n_heads // model.kv_heads
@@ -69,16 +68,6 @@ class CompressedAttention(Attention):
     def limit(cls, spec: RunSpec) -> str | None:
         """Why the kernels do not take this spec's sizes."""
         return backends.limit_of_head(spec.model.head_dim)
-
-    @classmethod
-    def resolve(cls, spec: RunSpec, no_kernels: str | None) -> AttentionSpec:
-        """As Attention.resolve: the backend, where it is `auto`."""
-        return spec.attention.model_copy(update={"backend": cls.backend(spec, no_kernels)})
-
-    def streams(self, device: torch.device) -> bool:
-        """Whether the kernels compute on this device; chosen for the run's length. Raises SpecError where they are
-        asked for and do not run."""
-        return self.backend(self.spec, None if runs_on(device) else backends.ELSEWHERE) == "triton"
 
     def prepare(self, context: AttentionContext) -> None:
         """As Attention.prepare; also where entries and windows lie."""

@@ -24,25 +24,24 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
-import torch
 from torch import Tensor
 
 from dsabench.attention import scaled_dot_product
-from dsabench.attention.base import Attention, AttentionContext, AttentionOutput, Stage, capture, pairs
+from dsabench.attention.base import AttentionContext, AttentionOutput, Stage, capture, pairs
 from dsabench.attention.dsa import backends, masked, reference
 from dsabench.attention.dsa.index_groups import leader_of
 from dsabench.attention.dsa.indexer import LightningIndexer
 from dsabench.attention.registry import register
-from dsabench.ops import runs_on
+from dsabench.attention.with_backends import AttentionWithBackends
 from dsabench.ops.profile_labels import part
-from dsabench.spec.attention import AttentionSpec, DSASpec
+from dsabench.spec.attention import DSASpec
 from dsabench.spec.run import RunSpec
 
 Made = TypeVar("Made")
 
 
 @register
-class DSA(Attention):
+class DSA(AttentionWithBackends):
     """Attention over the indexer's top k, with the indexer's KL loss; dense attention in the warm-up stage."""
 
     spec_class = DSASpec
@@ -55,18 +54,11 @@ class DSA(Attention):
         leader = leader_of(spec, layer)
         self.indexer = LightningIndexer(spec, self.config) if leader == layer else None
         self.leader, self.follows = leader, None if leader == layer else leader
-        self.size = _size(spec)
-        backends.choose(*self.size, None)  # refuses sizes that the kernels do not take, on every machine
 
     @classmethod
-    def resolve(cls, spec: RunSpec, no_kernels: str | None) -> AttentionSpec:
-        """As Attention.resolve: the backend, where it is `auto`."""
-        return spec.attention.model_copy(update={"backend": backends.choose(*_size(spec), no_kernels)})
-
-    def backend_on(self, device: torch.device) -> backends.Backend:
-        """The backend on this device. It is chosen for the run's length, so that shorter windows use the same one.
-        Raises SpecError where `triton` is asked for and does not run."""
-        return backends.choose(*self.size, None if runs_on(device) else backends.ELSEWHERE)
+    def backend(cls, spec: RunSpec, no_kernels: str | None) -> backends.Backend:
+        """As AttentionWithBackends.backend."""
+        return backends.choose(*_size(spec), no_kernels)
 
     def prepare(self, context: AttentionContext) -> None:
         """As Attention.prepare; also the indexer's rotation and, for a backend that uses one, the mask."""

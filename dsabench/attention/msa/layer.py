@@ -27,21 +27,21 @@ import torch
 from torch import Tensor
 
 from dsabench.attention import base, scaled_dot_product
-from dsabench.attention.base import Attention, AttentionContext, AttentionOutput, Stage, pairs
+from dsabench.attention.base import AttentionContext, AttentionOutput, Stage, pairs
 from dsabench.attention.dsa import backends, masked
 from dsabench.attention.dsa import reference as dsa_reference
 from dsabench.attention.msa import block_lists, reference
 from dsabench.attention.msa.groups import Heads, by_group, from_groups
 from dsabench.attention.msa.indexer import IndexBranch
 from dsabench.attention.registry import register
-from dsabench.ops import runs_on
+from dsabench.attention.with_backends import AttentionWithBackends
 from dsabench.ops.profile_labels import part
-from dsabench.spec.attention import AttentionSpec, MSASpec
+from dsabench.spec.attention import MSASpec
 from dsabench.spec.run import RunSpec
 
 
 @register
-class MSA(Attention):
+class MSA(AttentionWithBackends):
     """Attention over the index branch's top-k blocks, with its KL loss; dense attention in the warm-up stage."""
 
     spec_class = MSASpec
@@ -51,11 +51,10 @@ class MSA(Attention):
         assert isinstance(spec.attention, MSASpec)
         self.config = spec.attention
         self.indexer = IndexBranch(spec, self.config)
-        self.backend(spec, None)  # refuses sizes that the kernels do not take, on every machine
 
     @classmethod
     def backend(cls, spec: RunSpec, no_kernels: str | None) -> backends.Backend:
-        """As backends.choose, whose no_kernels this is."""
+        """As AttentionWithBackends.backend."""
         attention, model = spec.attention, spec.model
         assert isinstance(attention, MSASpec)
         k, limit = (
@@ -63,16 +62,6 @@ class MSA(Attention):
             backends.limit_of(1, model.head_dim, 1, attention.index_branch.head_dim),
         )
         return backends.choose(attention.backend, spec.length, k, model.n_heads // model.kv_heads, limit, no_kernels)
-
-    @classmethod
-    def resolve(cls, spec: RunSpec, no_kernels: str | None) -> AttentionSpec:
-        """As Attention.resolve: the backend, where it is `auto`."""
-        return spec.attention.model_copy(update={"backend": cls.backend(spec, no_kernels)})
-
-    def streams(self, device: torch.device) -> bool:
-        """Whether the kernels compute on this device; chosen for the run's length. Raises SpecError where they are
-        asked for and do not run."""
-        return self.backend(self.spec, None if runs_on(device) else backends.ELSEWHERE) == "triton"
 
     def prepare(self, context: AttentionContext) -> None:
         """As Attention.prepare; also the index branch's rotation and, for masks, the causal one."""

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from dsabench.attention.ablations.selecting import ascending_keys, first_keys
-from dsabench.attention.base import Attention, AttentionContext, AttentionOutput, Stage, capture, pairs
+from dsabench.attention.base import AttentionContext, AttentionOutput, Stage, capture, pairs
 from dsabench.attention.dsa import backends
 from dsabench.attention.dsa.reference import EMPTY
 from dsabench.attention.nsa import reference
@@ -33,15 +33,16 @@ from dsabench.attention.nsa.compression import Compression
 from dsabench.attention.pooled_dsa.pools import Pools, pools_of
 from dsabench.attention.projections import HeadProjections
 from dsabench.attention.registry import register
+from dsabench.attention.with_backends import AttentionWithBackends
 from dsabench.errors import SpecError
-from dsabench.ops import head_norm, rotate, runs_on
+from dsabench.ops import head_norm, rotate
 from dsabench.ops.profile_labels import part
-from dsabench.spec.attention import AttentionSpec, NSASpec
+from dsabench.spec.attention import NSASpec
 from dsabench.spec.run import RunSpec
 
 
 @register
-class NSA(Attention):
+class NSA(AttentionWithBackends):
     """Three branches and their gates. The selected branch has the keys and values that all variants have."""
 
     spec_class = NSASpec
@@ -63,17 +64,14 @@ class NSA(Attention):
             Compression(self.config.compression_block, model.head_dim) for _ in range(2)
         )
         self.gate = nn.Linear(model.d_model, 3 * model.n_heads, bias=False)
-        _backend(spec, None)  # refuses what the kernels do not take, on every machine
 
     @classmethod
-    def resolve(cls, spec: RunSpec, no_kernels: str | None) -> AttentionSpec:
-        """As Attention.resolve: the backend, where it is `auto`."""
-        return spec.attention.model_copy(update={"selection_backend": _backend(spec, no_kernels)})
-
-    def backend_on(self, device: torch.device) -> backends.Backend:
-        """The backend on this device, chosen for the run's length. Raises SpecError where `triton` is asked for and
-        does not run."""
-        return _backend(self.spec, None if runs_on(device) else backends.ELSEWHERE)
+    def backend(cls, spec: RunSpec, no_kernels: str | None) -> backends.Backend:
+        """As AttentionWithBackends.backend."""
+        assert isinstance(spec.attention, NSASpec)
+        sharing = spec.model.n_heads // spec.model.kv_heads
+        limit = backends.limit_of_head(spec.model.head_dim)
+        return backends.choose_lists(spec.attention.selection_backend, spec.length, sharing, limit, no_kernels)
 
     def prepare(self, context: AttentionContext) -> None:
         """As Attention.prepare; also the blocks, and the window's list or the mask."""
@@ -228,11 +226,3 @@ def _seen_blocks(length: int, size: int, stride: int) -> float:
     """Pairs of a query and a block that ended at or before it: sum over t of (t + 1 - size) // stride + 1."""
     last, left = divmod(max(0, length - size + 1), stride)
     return stride * last * (last + 1) / 2 + left * (last + 1)
-
-
-def _backend(spec: RunSpec, no_kernels: str | None) -> backends.Backend:
-    attention = spec.attention
-    assert isinstance(attention, NSASpec)
-    sharing = spec.model.n_heads // (spec.model.n_kv_heads or spec.model.n_heads)
-    limit = backends.limit_of_head(spec.model.head_dim)
-    return backends.choose_lists(attention.selection_backend, spec.length, sharing, limit, no_kernels)

@@ -20,23 +20,23 @@ import torch
 from torch import Tensor
 
 from dsabench.attention import scaled_dot_product
-from dsabench.attention.base import Attention, AttentionContext, AttentionOutput, Stage, capture
+from dsabench.attention.base import AttentionContext, AttentionOutput, Stage, capture
 from dsabench.attention.dsa import backends, masked
 from dsabench.attention.dsa import reference as tokenwise
 from dsabench.attention.pooled_dsa import reference
 from dsabench.attention.pooled_dsa.indexer import PooledIndexer
 from dsabench.attention.pooled_dsa.pools import Pools, pools_of
 from dsabench.attention.registry import register
-from dsabench.ops import runs_on
+from dsabench.attention.with_backends import AttentionWithBackends
 from dsabench.ops.profile_labels import part
-from dsabench.spec.attention import AttentionSpec, PooledDSASpec
+from dsabench.spec.attention import PooledDSASpec
 from dsabench.spec.run import RunSpec
 
 Heads = tuple[Tensor, Tensor, Tensor]
 
 
 @register
-class PooledDSA(Attention):
+class PooledDSA(AttentionWithBackends):
     """Attention over the tokens of the indexer's best pools, with the indexer's loss; dense in the warm-up stage."""
 
     spec_class = PooledDSASpec
@@ -47,18 +47,12 @@ class PooledDSA(Attention):
         assert isinstance(spec.attention, PooledDSASpec)
         self.config = spec.attention
         self.indexer = PooledIndexer(spec, self.config)
-        self.size, self.scale = _size(spec), self.projections.scale
-        backends.choose(*self.size, None)  # refuses sizes that the kernels do not take, on every machine
+        self.scale = self.projections.scale
 
     @classmethod
-    def resolve(cls, spec: RunSpec, no_kernels: str | None) -> AttentionSpec:
-        """As Attention.resolve: the backend, where it is `auto`."""
-        return spec.attention.model_copy(update={"backend": backends.choose(*_size(spec), no_kernels)})
-
-    def backend_on(self, device: torch.device) -> backends.Backend:
-        """The backend on this device, chosen for the run's length. Raises SpecError where `triton` is asked for and
-        does not run."""
-        return backends.choose(*self.size, None if runs_on(device) else backends.ELSEWHERE)
+    def backend(cls, spec: RunSpec, no_kernels: str | None) -> backends.Backend:
+        """As AttentionWithBackends.backend."""
+        return backends.choose(*_size(spec), no_kernels)
 
     def prepare(self, context: AttentionContext) -> None:
         """As Attention.prepare; also the pools, the indexer's rotation and, for a backend that uses one, the mask."""

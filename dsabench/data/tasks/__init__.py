@@ -1,6 +1,7 @@
 """Windows of synthetic tasks, of which the answers and where they stand in the window are known. Needs no torch.
 
-A task is one file here, named after it, with the function `generate`; its settings are a class in dsabench.spec.tasks.
+A task is one file here, named after it, with the function `generate`; its settings are a class in
+dsabench.spec.tasks, in a file of their own.
 
 windows = TaskWindows(Recall(n_pairs=16), length=256)      # raises DataError when the window does not hold the task
 batch = windows.batch(seed=42, step=0, batch_size=16, steps=1000)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -16,6 +16,8 @@ class AblationSpec(SelectingSpec):
     warmup_share: Annotated[float, Field(ge=0, lt=1)] = 0.2
     """Share of the steps in the dense warm-up stage; DSA's by default, so that only the selection differs."""
 
+    backend_field: ClassVar[str] = "selection_backend"
+
     selection_backend: Literal["auto", "masked", "triton"] = "auto"
     """How it is computed; results differ by rounding alone. `masked` masks a dense product; `triton` (a CUDA GPU) gives
     index lists to the sparse kernels, without any L x L tensor. `auto` takes `triton` on a GPU from 1024 tokens on
@@ -23,10 +25,6 @@ class AblationSpec(SelectingSpec):
 
     def why_not_latent(self) -> None:
         """It takes either layout."""
-
-    def anywhere(self) -> Self:
-        """`triton` needs a GPU; `auto` does not."""
-        return self.model_copy(update={"selection_backend": "auto"}) if self.selection_backend == "triton" else self
 
     def warmup_steps(self, steps: int) -> int:
         """warmup_share of the steps."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from pydantic import model_validator
 
@@ -22,6 +22,9 @@ class AttentionSpec(Spec):
 
     kind: str
     """The variant's registered name: `dense`, `dsa`, or the name that a plugin registers."""
+
+    backend_field: ClassVar[str | None] = None
+    """The field, if any, that says which backend computes it (AttentionWithBackends)."""
 
     @model_validator(mode="after")
     def _an_indexer_is_shared_where_it_can_be(self) -> Self:
@@ -134,6 +137,8 @@ class AttentionSpec(Spec):
         """True when the dense warm-up stage trains the variant's own parameters alone."""
         return False
 
-    def anywhere(self) -> AttentionSpec:
-        """The same attention on any machine: for looking at a run away from the device that it was trained on."""
-        return self
+    def anywhere(self) -> Self:
+        """The same attention on any machine: for looking at a run away from the device that it was trained on. The
+        backend `triton` needs a GPU; `auto` does not."""
+        field = self.backend_field
+        return self.model_copy(update={field: "auto"}) if field and getattr(self, field) == "triton" else self

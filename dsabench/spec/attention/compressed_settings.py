@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -19,14 +19,12 @@ class CompressedSpec(AttentionSpec):
     sliding_window: Annotated[int, Field(ge=1)] = 32
     """The nearest tokens that a query reads as they are, its own included; DeepSeek-V4 has 128."""
 
+    backend_field: ClassVar[str] = "backend"
+
     backend: Literal["auto", "masked", "triton"] = "auto"
     """How it is computed; results differ by rounding alone. `masked` masks a dense product; `triton` (a CUDA GPU) gives
     index lists to DSA's sparse kernels, without any L x L tensor. `auto` decides as for dsa, by the keys that a query
     reads; of these attentions nothing was measured."""
-
-    def anywhere(self) -> Self:
-        """`triton` needs a GPU; `auto` does not."""
-        return self.model_copy(update={"backend": "auto"}) if self.backend == "triton" else self
 
     def n_entries(self, length: int) -> int:
         """Most compressed entries of a window, floor(L / m)."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from dsabench.spec.attention.indexed_settings import IndexedSpec
 from dsabench.spec.attention.indexer_settings import IndexerSpec
@@ -14,6 +14,8 @@ class DSASpec(ScheduledSpec, IndexedSpec):
 
     kind: Literal["dsa"] = "dsa"
     """The variant's name."""
+
+    backend_field: ClassVar[str] = "backend"
 
     backend: Literal["auto", "reference", "masked", "triton"] = "auto"
     """How it is computed; results differ by rounding alone. `reference` gathers, slowly and plainly; `masked` masks a
@@ -31,7 +33,3 @@ class DSASpec(ScheduledSpec, IndexedSpec):
     def fewest_layers(self) -> int:
         """Two where layers share an indexer."""
         return min(2, self.indexer.share_layers)
-
-    def anywhere(self) -> DSASpec:
-        """`triton` needs a GPU; `auto` does not."""
-        return self.model_copy(update={"backend": "auto"}) if self.backend == "triton" else self

@@ -50,6 +50,8 @@ class MSASpec(AttentionSpec):
     local_blocks: Annotated[int, Field(ge=0)] = 1
     """Blocks that are always kept: the query's own, and those just before it; MiniMax-M3 has 1."""
 
+    backend_field: ClassVar[str] = "backend"
+
     backend: Literal["auto", "masked", "triton"] = "auto"
     """How it is computed; results differ by rounding alone. `masked` masks a dense product; `triton` (a CUDA GPU) gives
     index lists to DSA's sparse kernels, without any L x L tensor. `auto` decides as for dsa, by the keys that a query
@@ -63,10 +65,6 @@ class MSASpec(AttentionSpec):
         if self.local_blocks > self.top_k_blocks:
             raise ValueError(f"local_blocks = {self.local_blocks} is more than top_k_blocks = {self.top_k_blocks}")
         return self
-
-    def anywhere(self) -> Self:
-        """`triton` needs a GPU; `auto` does not."""
-        return self.model_copy(update={"backend": "auto"}) if self.backend == "triton" else self
 
     def n_selected(self, length: int) -> int:
         """Tokens of the kept blocks, at most L."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -14,6 +14,8 @@ class NSASpec(AttentionSpec):
 
     kind: Literal["nsa"] = "nsa"
     """The variant's name."""
+
+    backend_field: ClassVar[str] = "selection_backend"
 
     selection_backend: Literal["auto", "masked", "triton"] = "auto"
     """How it is computed; results differ by rounding alone. `masked` masks dense products; `triton` (a CUDA GPU) gives
@@ -74,7 +76,3 @@ class NSASpec(AttentionSpec):
         """Compressed entries, tokens of the selected blocks, and the window, of the last query."""
         entries = max(0, (length - self.compression_block) // self.compression_stride + 1)
         return entries + self.selected_between(length - 1, length)[0] + min(self.window, length)
-
-    def anywhere(self) -> NSASpec:
-        """`triton` needs a GPU; `auto` does not."""
-        return self.model_copy(update={"selection_backend": "auto"}) if self.selection_backend == "triton" else self

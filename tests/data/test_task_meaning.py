@@ -1,0 +1,58 @@
+"""The answers of tasks whose keys are in parts, replaced, scattered or counted are those that a reader finds."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import numpy as np
+import pytest
+from task_meaning import answers_by_key, solved
+from task_tools import settings_of
+
+from dsabench.data.tasks import TaskWindows
+
+CASES: list[tuple[str, dict[str, Any], int]] = [
+    ("forgetting", {}, 128),
+    ("forgetting", {"n_pairs": 5, "n_updates": 5, "n_queries": 3, "n_values": 2, "n_fillers": 7}, 40),
+    ("compositional", {}, 64),
+    ("compositional", {"n_side": 5, "n_parts": 6, "n_values": 2, "n_fillers": 3}, 200),
+    ("multi_needle", {}, 64),
+    ("multi_needle", {"n_needles": 9, "values_per_key": 5, "n_queries": 4, "n_words": 3}, 256),
+    ("variable_tracking", {}, 64),
+    ("variable_tracking", {"n_chains": 6, "n_hops": 5, "n_queries": 2, "n_values": 2, "n_fillers": 5}, 200),
+    ("common_words", {}, 64),
+    ("common_words", {"n_rare": 100, "n_common": 5, "common_count": 2, "n_fillers": 9}, 4096),
+]
+
+
+@pytest.mark.parametrize(("name", "values", "length"), CASES)
+def test_a_reader_finds_every_answer(name: str, values: dict[str, Any], length: int) -> None:
+    """From inputs alone: no answer is read, and none needs what the window does not hold."""
+    windows = TaskWindows(settings_of(name, values), length)
+    for batch in (windows.evaluation("val", 40 * length), windows.batch(3, 99, 40, 100), windows.batch(3, 0, 40, 100)):
+        for inputs_T, tokens_T, scored_T in zip(batch.inputs, batch.tokens, batch.scored, strict=True):
+            scored = np.flatnonzero(scored_T).tolist()
+            assert solved(windows.settings, inputs_T.tolist(), scored) == tokens_T[np.add(scored, 1)].tolist()
+
+
+def test_an_update_changes_the_answer_and_stands_after_the_first_pair() -> None:
+    windows = TaskWindows(settings_of("forgetting", {"n_values": 2, "n_updates": 16}), 128)
+    batch = windows.evaluation("val", 20 * 128)
+    task, first_value = windows.settings, windows.settings.first_id("v")
+    for inputs_T, scored_T in zip(batch.inputs, batch.scored, strict=True):
+        context = inputs_T[: scored_T.argmax()].tolist()
+        values: dict[int, list[int]] = {}
+        for token, following in itertools.pairwise(context):
+            if task.first_id("k") <= token < first_value <= following:
+                values.setdefault(token, []).append(following)
+        assert all(len(both) == 2 and both[0] != both[1] for both in values.values()) and len(values) == 16
+
+
+def test_neither_part_of_a_key_says_its_value() -> None:
+    windows = TaskWindows(settings_of("compositional", {"n_side": 4}), 128)
+    batch = windows.evaluation("val", 128)
+    keys = list(answers_by_key(windows.settings, batch.inputs[0, : batch.scored[0].argmax() - 1].tolist()))
+    for side in (0, 1):
+        parts = [key[side] for key in keys]
+        assert len(keys) == 16 and {parts.count(part) for part in parts} == {4}
