@@ -10,6 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from dsabench import ops
 from dsabench.engine.device import Execution
 from dsabench.model.transformer import Transformer
 
@@ -25,7 +26,7 @@ class Weights:
     def __init__(self, model: Transformer, execution: Execution) -> None:
         self.call = _Call(model)
         self.masters: dict[str, nn.Parameter] = {}
-        if execution.precision == "bf16" and execution.device.type == "cuda":
+        if execution.precision == "bf16" and ops.on_gpu(execution.device):
             # Not of vectors, nor of what computes in fp32: the router, the short convolution, and the embedding of the
             # input tokens.
             self.masters = {

@@ -16,8 +16,13 @@ from torch import Tensor, nn
 
 from dsabench.ops.availability import HAS_TRITON as HAS_TRITON
 from dsabench.ops.availability import WIDEST_ROW as WIDEST_ROW
+from dsabench.ops.availability import Gpu as Gpu
 from dsabench.ops.availability import fused as fused
+from dsabench.ops.availability import gpu_of as gpu_of
 from dsabench.ops.availability import interpreted as interpreted
+from dsabench.ops.availability import on_gpu as on_gpu
+from dsabench.ops.availability import planned as planned
+from dsabench.ops.availability import processors as processors
 from dsabench.ops.availability import runs_on as runs_on
 from dsabench.ops.availability import unfused as unfused
 from dsabench.ops.availability import why_not as why_not

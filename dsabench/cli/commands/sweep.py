@@ -155,6 +155,11 @@ def _planned(
         experiment.set_verdict({"margin": margin}, lambda path: "--margin: ")
     specs = experiment.runs()
 
+    from dsabench.compilation import standby
+
+    if not check:
+        standby.begin(specs[0].engine)  # before this process loads PyTorch, so that both do at once
+
     from dsabench.cli.views.sweep_plan import SweepPlan
     from dsabench.engine.device import resolve
     from dsabench.store import check_writable
@@ -235,13 +240,16 @@ def _train(
     from dsabench.cli.console import stderr_console
     from dsabench.cli.places import launcher_of
     from dsabench.cli.views.run_outcome import describe
+    from dsabench.compilation.ahead import compiling, shapes_of
     from dsabench.progress.display import Display
     from dsabench.sweeps.plan import check_data
     from dsabench.sweeps.schedule import run_sweep
 
     done = sum(run.status == "done" for run in plan.runs)
     records: dict[str, RunRecord] = {}
-    with Display(plan.times, console=stderr_console(), done=done, quiet=quiet) as display:
+    left = [run.spec for run in plan.runs if run.is_left]
+    shown = Display(plan.times, console=stderr_console(), done=done, quiet=quiet)
+    with compiling(shapes_of(left, plan.execution), plan.execution) as kernels, shown as display:
         try:
             check_data(plan.runs, display.note_once, display.counted)
             for record in run_sweep(
@@ -257,6 +265,7 @@ def _train(
                 started=lambda run: display.start(run.run_id),
                 notify=display.note_once,
                 counted=display.counted,
+                kernels=kernels,
             ):
                 records[record.run_id] = record
                 display.finish(record.run_id, describe(record))
