@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from cases import others_slow
@@ -273,6 +275,39 @@ def test_the_indexers_loss_moves_nothing_else_and_needs_no_gradient() -> None:
     assert x.k.grad is None
     with torch.no_grad():
         assert torch.equal(kl.sparse_kl(*tensors, selected), loss.detach())
+
+
+@pytest.mark.parametrize("how", ["queries by themselves", "groups", "all keys"])
+def test_probabilities_that_are_nearly_nothing(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU's logarithm takes a subnormal number for 0; NumPy's, with which kernels are interpreted here, is made to."""
+
+    def as_a_gpu(log: Any) -> Any:
+        def flushed(x: Any) -> Any:
+            x = np.asarray(x)
+            with np.errstate(divide="ignore"):
+                return log(np.where(np.abs(x) < np.finfo(np.float32).tiny, np.float32(0), x).astype(x.dtype))
+
+        return flushed
+
+    x = draw(Sizes(length=20, heads=1, groups=1, index_heads=1, k=20), 9).to(torch.float32)
+    with torch.no_grad():  # every key but the first is 88 nats or more below it: exp(-88) is subnormal
+        x.q.fill_(1.0)
+        below_T = (88.0 + 0.5 * torch.arange(20.0)) * (torch.arange(20) > 0)
+        x.k.copy_(-below_T[None, :, None, None])
+        x.k.div_(x.k.shape[-1] ** 0.5)
+    selected = expected_selection(x.to(torch.float64), 20)
+    p = torch.softmax(torch.einsum("bthd,bshd->bths", x.q, x.k)[0, -1, 0] * x.q.shape[-1] ** -0.5, -1)
+    assert bool(((p > 0) & (p < torch.finfo(torch.float32).tiny)).any()), "there are subnormal ones"
+    lse_BTH = attend.attend(x.q, x.k, x.v, selected)[1]
+    monkeypatch.setattr(np, "log", as_a_gpu(np.log))
+    monkeypatch.setattr(np, "log2", as_a_gpu(np.log2))
+    tensors = (x.q, x.k, lse_BTH, x.q_index, x.k_index, x.w_index)
+    if how == "all keys":
+        loss = kl_dense.dense_kl(x.q, x.k, x.q_index, x.k_index, x.w_index)
+    else:
+        shared = unions.unions_of(selected, 4) if how == "groups" else None
+        loss = kl.sparse_kl(*tensors, selected, unions=shared)
+    assert bool(torch.isfinite(loss))
 
 
 def test_what_the_kernels_do_not_take_is_refused() -> None:

@@ -20,6 +20,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from dsabench.ops.triton.least import LEAST
+
 MOST_EXPERTS = 64
 """Largest E of the fused version: a program holds the logits of its tokens for all experts."""
 
@@ -85,7 +87,7 @@ def _forward(
     out = sums + block * 2 * WIDE_E + e
     tl.store(out, tl.sum(tl.where(live & (rank < K), 1.0, 0.0), axis=0))
     tl.store(out + WIDE_E, tl.sum(tl.where(live, p, 0.0), axis=0))
-    entropy = tl.where(live & (p > 0), -p * tl.log(tl.where(p > 0, p, 1.0)), 0.0)
+    entropy = tl.where(live, -p * tl.log(tl.maximum(p, LEAST)), 0.0)
     tl.store(entropies + block, tl.sum(tl.sum(entropy, axis=1), axis=0))
 
 

@@ -39,6 +39,7 @@ from dsabench.attention.dsa.triton.kl_groups import kl_group
 from dsabench.attention.dsa.triton.lse import load_indexer, selected_lse
 from dsabench.attention.dsa.triton.tiles import check, power_of_two, precision
 from dsabench.attention.dsa.triton.unions import Unions, joined, parts
+from dsabench.ops.triton.least import LEAST
 
 
 def group_kl(width: int) -> Tiling:
@@ -118,7 +119,7 @@ def _kl(
         relu = tl.maximum(dots, 0.0)
         p = tl.where(keep, p / H, 0.0)
         log_q = tl.where(keep, tl.sum(relu * w_M[None, :], axis=1) - index_base, 0.0)
-        total += tl.where(p > 0, p * (tl.log(tl.where(p > 0, p, 1.0)) - log_q), 0.0)
+        total += p * (tl.log(tl.maximum(p, LEAST)) - log_q)
         if GRADS:
             d_score = tl.where(keep, tl.exp(log_q) - p, 0.0)
             d_w_NM += relu * d_score[:, None]

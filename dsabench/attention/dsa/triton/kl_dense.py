@@ -36,6 +36,7 @@ from dsabench.attention.dsa.triton.attend_kernels import LOG2E
 from dsabench.attention.dsa.triton.kl import gradients, loss_gradients, setup_loss
 from dsabench.attention.dsa.triton.lse import attention_lse, exp2, fast, index_lse, log2, padded, rows_of
 from dsabench.attention.dsa.triton.tiles import check, precision
+from dsabench.ops.triton.least import LEAST
 
 
 class Tiling(NamedTuple):
@@ -138,7 +139,7 @@ def _kl(
             allowed = (s[None, :] <= t[:, None]) & (s[None, :] >= first[:, None])
             p = tl.where(allowed, p, 0.0)
             log_q = tl.where(allowed, log_q, -1e30)  # 0 x it is 0, not NaN
-        total += tl.sum(p * (log2(tl.maximum(p, 1e-37), FAST) - log_q), axis=1)
+        total += tl.sum(p * (log2(tl.maximum(p, LEAST), FAST) - log_q), axis=1)
         if GRADS:
             d_score = exp2(log_q, FAST) - p
             d_k_SI = tl.zeros((S, DI), dtype=tl.float32)

@@ -23,6 +23,7 @@ from dsabench.attention.dsa.triton.attend_groups import add_rows, gather32, rows
 from dsabench.attention.dsa.triton.attend_kernels import LOG2E, load_queries
 from dsabench.attention.dsa.triton.lse import exp2, log2
 from dsabench.attention.dsa.triton.unions import keys_of, load_words
+from dsabench.ops.triton.least import LEAST
 
 
 @triton.jit
@@ -113,7 +114,7 @@ def kl_group(
         p = tl.where(member, p * per_head, 0.0)
         log_q = (_of_each_query(relu * w_M[None, :], N, Q, MJ) - index_base[None, :]) * LOG2E
         log_q = tl.where(member, log_q, 0.0)
-        total += tl.where(p > 0, p * (log2(tl.where(p > 0, p, 1.0), FAST) - log_q), 0.0)
+        total += p * (log2(tl.maximum(p, LEAST), FAST) - log_q)
         if GRADS:
             d_score = tl.where(member, exp2(log_q, FAST) - p, 0.0)
             d_score_NM = tl.reshape(tl.broadcast_to(d_score[:, :, None], (N, Q, MJ)), (N, Q * MJ))

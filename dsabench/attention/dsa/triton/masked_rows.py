@@ -15,6 +15,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from dsabench.ops.triton.least import LEAST
+
 
 @triton.jit
 def _combine(dots, w, out, S, J, WIDE: tl.constexpr):
@@ -107,7 +109,7 @@ def _kl(scores, target, keep, loss, grad, T, S, scale, batch_stride, WIDE: tl.co
     e = tl.where(kept, tl.exp(score - top), 0.0)
     mass = tl.sum(e, axis=0)
     log_q = tl.where(kept, score - top - tl.log(mass), 0.0)
-    entropy = tl.where(p > 0, p * tl.log(tl.where(p > 0, p, 1.0)), 0.0)
+    entropy = p * tl.log(tl.maximum(p, LEAST))
     tl.store(loss + row, tl.sum(entropy - p * log_q, axis=0))
     tl.store(grad + row * S + s, (e / mass * tl.sum(p, axis=0) - p) * scale, mask=s < S)
 
