@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -34,7 +35,9 @@ def active_parameters(runs: pd.DataFrame) -> pd.Series[float]:
     numbers = runs.reindex(columns=["params", "indexer_params", *wanted]).apply(pd.to_numeric, errors="coerce")
     numbers = numbers.astype("Float64").astype("float64")
     layers, width, hidden, experts, chosen = (numbers[name] for name in wanted)
-    active = numbers["params"] - numbers["indexer_params"] - 3 * layers * width * hidden * (experts - chosen)
+    active: pd.Series[float] = (
+        numbers["params"] - numbers["indexer_params"] - 3 * layers * width * hidden * (experts - chosen)
+    )
     return active.where((active > 0) & (active < math.inf))
 
 
@@ -58,8 +61,9 @@ def size_ladders(pairs: pd.DataFrame, metric: str) -> Iterator[SizeLadder]:
     if pairs.empty:
         return
     names = [within(variant, setting) for variant, setting in zip(pairs["variant"], pairs["setting"], strict=True)]
-    groups = {(int(length), str(name)): group for (length, name), group in pairs.groupby(["length", np.array(names)])}
-    for (length, name), group in sorted(groups.items(), key=lambda item: (item[0][0], variant_order(item[0][1]))):
+    kinds = sorted(set(zip(pairs["length"].astype(int), names, strict=True)), key=lambda k: (k[0], variant_order(k[1])))
+    for length, name in kinds:
+        group = pairs[(pairs["length"] == length) & (np.array(names) == name)]
         sizes = _sizes(group, metric)
         if len({size.size for size in sizes}) == len(sizes) >= MIN_SIZES and _same_text(group):
             yield _ladder(length, name, sizes, is_loss=metric == "val_loss")
@@ -77,9 +81,10 @@ def _sizes(group: pd.DataFrame, metric: str) -> list[_Size]:
     for setting, of_setting in group.groupby("setting"):
         sized = of_setting[of_setting[f"b.{ACTIVE}"].notna()].sort_values("seed")
         if len(sized) == len(of_setting):
-            numbers = sized[[f"b.{ACTIVE}", "a.tokens", "b.flops", "a.flops"]].astype(float).mean()
+            columns = (f"b.{ACTIVE}", "a.tokens", "b.flops", "a.flops")
+            size, tokens, base_flops, flops = (float(sized[name].astype(float).mean()) for name in columns)
             base, ours = (sized[f"{side}.{metric}"].to_numpy(float) for side in "ba")
-            found.append(_Size(str(setting), *numbers, base, ours, tuple(sized["seed"])))
+            found.append(_Size(str(setting), size, tokens, base_flops, flops, base, ours, tuple(sized["seed"])))
     return sorted(found, key=lambda size: size.size)
 
 
@@ -174,7 +179,7 @@ def _at_same_flops(
     the sizes, with the curve's bend between them. Without a curve the losses themselves go straight.
     """
     known = [other for other in sizes if math.isfinite(other.base_flops)]
-    for small, large in zip(known, known[1:], strict=False):
+    for small, large in itertools.pairwise(known):
         if not small.base_flops <= size.flops <= large.base_flops:
             continue
         share = math.log(size.flops / small.base_flops) / math.log(large.base_flops / small.base_flops)

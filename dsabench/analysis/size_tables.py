@@ -133,7 +133,7 @@ def doubt_lines(ladders: list[SizeLadder], found: Comparison) -> Iterator[str]:
         if curve.doubt:
             yield f"{name}: {curve.doubt}."
         elif curve.p_misfit < found.alpha:
-            yield f"{name}: the means are off such a curve by more than the seeds spread (up to {curve.largest_miss:.3f})."
+            yield f"{name}: the means are off such a curve by more than seeds differ (up to {curve.largest_miss:.3f})."
 
 
 def size_meaning(found: Comparison) -> Iterator[str]:

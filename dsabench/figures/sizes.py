@@ -15,10 +15,11 @@ from dsabench.analysis.comparison import Comparison
 from dsabench.analysis.comparison_row import Estimate
 from dsabench.analysis.size_results import ScalingCurve, SizeLadder
 from dsabench.analysis.size_tables import size_name
-from dsabench.analysis.variants import display_name, variant_order, within
+from dsabench.analysis.variants import display_name, variant_order
 from dsabench.figures.data import PER_PAGE, Drawn, FigureData
 from dsabench.figures.drawing import REFERENCE, balanced, handle, legend_layout, line, say
 from dsabench.figures.style import GREY, Look, looks, new_figure
+from dsabench.metrics import METRICS
 
 _WIDTH, _PANEL, _CHARACTERS = 9.2, 3.0, 112
 """Inches of a page and of the height of its panels; characters of a line of the caption."""
@@ -66,6 +67,7 @@ def _page(ladders: Sequence[SizeLadder], found: Comparison) -> Figure:
     _losses(loss, ladders, style, found)
     loss.set_ylabel(f"{found.metric.replace('_', ' ')} ({found.unit})")
     for axes in (gap, equal, loss):
+        axes.set_title(METRICS[found.metric].better + " is better", loc="right", color=GREY, fontsize=8)
         axes.locator_params(axis="y", nbins=6)
     figure.legend(handles=handles, loc="outside upper center", ncols=columns, handlelength=3.5)
     figure.supxlabel(text, fontsize=8, color=GREY, linespacing=1.4)
@@ -77,7 +79,7 @@ def _caption(ladders: Sequence[SizeLadder], found: Comparison) -> str:
     counts = sorted({point.difference.n for ladder in ladders for point in ladder.points})
     seeds = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
     sentences = [
-        f"L = {ladders[0].length}; {seeds} seeds a size; bars: 95 % intervals of paired differences.",
+        f"L = {ladders[0].length}; n = {seeds} seeds a size; bars: 95 % intervals of paired differences.",
         "Left: runs of one size, with the line whose slope is tested.",
         f"Middle: against the {base} model that costs as many FLOPs, interpolated between its sizes.",
     ]
