@@ -98,6 +98,7 @@ def _ladder(length: int, name: str, sizes: list[_Size], is_loss: bool) -> SizeLa
             theirs, line = _curve("", base_flops, [size.base for size in enough])
             ours, _ = _curve(name, flops, [size.ours for size in enough])
             curves = [theirs, ours]
+            line = None if theirs.failed else line
     return SizeLadder(
         length=length,
         variant=name,
@@ -134,18 +135,28 @@ def _curve(name: str, flops: np.ndarray, losses: Sequence[np.ndarray]) -> tuple[
         c_high=c_high,
         largest_miss=float(max(abs(of_size.mean() - at) for of_size, at in zip(losses, fitted, strict=True))),
         p_misfit=scaling_fit.lack_of_fit(losses, fitted),
+        failed=False,
         doubt="",
     )
-    return found.model_copy(update={"doubt": _doubt(found, len(losses))}), line
+    failure = _failure(found)
+    doubt = failure or _doubt(found, len(losses))
+    return found.model_copy(update={"failed": bool(failure), "doubt": doubt}), line
+
+
+def _failure(curve: ScalingCurve) -> str:
+    """Why no such curve fits; empty where one does."""
+    low, high = scaling_fit.BOUNDS
+    if curve.b == 0:
+        return "the fit failed: the loss does not fall with FLOPs"
+    if curve.c < 1.01 * low or curve.c > 0.99 * high:
+        shape = "a straight line over log FLOPs" if curve.c < 1 else "flat above the smallest sizes"
+        return f"the fit failed: no exponent within {low:g} to {high:g} is best; the losses are {shape}"
+    return ""
 
 
 def _doubt(curve: ScalingCurve, sizes: int) -> str:
+    """Why the numbers of a curve that fits say little."""
     low, high = scaling_fit.BOUNDS
-    if curve.b == 0:
-        return "the loss does not fall with FLOPs, so there is no curve to fit"
-    if curve.c < 1.01 * low or curve.c > 0.99 * high:
-        shape = "a straight line over log FLOPs" if curve.c < 1 else "flat above the smallest size"
-        return f"the fit failed: no exponent within {low:g} to {high:g} is best; the losses are {shape}"
     if curve.c_low < 1.01 * low or curve.c_high > 0.99 * high or curve.c_high > _WIDE * curve.c_low:
         return (
             f"{sizes} sizes do not tell a from c: anything from c = {curve.c_low:.2g} with a = {curve.a_low:.2f} to "

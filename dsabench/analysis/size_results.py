@@ -99,6 +99,9 @@ class ScalingCurve(Result):
     p_misfit: Number
     """F test that the means lie on such a curve, against the spread of the seeds."""
 
+    failed: bool
+    """Whether no such curve fits: a, b and c then mean nothing."""
+
     doubt: str
     """Why its numbers say little; empty when nothing speaks against them."""
 

@@ -65,11 +65,17 @@ def _curves(ladders: list[SizeLadder], found: Comparison, at: str) -> Grid:
     rows = [
         (
             _curve_name(curve, found),
-            _with_ends(curve.a, curve.a_low, curve.a_high, ".2f"),
-            f"{curve.b:.3f}",
-            _with_ends(curve.c, curve.c_low, curve.c_high, ".2f"),
-            f"{curve.largest_miss:.3f}",
-            p_value(curve.p_misfit),
+            *(
+                ("failed", "-", "-", "-", "-")
+                if curve.failed
+                else (
+                    _with_ends(curve.a, curve.a_low, curve.a_high),
+                    f"{curve.b:.3f}",
+                    _with_ends(curve.c, curve.c_low, curve.c_high),
+                    f"{curve.largest_miss:.3f}",
+                    p_value(curve.p_misfit),
+                )
+            ),
         )
         for curve in _once(ladders)
     ]
@@ -179,5 +185,5 @@ def _curve_name(curve: ScalingCurve, found: Comparison) -> str:
     return display_name(curve.variant or found.baseline)
 
 
-def _with_ends(value: float, low: float, high: float, form: str) -> str:
-    return f"{value:{form}} [{low:{form}}, {high:{form}}]"
+def _with_ends(value: float, low: float, high: float) -> str:
+    return f"{value:.2f} [{low:.2f}, {high:.2f}]"

@@ -84,7 +84,7 @@ def _caption(ladders: Sequence[SizeLadder], found: Comparison) -> str:
         f"Middle: against the {base} model that costs as many FLOPs, interpolated between its sizes.",
     ]
     if any(ladder.curves for ladder in ladders):
-        sentences.append("Right: means, and a + b (C / C0)^-c fitted to them.")
+        sentences.append("Right: means, and a + b (C / C0)^-c fitted to them (straight lines where that failed).")
     return " ".join(sentences)
 
 
@@ -101,7 +101,7 @@ def _gaps(axes: Axes, ladders: Sequence[SizeLadder], style: dict[str, Look], fou
         middle = float(np.mean([point.difference.mean for point in judged]))
         axes.plot(10**x, middle + ladder.slope.slope * (x - x.mean()), color=look.colour, lw=1.0, zorder=3)
     _references(axes, found)
-    axes.set_title("Difference against size")
+    axes.set_title("Against size")
 
 
 def _equal_flops(axes: Axes, ladders: Sequence[SizeLadder], style: dict[str, Look], found: Comparison) -> None:
@@ -125,7 +125,7 @@ def _losses(axes: Axes, ladders: Sequence[SizeLadder], style: dict[str, Look], f
     for variant, points in series:
         look, (x, y) = style[variant], np.array(points).T
         axes.plot(x, y, **{**line(look), "linestyle": "none"}, zorder=5)
-        if variant in curves:
+        if variant in curves and not curves[variant].failed:
             at = np.geomspace(x.min(), x.max(), 100)
             axes.plot(at, _on(curves[variant], at), color=look.colour, linestyle=look.line, lw=1.2, zorder=3)
         else:

@@ -111,12 +111,17 @@ def test_points_that_cannot_tell_a_from_c_are_said_to(tmp_path: Path) -> None:
     assert "5 sizes do not tell a from c: anything from c = " in said(found)
 
 
-@pytest.mark.parametrize(("curve", "words"), [((3.0, -0.1, 0.3), "does not fall with FLOPs"), ((3.0, 1e-9, 2.0), "")])
+@pytest.mark.parametrize(
+    ("curve", "words"), [((3.0, -0.1, 0.3), "does not fall with FLOPs"), ((3.0, 0.01, 4.0), "flat above the")]
+)
 def test_a_curve_that_fits_nothing_is_a_failure_that_is_said(
     tmp_path: Path, curve: tuple[float, float, float], words: str
 ) -> None:
     found = of(tmp_path, curve=curve, noise=0.0005)
-    assert all(each.doubt for each in found.sizes[0].curves)
+    assert all(each.failed for each in found.sizes[0].curves)
+    assert all(
+        row[1] == "failed" for grid, _ in size_grids(found) if grid.title.startswith("Curves") for row in grid.rows
+    )
     assert words in said(found)
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
-from figure_tools import caption, legend, pages, reason
+from figure_tools import at, caption, legend, pages, reason
 from matplotlib.axes import Axes
+from size_store import sizes
 
 from dsabench.figures.catalogue import fitting
 from dsabench.figures.data import FigureData
@@ -48,6 +50,12 @@ def test_the_fitted_curve_passes_the_means(of_sizes: FigureData) -> None:
     for line, marker in zip(lines, "os", strict=True):
         x, y = points(loss, marker).T
         assert np.interp(x, *np.array(line.get_xydata()).T) == pytest.approx(y, abs=0.01)
+
+
+def test_a_curve_that_failed_is_not_drawn(tmp_path: Path) -> None:
+    sizes(tmp_path / "runs", gap=lambda x: 0.0, curve=(3.0, -0.1, 0.3))
+    (figure,) = pages("sizes", at(tmp_path / "runs"))
+    assert not [line for line in figure.axes[2].lines if len(line.get_xdata()) == 100]
 
 
 def test_labels_of_sizes_do_not_touch(of_sizes: FigureData) -> None:
