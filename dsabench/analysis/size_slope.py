@@ -8,9 +8,9 @@ d_ij = variant - baseline of seed i at size j, x_j = log10 of its active paramet
 with a t interval of Welch's and Satterthwaite's degrees of freedom. Models of different sizes are trainings of their
 own, so their differences are independent, unlike those of one model at several lengths (`trends`). Each size has a
 spread of its own: one spread for all covers as little as 83 % where one size is noisier. A slope for each seed is exact
-too, but with 3 seeds has 2 degrees of freedom and an interval nearly twice as wide. What the seeds have in common at
-all sizes makes this interval wider than it need be, never narrower. That the means are off a straight line is not part
-of its error: the slope is that of the line through these sizes.
+too, but with 3 seeds has 2 degrees of freedom and an interval up to 1.45 times as wide. What a seed adds to its
+differences at all sizes alike makes this interval wider than it need be, never narrower. That the means are off a
+straight line is not part of its error: the slope is that of the line through these sizes.
 """
 
 from __future__ import annotations
