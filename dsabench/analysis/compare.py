@@ -21,6 +21,7 @@ from dsabench.analysis.provenance import warnings
 from dsabench.analysis.record_checks import LOOKED_AT, audit_scope, said_first
 from dsabench.analysis.rungs import rungs_of
 from dsabench.analysis.scope import Scope, ScopeError
+from dsabench.analysis.size_ladder import ACTIVE, active_parameters, size_ladders
 from dsabench.analysis.step_times_check import step_times
 from dsabench.analysis.trends import trends_of
 from dsabench.analysis.variants import keys, label_variants, scored_unit, variant_order
@@ -50,6 +51,7 @@ def compare(
             raise ScopeError(f"--metric {metric}: no finished run of {scope.title} has it")
         labelled[metric] = np.nan
     labelled["k"] = keys(labelled)
+    labelled[ACTIVE] = active_parameters(labelled)
     damaged = damage_sentence(scope.runs)
     try:
         paired = find_pairs(labelled, baseline)
@@ -91,10 +93,11 @@ def compare(
         rises(curves.frame),
         most_rise,
     )
-    tables = []
+    tables, judged = [], [pairs[:0]]
     for setting, of_setting in sorted(pairs.groupby("setting"), key=lambda item: variant_order(f" {item[0]!s}")):
         rows = rows_of(of_setting, by)
-        trends = trends_of(_judged(of_setting, rows), metric)
+        judged.append(_judged(of_setting, rows))
+        trends = trends_of(judged[-1], metric)
         text = sentences(
             rows, str(setting), baseline=baseline, margin=bound, margin_unit=unit, unit=about.unit, metric=metric
         )
@@ -119,6 +122,7 @@ def compare(
         alpha=statistics.ALPHA,
         tables=tables,
         rungs=rungs,
+        sizes=list(size_ladders(pd.concat(judged), metric)),
         best_rates=[] if about.needs_one_machine or rungs else list(best_rates(scope.runs, baseline, metric)),
         left_out=[LeftOut(run_id=run_id, reason=why, error=errors[run_id]) for run_id, why in left_out],
         checks=checks,

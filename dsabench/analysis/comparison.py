@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from dsabench.analysis.comparison_row import Estimate, Number, Result, Row
+from dsabench.analysis.size_results import SizeLadder
 
 Outcome = Literal["ok", "warn", "fail", "not recorded"]
 
@@ -153,6 +154,9 @@ class Comparison(Result):
 
     rungs: list[str] = Field(default=[])
     """The settings, first to last, when they are the rungs of a ladder."""
+
+    sizes: list[SizeLadder] = Field(default=[])
+    """Where the settings are models of several sizes: one a length and variant."""
 
     best_rates: list[BestRate]
     """Where runs have several learning rates; chosen by the same validation loss that is compared."""

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import pandas as pd
 
 from dsabench.analysis.comparison import Comparison, Table
 from dsabench.analysis.comparison_row import Estimate, Row, mean_fields
+from dsabench.analysis.grid import Grid
+from dsabench.analysis.size_tables import size_grids, size_meaning
 from dsabench.analysis.statistics import MIN_PAIRS
 from dsabench.analysis.variants import display_name
 from dsabench.analysis.wording import (
@@ -29,17 +31,6 @@ from dsabench.analysis.wording import (
 from dsabench.metrics import GAP, METRICS
 from dsabench.plain import visible
 from dsabench.store.table_file import inert
-
-
-class Grid(NamedTuple):
-    """A table of text."""
-
-    title: str
-    headings: tuple[str, ...]
-    """A line break in a heading says where it may be broken."""
-    rows: Sequence[tuple[str, ...]]
-    left: tuple[str, ...]
-    """Headings of left-aligned columns; numbers are right-aligned."""
 
 
 def verdict_grid(table: Table, found: Comparison) -> Grid:
@@ -154,6 +145,8 @@ def notes(found: Comparison, ladder_alone: bool = False, explained: bool = True)
     lines = list(meaning(found, ladder_alone)) if found.tables and explained else []
     if found.rungs and explained:
         lines.insert(0, LADDER_MEANING)
+    if explained:
+        lines += size_meaning(found)
     if found.best_rates and explained:
         lines.append(BEST_RATES_MEANING)
     return [*lines, *(f"Note: {note}." for note in found.notes)]
@@ -226,6 +219,7 @@ def _grids(found: Comparison) -> Iterator[tuple[Grid, list[str]]]:
             [*table.sentences, *mean_lines(table, found.baseline), *trend_lines(table)],
         )
         yield costs._replace(title=costs.title + suffix), []
+    yield from size_grids(found)
     if found.best_rates:
         yield best_rate_grid(found), []
 

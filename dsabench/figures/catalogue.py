@@ -31,6 +31,9 @@ class Kind(NamedTuple):
     of_children: bool = False
     """Whether only runs that start from trained models have it."""
 
+    of_sizes: bool = False
+    """Whether only models of several sizes have it."""
+
     of_methods: bool = False
     """Whether it says something only of several attentions that read keys in different ways."""
 
@@ -71,23 +74,30 @@ FIGURES = {
         "task_in_training",
         of_tasks=True,
     ),
+    "sizes": Kind("difference and loss against size and FLOPs, fitted", "sizes:against_size", of_sizes=True),
     "forest": Kind("paired differences with verdicts", "forest:forest", "forest"),
 }
 
 
 def fitting(data: FigureData) -> list[str]:
     """The figures to draw of these runs when none is named: those of tasks where a run is of one, those of children
-    where one starts from a trained model, those of methods where there are at least MANY_METHODS, and all others."""
+    where one starts from a trained model, those of sizes where models have several, those of methods where there are at
+    least MANY_METHODS, and all others."""
     from dsabench.analysis.children import STEPS
 
     tasks = bool(data.done["task_accuracy"].notna().any())
     children = STEPS in data.runs and bool(data.runs.loc[data.runs["finished"], STEPS].notna().any())
     methods = data.done["attention"].nunique() >= MANY_METHODS
-    return [
+    sizes = data.baseline is not None and bool(data.comparison.sizes)
+    left_out = {
         name
         for name, kind in FIGURES.items()
-        if (tasks or not kind.of_tasks) and (children or not kind.of_children) and (methods or not kind.of_methods)
-    ]
+        if (kind.of_tasks and not tasks)
+        or (kind.of_children and not children)
+        or (kind.of_methods and not methods)
+        or (kind.of_sizes and not sizes)
+    }
+    return [name for name in FIGURES if name not in left_out]
 
 
 def draw(name: str, data: FigureData) -> Drawn | str:

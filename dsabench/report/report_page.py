@@ -18,9 +18,11 @@ from markupsafe import Markup
 from dsabench.analysis import provenance
 from dsabench.analysis.compare import compare
 from dsabench.analysis.comparison import Check, Comparison
-from dsabench.analysis.formats import Grid, best_rate_grid, cost_grid, ladder_grid, notes, verdict_grid
+from dsabench.analysis.formats import best_rate_grid, cost_grid, ladder_grid, notes, verdict_grid
+from dsabench.analysis.grid import Grid
 from dsabench.analysis.record_checks import check_alone, said_first
 from dsabench.analysis.scope import Scope
+from dsabench.analysis.size_tables import size_grids
 from dsabench.analysis.statistics import MIN_PAIRS
 from dsabench.analysis.variants import display_name, scored_unit
 from dsabench.analysis.wording import mean_lines, trend_lines
@@ -42,7 +44,7 @@ MOST_LEFT_OUT = 400
 """Runs without a partner that are listed before the rest are only counted."""
 
 _ORDER = (
-    *("forest", "conversion", "experiment", "task", "sparsity", "positions"),
+    *("forest", "conversion", "sizes", "experiment", "task", "sparsity", "positions"),
     *("learning", "indexer", "flops", "seconds", "cost"),
 )
 """The figures in the order of the questions that a reader asks; others follow."""
@@ -169,7 +171,7 @@ def _page(
 
 
 def _tables(found: Comparison | None) -> list[dict[str, Any]]:
-    """Of each setting: its name, sentences, trends and two grids; then the best rates as one more."""
+    """Of each setting: its name, sentences, trends and two grids; then the sizes and the best rates."""
     if found is None:
         return []
     tables: list[dict[str, Any]] = [
@@ -184,6 +186,10 @@ def _tables(found: Comparison | None) -> list[dict[str, Any]]:
     if found.rungs and found.tables:
         ladder = ladder_grid(found)
         tables.insert(0, {"setting": ladder.title, "sentences": [], "trends": [], "grids": [ladder]})
+    tables += [
+        {"setting": sizes.title, "sentences": below, "trends": [], "grids": [_filled(sizes)]}
+        for sizes, below in size_grids(found)
+    ]
     if found.best_rates:
         grid = best_rate_grid(found)
         tables.append({"setting": grid.title, "sentences": [], "trends": [], "grids": [_filled(grid)]})

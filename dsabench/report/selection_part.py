@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from markupsafe import Markup
 
-from dsabench.analysis.formats import Grid
+from dsabench.analysis.grid import Grid
 from dsabench.errors import DsabenchError, StoreError
 from dsabench.figures.data import FigureData
 from dsabench.figures.style import settle, styled

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import size_store
 import synthetic
 from figure_tools import DENSE, SPARSE, at
 
@@ -40,4 +41,12 @@ def children(tmp_path_factory: pytest.TempPathFactory) -> FigureData:
     store = tmp_path_factory.mktemp("children")
     attentions = [DENSE, {"kind": "dsa", "top_k": 16}, {"kind": "random", "top_k": 16}]
     synthetic.family(store, attentions, gain=lambda spec: -0.2 if spec.attention.kind == "dense" else -0.1)
+    return at(store)
+
+
+@pytest.fixture(scope="session")
+def of_sizes(tmp_path_factory: pytest.TempPathFactory) -> FigureData:
+    """A ladder of five sizes, dense and DSA, three seeds."""
+    store = tmp_path_factory.mktemp("sizes") / "runs"
+    size_store.sizes(store, gap=lambda x: 0.01 * (x - 6))
     return at(store)

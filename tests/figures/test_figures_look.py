@@ -84,10 +84,11 @@ def test_no_text_lies_on_another_or_leaves_the_page(shape: str, root: Path, monk
 
 @pytest.mark.parametrize("name", FIGURES)
 def test_a_figure_says_units_direction_and_seeds(
-    name: str, shown: FigureData, of_tasks: FigureData, children: FigureData
+    name: str, shown: FigureData, of_tasks: FigureData, children: FigureData, of_sizes: FigureData
 ) -> None:
     kind = FIGURES[name]
-    figure = pages(name, of_tasks if kind.of_tasks else children if kind.of_children else shown)[0]
+    data = of_tasks if kind.of_tasks else children if kind.of_children else of_sizes if kind.of_sizes else shown
+    figure = pages(name, data)[0]
     words = " ".join(" ".join(text for text, _ in boxes(figure)).split())
     assert "is better" in words
     assert "nats" in words or "ms" in words or "share of" in words

@@ -13,7 +13,7 @@ from dsabench.cli.views.text_table import Cell, Column, Row, footnote_lines, pri
 
 if TYPE_CHECKING:
     from dsabench.analysis.comparison import Comparison
-    from dsabench.analysis.formats import Grid
+    from dsabench.analysis.grid import Grid
 
 _SHOWN = 12
 """Runs without a partner, and lines of the answer, that are listed before the rest are only counted."""
@@ -53,6 +53,7 @@ def comparison_lines(found: Comparison, console: Console, explain: bool = False)
     costs (of a ladder all rungs in one table); then the notes. The columns are explained with `explain`, and wherever
     it is not a terminal that reads."""
     from dsabench.analysis.formats import best_rate_grid, cost_grid, ladder_grid, notes, verdict_grid
+    from dsabench.analysis.size_tables import size_grids
     from dsabench.analysis.variants import display_name
     from dsabench.analysis.wording import mean_lines, trend_lines
 
@@ -80,6 +81,12 @@ def comparison_lines(found: Comparison, console: Console, explain: bool = False)
             say(line)
         say()
         _print(cost_grid(table), verdicts, console, footnotes)
+    for grid, below in size_grids(found):
+        say()
+        say(grid.title, "bold")
+        _print(grid, [], console, footnotes)
+        for line in below:
+            say(line)
     if found.best_rates:
         rates = best_rate_grid(found)
         say()
