@@ -94,6 +94,7 @@ def test_compare_says_the_same(store: Path, shell: Shell) -> None:
     for row in (row for table in now["tables"] for row in table["rows"]):
         assert {row.pop(name) for name in ("withheld", "learnt_nothing")} == {None, 0}
         assert {row.pop(name) for name in ("epochs", "baseline_epochs")} == {None}, "it recorded no size of its text"
+        assert {row.pop(name) for name in ("k_effective", "baseline_k_effective")} == {None}, "nor what is read"
         assert row.pop("overfitted") == 0 and row.pop("rise") < 0.02 and row.pop("baseline_rise") < 0.02
         assert row.pop("time_spread") > 1.25 and row.pop("time_doubt").startswith("step times of one shape differ")
     assert close(now, recorded)

@@ -279,7 +279,7 @@ def test_the_indexers_loss_moves_nothing_else_and_needs_no_gradient() -> None:
 
 @pytest.mark.parametrize("how", ["queries by themselves", "groups", "all keys"])
 def test_probabilities_that_are_nearly_nothing(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A GPU's logarithm takes a subnormal number for 0; NumPy's, with which kernels are interpreted here, is made to."""
+    """A GPU's logarithm takes a subnormal number for 0; NumPy's, by which kernels are interpreted here, is made to."""
 
     def as_a_gpu(log: Any) -> Any:
         def flushed(x: Any) -> Any:
