@@ -17,6 +17,7 @@ from dsabench.spec import yaml_file
 from dsabench.spec.messages import models_in
 from dsabench.spec.run import RunSpec, settings_class
 from dsabench.spec.sweep import PARENT
+from dsabench.spec.tune import TuneSpec
 
 _SINGLE = re.compile(r"'((?:[^']|'')*)'")
 _DOUBLE = re.compile(r'"((?:[^"\\]|\\.)*)"', re.DOTALL)
@@ -82,7 +83,7 @@ def _annotations(path: str, kinds: Iterable[Any]) -> list[Any]:
                 if found := _inside([settings_class(kind)], names[1:]):
                     return found
         return []
-    return _inside([RunSpec], names)
+    return _inside([TuneSpec], names[1:]) if names[0] == "tune" and names[1:] else _inside([RunSpec], names)
 
 
 def _inside(models: Sequence[type[BaseModel]], names: list[str]) -> list[Any]:

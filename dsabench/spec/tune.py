@@ -1,0 +1,122 @@
+"""The search for each variant's best settings: the fields that trials vary, with ranges or choices, and the budget."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from dsabench.errors import SpecError
+from dsabench.spec.strict_model import Positive, Spec
+
+_FIXED = {
+    *("train.steps", "train.tokens_per_step", "train.batch_size", "train.eval_every", "train.eval_tokens"),
+    *("attention.kind", "attention.layers", "attention.first_layers"),
+    *("attention.top_k", "attention.top_k_ratio", "attention.top_k_schedule"),
+}
+"""Fields under `train` and `attention` that say what is compared, or how long and on what it is judged."""
+
+
+class RangeSpec(Spec):
+    """A range of real numbers from which trials take values of one field."""
+
+    low: float
+    """The smallest value."""
+
+    high: float
+    """The largest value."""
+
+    scale: Literal["log", "linear"] = "log"
+    """`log`: even in the logarithm, for rates; `linear`: even in the value, for shares."""
+
+    @model_validator(mode="after")
+    def _is_a_range(self) -> Self:
+        if not self.low < self.high:
+            raise ValueError(f"low = {self.low:g} is not below high = {self.high:g}")
+        if self.scale == "log" and self.low <= 0:
+            raise ValueError(f"low = {self.low:g} with scale = log; accepted: a number above 0, or scale = linear")
+        return self
+
+
+Choices = Annotated[list[Any], Field(min_length=1)]
+Over = dict[str, RangeSpec | Choices]
+"""{field path: the range or the choices}."""
+
+DEFAULT_OVER: Over = {
+    "train.learning_rate": RangeSpec(low=3e-4, high=1e-2),
+    "attention.indexer.learning_rate": RangeSpec(low=3e-4, high=1e-2),
+    "attention.indexer.warmup_share": RangeSpec(low=0.05, high=0.5, scale="linear"),
+}
+
+
+class TuneSpec(Spec):
+    """The search for each variant's best settings, before the seeds are trained with them. It belongs to the sweep and
+    not to a run."""
+
+    trials: Positive | None = None
+    """Trials of each variant at each length, the same number for all; `--tune N` sets it. null: no search."""
+
+    steps: Positive | None = None
+    """train.steps of a trial; null: as many as the runs have."""
+
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 1000
+    """The training seed of all trials, and of the sampler. It must be none of the sweep's seeds, so that no run is
+    judged that chose its own settings."""
+
+    sampler: Literal["tpe", "random", "grid"] = "tpe"
+    """`tpe` (tree-structured Parzen estimator) and `random` are Optuna's: pip install 'dsabench[tune]'. `grid` tries
+    evenly spaced settings and needs no Optuna; it must come to exactly `trials` settings for each variant."""
+
+    over: Over = Field(default_factory=lambda: dict(DEFAULT_OVER))
+    """What trials vary: field paths under `train` and `attention`, each with a range {low, high, scale} or a list of
+    choices. A field that a variant does not have is not tuned for it."""
+
+    @model_validator(mode="after")
+    def _may_be_tuned(self) -> Self:
+        if not self.over:
+            raise ValueError("over = {}; accepted: one field or more, each with a range or a list of choices")
+        for path, values in self.over.items():
+            section = path.partition(".")[0]
+            if section not in ("train", "attention") or path in _FIXED or path == section:
+                raise ValueError(
+                    f"over.{path}: trials must not change what is compared; accepted: fields under train and "
+                    "attention, without steps, batch, evaluation, kind and the number of keys"
+                )
+            if isinstance(values, list) and any(value in values[:i] for i, value in enumerate(values)):
+                raise ValueError(f"over.{path} has a value twice")
+        return self
+
+
+def described(values: RangeSpec | list[Any]) -> str:
+    """A range or choices in words."""
+    if isinstance(values, RangeSpec):
+        return f"{values.low:g} to {values.high:g} ({values.scale})"
+    return ", ".join(map(str, values))
+
+
+_NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
+_RANGE = re.compile(rf"({_NUMBER})\.\.({_NUMBER})")
+
+
+def parse_over(texts: list[str]) -> dict[str, Any]:
+    """The fields of `--tune-over`: `train.learning_rate=1e-4..1e-2` is a range, even in the logarithm where it is above
+    0; `attention.indexer.warmup_share=0|0.2|0.4` are choices, each a YAML value. Raises SpecError."""
+    from dsabench.spec.override import parse_override
+
+    found: dict[str, Any] = {}
+    for text in texts:
+        path, equals, value = (part.strip() for part in text.partition("="))
+        if not path or not equals or not value:
+            raise SpecError(
+                f"--tune-over {text}: expected FIELD=LOW..HIGH or FIELD=A|B|C, for example "
+                "--tune-over train.learning_rate=1e-4..1e-2"
+            )
+        if path in found:
+            raise SpecError(f"--tune-over {text}: {path} is given twice; keep one")
+        if limits := _RANGE.fullmatch(value):
+            low, high = float(limits[1]), float(limits[2])
+            found[path] = {"low": low, "high": high, "scale": "log" if low > 0 else "linear"}
+        else:
+            found[path] = [parse_override(f"{path}={one.strip()}")[1] for one in value.split("|")]
+    return found
