@@ -18,7 +18,7 @@ from markupsafe import Markup
 from dsabench.analysis import provenance
 from dsabench.analysis.compare import compare
 from dsabench.analysis.comparison import Check, Comparison
-from dsabench.analysis.formats import Grid, best_rate_grid, cost_grid, ladder_grid, notes, verdict_grid
+from dsabench.analysis.formats import Grid, best_settings_grid, cost_grid, ladder_grid, notes, search_grid, verdict_grid
 from dsabench.analysis.record_checks import check_alone, said_first
 from dsabench.analysis.scope import Scope
 from dsabench.analysis.statistics import MIN_PAIRS
@@ -184,9 +184,9 @@ def _tables(found: Comparison | None) -> list[dict[str, Any]]:
     if found.rungs and found.tables:
         ladder = ladder_grid(found)
         tables.insert(0, {"setting": ladder.title, "sentences": [], "trends": [], "grids": [ladder]})
-    if found.best_rates:
-        grid = best_rate_grid(found)
-        tables.append({"setting": grid.title, "sentences": [], "trends": [], "grids": [_filled(grid)]})
+    for grid in (best_settings_grid(found), search_grid(found)):
+        if grid.rows:
+            tables.append({"setting": grid.title, "sentences": [], "trends": [], "grids": [_filled(grid)]})
     return tables
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Annotated, Any, Literal, Self
 
@@ -37,6 +38,20 @@ class RangeSpec(Spec):
         if self.scale == "log" and self.low <= 0:
             raise ValueError(f"low = {self.low:g} with scale = log; accepted: a number above 0, or scale = linear")
         return self
+
+    def at(self, share: float) -> float:
+        """The value at this share of the way from low to high, on the scale."""
+        if self.scale == "log":
+            return math.exp(math.log(self.low) + share * (math.log(self.high) - math.log(self.low)))
+        return self.low + share * (self.high - self.low)
+
+    def share(self, value: Any) -> float:
+        """The share of the way at which `value` lies; a half of one that lies outside, or is no number."""
+        if not isinstance(value, int | float) or not self.low <= value <= self.high:
+            return 0.5
+        if self.scale == "log":
+            return math.log(value / self.low) / math.log(self.high / self.low)
+        return (value - self.low) / (self.high - self.low)
 
 
 Choices = Annotated[list[Any], Field(min_length=1)]

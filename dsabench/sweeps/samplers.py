@@ -109,7 +109,7 @@ class _Grid:
                 "of trials (a range takes any number of values; tpe and random take any number of trials)"
             )
         axes = [
-            [rounded(_at(values, i / (each - 1)), values) for i in range(each)]
+            [rounded(values.at(i / (each - 1)), values) for i in range(each)]
             if isinstance(values, RangeSpec)
             else values
             for values in over.values()
@@ -122,12 +122,6 @@ class _Grid:
 
     def tell(self, val_loss: float) -> None:
         """As `Sampler` says; a grid does not listen."""
-
-
-def _at(values: RangeSpec, share: float) -> float:
-    if values.scale == "log":
-        return math.exp(math.log(values.low) + share * (math.log(values.high) - math.log(values.low)))
-    return values.low + share * (values.high - values.low)
 
 
 def rounded(value: float, within: RangeSpec) -> float:

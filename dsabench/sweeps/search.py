@@ -69,16 +69,7 @@ class Search:
         if len(self.studies[0].trials) < self.trials:
             self.round = self._ask()
         else:
-            _check_budgets(self.studies, self.trials)
-            for study in self.studies:
-                study.finals = with_settings(study.sweep, study.trials[study.best()].settings).runs()
-            planned = [self._plan(study.finals) for study in self.studies]
-            for study, runs in zip(self.studies, planned, strict=True):
-                study.final_ids = [run.run_id for run in of_sweep(runs)]
-                self.names |= {
-                    name: _final_name(study, spec) for name, spec in zip(study.final_ids, study.finals, strict=True)
-                }
-            self.round = list({run.run_id: run for runs in planned for run in runs}.values())
+            self.round = self._choose()
         return self.round
 
     @property
@@ -152,6 +143,16 @@ class Search:
                 self.names.setdefault(planned.run_id, f"{study.name}, trial {len(study.trials)}")
                 specs.append(spec)
         return self._plan(specs)
+
+    def _choose(self) -> list[PlannedRun]:
+        """The seeds at each variant's best settings."""
+        _check_budgets(self.studies, self.trials)
+        for study in self.studies:
+            study.finals = with_settings(study.sweep, study.trials[study.best()].settings).runs()
+            study.final_ids = [run.run_id for run in of_sweep(self._plan(study.finals))]
+            for run_id, spec in zip(study.final_ids, study.finals, strict=True):
+                self.names[run_id] = _final_name(study, spec)
+        return self._plan([spec for study in self.studies for spec in study.finals])
 
     def _tell(self) -> None:
         """Tell the samplers what came of the trials of the round, in their order."""

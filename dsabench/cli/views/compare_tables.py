@@ -51,7 +51,7 @@ def comparison_lines(found: Comparison, console: Console, explain: bool = False)
     """Print the comparison: what must be known first, the answer, and of each setting the verdicts, in words, and the
     costs (of a ladder all rungs in one table); then the notes. The columns are explained with `explain`, and wherever
     it is not a terminal that reads."""
-    from dsabench.analysis.formats import best_rate_grid, cost_grid, ladder_grid, notes, verdict_grid
+    from dsabench.analysis.formats import best_settings_grid, cost_grid, ladder_grid, notes, search_grid, verdict_grid
     from dsabench.analysis.variants import display_name
     from dsabench.analysis.wording import mean_lines, trend_lines
 
@@ -79,11 +79,11 @@ def comparison_lines(found: Comparison, console: Console, explain: bool = False)
             say(line)
         say()
         _print(cost_grid(table), verdicts, console, footnotes)
-    if found.best_rates:
-        rates = best_rate_grid(found)
-        say()
-        say(rates.title, "bold")
-        _print(rates, [], console, footnotes)
+    for more in (best_settings_grid(found), search_grid(found)):
+        if more.rows:
+            say()
+            say(more.title, "bold")
+            _print(more, [], console, footnotes)
     for line in footnote_lines(footnotes):
         say(line)
     say()
