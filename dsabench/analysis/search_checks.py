@@ -1,4 +1,4 @@
-"""What is said and checked of a sweep's search: who chose, for whom a field was not tuned, and equal budgets."""
+"""Notes and the check of a sweep's search: who chose, for whom a field was not tuned, and equal budgets."""
 
 from __future__ import annotations
 
