@@ -12,8 +12,8 @@ from dsabench.cli.command_help import COMPARISON, EXPERIMENT, MACHINE, OUTPUT, S
 from dsabench.cli.list_options import integers, numbers, texts
 from dsabench.cli.places import LauncherName
 from dsabench.errors import SpecError
+from dsabench.spec.override import parse_over
 from dsabench.spec.sweep import Sweep
-from dsabench.spec.tune import parse_over
 
 
 class OnOutOfMemory(StrEnum):
@@ -131,11 +131,7 @@ EXAMPLES = (
         "Other attentions and settings",
         "dsabench sweep --config quick --attentions dense dsa random \\\n  --seeds 1 2 3 --set train.steps=200",
     ),
-    (
-        "Best against best: 8 trials choose each one's learning rate",
-        "dsabench sweep --config quick --tune 8 \\\n  --tune-over train.learning_rate=1e-3..3e-2",
-    ),
-    ("A file of your own", "dsabench sweep --config my.yaml"),
+    ("A file of your own, and the best settings of each", "dsabench sweep --config my.yaml --tune 8"),
 )
 
 

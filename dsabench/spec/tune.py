@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import math
-import re
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from dsabench.errors import SpecError
 from dsabench.spec.strict_model import Positive, Spec
 
 _FIXED = {
@@ -108,30 +106,3 @@ def described(values: RangeSpec | list[Any]) -> str:
     if isinstance(values, RangeSpec):
         return f"{values.low:g} to {values.high:g} ({values.scale})"
     return ", ".join(map(str, values))
-
-
-_NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
-_RANGE = re.compile(rf"({_NUMBER})\.\.({_NUMBER})")
-
-
-def parse_over(texts: list[str]) -> dict[str, Any]:
-    """The fields of `--tune-over`: `train.learning_rate=1e-4..1e-2` is a range, even in the logarithm where it is above
-    0; `attention.indexer.warmup_share=0|0.2|0.4` are choices, each a YAML value. Raises SpecError."""
-    from dsabench.spec.override import parse_override
-
-    found: dict[str, Any] = {}
-    for text in texts:
-        path, equals, value = (part.strip() for part in text.partition("="))
-        if not path or not equals or not value:
-            raise SpecError(
-                f"--tune-over {text}: expected FIELD=LOW..HIGH or FIELD=A|B|C, for example "
-                "--tune-over train.learning_rate=1e-4..1e-2"
-            )
-        if path in found:
-            raise SpecError(f"--tune-over {text}: {path} is given twice; keep one")
-        if limits := _RANGE.fullmatch(value):
-            low, high = float(limits[1]), float(limits[2])
-            found[path] = {"low": low, "high": high, "scale": "log" if low > 0 else "linear"}
-        else:
-            found[path] = [parse_override(f"{path}={one.strip()}")[1] for one in value.split("|")]
-    return found
