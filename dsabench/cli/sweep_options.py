@@ -131,7 +131,10 @@ EXAMPLES = (
         "Other attentions and settings",
         "dsabench sweep --config quick --attentions dense dsa random \\\n  --seeds 1 2 3 --set train.steps=200",
     ),
-    ("A file of your own, and the best settings of each", "dsabench sweep --config my.yaml --tune 8"),
+    (
+        "A file of your own, and the best learning rate of each",
+        "dsabench sweep --config my.yaml --tune 8 \\\n  --tune-over train.learning_rate=1e-4..1e-2",
+    ),
 )
 
 
