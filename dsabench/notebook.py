@@ -77,6 +77,7 @@ def sweep(
         experiment.set_tune(tune, lambda path: "tune: ")
     specs = experiment.runs()
 
+    from dsabench.compilation.ahead import compiling, shapes_of
     from dsabench.engine.device import resolve
     from dsabench.engine.random_state import kept_random_state
     from dsabench.sweeps import plan
@@ -95,7 +96,12 @@ def sweep(
     at_a_time = plan.choose_concurrency(planned, execution) if concurrency is None else concurrency
     times = plan.timetable(planned, execution, at_a_time=at_a_time)
     done = sum(run.status == "done" for run in planned)
-    with kept_random_state(), Display(times, console=stderr_console(), done=done, quiet=not progress) as display:
+    left = [run.spec for run in planned if run.is_left]
+    with (
+        compiling(shapes_of(left, execution), execution) as kernels,
+        kept_random_state(),
+        Display(times, console=stderr_console(), done=done, quiet=not progress) as display,
+    ):
         plan.check_data(planned, display.note_once, display.counted)
         for record in run_sweep(
             experiment,
@@ -109,6 +115,7 @@ def sweep(
             started=lambda run: display.start(named(run.run_id), run.run_id),
             notify=display.note_once,
             counted=display.counted,
+            kernels=kernels,
         ):
             display.finish(named(record.run_id), describe(record))
     runs = load_runs(store).set_index("run_id", drop=False).rename_axis(None)

@@ -31,6 +31,7 @@ ORDER = [
     "store",
     "models",
     "audit",
+    "compilation",
     "testing",
     "trackers",
     "sweeps",

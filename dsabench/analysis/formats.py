@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -63,7 +64,9 @@ def verdict_grid(table: Table, found: Comparison) -> Grid:
 
 
 def cost_grid(table: Table) -> Grid:
-    """What each variant costs against the baseline, and the difference at equal cost."""
+    """What each variant costs against the baseline, and the difference at equal cost; the keys that a query reads where
+    they say more than k."""
+    reads = any(math.isfinite(read := row.mean("k_effective")) and read != row.k for row in table.rows)
     rows = [
         (
             length,
@@ -75,12 +78,15 @@ def cost_grid(table: Table) -> Grid:
             half_width(row.equal_flops),
             doubted(half_width(row.equal_seconds), row.time_doubt),
             half_width(row.gap),
+            *((number(row.mean("k_effective"), ",.0f"),) if reads else ()),
             recall(row.mean),
         )
         for length, row in _by_length(table.rows)
     ]
     ratios = ("step\ntime x", "spread", "FLOPs\nx", "memory\nx")
-    headings = ("length", "variant", *ratios, "at equal\nFLOPs", "at equal\nseconds", METRICS[GAP].title, RECALL)
+    equal = ("at equal\nFLOPs", "at equal\nseconds")
+    keys = (KEYS_READ,) if reads else ()
+    headings = ("length", "variant", *ratios, *equal, METRICS[GAP].title, *keys, RECALL)
     return Grid("Costs", headings, rows, ("variant",))
 
 
@@ -110,6 +116,8 @@ def ladder_grid(found: Comparison) -> Grid:
     grid = (*head, "difference [95 % CI]", "verdict", RECALL)
     return Grid(title, grid, rows, ("rung", "variant", "verdict"))
 
+
+KEYS_READ = METRICS["k_effective"].title.replace(" ", "\n")
 
 LADDER_MEANING = "rung: keeps what the rungs above it changed; the ladder of the sweep's config says what each changes."
 

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from dsabench.attention.projections import Projections, Rotations
-from dsabench.ops import head_norm, rotate
+from dsabench.ops import autocast, head_norm, rotate
 
 if TYPE_CHECKING:
     from dsabench.spec.model_settings import ModelSpec
@@ -101,9 +101,9 @@ class LatentProjections(Projections):
         return head_norm(c_BTR, self.latent_norm), rotate(k_BTP[:, :, None], *self.rotation(context))
 
     def _up(self) -> tuple[Tensor, Tensor]:
-        """W_k (H, N, R) and W_v (H, V, R)."""
-        w_k_HNR, w_v_HVR = self.latent_up.weight.unflatten(0, (self.n_heads, -1)).split(
-            [self.plain, self.value_dim], dim=1
+        """W_k (H, N, R) and W_v (H, V, R), in the dtype of products: on a CPU autocast does not see into einsum."""
+        w_k_HNR, w_v_HVR = (
+            autocast(self.latent_up.weight).unflatten(0, (self.n_heads, -1)).split([self.plain, self.value_dim], dim=1)
         )
         return w_k_HNR, w_v_HVR
 

@@ -20,6 +20,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 
@@ -109,9 +110,9 @@ def refuse_leaks(spec: RunSpec, vocab_size: int, execution: Execution, start: St
     return found
 
 
-def audit_model(model: Transformer, execution: Execution) -> Audit:
+def audit_model(model: Transformer, execution: Execution, examination: type[Examination] = Examination) -> Audit:
     """Audit a model with the weights that it has, which must be on the execution's device; its mode is restored. Small
-    copies have weights of their own."""
+    copies have weights of their own. examination: what looks at each of them."""
     # Small copies of a run that computes with the sparse kernels compute with them too, short as they are.
     spec, start = resolved(model.spec, execution), time.perf_counter()
     findings: list[Finding] = []
@@ -124,11 +125,11 @@ def audit_model(model: Transformer, execution: Execution) -> Audit:
             stages = dict.fromkeys(stage for _, stage in _circumstances(spec))
             rehearse(randomise(build(next(iter(tried), spec), VOCABULARY)).to(execution.device), stages)
             for copy in tried:
-                label, found = _audit_small(copy, execution)
+                label, found = _audit_small(copy, execution, examination)
                 copies.append(label)
                 findings += found
             with ops.unfused(not execution.fused):
-                length, boundaries, found = _audit_full(model, findings, everywhere=not copies)
+                length, boundaries, found = _audit_full(model, findings, not copies, examination)
             findings += found
     except Exception as error:  # of the model, which its training would raise too
         crash = blamed(model, error)
@@ -161,7 +162,7 @@ def _circumstances(spec: RunSpec) -> Iterator[tuple[Mode, Stage]]:
         yield "eval", stage
 
 
-def _audit_small(copy: RunSpec, execution: Execution) -> tuple[str, list[Finding]]:
+def _audit_small(copy: RunSpec, execution: Execution, examination: type[Examination]) -> tuple[str, list[Finding]]:
     """Every boundary of a small copy, in fp64, or fp32 when the attention cannot compute in that."""
     length, k = copy.length, copy.attention.n_selected(copy.length)
     label = f"L={length}" + (f" k={k}" if k is not None else "")
@@ -171,7 +172,7 @@ def _audit_small(copy: RunSpec, execution: Execution) -> tuple[str, list[Finding
         try:
             found: list[Finding] = []
             for mode, stage in _circumstances(copy):
-                for how, leaks in _ways(model.to(dtype), mode, stage, tolerance):
+                for how, leaks in _ways(model.to(dtype), mode, stage, tolerance, examination):
                     found += [Finding(leak, mode, stage, length, k, full_size=False, how=how) for leak in leaks]
                     if leaks:
                         break  # in other ways it leaks, too
@@ -182,36 +183,41 @@ def _audit_small(copy: RunSpec, execution: Execution) -> tuple[str, list[Finding
     raise AssertionError("unreachable")
 
 
-def _ways(model: Transformer, mode: Mode, stage: Stage, tolerance: float) -> Iterator[tuple[str, list[Leak]]]:
+def _ways(
+    model: Transformer, mode: Mode, stage: Stage, tolerance: float, examination: type[Examination]
+) -> Iterator[tuple[str, list[Leak]]]:
     """(words for a way to call a small copy, the leaks that it shows), for each way."""
     length, steps = model.spec.length, model.spec.train.steps
     trials = [*other_rows(length), *(trial for t in range(length - 1) for trial in thorough(t, length))]
-    looked = _examination(model, mode, stage, length, len(trials), tolerance)
+    look = partial(_examination, examination, model, mode, stage, length)
+    looked = look(len(trials), tolerance)
     leaks = looked.leaks(trials)
     calls = looked.calls(seed=1 if mode == "eval" else 0)  # dropout may draw in train mode
     yield "", leaks if calls is None else [calls]  # where two calls differ anyway, comparing them shows nothing else
     if model.spec.data.packing == "documents":
         yield (
             PACKED,
-            _examination(model, mode, stage, length, len(trials), tolerance, packed=True).leaks(trials),
+            look(len(trials), tolerance, packed=True).leaks(trials),
         )
     some = [later(t, length) for t in sorted({0, length // 3, length // 2, length - 2}) if 0 <= t < length - 1]
-    yield ", one window at a time", _examination(model, mode, stage, length, 1, tolerance).leaks(some)
+    yield ", one window at a time", look(1, tolerance).leaks(some)
     if mode == "train":
         if steps > 1:
-            last = _examination(model, mode, stage, length, len(trials), tolerance, step=steps - 1)
+            last = look(len(trials), tolerance, step=steps - 1)
             yield f", step {steps - 1}", last.leaks(trials)
         for chance in range(1, CHANCES + 1):
-            drawn = _examination(model, mode, stage, length, len(some), tolerance, chance=chance)
+            drawn = look(len(some), tolerance, chance=chance)
             yield ", another random state", drawn.leaks(some)
 
 
-def _audit_full(model: Transformer, known: Sequence[Finding], everywhere: bool) -> tuple[int, int, list[Finding]]:
+def _audit_full(
+    model: Transformer, known: Sequence[Finding], everywhere: bool, examination: type[Examination]
+) -> tuple[int, int, list[Finding]]:
     """(length, boundaries, findings) at the run's own size, or at the largest power-of-two part of it that fits."""
     length = model.spec.length
     while True:
         try:
-            return length, *_audit_length(model, length, known, everywhere)
+            return length, *_audit_length(model, length, known, everywhere, examination)
         except torch.OutOfMemoryError:
             if length < 64:
                 raise
@@ -219,7 +225,7 @@ def _audit_full(model: Transformer, known: Sequence[Finding], everywhere: bool) 
 
 
 def _audit_length(
-    model: Transformer, length: int, known: Sequence[Finding], everywhere: bool
+    model: Transformer, length: int, known: Sequence[Finding], everywhere: bool, examination: type[Examination]
 ) -> tuple[int, list[Finding]]:
     """everywhere: there is no small copy, so that every boundary is to be tried here."""
     k = model.spec.attention.n_selected(length)
@@ -231,7 +237,7 @@ def _audit_length(
         if any(leak.kind == "calls" for leak in small):
             continue  # comparing two calls shows nothing
         # In a long window an indexer's KL loss would take two thirds of the time, and no output depends on it.
-        size, step = (model, mode, stage, length, rows, TOLERANCE), model.spec.train.steps - 1
+        size, step = (examination, model, mode, stage, length, rows, TOLERANCE), model.spec.train.steps - 1
         looked = _examination(*size, losses=mode == "train" and length <= LOSSES, step=step)
         # Three batches of eight; in the warm-up one, because everything is attended to and k plays no part.
         trials = [later(t, length) for t in consecutive]
@@ -257,6 +263,7 @@ def _audit_length(
 
 
 def _examination(
+    examination: type[Examination],
     model: Transformer,
     mode: Mode,
     stage: Stage,
@@ -274,4 +281,4 @@ def _examination(
     x_T = torch.randint(model.vocab_size, (length,), generator=generator).to(model.embedding.weight.device)
     other = other_tokens(x_T, model.vocab_size, seed=length)
     outputs = layer_outputs(model, stage, losses, packed, step)
-    return Examination(lambda x_RT, seed: outputs(x_RT, seed + chance), x_T, other, rows, tolerance)
+    return examination(lambda x_RT, seed: outputs(x_RT, seed + chance), x_T, other, rows, tolerance)

@@ -9,7 +9,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from dsabench.bench.document import Document, Settings, settings
-from dsabench.bench.measure import all_cases, bench, chosen
+from dsabench.bench.implementations import all_cases, chosen
+from dsabench.bench.measure import bench
 from dsabench.bench.trained import TrainedRun
 from dsabench.engine.device import Execution, resolve
 from dsabench.engine.random_state import kept_random_state

@@ -8,52 +8,21 @@ from typing import Any
 
 import torch
 
-from dsabench.bench.cases import Case, FlexCausal, Window, dense_cases
+from dsabench.bench.cases import Case
 from dsabench.bench.check import check, run_once, small, wrong_rows
 from dsabench.bench.document import Cell, Check, Document, Part, Roofline, Settings, UnionSize
+from dsabench.bench.first_use import BenchLaunches
+from dsabench.bench.implementations import all_cases, chosen
 from dsabench.bench.inputs import Inputs, Source, random_inputs
-from dsabench.bench.peer_cases import peer_cases
 from dsabench.bench.roofline import Cost
 from dsabench.bench.shared_keys import union_sizes
-from dsabench.bench.sparse_cases import dsa_cases
 from dsabench.bench.summary import RANDOM, completed
 from dsabench.bench.timing import Stopwatch, Times, copy_rate, free_bytes
+from dsabench.compilation.ahead import Kernels, compiling
 from dsabench.engine.device import Execution, determinism, environment, first_line, matmul_rate
-from dsabench.errors import DeviceError, SpecError
+from dsabench.errors import DeviceError
 
 Notify = Callable[[str], None]
-
-
-def all_cases(settings: Settings, device: torch.device) -> list[Case]:
-    """Every implementation there is, whether it can run here or not."""
-    flex = [FlexCausal(settings, device), Window(settings, device)]
-    return [*dense_cases(settings, device), *flex, *dsa_cases(settings, device), *peer_cases(settings, device)]
-
-
-def chosen(cases: Sequence[Case], only: Sequence[str], methods: Sequence[str] = ()) -> list[Case]:
-    """Those named by `only`, or whose name begins with one of it and a hyphen (nothing: all); and those of `methods`
-    (`all`: all that are optional). Optional ones are named in full. Raises SpecError for a name of none."""
-    names = list(dict.fromkeys(case.name for case in cases))
-    optional = list(dict.fromkeys(case.name for case in cases if case.optional))
-    for wanted in only:
-        if not any(_named(name, wanted) for name in names):
-            raise SpecError(f"--only {wanted}: there is no such implementation; there are {', '.join(names)}")
-    for wanted in methods:
-        if wanted not in (*names, "all"):
-            raise SpecError(
-                f"--methods {wanted}: there is no such implementation; there are {', '.join(optional)}, all"
-            )
-
-    def is_chosen(case: Case) -> bool:
-        if case.name in methods or (case.optional and "all" in methods) or case.name in only:
-            return True
-        return not case.optional and (not only or any(_named(case.name, wanted) for wanted in only))
-
-    return [case for case in cases if is_chosen(case)]
-
-
-def _named(name: str, wanted: str) -> bool:
-    return name == wanted or name.startswith(wanted + "-")
 
 
 def bench(
@@ -75,8 +44,8 @@ def bench(
     """
     if execution.device.type not in ("cpu", "cuda"):
         raise DeviceError(f"bench works on cpu and cuda, and the device is {execution.device}; use --device cpu")
-    with determinism(execution):
-        return _Bench(settings, execution, source, about, cases, notify, save).run()
+    with determinism(execution), compiling([BenchLaunches(settings)], execution) as kernels:
+        return _Bench(settings, execution, source, about, cases, notify, save).run(kernels)
 
 
 class _Bench:
@@ -97,12 +66,13 @@ class _Bench:
         self.cases = chosen(cases(settings, self.device), settings.only, settings.methods)
         self.incomparable = {case.name for case in self.cases if not case.comparable}
 
-    def run(self) -> Document:
-        """Check, then time all lengths, the shortest first."""
+    def run(self, kernels: Kernels) -> Document:
+        """Check, then time all lengths, the shortest first. kernels: those that are compiled meanwhile."""
         self.rates = Roofline(
             flops_per_second=matmul_rate(self.device, self.settings.dtype), bytes_per_second=copy_rate(self.device)
         )
         self.watch = Stopwatch(self.device)  # before a check can leave the device dead
+        kernels.wait(self.notify)
         self._check_all()
         document = self._document()
         for length in self.settings.lengths:

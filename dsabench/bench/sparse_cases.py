@@ -137,9 +137,10 @@ class Triton(_DSA):
             return f"the kernels take heads up to 256 wide, and --head-dim is {self.settings.head_dim}"
         if self.stage == "sparse" and min(self.settings.top_k, length) > 4096:
             return f"the top-k kernel keeps at most 4096 keys, and --top-k is {self.settings.top_k}"
-        if self.device.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
+        on_cpu = self.device.type == "cpu" and not ops.on_gpu(self.device)
+        if on_cpu and os.environ.get("TRITON_INTERPRET") != "1":
             return "Triton kernels need a CUDA GPU (or TRITON_INTERPRET=1, for short inputs)"
-        if self.device.type == "cpu" and length > LONGEST_INTERPRETED:
+        if on_cpu and length > LONGEST_INTERPRETED:
             return f"Triton's interpreter would take minutes beyond {LONGEST_INTERPRETED} tokens"
         return None
 

@@ -20,7 +20,7 @@ from dsabench.data.sources.documents import Ids
 from dsabench.data.sources.folder import kind_of_file
 from dsabench.data.token_bytes import token_bytes
 from dsabench.errors import DataError
-from dsabench.spec.data_settings import DataSpec
+from dsabench.spec.data_settings import BYTES_VOCABULARY, DataSpec
 from dsabench.user_folders import expanded
 
 END_OF_DOCUMENT = "<|endoftext|>"
@@ -70,7 +70,7 @@ class Tokenizer(Protocol):
 class Bytes:
     """The UTF-8 bytes of the text are the ids; 256 ends a document."""
 
-    vocab_size = 257
+    vocab_size = BYTES_VOCABULARY
     end_of_document = separator = 256
 
     def __init__(self) -> None:

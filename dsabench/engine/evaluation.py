@@ -100,7 +100,7 @@ class Evaluator:
             graph.replay()
             return scores
         given = [tensor.to(self.execution.device) for tensor in given]
-        scores = _scores(self.model, *key[:3], *given)
+        scores = scores_of(self.model, *key[:3], *given)
         if self.execution.graph and len(tokens_BT) == batch:
             try:
                 self._capture(key, given)
@@ -115,7 +115,7 @@ class Evaluator:
         self.execution.synchronize()
         mode = self.execution.ranks.capture_mode
         with torch.cuda.graph(graph, self.pool, own_stream(self.execution), capture_error_mode=mode):
-            scores = _scores(self.model, *key[:3], *inputs)
+            scores = scores_of(self.model, *key[:3], *inputs)
         self.graphs[key] = (graph, inputs, scores)
 
 
@@ -134,7 +134,7 @@ class _Scores:
     kl: Tensor | None
 
 
-def _scores(
+def scores_of(
     model: Transformer,
     stage: Stage,
     top_k: int | None,
@@ -143,6 +143,7 @@ def _scores(
     scored_BT: Tensor | None = None,
     documents_BT: Tensor | None = None,
 ) -> _Scores:
+    """Of one batch of windows of T + 1 tokens, in the model's mode; the rest as `ForwardPass` has it."""
     forward_pass = ForwardPass(stage=stage, top_k=top_k, document_ids_BT=documents_BT, most_documents=most_documents)
     output = model(model_inputs(model.spec, tokens_BT, scored_BT), forward_pass)
     targets_BT = tokens_BT[:, 1:]

@@ -10,8 +10,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from dsabench import ops
 from dsabench.engine.device import Execution
 from dsabench.model.transformer import Transformer
+
+_IN_FP32 = ("router.weight", "short_convolution.weight")
 
 
 class Weights:
@@ -23,12 +26,13 @@ class Weights:
     def __init__(self, model: Transformer, execution: Execution) -> None:
         self.call = _Call(model)
         self.masters: dict[str, nn.Parameter] = {}
-        if execution.precision == "bf16" and execution.device.type == "cuda":
-            # Not of vectors, nor of what computes in fp32: the router, and the embedding of the input tokens.
+        if execution.precision == "bf16" and ops.on_gpu(execution.device):
+            # Not of vectors, nor of what computes in fp32: the router, the short convolution, and the embedding of the
+            # input tokens.
             self.masters = {
                 f"model.{name}": parameter
                 for name, parameter in model.named_parameters()
-                if parameter.ndim > 1 and not name.endswith("router.weight") and name != "embedding.weight"
+                if parameter.ndim > 1 and not name.endswith(_IN_FP32) and name != "embedding.weight"
             }
         self.narrow = {
             name: torch.empty_like(parameter, dtype=torch.bfloat16).requires_grad_()

@@ -118,11 +118,12 @@ def _kept_by_a_block(spec: RunSpec, width: int, experts: int) -> float:
     model = spec.model
     kv = model.kv_heads * model.head_dim
     norms = 2 * model.d_model * (4 + width)
+    convolution = 0 if model.short_convolution is None else model.d_model * width
     normed = model.heads_width + kv if model.qk_norm else 0
     numbers = 2 * model.heads_width + 2 * kv + normed if model.latent is None else _latent_numbers(spec, model.latent)
     attention = width * numbers
     mixture = width * 3 * experts * model.d_ff + 4 * model.d_model
-    return norms + attention + mixture
+    return norms + convolution + attention + mixture
 
 
 def _latent_numbers(spec: RunSpec, latent: LatentSpec) -> int:

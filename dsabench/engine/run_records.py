@@ -84,6 +84,7 @@ class RunRecords:
             "batch_size": windows,
             "tokens_per_step": spec.tokens_per_step,
             "tokens": spec.tokens_per_step * steps,
+            "k_effective": spec.attention.keys_read(spec.length),
             **self._backbone_tokens(),
             **self._text_tokens(),
             "flops": self.flops_after(steps),

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from dsabench import ops
 from dsabench.attention.base import Stage
 from dsabench.engine.device import Execution
 from dsabench.engine.master_weights import Weights
@@ -65,7 +66,7 @@ class TrainStep:
         self.micro_batch, self.recompute = micro_batch or windows, recompute
         assert spec.batch_size == self.ranks.size * windows, "equal shares keep the mean of means the mean"
         assert windows % self.micro_batch == 0, "and so do micro-batches of one size"
-        if execution.device.type == "cuda":
+        if ops.on_gpu(execution.device):
             for block in model.layers():
                 block.experts.lay_out_for_products()  # before there are copies and optimizer states like them
         self.weights = Weights(model, execution)
@@ -180,7 +181,7 @@ class TrainStep:
         scored, documents = (
             [None] * len(parts) if x_BT is None else x_BT.split(self.micro_batch) for x_BT in (scored_BT, documents_BT)
         )
-        metrics = [self._backward(stage, 1 / len(parts), *part) for part in zip(parts, scored, documents, strict=True)]
+        metrics = [self.backward(stage, 1 / len(parts), *part) for part in zip(parts, scored, documents, strict=True)]
         with part("optimizer"):
             self.ranks.average_([p.grad for p in self.model.parameters() if p.grad is not None])
             norm, own_norm = self.optimizer.step()
@@ -192,7 +193,7 @@ class TrainStep:
         self.index_1.add_(1)
         self.step_1.add_(1)
 
-    def _backward(self, stage: Stage, share: float, *micro_batch: Tensor | None) -> Tensor:
+    def backward(self, stage: Stage, share: float, *micro_batch: Tensor | None) -> Tensor:
         """Add one micro-batch's gradients times `share`; returns its losses and router statistics as one tensor."""
         losses = self.weights.within(lambda: self._losses(stage, share, *micro_batch))
         with part("optimizer"):

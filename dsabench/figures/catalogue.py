@@ -31,6 +31,12 @@ class Kind(NamedTuple):
     of_children: bool = False
     """Whether only runs that start from trained models have it."""
 
+    of_methods: bool = False
+    """Whether it says something only of several attentions that read keys in different ways."""
+
+
+MANY_METHODS = 4
+"""Attentions, the baseline among them, from which on `methods` is drawn unasked."""
 
 FIGURES = {
     "experiment": Kind(
@@ -50,6 +56,11 @@ FIGURES = {
         "loss by position in the window, where a leak shows", "positions:loss_by_position", "loss_by_position"
     ),
     "sparsity": Kind("loss and mass recall against k/L", "sparsity:quality_by_sparsity", "quality_by_sparsity"),
+    "methods": Kind(
+        "loss against the keys that a query reads, and against step time",
+        "keys_read:quality_by_keys_read",
+        of_methods=True,
+    ),
     "cost": Kind("step time and memory against length", "cost:cost_by_length", "cost_by_length"),
     "indexer": Kind(
         "indexer KL and mass recall over training", "indexer_learning:indexer_in_training", "indexer_in_training"
@@ -66,13 +77,16 @@ FIGURES = {
 
 def fitting(data: FigureData) -> list[str]:
     """The figures to draw of these runs when none is named: those of tasks where a run is of one, those of children
-    where one starts from a trained model, and all others."""
+    where one starts from a trained model, those of methods where there are at least MANY_METHODS, and all others."""
     from dsabench.analysis.children import STEPS
 
     tasks = bool(data.done["task_accuracy"].notna().any())
     children = STEPS in data.runs and bool(data.runs.loc[data.runs["finished"], STEPS].notna().any())
+    methods = data.done["attention"].nunique() >= MANY_METHODS
     return [
-        name for name, kind in FIGURES.items() if (tasks or not kind.of_tasks) and (children or not kind.of_children)
+        name
+        for name, kind in FIGURES.items()
+        if (tasks or not kind.of_tasks) and (children or not kind.of_children) and (methods or not kind.of_methods)
     ]
 
 

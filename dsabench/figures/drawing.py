@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -195,15 +195,16 @@ def at_least(axes: Axes, span: float) -> None:
         axes.set_ylim((low + high - span) / 2, (low + high + span) / 2)
 
 
-def plain_log_ticks(axes: Axes, low: float, high: float) -> None:
-    """Ticks of a logarithmic y axis from `low` to `high` as plain numbers: the style sets no mathematics."""
+def plain_log_ticks(axes: Axes, low: float, high: float, which: Literal["x", "y"] = "y") -> None:
+    """Ticks of a logarithmic axis from `low` to `high` as plain numbers: the style sets no mathematics."""
     subs = (1, 2, 3, 4, 6, 8) if high < 10 * low else (1, 2, 5) if high < 50 * low else (1,)
-    axes.yaxis.set_major_locator(LogLocator(base=10, subs=subs))
-    axes.yaxis.set_minor_locator(NullLocator())
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    axis.set_major_locator(LogLocator(base=10, subs=subs))
+    axis.set_minor_locator(NullLocator())
     formatter = ScalarFormatter(useOffset=False)
     formatter.set_scientific(False)
-    axes.yaxis.set_major_formatter(formatter)
-    axes.yaxis.set_minor_formatter(NullFormatter())
+    axis.set_major_formatter(formatter)
+    axis.set_minor_formatter(NullFormatter())
 
 
 def say(axes: Axes, text: str) -> None:

@@ -162,6 +162,14 @@ _LIST = (
         "again is memorised, and an attention that disturbs memorising then looks better than it learns.",
     ),
     Metric(
+        name="k_effective", words="keys that a query reads", heading="keys read", unit="tokens or entries", digits=0,
+        dtype="", source="run", over_seeds="beside",
+        least=1.0, finite=True,
+        meaning="tokens or entries whose keys and values the last query of a window reads, all branches together",
+        remark="Of layers that differ, the mean over layers. Keys of an indexer do not count. Dense attention reads "
+        "the whole window.",
+    ),
+    Metric(
         name="val_kl", words="indexer KL", unit="nats", better="lower", dtype="", source="evaluation", selecting=True,
         figure="indexer",
         least=-0.1,

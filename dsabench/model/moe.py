@@ -64,7 +64,7 @@ class MixtureOfExperts(nn.Module):
         """Whether sorting the routes costs less than it saves. On a GPU: when most experts are idle, or half
         are and the products are large (on an H100 with 4 experts, 2 a token: grouped products are faster at
         D x F = 1024 x 2048, slower at 256 x 512)."""
-        if device.type == "cpu" or self.n_experts >= 4 * self.per_token:
+        if (device.type == "cpu" and not ops.on_gpu(device)) or self.n_experts >= 4 * self.per_token:
             return True
         _, width, d_ff = self.gate_EDF.shape
         return self.n_experts >= 2 * self.per_token and width * d_ff >= 2**21
@@ -129,11 +129,9 @@ def grouped_products_work(x_ND: Tensor, d_ff: int) -> bool:
     multiple of 16 bytes on both sides."""
     if x_ND.shape[-1] * x_ND.element_size() % 16 or d_ff * x_ND.element_size() % 16:
         return False
-    if x_ND.device.type == "cpu":
-        return x_ND.dtype == torch.float32
-    if x_ND.device.type != "cuda" or x_ND.dtype != torch.bfloat16:
-        return False
-    return torch.cuda.get_device_capability(x_ND.device) == (9, 0)
+    if ops.on_gpu(x_ND.device):
+        return x_ND.dtype == torch.bfloat16 and ops.gpu_of(x_ND.device).capability == (9, 0)
+    return x_ND.device.type == "cpu" and x_ND.dtype == torch.float32
 
 
 def _side_by_side_layout(weight_EDF: Tensor) -> Tensor:

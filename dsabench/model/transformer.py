@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 from dsabench.attention.base import AttentionContext, Selection, Stage
 from dsabench.attention.construction import construct
 from dsabench.model.moe import MixtureOfExperts, RouterStatistics
+from dsabench.model.short_convolution import ShortConvolution
 from dsabench.ops import add_norm, embed, linear_cross_entropy
 from dsabench.ops.profile_labels import part
 from dsabench.spec.run import RunSpec
@@ -101,11 +102,14 @@ class Features:
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + experts(norm(x)); the last addition is left to the next block or norm."""
+    """x + attention(norm(x)), then x + experts(norm(x)); the last addition is left to the next block or norm. Where the
+    spec asks for it, a short convolution stands between the first norm and attention."""
 
     def __init__(self, spec: RunSpec, layer: int) -> None:
         super().__init__()
         self.attention_norm = nn.RMSNorm(spec.model.d_model, eps=spec.model.norm_eps)
+        taps = spec.model.short_convolution
+        self.short_convolution = None if taps is None else ShortConvolution(spec.model.d_model, taps)
         self.attention = construct(spec, layer)
         self.experts_norm = nn.RMSNorm(spec.model.d_model, eps=spec.model.norm_eps)
         self.experts = MixtureOfExperts(spec.model)
@@ -122,6 +126,9 @@ class Block(nn.Module):
         this layer. An addition is left pending so that it is one pass over memory together with the norm after it."""
         x_BTD, normed_BTD = add_norm(x_BTD, pending_BTD, self.attention_norm)
         with part("attention"):
+            if self.short_convolution is not None:
+                with part("short convolution"):
+                    normed_BTD = self.short_convolution(normed_BTD, context)
             mixed = self.attention(normed_BTD, context)
         x_BTD, normed_BTD = add_norm(x_BTD, F.dropout(mixed.out_BTD, dropout), self.experts_norm)
         with part("experts"):
@@ -183,6 +190,8 @@ class Transformer(nn.Module):
         with part("attention"):
             for block in self.layers():
                 block.attention.prepare(context)
+                if block.short_convolution is not None:
+                    block.short_convolution.prepare(context)
         x_BTD = F.dropout(embed(tokens_BT, self.embedding.weight, self.spec.model.embedding_scale), dropout)
         pending_BTD: Tensor | None = None
         attention_losses, routers = [], []
@@ -281,6 +290,8 @@ def flops_per_window(model: Transformer, stage: Stage) -> dict[str, float]:
         for flops in (block.attention.flops(stage), MixtureOfExperts.flops(spec.model, spec.length)):
             for item, value in flops.items():
                 items[item] = items.get(item, 0.0) + value
+    if (taps := spec.model.short_convolution) is not None:
+        items["short convolution"] = spec.model.n_layers * ShortConvolution.flops(spec.length, spec.model.d_model, taps)
     items["logits"] = 6.0 * spec.length * spec.model.d_model * model.vocab_size
     if stage == "dense" and spec.attention.warmup_freezes_backbone():  # forward only, a third; the indexer learns
         items = {item: value if item.startswith("indexer") else value / 3 for item, value in items.items()}

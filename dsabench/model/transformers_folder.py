@@ -45,6 +45,11 @@ def architecture_of(spec: RunSpec) -> str:
             "experts in another way (by sigmoids, with one that is shared); a run of attention_layout = heads can be "
             "written"
         )
+    if model.short_convolution is not None:
+        raise CheckpointError(
+            f"model.short_convolution = {model.short_convolution}: no class in transformers has a convolution before "
+            "its attention; a run without one can be written"
+        )
     if model.d_model % model.n_heads:
         raise CheckpointError(
             f"model.n_heads = {model.n_heads} does not divide model.d_model = {model.d_model}, which transformers asks "

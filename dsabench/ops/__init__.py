@@ -16,8 +16,13 @@ from torch import Tensor, nn
 
 from dsabench.ops.availability import HAS_TRITON as HAS_TRITON
 from dsabench.ops.availability import WIDEST_ROW as WIDEST_ROW
+from dsabench.ops.availability import Gpu as Gpu
 from dsabench.ops.availability import fused as fused
+from dsabench.ops.availability import gpu_of as gpu_of
 from dsabench.ops.availability import interpreted as interpreted
+from dsabench.ops.availability import on_gpu as on_gpu
+from dsabench.ops.availability import planned as planned
+from dsabench.ops.availability import processors as processors
 from dsabench.ops.availability import runs_on as runs_on
 from dsabench.ops.availability import unfused as unfused
 from dsabench.ops.availability import why_not as why_not
@@ -95,6 +100,29 @@ def head_norm(x_BTHD: Tensor, norm: nn.RMSNorm) -> Tensor:
             return y_BTHD
     wide = torch.promote_types(x_BTHD.dtype, torch.float32)
     return F.rms_norm(x_BTHD.to(wide), norm.normalized_shape, norm.weight.to(wide), norm.eps).to(x_BTHD.dtype)
+
+
+def short_convolution(x_BTD: Tensor, weight_DN: Tensor, begin_BT: Tensor | None) -> Tensor:
+    """y[t] = x[t] + sum_i w[:, i] x[t - i] over the N taps i with t - i >= begin[t], or >= 0 where begin is None; sums
+    in fp32 (fp64 for fp64 inputs), same shape and dtype as x. begin (B, T) int32: where each token's document begins.
+    """
+    if fused(x_BTD, weight_DN):
+        from dsabench.ops.triton.convolution import ShortConvolution
+
+        y_BTD: Tensor = ShortConvolution.apply(x_BTD, weight_DN, begin_BT)
+        return y_BTD
+    wide = torch.promote_types(x_BTD.dtype, torch.float32)
+    length, n_taps = x_BTD.shape[1], weight_DN.shape[1]
+    x, weight = x_BTD.to(wide), weight_DN.to(wide)
+    padded = F.pad(x, (0, 0, n_taps - 1, 0))
+    total = x
+    for i in range(n_taps):
+        earlier = padded[:, n_taps - 1 - i : n_taps - 1 - i + length]
+        if begin_BT is not None and i:
+            position_T = torch.arange(length, device=x.device)
+            earlier = earlier * (position_T - i >= begin_BT)[..., None]
+        total = total + weight[:, i] * earlier
+    return total.to(x_BTD.dtype)
 
 
 def swiglu(gate_NEF: Tensor, up_NEF: Tensor, weight_NE: Tensor) -> Tensor:

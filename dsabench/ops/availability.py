@@ -1,4 +1,5 @@
-"""The choice between a fused Triton kernel and plain PyTorch: where kernels run, and how a caller turns them off."""
+"""The choice between a fused Triton kernel and plain PyTorch: where kernels run, on which GPU, and how a caller turns
+them off."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ import contextlib
 import functools
 import importlib.util
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,13 +17,39 @@ WIDEST_ROW = 4096
 
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 
+
+class Gpu(NamedTuple):
+    """What of a GPU decides which kernels run, and how they are cut."""
+
+    capability: tuple[int, int]
+    processors: int
+
+
 _allowed = True
 _interpreted = False
+_planned: Gpu | None = None
 
 
 def runs_on(device: torch.device) -> bool:
     """Whether our Triton kernels may run on tensors of this device."""
-    return _allowed and HAS_TRITON and (device.type == "cuda" or _interpreted)
+    return _allowed and HAS_TRITON and (on_gpu(device) or _interpreted)
+
+
+def on_gpu(device: torch.device) -> bool:
+    """Whether what lies on this device is computed on a CUDA GPU, or would be: see `planned`."""
+    return device.type == "cuda" or _planned is not None
+
+
+def gpu_of(device: torch.device) -> Gpu:
+    """The CUDA GPU that the device is, or the planned one."""
+    if _planned is not None:
+        return _planned
+    return Gpu(torch.cuda.get_device_capability(device), torch.cuda.get_device_properties(device).multi_processor_count)
+
+
+def processors(device: torch.device) -> int:
+    """Multiprocessors of the GPU; 2 elsewhere, for the interpreter."""
+    return gpu_of(device).processors if on_gpu(device) else 2
 
 
 def fused(*tensors: Tensor) -> bool:
@@ -67,3 +95,15 @@ def interpreted() -> Iterator[None]:
         yield
     finally:
         _interpreted = before
+
+
+@contextlib.contextmanager
+def planned(gpu: Gpu) -> Iterator[None]:
+    """Inside, code that chooses kernels does so as on that GPU, whatever device its tensors have. For tensors without
+    data: nothing can be launched."""
+    global _planned
+    before, _planned = _planned, gpu
+    try:
+        yield
+    finally:
+        _planned = before

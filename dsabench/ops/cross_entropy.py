@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dsabench.ops.availability import fused
+from dsabench.ops.availability import fused, on_gpu
 
 SLAB = 2**29
 """Logits of one slab."""
@@ -40,7 +40,7 @@ class LinearCrossEntropy(torch.autograd.Function):
         scored_count = None if scored_N is None else scored_N.sum(dtype=torch.float32)
         losses_N = torch.empty(count, dtype=torch.float32, device=x_ND.device)
         learns = any(ctx.needs_input_grad[:2])
-        slab = max(1, (CPU_SLAB if x_ND.device.type == "cpu" else SLAB) // vocabulary)
+        slab = max(1, (CPU_SLAB if x_ND.device.type == "cpu" and not on_gpu(x_ND.device) else SLAB) // vocabulary)
         dx_ND = torch.empty_like(x_ND) if learns else None
         dE_VD: Tensor | None = None
         if fused(x_ND, embedding_VD):

@@ -17,6 +17,7 @@ from torch.compiler import is_compiling
 from torch.profiler import record_function
 
 Part = Literal[
+    "short convolution",
     "attention",
     "indexer",
     "top-k",

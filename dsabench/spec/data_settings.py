@@ -10,6 +10,9 @@ from dsabench.spec.strict_model import Positive, Share, Spec
 from dsabench.spec.task_settings import TaskSettings
 from dsabench.spec.tasks import Task, task_name
 
+BYTES_VOCABULARY = 257
+"""Ids of the tokenizer `bytes`: 256 bytes, and the end of a document."""
+
 
 class DataSpec(Spec):
     """Where the text comes from, how it is split, and how it becomes tokens; or which task is set.
@@ -67,8 +70,10 @@ class DataSpec(Spec):
     @property
     def expected_vocab_size(self) -> int:
         """Ids that the model embeds, as far as the spec tells: a text may give a tokenizer fewer merges, and a
-        tokenizer of another kind brings its own."""
-        return self.vocab_size if self.task is None else self.task.vocab_size
+        tokenizer.json brings its own."""
+        if self.task is not None:
+            return self.task.vocab_size
+        return BYTES_VOCABULARY if self.tokenizer == "bytes" else self.vocab_size
 
     @model_validator(mode="before")
     @classmethod

@@ -115,6 +115,11 @@ class ModelSpec(Spec):
     latent: LatentSpec | None = None
     """Sizes of the latent layout, each with a default; null where attention_layout is heads, which has none."""
 
+    short_convolution: Annotated[int, Field(ge=2, le=16)] | None = None
+    """Taps of a causal convolution of each channel before every attention, its own token among them; its input is added
+    to it. null is none. With one, a model can tell what stood before a token from its first step on, and learns to look
+    things up hundreds of steps earlier and with less luck; it is the same for every attention. Usual is 4."""
+
     d_ff: Positive = 512
     """Hidden width of one expert (SwiGLU)."""
 

@@ -17,6 +17,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from dsabench.errors import SpecError
+from dsabench.spec import attention_axis
 from dsabench.spec import ladder as ladders
 from dsabench.spec.attention import BUILT_IN, kind_of
 from dsabench.spec.foreign_start import with_foreign_model
@@ -64,6 +65,9 @@ class Sweep:
         self._known(path, origin)
         if path == "attention.kind":
             _kind_is_text(value, origin)
+        if "attention" in self.axes and path.startswith("attention."):
+            self._set_in_attentions(path, value, origin)
+            return
         for axis in [axis for axis in self.axes if axis == path or axis.startswith(f"{path}.")]:
             del self.axes[axis]
         self.ladder = ladders.overridden(ladders.of_a_start(self.ladder, path, value), path)
@@ -93,10 +97,26 @@ class Sweep:
                 _kind_is_text(value, origin)
             if value in values[:i]:
                 raise SpecError(f"{origin}axes.{path} has {value!r} twice")
+        if path == "attention.kind" and "attention" in self.axes:
+            self.axes["attention"] = attention_axis.chosen(self.axes["attention"], values, origin)
+            return
         self._clear_alternative(path, origin)
         self.ladder = ladders.overridden(self.ladder, path)
         self.axes[path] = list(values)
         self.origins[path] = origin
+
+    def _set_in_attentions(self, path: str, value: Any, origin: str) -> None:
+        """`set` of a field below attention where whole attentions are an axis: the kind chooses among them, any other
+        field is set in those that have it."""
+        entries = self.axes["attention"]
+        if path != "attention.kind":
+            self.axes["attention"] = attention_axis.with_field(entries, path.partition(".")[2], value, origin)
+        elif len(left := attention_axis.chosen(entries, [value], origin)) > 1:
+            self.axes["attention"] = left
+        else:
+            del self.axes["attention"]
+            self.base["attention"] = left[0]
+            self.origins[path] = origin
 
     def set_verdict(self, values: Mapping[str, Any], where: Callable[[str], str]) -> None:
         """Set the verdict's fields. Raises SpecError for a value that is not accepted; `where(path)` is its origin."""
@@ -181,7 +201,7 @@ class Sweep:
     def _run(self, point: Mapping[str, Any]) -> RunSpec:
         values = copy.deepcopy(self.base)
         for path, value in point.items():
-            _put(values, path, value)
+            _put(values, path, copy.deepcopy(value))
         attention = values.get("attention", {})
         if isinstance(attention, dict):
             kind = attention.setdefault("kind", kind_of(attention))
@@ -194,6 +214,8 @@ class Sweep:
         """Every attention kind that the base, an axis or the file names. Raises SpecError for one that is no text."""
         attention = self.base.get("attention", {})
         base_kind = kind_of(attention) if isinstance(attention, dict) else "dsa"
+        if "attention" in self.axes:
+            return list(dict.fromkeys(kind_of(one) for one in self.axes["attention"] if isinstance(one, dict)))
         kinds = [*self.axes.get("attention.kind", [base_kind]), *self.named_kinds]
         for kind in kinds:
             _kind_is_text(kind, self._where("attention.kind"))

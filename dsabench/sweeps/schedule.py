@@ -13,6 +13,7 @@ from typing import Literal
 
 from dsabench import data as data_package
 from dsabench.audit import gate
+from dsabench.compilation.ahead import NOTHING, Kernels
 from dsabench.engine import failures
 from dsabench.engine.device import Execution, environment
 from dsabench.engine.sink import Update
@@ -54,6 +55,7 @@ def run_sweep(
     started: Callable[[PlannedRun], Callable[[Update], None]] = lambda run: lambda update: None,
     notify: Callable[[str], None] = lambda message: None,
     counted: Callable[[str, float], None] = lambda part, share: None,
+    kernels: Kernels = NOTHING,
 ) -> Iterator[RunRecord]:
     """Train the planned runs in order, yielding each one's record when it ends; a run that fails does not stop the
     others, one that another process trains is waited for, and a damaged one is left as it is.
@@ -63,12 +65,13 @@ def run_sweep(
     on_oom: `accumulate` halves the micro-batch of a run that runs out of memory, and of all that it is compared with;
     what was done with more is trained, and yielded, again. search: of a tuned sweep, whose round under way is
     `planned`; the next ones follow. `started(run)` is called before each run and gives the observer of its updates;
-    `counted` is told how much of the audit is done.
+    `counted` is told how much of the audit is done. kernels: those that are compiled meanwhile, which are waited for.
     """
     remove_abandoned()
     left = [run.spec for run in planned if run.is_left and (retry_failed or run.status != "failed")]
     try:
         check_origins(left, store)
+        kernels.wait(notify, counted)
         _refuse_leaks(left, len(left) == len(planned), execution, notify, counted)
         identity = _record_sweep(sweep, planned, search, Path(store), execution, command, notify)
     except BaseException:

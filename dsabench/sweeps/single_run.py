@@ -11,6 +11,7 @@ from typing import Any
 
 from dsabench import data as data_package
 from dsabench.audit import gate
+from dsabench.compilation.ahead import NOTHING, Kernels, compiling, shapes_of
 from dsabench.data import cut
 from dsabench.engine import failures, loop, memory_plan
 from dsabench.engine.data_parallel import leader
@@ -63,11 +64,19 @@ def train(
     _train_parent(spec, store, retry_failed, data_parallel, progress, observe, notify, counted)
     job = RunJob(spec, sweep, retry_failed, data_parallel=data_parallel)
     place = Place(Path(store), resolve(spec.engine), Slots(), notify, counted)
+    with compiling(shapes_of([spec], place.execution), place.execution) as kernels:
+        return _shown(job, replace(place, kernels=kernels), progress, observe)
+
+
+def _shown(job: RunJob, place: Place, progress: bool, observe: Callable[[Update], None]) -> RunRecord:
+    """Train the job at the place, on a terminal beneath a bar where `progress` asks for it."""
     if not (progress and sys.stderr.isatty()):
         return loop.to_the_end(train_by_turns(job, place, observe))
     from dsabench.progress.display import Display  # rich, which draws random numbers of the process when it is loaded
 
-    times = timetable(plan([spec], store), leader.spread(spec, place.execution, data_parallel))
+    spec = job.spec
+
+    times = timetable(plan([spec], place.store), leader.spread(spec, place.execution, job.data_parallel))
     with Display(times, lines=False) as display:
         show = display.start(next(iter(times.runs)), label_of(spec)) if times.runs else unobserved
 
@@ -131,6 +140,9 @@ class Place:
     counted: Callable[[str, float], None] = lambda part, share: None
     """Told a part of what comes before the first step, and the share of it that is done."""
 
+    kernels: Kernels = NOTHING
+    """Those that are compiled meanwhile."""
+
 
 def train_by_turns(job: RunJob, place: Place, observe: Callable[[Update], None]) -> Generator[None, None, RunRecord]:
     """As `train`, in one of the place's slots, yielding while the device is at work.
@@ -159,6 +171,7 @@ def train_by_turns(job: RunJob, place: Place, observe: Callable[[Update], None])
     if origin is not None:
         check_shapes(spec, data.vocab_size, origin)
     point = None if origin is None else origin.point
+    place.kernels.wait(notify, place.counted)
     place.counted(AUDIT, 0.0)
     audit = gate.refuse_leaks(spec, data.vocab_size, execution, point)
     place.counted(AUDIT, 1.0)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from dsabench.errors import SpecError
+from dsabench.spec import attention_axis
 from dsabench.spec.messages import field_at
 from dsabench.spec.parent_spec import parent_spec
 from dsabench.spec.run import RunSpec
@@ -92,14 +93,7 @@ def studies_of(sweep: Sweep) -> list[Study]:
         one = _copy(sweep, {**{path: [value] for path, value in at.items()}, **seeds})
         spec = one.runs()[0]
         over = {path: values for path, values in sweep.tune.over.items() if _has(spec, one, path)}
-        told = [path for path in axes if len(axes[path]) > 1 and path not in ("length", "attention.kind")]
-        name = " ".join(
-            [
-                spec.attention.kind,
-                *(f"{path.partition('.')[2] or path}={at[path]}" for path in told),
-                f"at {spec.length}",
-            ]
-        )
+        name = _name(spec, {path: value for path, value in at.items() if len(axes[path]) > 1})
         if not over:
             raise SpecError(
                 f"tune.over has no field of {name}, so others would have {sweep.tune.trials} trials and it none; add "
@@ -118,6 +112,13 @@ def studies_of(sweep: Sweep) -> list[Study]:
                 names = ", ".join(study.name for study in studies)
                 raise SpecError(f"tune.over.{path}: none of the sweep's variants has this field ({names})")
     return studies
+
+
+def _name(spec: RunSpec, at: dict[str, Any]) -> str:
+    """A variant at one length in words; `at`: its values of the axes that have several."""
+    fields = [path for path in at if path not in ("attention", "attention.kind", "length")]
+    what = attention_axis.in_words(at["attention"]) if "attention" in at else spec.attention.kind
+    return " ".join([what, *(f"{path.partition('.')[2] or path}={at[path]}" for path in fields), f"at {spec.length}"])
 
 
 def _has(spec: RunSpec, sweep: Sweep, path: str) -> bool:

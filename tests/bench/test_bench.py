@@ -12,8 +12,9 @@ from torch import Tensor
 from dsabench.bench.cases import Case, Dense, Window, dense_cases, window_mask
 from dsabench.bench.check import expected
 from dsabench.bench.document import Cell, Document, Settings, settings
+from dsabench.bench.implementations import all_cases
 from dsabench.bench.inputs import check_inputs, random_inputs
-from dsabench.bench.measure import all_cases, bench
+from dsabench.bench.measure import bench
 from dsabench.bench.roofline import Layer, pairs
 from dsabench.bench.sparse_cases import Masked
 from dsabench.engine.device import Execution

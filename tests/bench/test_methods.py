@@ -14,8 +14,9 @@ from dsabench.bench import peer_cases
 from dsabench.bench.cases import Case, FlexCausal
 from dsabench.bench.check import check, expected, small, wrong_rows
 from dsabench.bench.document import Settings, settings
+from dsabench.bench.implementations import all_cases, chosen
 from dsabench.bench.inputs import check_inputs, random_inputs
-from dsabench.bench.measure import all_cases, bench, chosen
+from dsabench.bench.measure import bench
 from dsabench.bench.peer_cases import NSA, GatherGym
 from dsabench.bench.sparse_cases import Single
 from dsabench.engine.device import Execution

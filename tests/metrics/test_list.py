@@ -37,12 +37,13 @@ def test_columns_of_files_keep_their_names_and_order() -> None:
     assert list(mean_fields()) == [
         *("mass_recall", "mass_recall_chance", "target_recall_best", "target_recall_chance"),
         *("task_accuracy", "baseline_task_accuracy", "chance_accuracy", "epochs", "baseline_epochs"),
+        *("k_effective", "baseline_k_effective"),
     ]
     assert spreads() == ["val_loss", "val_accuracy", "step_ms"]
     assert means() == [
         *("val_bits_per_byte", "train_loss", "unigram_loss", "tokens_per_second", "mass_recall", "mass_recall_chance"),
         *("params", "indexer_params", "task_accuracy", "chance_accuracy"),
-        *("target_recall_best", "target_recall_chance", "epochs"),
+        *("target_recall_best", "target_recall_chance", "epochs", "k_effective"),
     ]
 
 

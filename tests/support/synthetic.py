@@ -192,6 +192,7 @@ def finished(
         "steps": steps,
         "params": 9_400_000 + indexer,
         "indexer_params": indexer,
+        "k_effective": spec.attention.keys_read(spec.length),
         "vocab_size": 8192,
         "tokens_per_step": spec.tokens_per_step,
         "tokens": spec.tokens_per_step * steps,

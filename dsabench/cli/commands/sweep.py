@@ -134,10 +134,8 @@ def _report(plan: SweepPlan, store: Path, out: Path, as_json: bool) -> None:
     from dsabench.cli.views import sweep_result
     from dsabench.sweeps.sweep_identity import sweep_id
 
-    identity, runs = sweep_id(plan.sweep, plan.runs), plan.runs
-    if plan.search is not None:
-        identity, runs = plan.search.identity, plan.search.round
-    sweep_result.report_sweep(identity, runs, store, out, as_json)
+    identity = sweep_id(plan.sweep, plan.runs) if plan.search is None else plan.search.identity
+    sweep_result.report_sweep(identity, plan.first, store, out, as_json)
 
 
 def _planned(
@@ -161,6 +159,11 @@ def _planned(
     if margin is not None:
         experiment.set_verdict({"margin": margin}, lambda path: "--margin: ")
     specs = experiment.runs()
+
+    from dsabench.compilation import standby
+
+    if not check:
+        standby.begin(specs[0].engine)  # before this process loads PyTorch, so that both do at once
 
     from dsabench.cli.views.sweep_plan import SweepPlan
     from dsabench.engine.device import resolve
@@ -244,20 +247,21 @@ def _train(
     from dsabench.cli.console import stderr_console
     from dsabench.cli.places import launcher_of
     from dsabench.cli.views.run_outcome import describe
+    from dsabench.compilation.ahead import compiling, shapes_of
     from dsabench.progress.display import Display
     from dsabench.sweeps.plan import check_data
     from dsabench.sweeps.schedule import run_sweep
 
     done = sum(run.status == "done" for run in plan.runs)
-    search = plan.search
-    named = str if search is None else search.outlook_name
     records: dict[str, RunRecord] = {}
-    with Display(plan.times, console=stderr_console(), done=done, quiet=quiet) as display:
+    left = [run.spec for run in plan.runs if run.is_left]
+    shown = Display(plan.times, console=stderr_console(), done=done, quiet=quiet)
+    with compiling(shapes_of(left, plan.execution), plan.execution) as kernels, shown as display:
         try:
             check_data(plan.runs, display.note_once, display.counted)
             for record in run_sweep(
                 plan.sweep,
-                plan.runs if search is None else search.round,
+                plan.first,
                 store,
                 plan.execution,
                 command=command,
@@ -265,22 +269,21 @@ def _train(
                 concurrency=plan.at_a_time,
                 on_oom=on_oom.value,
                 launcher=launcher_of(plan, store, launcher, address, display.note_once),
-                search=search,
-                started=lambda run: display.start(named(run.run_id), run.run_id),
+                search=plan.search,
+                started=lambda run: display.start(plan.shown(run.run_id), run.run_id),
                 notify=display.note_once,
                 counted=display.counted,
+                kernels=kernels,
             ):
                 records[record.run_id] = record
-                display.finish(named(record.run_id), describe(record))
+                display.finish(plan.shown(record.run_id), describe(record))
         except KeyboardInterrupt:
             again = "the same command" if command == sys.argv else shlex.join(["dsabench", *command[1:]])
             display.note(
                 f"interrupted after {len(records)} of {count(len(plan.runs), 'run')}; {again} goes on from there"
             )
             raise typer.Exit(130) from None
-        failed = [record for record in records.values() if record.status != "done"]
-        if search is not None:  # a trial that failed is an answer of the search, which counts it
-            failed = [record for record in failed if not search.is_trial(record.run_id)]
+        failed = [one for one in records.values() if one.status != "done" and plan.is_judged(one.run_id)]
         if failed:
             display.note(f"{len(failed)} of {count(len(records), 'run')} failed; --retry-failed runs them again:")
             for record in failed:

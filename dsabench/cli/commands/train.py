@@ -103,6 +103,10 @@ def train(
 
 def _trained(spec: RunSpec, store: Path, data_parallel: int, quiet: bool) -> tuple[RunRecord, float]:
     """Train the run and show how it goes. Returns its record and the seconds that it took, 0 where it was done."""
+    from dsabench.compilation import standby
+
+    standby.begin(spec.engine)  # before this process loads PyTorch, so that both do at once
+
     from dsabench.cli.console import stderr_console
     from dsabench.cli.views.run_outcome import describe
     from dsabench.cli.views.sweep_plan import warmup_note

@@ -43,6 +43,7 @@ _NARROW = {
     "memory x": Column("memory x", "memory\nx", drop=1),
     "at equal FLOPs": Column("at equal FLOPs", "at equal\nFLOPs", drop=4),
     "gap": Column("gap", drop=5),
+    "keys read": Column("keys read", "keys\nread", drop=2),
 }
 """The columns that give way on a narrow terminal, the greatest `drop` first."""
 

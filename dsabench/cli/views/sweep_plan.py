@@ -44,6 +44,20 @@ class SweepPlan(NamedTuple):
     """What chooses the settings of the runs; runs whose settings are not known yet are called by what they will be."""
 
     @property
+    def first(self) -> Sequence[PlannedRun]:
+        """The runs to begin with: all, or the round of a search that is under way."""
+        return self.runs if self.search is None else self.search.round
+
+    def shown(self, run_id: str) -> str:
+        """The name in `runs` of a run that is trained."""
+        return run_id if self.search is None else self.search.outlook_name(run_id)
+
+    def is_judged(self, run_id: str) -> bool:
+        """Whether it is one of the sweep's runs, and no trial of a search: one that failed is an answer of the search,
+        which counts it."""
+        return self.search is None or not self.search.is_trial(run_id)
+
+    @property
     def seconds(self) -> float:
         """The estimated time of all runs that are not done."""
         return self.times.seconds
@@ -102,8 +116,11 @@ def print_plan(plan: SweepPlan, console: Console, *, config: str = "", full: boo
         console.print(line)
     for line in origins(runs):
         console.print(line, soft_wrap=not console.is_terminal)
+    from dsabench.spec.attention_axis import in_words
+
     for path, values in plan.sweep.axes.items():
-        console.print(f"  {path:20} {', '.join(map(str, values))}")
+        between = f"\n  {'':20} " if path == "attention" else ", "  # whole attentions: a line each
+        console.print(f"  {path:20} {between.join(map(in_words, values))}", soft_wrap=path == "attention")
     for line in search_lines(plan):
         console.print(line, soft_wrap=not console.is_terminal)
     if plan.sweep.ladder:

@@ -20,6 +20,7 @@ ITEMS: dict[str, Part] = {
     "router": "experts",
     "experts": "experts",
     "logits": "logits and loss",
+    "short convolution": "short convolution",
 }
 """Items of flops_per_window by part; all others are the attention's."""
 

@@ -89,7 +89,8 @@ def _forward(
     tl.store(entropies + block, tl.sum(tl.sum(entropy, axis=1), axis=0))
 
 
-@triton.jit
+# Whatever batch: its sizes are a divisor and the end of a loop.
+@triton.jit(do_not_specialize=["N", "blocks"])
 def _statistics(
     sums,
     entropies,
@@ -123,7 +124,8 @@ def _statistics(
     tl.store(entropy, tl.sum(nats, axis=0) / N)
 
 
-@triton.jit
+# One number, which is any layer's of several that lie side by side.
+@triton.jit(do_not_specialize_on_alignment=["d_balance"])
 def _backward(
     d_weight, d_balance, logits, expert, load, x, w, dx, dw, N, D, E, HAS_WEIGHT: tl.constexpr,
     HAS_BALANCE: tl.constexpr, K: tl.constexpr, DENSE: tl.constexpr, R: tl.constexpr, WIDE_E: tl.constexpr,

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dsabench.attention.dsa.triton.tiles import fitting, power_of_two, precision
 from dsabench.attention.dsa.triton.unions import Unions
+from dsabench.ops.availability import on_gpu
 
 
 class Tiling(NamedTuple):
@@ -78,7 +79,7 @@ def group_shape(q_BTHD: Tensor, k_BSGD: Tensor, unions: Unions, value_width: int
     heads = power_of_two(q_BTHD.shape[2] // k_BSGD.shape[2], max(1, 16 // unions.queries))
     return {
         **widths(k_BSGD, value_width), "HEADS": heads, "Q": unions.queries, "PRECISION": precision(q_BTHD),
-        "FAST": q_BTHD.is_cuda,
+        "FAST": on_gpu(q_BTHD.device),
     }  # fmt: skip
 
 

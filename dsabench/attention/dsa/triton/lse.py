@@ -33,6 +33,7 @@ from dsabench.attention.dsa.triton.tiles import (
     precision,
     score_tile,
 )
+from dsabench.ops.availability import on_gpu
 
 UNSEEN = tl.constexpr(-1.0e37)
 """A row's maximum before its first key. Keys that are not allowed score 10 times that: their powers are 0, not NaN."""
@@ -182,7 +183,7 @@ def rows_of(*tensors: Tensor) -> int:
 
 def fast(x: Tensor) -> bool:
     """Whether exponentials are the approximate ones: not beside exact products, nor in Triton's interpreter."""
-    return x.dtype == torch.bfloat16 and x.is_cuda
+    return x.dtype == torch.bfloat16 and on_gpu(x.device)
 
 
 def padded(x: Tensor) -> Tensor:

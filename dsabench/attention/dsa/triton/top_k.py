@@ -41,6 +41,7 @@ from torch import Tensor
 from dsabench.attention.dsa.reference import document_starts
 from dsabench.attention.dsa.triton.tiles import check, fitting, held, power_of_two, precision
 from dsabench.attention.dsa.triton.top_k_kernels import append, emit, guess, redo, sample
+from dsabench.ops.availability import on_gpu, processors
 
 MOST_KEYS = 4096
 """Largest k."""
@@ -145,8 +146,7 @@ def launch(
     lists = Lists.of(k, length, tiling)
     n_blocks = triton.cdiv(length, queries)
     units = n_batch * n_blocks
-    processors = torch.cuda.get_device_properties(device).multi_processor_count if q_BTJI.is_cuda else 2
-    chunk = _together(units, processors * tiling.programs, queries * lists.entries * 8)
+    chunk = _together(units, processors(device) * tiling.programs, queries * lists.entries * 8)
     entries = torch.empty(chunk * queries * lists.entries, dtype=torch.int64, device=device)
     counts = torch.empty(chunk * queries, dtype=torch.int32, device=device)
     bounds = torch.full((chunk * queries,), -float("inf"), device=device)
@@ -174,7 +174,7 @@ def launch(
                 M=power_of_two(most), num_warps=_warps(power_of_two(most)), **shape,
             )  # fmt: skip
         append[(n,)](
-            *inputs, bounds, entries, counts, base, length, n_batch, n_blocks, k, PLAIN=not q_BTJI.is_cuda,
+            *inputs, bounds, entries, counts, base, length, n_batch, n_blocks, k, PLAIN=not on_gpu(device),
             num_stages=tiling.stages, **more, **heads, **shape,
         )  # fmt: skip
         redo[(n,)](*inputs, entries, counts, base, length, n_batch, n_blocks, k, k // 8, **heads, **shape)

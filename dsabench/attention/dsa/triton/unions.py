@@ -30,6 +30,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from dsabench.ops.availability import on_gpu, processors
+
 KEY_BITS = tl.constexpr(24)
 KEY = tl.constexpr((1 << 24) - 1)
 """The bits of a word that are its key."""
@@ -129,9 +131,9 @@ def unite(selected_BTK: Tensor, queries: int, share: float) -> Unions:
     (units, most), n_words = _sizes(selected_BTK, queries, share), 16 * triton.cdiv(length, 512)
     words_UC = torch.empty(units, most, dtype=torch.int32, device=device)
     sizes_U = torch.empty(units, dtype=torch.int32, device=device)
-    processors = torch.cuda.get_device_properties(device).multi_processor_count if selected_BTK.is_cuda else 2
-    fit = max(processors, SCRATCH_BYTES // (4 * (2 * queries + 1) * n_words))
-    programs = min(units, fit, 8 * processors)
+    here = processors(device)
+    fit = max(here, SCRATCH_BYTES // (4 * (2 * queries + 1) * n_words))
+    programs = min(units, fit, 8 * here)
     raw = torch.zeros(programs, queries, n_words, dtype=torch.int32, device=device)
     maps = torch.empty(programs, n_words, queries, dtype=torch.int32, device=device)
     before = torch.empty(programs, n_words, dtype=torch.int32, device=device)
@@ -143,7 +145,7 @@ def unite(selected_BTK: Tensor, queries: int, share: float) -> Unions:
         _unite[(min(taken, programs),)](
             selected_BTK, raw, maps, before, words_UC, sizes_U, sample, length, slots, triton.cdiv(length, queries),
             units, taken, n_words, most, share, Q=queries, N=block, SAMPLED=sampled, SAMPLING=sampling,
-            FAST=selected_BTK.is_cuda, num_warps=4,
+            FAST=on_gpu(device), num_warps=4,
         )  # fmt: skip
     return Unions(words_UC, sizes_U, queries)
 
