@@ -123,6 +123,8 @@ def _print(grid: Grid, verdicts: Sequence[str], console: Console, footnotes: dic
 
 def _column(heading: str, left: Sequence[str]) -> Column:
     name = heading.replace("\n", " ")
+    if name.endswith(" best") and heading in left:  # settings, a field a word
+        return Column(name, heading, left=True, least=20, shorten="wrap")
     return _NARROW.get(name) or Column(name, heading, left=heading in left)
 
 
