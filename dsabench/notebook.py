@@ -39,6 +39,7 @@ def sweep(
     overrides: Mapping[str, Any] | None = None,
     store: str | Path = "runs",
     margin: float | None = None,
+    tune: Mapping[str, Any] | None = None,
     retry_failed: bool = False,
     concurrency: int | None = None,
     on_oom: Literal["fail", "accumulate"] = "fail",
@@ -52,6 +53,8 @@ def sweep(
     overrides: {field path: value}, as `--set`.
     axes: {field path: values}, as `--lengths` and its like; they replace the config's axis over the same field.
     margin: the loss in nats that still counts as not worse, kept with the sweep.
+    tune: {"trials": 12, "over": {field path: {"low": ..., "high": ...} or choices}, ...}, the config's `tune`: trials
+        that choose each variant's settings first; they are runs of the store, and none of the rows.
 
     Returns the rows of `load_runs` of its runs, in the order of the plan. `status` and `error` say what became of each:
     a run that fails does not stop the others, and one that is done is not trained again. `.attrs["sweep"]` is the
@@ -70,18 +73,24 @@ def sweep(
         experiment.set_axis(path, chosen, "axes: ")
     if margin is not None:
         experiment.set_verdict({"margin": margin}, lambda path: "margin: ")
+    if tune is not None:
+        experiment.set_tune(tune, lambda path: "tune: ")
     specs = experiment.runs()
 
     from dsabench.compilation.ahead import compiling, shapes_of
     from dsabench.engine.device import resolve
     from dsabench.engine.random_state import kept_random_state
     from dsabench.sweeps import plan
-    from dsabench.sweeps.schedule import run_sweep, sweep_id
+    from dsabench.sweeps.schedule import run_sweep
+    from dsabench.sweeps.search import search_of
+    from dsabench.sweeps.sweep_identity import sweep_id
 
     store = Path(store)
     check_writable(store)
     execution = resolve(specs[0].engine)
-    planned = plan.plan(specs, store)
+    search = search_of(experiment, store, retry_failed, on_oom)
+    planned = plan.plan(specs, store) if search is None else search.outlook()
+    named = str if search is None else search.outlook_name
     if (concurrency or 1) > 1 and (why := plan.why_alone(specs, execution)):
         raise SpecError(f"concurrency = {concurrency}: {why}; leave it out or give 1")
     at_a_time = plan.choose_concurrency(planned, execution) if concurrency is None else concurrency
@@ -96,22 +105,23 @@ def sweep(
         plan.check_data(planned, display.note_once, display.counted)
         for record in run_sweep(
             experiment,
-            planned,
+            planned if search is None else search.round,
             store,
             execution,
             retry_failed=retry_failed,
             concurrency=at_a_time,
             on_oom=on_oom,
-            started=lambda run: display.start(run.run_id),
+            search=search,
+            started=lambda run: display.start(named(run.run_id), run.run_id),
             notify=display.note_once,
             counted=display.counted,
             kernels=kernels,
         ):
-            display.finish(record.run_id, describe(record))
+            display.finish(named(record.run_id), describe(record))
     runs = load_runs(store).set_index("run_id", drop=False).rename_axis(None)
-    names = [run.run_id for run in plan.of_sweep(planned)]
+    names = [run.run_id for run in plan.of_sweep(planned)] if search is None else search.run_ids()
     runs = runs.loc[[name for name in names if name in runs.index]].reset_index(drop=True)  # none of a failed parent's
-    runs.attrs["sweep"] = sweep_id(experiment, planned)
+    runs.attrs["sweep"] = sweep_id(experiment, planned) if search is None else search.identity
     return runs
 
 

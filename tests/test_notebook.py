@@ -40,6 +40,25 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, pd.DataFram
     return store, dsabench.sweep("quick", **SMALL, store=store, margin=0.05, progress=False)
 
 
+def test_a_sweep_chooses_each_ones_settings_first(tmp_path: Path) -> None:
+    """Trained, not planted: the rows are the seeds at the best of the trials, and `compare` pairs them."""
+    rate = "train.learning_rate"
+    tune = {"trials": 2, "steps": 2, "sampler": "grid", "over": {rate: [1e-3, 1e-2]}}
+    axes = {"length": [16], "seed": [1, 2, 3]}
+    runs = dsabench.sweep("quick", axes=axes, overrides=SIZES, tune=tune, store=tmp_path, progress=False)
+    assert list(runs["status"]) == ["done"] * 6 and list(runs["seed"]) == [1, 2, 3] * 2
+    stored = dsabench.load_runs(tmp_path)
+    trials = stored[stored["seed"] == 1000]
+    assert len(stored) == 6 + 4 and set(trials["steps"]) == {2}
+    best = trials.sort_values("val_loss").drop_duplicates("attention").set_index("attention")[rate]
+    assert {(kind, value) for kind, value in zip(runs["attention"], runs[rate], strict=True)} == set(best.items())
+    found = dsabench.compare(tmp_path).comparison
+    assert [row.difference.n for row in found.rows] == [3]
+    assert [one.variant_settings for one in found.best_rates] == [{rate: best["dsa"]}]
+    again = dsabench.sweep("quick", axes=axes, overrides=SIZES, tune=tune, store=tmp_path, progress=False)
+    assert list(again["run_id"]) == list(runs["run_id"]) and again.attrs == runs.attrs
+
+
 def test_dir_shows_the_public_names_and_loads_nothing() -> None:
     code = (
         "import dsabench, sys\n"

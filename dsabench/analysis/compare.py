@@ -7,7 +7,7 @@ import pandas as pd
 
 from dsabench.analysis import statistics
 from dsabench.analysis.answer import answer
-from dsabench.analysis.best_rates import best_rates
+from dsabench.analysis.best_settings import best_settings
 from dsabench.analysis.children import CONVERSION, child_notes, worse_than_parents
 from dsabench.analysis.compared_rows import Judging, rows_of
 from dsabench.analysis.comparison import Comparison, LeftOut, Table
@@ -21,6 +21,7 @@ from dsabench.analysis.provenance import warnings
 from dsabench.analysis.record_checks import LOOKED_AT, audit_scope, said_first
 from dsabench.analysis.rungs import rungs_of
 from dsabench.analysis.scope import Scope, ScopeError
+from dsabench.analysis.search_checks import search_notes
 from dsabench.analysis.size_ladder import ACTIVE, active_parameters, size_ladders
 from dsabench.analysis.step_times_check import step_times
 from dsabench.analysis.trends import trends_of
@@ -103,6 +104,7 @@ def compare(
         )
         tables.append(Table(setting=str(setting), rows=rows, trends=trends, sentences=text))
     notes += child_notes(whole, curves.frame, [row for table in tables for row in table.rows])
+    notes += search_notes(scope)
     if labelled["leak"].any():
         notes.append("LEAK: an attention that sees later tokens; its numbers are shown and never judged")
     rungs = rungs_of(scope.runs)
@@ -123,7 +125,7 @@ def compare(
         tables=tables,
         rungs=rungs,
         sizes=list(size_ladders(pd.concat(judged), metric)),
-        best_rates=[] if about.needs_one_machine or rungs else list(best_rates(scope.runs, baseline, metric)),
+        best_rates=[] if about.needs_one_machine or rungs else list(best_settings(scope, pairs, baseline, metric)),
         left_out=[LeftOut(run_id=run_id, reason=why, error=errors[run_id]) for run_id, why in left_out],
         checks=checks,
         warnings=[*_unfinished(scope), *worse_than_parents(whole), *said_first(checks), *warnings(scope.runs)],

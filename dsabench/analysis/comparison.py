@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -53,8 +53,27 @@ class Trend(Result):
     """Why the trend is not one over length alone; empty when nothing speaks against it."""
 
 
-class BestRate(Result):
-    """Best learning rate against best learning rate, at one length."""
+class SearchCost(Result):
+    """What the search for a variant's settings cost, at one length."""
+
+    trials: int
+    """Trials."""
+
+    failed: int
+    """Those that failed, which count as tried."""
+
+    tokens: int
+    """Tokens that they were trained on."""
+
+    flops: Number
+    """Their training FLOPs."""
+
+    seconds: Number
+    """Their seconds of training."""
+
+
+class BestSettings(Result):
+    """Best settings against best settings, at one length."""
 
     setting: str
     """The other fields in which it differs from others; empty when there are none."""
@@ -66,7 +85,7 @@ class BestRate(Result):
     """The variant, its learning rate apart."""
 
     variant_rate: Number
-    """The learning rate with the variant's lowest mean validation loss."""
+    """The learning rate with the variant's lowest mean validation loss; null where a search did not vary it."""
 
     variant_rates: list[float]
     """All that were tried for it."""
@@ -82,6 +101,18 @@ class BestRate(Result):
 
     p: Number
     """Two-sided paired t test, uncorrected."""
+
+    variant_settings: dict[str, Any] = Field(default={})
+    """What a search chose for the variant, by field path; empty without a search."""
+
+    baseline_settings: dict[str, Any] = Field(default={})
+    """The same for the baseline."""
+
+    variant_search: SearchCost | None = None
+    """What the variant's search cost."""
+
+    baseline_search: SearchCost | None = None
+    """What the baseline's search cost."""
 
 
 class Table(Result):
@@ -158,8 +189,8 @@ class Comparison(Result):
     sizes: list[SizeLadder] = Field(default=[])
     """Where the settings are models of several sizes: one a length and variant."""
 
-    best_rates: list[BestRate]
-    """Where runs have several learning rates; chosen by the same validation loss that is compared."""
+    best_rates: list[BestSettings]
+    """Where a search chose the settings, or runs have several learning rates; chosen by validation loss."""
 
     left_out: list[LeftOut]
     """Runs that are in no pair."""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import pandas as pd
 
-from dsabench.analysis.comparison import Comparison, Table
+from dsabench.analysis.comparison import Comparison, SearchCost, Table
 from dsabench.analysis.comparison_row import Estimate, Row, mean_fields
 from dsabench.analysis.grid import Grid
 from dsabench.analysis.size_tables import size_grids, size_meaning
@@ -113,14 +113,14 @@ KEYS_READ = METRICS["k_effective"].title.replace(" ", "\n")
 LADDER_MEANING = "rung: keeps what the rungs above it changed; the ladder of the sweep's config says what each changes."
 
 
-def best_rate_grid(found: Comparison) -> Grid:
-    """Best learning rate against best learning rate."""
+def best_settings_grid(found: Comparison) -> Grid:
+    """Best settings, or best learning rate, against the baseline's best."""
     rows = [
         (
             str(best.length),
             display_name(best.variant),
-            f"{best.variant_rate:g} of {len(best.variant_rates)}",
-            f"{best.baseline_rate:g} of {len(best.baseline_rates)}",
+            _settings(best.variant_settings) or f"{best.variant_rate:g} of {len(best.variant_rates)}",
+            _settings(best.baseline_settings) or f"{best.baseline_rate:g} of {len(best.baseline_rates)}",
             str(best.difference.n),
             interval(best.difference, digits_of(found.metric)),
             p_value(best.p),
@@ -128,14 +128,46 @@ def best_rate_grid(found: Comparison) -> Grid:
         for best in found.best_rates
     ]
     headings = ("length", "variant", "its best", f"{display_name(found.baseline)}'s best", "pairs")
-    return Grid(
-        "Best learning rate against best learning rate", (*headings, "difference [95 % CI]", "p"), rows, ("variant",)
-    )
+    what = "settings" if any(best.variant_search for best in found.best_rates) else "learning rate"
+    left = ("variant", *headings[2:4]) if what == "settings" else ("variant",)
+    return Grid(f"Best {what} against best {what}", (*headings, "difference [95 % CI]", "p"), rows, left)
+
+
+def search_grid(found: Comparison) -> Grid:
+    """What each search cost; without rows where nothing was searched."""
+    costs: dict[tuple[int, str], SearchCost] = {}
+    for best in found.best_rates:
+        sides = ((found.baseline, best.baseline_search), (best.variant, best.variant_search))
+        costs |= {(best.length, display_name(who)): cost for who, cost in sides if cost is not None}
+    rows = [
+        (
+            str(length),
+            variant,
+            str(cost.trials),
+            str(cost.failed),
+            f"{cost.tokens:,}",
+            number(cost.flops, ".3g"),
+            number(cost.seconds, ",.0f"),
+        )
+        for (length, variant), cost in costs.items()
+    ]
+    headings = ("length", "variant", "trials", "failed", "tokens", "FLOPs", "seconds")
+    return Grid("What each search cost", headings, rows, ("variant",))
+
+
+def _settings(settings: Mapping[str, Any]) -> str:
+    """`learning_rate=0.003 indexer.warmup_share=0.2`: without the section, where that leaves the names distinct."""
+    short = {path: path.partition(".")[2] for path in settings}
+    names = list(short.values())
+    return " ".join(f"{short[p] if names.count(short[p]) == 1 else p}={value}" for p, value in settings.items())
 
 
 BEST_RATES_MEANING = (
     "Best: of the rates tried, by the mean validation loss that is then compared, so both sides are optimistic; "
     "p is not corrected."
+)
+BEST_SETTINGS_MEANING = (
+    "Best: of the settings tried, by the validation loss of one seed that is not compared; p is not corrected."
 )
 
 
@@ -148,7 +180,8 @@ def notes(found: Comparison, ladder_alone: bool = False, explained: bool = True)
     if explained:
         lines += size_meaning(found)
     if found.best_rates and explained:
-        lines.append(BEST_RATES_MEANING)
+        searched = found.best_rates[0].variant_search is not None
+        lines.append(BEST_SETTINGS_MEANING if searched else BEST_RATES_MEANING)
     return [*lines, *(f"Note: {note}." for note in found.notes)]
 
 
@@ -221,7 +254,9 @@ def _grids(found: Comparison) -> Iterator[tuple[Grid, list[str]]]:
         yield costs._replace(title=costs.title + suffix), []
     yield from size_grids(found)
     if found.best_rates:
-        yield best_rate_grid(found), []
+        yield best_settings_grid(found), []
+    if (searches := search_grid(found)).rows:
+        yield searches, []
 
 
 def _by_length(rows: Iterable[Row]) -> Iterator[tuple[str, Row]]:

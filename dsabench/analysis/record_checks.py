@@ -17,6 +17,7 @@ from dsabench.analysis.damaged_runs import damage_sentence, damaged_ids
 from dsabench.analysis.learning_checks import better_than_guessing, indexer_learnt, seldom_repeated, starts_at_chance
 from dsabench.analysis.pairing import DIFFERENT_MACHINES
 from dsabench.analysis.scope import Scope
+from dsabench.analysis.search_checks import equal_budgets
 from dsabench.analysis.selection_width import leaves_something_out
 from dsabench.analysis.step_times_check import check_step_times
 from dsabench.analysis.variants import display_name, label_variants
@@ -73,7 +74,8 @@ def audit_scope(scope: Scope, labelled: pd.DataFrame, pairs: pd.DataFrame, curve
     """The checks of the runs of a scope; a run that stands on several rungs of a ladder is one run."""
     finished = labelled.loc[labelled["finished"], "run_id"]
     said = scope.runs.loc[scope.runs["leak"].notna() & scope.runs["run_id"].isin(finished), "run_id"]
-    return audit(labelled.drop_duplicates("run_id"), pairs, curves.frame, audited=said.nunique())
+    checks = audit(labelled.drop_duplicates("run_id"), pairs, curves.frame, audited=said.nunique())
+    return [*checks, *equal_budgets(scope)]
 
 
 def check_alone(scope: Scope) -> list[Check]:

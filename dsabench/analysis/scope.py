@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from dsabench.analysis.damaged_runs import with_damaged
 from dsabench.analysis.floor_notes import floor_notes
 from dsabench.analysis.rungs import on_rungs
+from dsabench.analysis.tuned_fields import with_tuned_fields
 from dsabench.analysis.where import matching
 from dsabench.errors import ScopeError as ScopeError
 from dsabench.errors import StoreError
@@ -111,7 +112,7 @@ def look_at(
         title += f" where {where}"
     notes += floor_notes(runs)
     unfinished = "" if record is None else _unfinished(runs, n_gone)
-    runs = on_rungs(runs.reset_index(drop=True), record)
+    runs = with_tuned_fields(on_rungs(runs.reset_index(drop=True), record), record)
     return Scope(Path(store), runs, title, record, verdict, source, notes, unfinished)
 
 

@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 
 from dsabench.analysis.rungs import RUNG, rungs_of
+from dsabench.analysis.tuned_fields import tuned_fields
 from dsabench.metrics import GAP, means, spreads
 from dsabench.plain import visible
 from dsabench.spec.attention import keys_kept
@@ -56,10 +57,11 @@ def label_variants(runs: pd.DataFrame, ignoring: Collection[str] = ()) -> pd.Dat
     finished  whether it is averaged: done, with a finite validation loss, and the newest of its seed
     reason    why it is not averaged, else ""
 
-    Columns that `runs` lacks are added, without values. Fields `ignoring` tell no variants or settings apart; runs
-    that differ in them alone are still runs of their own.
+    Columns that `runs` lacks are added, without values. Fields `ignoring`, and those that a search chose, tell no
+    variants or settings apart; runs that differ in them alone are still runs of their own.
     """
     labelled = runs.reset_index(drop=True).copy()
+    ignoring = [*ignoring, *tuned_fields(runs)]
     for column in ("run_id", "attention", "status", "error"):
         values = labelled[column] if column in labelled else pd.Series(index=labelled.index, dtype=object)
         labelled[column] = pd.Series(

@@ -189,6 +189,9 @@ def overridden(
     kinds += [value for path, _, value in (text.partition("=") for text in sets or []) if path.strip() == kind]
     for text in sorted(sets or [], key=lambda text: text.partition("=")[0].strip() != "plugins"):
         path, value = parse_override(text, [*kinds, *sweep.kinds()])
+        if path.startswith("tune."):
+            sweep.set_tune({path.removeprefix("tune."): value}, lambda field: f"--set {field}: ")
+            continue
         sweep.set(path, value, f"--set {path}: ")
     for flag, (path, value) in fields.items():
         if value is not None:

@@ -11,6 +11,9 @@ from dsabench.cli import completion
 from dsabench.cli.command_help import COMPARISON, EXPERIMENT, MACHINE, OUTPUT, STORED
 from dsabench.cli.list_options import integers, numbers, texts
 from dsabench.cli.places import LauncherName
+from dsabench.errors import SpecError
+from dsabench.spec.override import parse_over
+from dsabench.spec.sweep import Sweep
 
 
 class OnOutOfMemory(StrEnum):
@@ -46,6 +49,25 @@ MarginOption = Annotated[
         "--margin",
         help="Loss in nats that still counts as not worse; kept with the sweep.",
         metavar="X",
+        rich_help_panel=COMPARISON,
+    ),
+]
+TuneOption = Annotated[
+    int | None,
+    typer.Option(
+        "--tune",
+        help="Trials for each variant that choose its settings before the seeds are trained; 'guide tuning'.",
+        metavar="N",
+        min=1,
+        rich_help_panel=COMPARISON,
+    ),
+]
+TuneOverOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--tune-over",
+        help="What trials vary: train.learning_rate=1e-4..1e-2 or FIELD=A|B|C; repeatable.",
+        metavar="FIELD=VALUES",
         rich_help_panel=COMPARISON,
     ),
 ]
@@ -109,5 +131,21 @@ EXAMPLES = (
         "Other attentions and settings",
         "dsabench sweep --config quick --attentions dense dsa random \\\n  --seeds 1 2 3 --set train.steps=200",
     ),
-    ("A file of your own", "dsabench sweep --config my.yaml"),
+    (
+        "A file of your own, and the best learning rate of each",
+        "dsabench sweep --config my.yaml --tune 8 \\\n  --tune-over train.learning_rate=1e-4..1e-2",
+    ),
 )
+
+
+def tuned(sweep: Sweep, trials: int | None, over: list[str] | None) -> Sweep:
+    """The sweep with the search that `--tune` and `--tune-over` ask for. Raises SpecError."""
+    if trials is not None:
+        sweep.set_tune({"trials": trials}, lambda path: "--tune: ")
+    if over:
+        if sweep.tune.trials is None:
+            raise SpecError(
+                f"--tune-over {over[0]} says what trials vary: give their number too, --tune 12 for example"
+            )
+        sweep.set_tune({"over": parse_over(over)}, lambda path: "--tune-over: ")
+    return sweep

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from dsabench.spec.field_list import Field, sections
 from dsabench.spec.run import EngineSpec
+from dsabench.spec.tune import TuneSpec
 from dsabench.spec.verdict import VerdictSpec
 
 WIDTH = 80
@@ -17,7 +18,7 @@ _HEAD = """\
 
 Every field of a config: what it takes, its default, its meaning.
 
-A config file has up to four parts:
+A config file has up to five parts:
 
 - `base`: the fields below, nested (`train: {steps: 2000}`);
 - `axes`: field paths with lists of values (`train.steps: [1000, 2000]`), of
@@ -25,7 +26,8 @@ A config file has up to four parts:
   can be an axis;
 - `verdict`: how the runs are judged, see the end of this page;
 - `ladder`: named rungs; each changes fields (an axis takes a list of values)
-  and keeps what the rungs before it changed.
+  and keeps what the rungs before it changed;
+- `tune`: the search for each variant's best settings, see the end of this page.
 
 A path such as `train.steps` is the name of a field everywhere: in `axes`, with
 `--set`, after `--where`, and as a column of the store. How to use them stands
@@ -39,6 +41,7 @@ _INTRODUCTIONS = {
     "--config FILE` shows beside these.",
     "The engine": EngineSpec.__doc__ or "",
     "The verdict": VerdictSpec.__doc__ or "",
+    "The search": TuneSpec.__doc__ or "",
 }
 
 

@@ -10,6 +10,7 @@ _ORDER = (
     "experiment",
     "convert",
     "verdicts",
+    "tuning",
     "methods",
     "attention",
     "tasks",

@@ -18,7 +18,7 @@ from markupsafe import Markup
 from dsabench.analysis import provenance
 from dsabench.analysis.compare import compare
 from dsabench.analysis.comparison import Check, Comparison
-from dsabench.analysis.formats import best_rate_grid, cost_grid, ladder_grid, notes, verdict_grid
+from dsabench.analysis.formats import best_settings_grid, cost_grid, ladder_grid, notes, search_grid, verdict_grid
 from dsabench.analysis.grid import Grid
 from dsabench.analysis.record_checks import check_alone, said_first
 from dsabench.analysis.scope import Scope
@@ -190,9 +190,9 @@ def _tables(found: Comparison | None) -> list[dict[str, Any]]:
         {"setting": sizes.title, "sentences": below, "trends": [], "grids": [_filled(sizes)]}
         for sizes, below in size_grids(found)
     ]
-    if found.best_rates:
-        grid = best_rate_grid(found)
-        tables.append({"setting": grid.title, "sentences": [], "trends": [], "grids": [_filled(grid)]})
+    for grid in (best_settings_grid(found), search_grid(found)):
+        if grid.rows:
+            tables.append({"setting": grid.title, "sentences": [], "trends": [], "grids": [_filled(grid)]})
     return tables
 
 

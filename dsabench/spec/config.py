@@ -14,7 +14,7 @@ from dsabench.spec.sweep import Sweep
 
 DEFAULT_CONFIG = "seed"
 
-_PARTS = ("base", "axes", "verdict", "ladder")
+_PARTS = ("base", "axes", "verdict", "ladder", "tune")
 """The fields of a config file."""
 
 
@@ -28,14 +28,16 @@ def load_sweep(name_or_path: str = DEFAULT_CONFIG) -> Sweep:
     for key in content:
         if key not in _PARTS:
             raise SpecError(f"{origins[key]}unknown field {key}{near_miss(key, list(_PARTS))}")
-    base, axes, verdict, ladder = ({} if content.get(key) is None else content[key] for key in _PARTS)
-    for key, part in zip(_PARTS, (base, axes, verdict, ladder), strict=True):
+    base, axes, verdict, ladder, tune = ({} if content.get(key) is None else content[key] for key in _PARTS)
+    for key, part in zip(_PARTS, (base, axes, verdict, ladder, tune), strict=True):
         if not isinstance(part, dict):
             raise SpecError(f"{origins[key]}{key} must be a mapping")
     shipped = path.resolve() in [one.resolve() for one in shipped_configs().values()]
     sweep = Sweep(base, {}, path.stem, path=path, is_shipped=shipped)
     sweep.set_verdict(verdict, lambda field: origins.get(field, ""))
-    sweep.origins = {key.partition(".")[2]: origin for key, origin in origins.items() if "." in key}
+    sweep.set_tune(tune, lambda field: origins.get(field, ""))
+    of_runs = {key: origin for key, origin in origins.items() if "." in key and not key.startswith("tune.")}
+    sweep.origins = {key.partition(".")[2]: origin for key, origin in of_runs.items()}
     sweep.origins |= {key: origin for key, origin in origins.items() if key.startswith("ladder.")}
     if isinstance(base.get("plugins"), list):  # a plugin lies beside its config, or else where the user stands
         base["plugins"] = [_beside(path, str(plugin), origins.get("base.plugins", "")) for plugin in base["plugins"]]

@@ -6,7 +6,7 @@ import fnmatch
 import json
 from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
-from typing import NamedTuple, get_args
+from typing import NamedTuple, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -18,6 +18,7 @@ from dsabench.spec.data_settings import DataSpec
 from dsabench.spec.messages import accepted, choices, models_in
 from dsabench.spec.run import EngineSpec, ModelSpec, RunSpec, TrainSpec
 from dsabench.spec.tasks import TASKS
+from dsabench.spec.tune import TuneSpec
 from dsabench.spec.verdict import VerdictSpec
 
 
@@ -71,12 +72,15 @@ def sections(attentions: Mapping[str, type[AttentionSpec]] = BUILT_IN) -> dict[s
         "The attention": [kind, *_section(of_a_layer, "attention."), *stacks],
         "The engine": _section({"": EngineSpec}, "engine."),
         "The verdict": _section({"": VerdictSpec}, "verdict."),
+        "The search": _section({"": TuneSpec}, "tune."),
     }
 
 
 def built_in_fields() -> list[Field]:
-    """The fields of a run as `--set` and `axes` take them; those of `verdict` are none of a run's."""
-    return [field for title, found in sections().items() if title != "The verdict" for field in found]
+    """The fields of a run as `--set` and `axes` take them; those of `verdict` and `tune` are none of a run's."""
+    return [
+        field for title, found in sections().items() if title not in ("The verdict", "The search") for field in found
+    ]
 
 
 def choose(found: Mapping[str, list[Field]], pattern: str) -> dict[str, list[Field]]:
@@ -124,7 +128,7 @@ def _section(models: Mapping[str, type[BaseModel]], prefix: str) -> list[Field]:
 def _fields(model: type[BaseModel], prefix: str) -> Iterator[Field]:
     """Each field of a model, those of mappings inside included."""
     for name, field in model.model_fields.items():
-        inner = models_in(field.annotation)
+        inner = [] if get_origin(field.annotation) is dict else models_in(field.annotation)
         is_section = prefix == "" and inner and type(None) not in get_args(field.annotation)
         if field.exclude or name == "kind" or is_section:  # not to be given; or listed apart
             continue
@@ -136,6 +140,8 @@ def _fields(model: type[BaseModel], prefix: str) -> Iterator[Field]:
 
 
 def _takes(field: FieldInfo) -> str:
+    if get_origin(field.annotation) is dict:
+        return "a mapping"
     return "a mapping of its settings, or null" if models_in(field.annotation) else accepted(field)
 
 
@@ -149,4 +155,4 @@ def _default(field: FieldInfo) -> str:
     value = field.get_default(call_default_factory=True)
     if isinstance(value, BaseModel):
         return ""
-    return value if isinstance(value, str) else json.dumps(value)
+    return value if isinstance(value, str) else json.dumps(value, default=lambda one: one.model_dump())

@@ -1,4 +1,4 @@
-"""The values of `--set FIELD=VALUE`: text to the letter, anything else as YAML."""
+"""The values of `--set FIELD=VALUE`, text to the letter, anything else as YAML; and those of `--tune-over`."""
 
 from __future__ import annotations
 
@@ -17,10 +17,13 @@ from dsabench.spec import yaml_file
 from dsabench.spec.messages import models_in
 from dsabench.spec.run import RunSpec, settings_class
 from dsabench.spec.sweep import PARENT
+from dsabench.spec.tune import TuneSpec
 
 _SINGLE = re.compile(r"'((?:[^']|'')*)'")
 _DOUBLE = re.compile(r'"((?:[^"\\]|\\.)*)"', re.DOTALL)
 _ESCAPE = re.compile(r"\\(?:x([0-9A-Fa-f]{2})|u([0-9A-Fa-f]{4})|U([0-9A-Fa-f]{8})|(.))", re.DOTALL)
+_NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
+_RANGE = re.compile(rf"({_NUMBER})\.\.({_NUMBER})")
 
 
 def parse_override(text: str, kinds: Iterable[Any] = ()) -> tuple[str, Any]:
@@ -36,6 +39,27 @@ def parse_override(text: str, kinds: Iterable[Any] = ()) -> tuple[str, Any]:
     if not equals or not path:
         raise SpecError(f"--set {text}: expected FIELD=VALUE, for example --set train.steps=500")
     return path, _value(value, [part for one in _annotations(path, kinds) for part in _parts(one)], f"--set {path}")
+
+
+def parse_over(texts: list[str]) -> dict[str, Any]:
+    """The fields of `--tune-over`: `train.learning_rate=1e-4..1e-2` is a range, even in the logarithm where it is above
+    0; `attention.indexer.warmup_share=0|0.2|0.4` are choices, each a YAML value. Raises SpecError."""
+    found: dict[str, Any] = {}
+    for text in texts:
+        path, equals, value = (part.strip() for part in text.partition("="))
+        if not path or not equals or not value:
+            raise SpecError(
+                f"--tune-over {text}: expected FIELD=LOW..HIGH or FIELD=A|B|C, for example "
+                "--tune-over train.learning_rate=1e-4..1e-2"
+            )
+        if path in found:
+            raise SpecError(f"--tune-over {text}: {path} is given twice; keep one")
+        if limits := _RANGE.fullmatch(value):
+            low, high = float(limits[1]), float(limits[2])
+            found[path] = {"low": low, "high": high, "scale": "log" if low > 0 else "linear"}
+        else:
+            found[path] = [parse_override(f"{path}={one.strip()}")[1] for one in value.split("|")]
+    return found
 
 
 def unquoted(text: str) -> str | None:
@@ -82,7 +106,7 @@ def _annotations(path: str, kinds: Iterable[Any]) -> list[Any]:
                 if found := _inside([settings_class(kind)], names[1:]):
                     return found
         return []
-    return _inside([RunSpec], names)
+    return _inside([TuneSpec], names[1:]) if names[0] == "tune" and names[1:] else _inside([RunSpec], names)
 
 
 def _inside(models: Sequence[type[BaseModel]], names: list[str]) -> list[Any]:

@@ -1,4 +1,4 @@
-"""The JSON Schema of a config file: base, axes, verdict and ladder, with each registered attention's own fields."""
+"""The JSON Schema of a config file: its parts from base to tune, with each registered attention's own fields."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ from pydantic.json_schema import models_json_schema
 
 from dsabench.spec.messages import models_in
 from dsabench.spec.run import RunSpec
+from dsabench.spec.tune import TuneSpec
 from dsabench.spec.verdict import VerdictSpec
 
 
 def config_schema() -> dict[str, Any]:
     """Draft 2020-12 schema of `{base: RunSpec, axes: {field path: [values]}, verdict: VerdictSpec, ladder: {rung:
-    {field path: value}}}`; nothing is required."""
+    {field path: value}}, tune: TuneSpec}`; nothing is required."""
     from dsabench.attention.registry import kinds, spec_class
 
     variants = [spec_class(kind) for kind in kinds()]
-    models: list[type[BaseModel]] = [RunSpec, VerdictSpec, *variants]
+    models: list[type[BaseModel]] = [RunSpec, VerdictSpec, TuneSpec, *variants]
     named, definitions = models_json_schema([(model, "validation") for model in models])
     defs = definitions["$defs"]
     references = [named[(variant, "validation")] for variant in variants]
@@ -38,7 +39,7 @@ def config_schema() -> dict[str, Any]:
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "dsabench config",
         "description": "A sweep: one RunSpec as `base`, `axes` (field paths and values to combine), its `verdict`, and "
-        "perhaps a `ladder`.",
+        "perhaps a `ladder` or a search (`tune`).",
         "type": "object",
         "additionalProperties": False,
         "properties": {
@@ -56,6 +57,7 @@ def config_schema() -> dict[str, Any]:
                 "rungs before it changed.",
                 "additionalProperties": {"type": ["object", "null"], "propertyNames": {"enum": sorted(paths)}},
             },
+            "tune": {"$ref": "#/$defs/TuneSpec"},
         },
         "$defs": defs,
     }

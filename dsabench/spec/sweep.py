@@ -24,6 +24,7 @@ from dsabench.spec.foreign_start import with_foreign_model
 from dsabench.spec.messages import explain, field_at, models_in, near_miss
 from dsabench.spec.run import RunSpec, settings_class, validate
 from dsabench.spec.strict_model import Spec
+from dsabench.spec.tune import TuneSpec
 from dsabench.spec.verdict import VerdictSpec
 
 MAX_RUNS = 100_000
@@ -48,6 +49,9 @@ class Sweep:
 
     verdict: VerdictSpec = field(default_factory=VerdictSpec)
     """The margin by which `compare` will judge it."""
+
+    tune: TuneSpec = field(default_factory=TuneSpec)
+    """The search for each variant's best settings; none while `tune.trials` is None."""
 
     named_kinds: list[Any] = field(default_factory=list)
     """Every attention kind that the file names. After `--attention dense`, base.attention may hold fields of others."""
@@ -121,6 +125,14 @@ class Sweep:
         except ValidationError as error:
             raise SpecError("\n".join(explain(error, VerdictSpec, "verdict", where))) from error
 
+    def set_tune(self, values: Mapping[str, Any], where: Callable[[str], str]) -> None:
+        """Change fields of the search; the others stay. Raises SpecError; `where(path)` is a field's origin."""
+        before = {name: value for name, value in dict(self.tune).items() if name in self.tune.model_fields_set}
+        try:
+            self.tune = TuneSpec.model_validate({**before, **values})
+        except ValidationError as error:
+            raise SpecError("\n".join(explain(error, TuneSpec, "tune", where))) from error
+
     def runs(self) -> list[RunSpec]:
         """Every combination of the axes, in their order, validated. An axis that a variant lacks is dropped for it, and
         runs that are then the same are one. Raises SpecError with every problem of the first bad combination."""
@@ -177,12 +189,13 @@ class Sweep:
         return spec
 
     def plain(self) -> dict[str, Any]:
-        """{"base": ..., "axes": ..., "verdict": ...}, for the sweep's record; a config file of the same content."""
+        """{"base": ..., "axes": ..., "verdict": ..., ...} for the sweep's record; a config file of the same content."""
         return {
             "base": copy.deepcopy(self.base),
             "axes": copy.deepcopy(self.axes),
             "verdict": self.verdict.model_dump(mode="json"),
             **({"ladder": copy.deepcopy(self.ladder)} if self.ladder else {}),
+            **({"tune": self.tune.model_dump(mode="json")} if self.tune.trials else {}),
         }
 
     def _run(self, point: Mapping[str, Any]) -> RunSpec:

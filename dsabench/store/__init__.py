@@ -11,6 +11,7 @@ from dsabench.store.sealing import seal_run
 from dsabench.store.sweep_records import read_sweep, readable_sweeps, write_sweep
 from dsabench.store.table import load_lists, load_metrics, metrics_in_parts
 from dsabench.store.table_file import check_table_path, write_table
+from dsabench.store.tuning_records import StudyRecord, TrialRecord, TuningRecord
 from dsabench.store.writer import RunWriter
 
 __all__ = [
@@ -22,7 +23,10 @@ __all__ = [
     "RunRecord",
     "RunWriter",
     "StoreHealth",
+    "StudyRecord",
     "SweepRecord",
+    "TrialRecord",
+    "TuningRecord",
     "check_removable",
     "check_store",
     "check_table_path",

@@ -31,6 +31,7 @@ from dsabench.store.record_values import (
     check_year,
 )
 from dsabench.store.seals import Seal, record_digest
+from dsabench.store.tuning_records import TuningRecord
 
 SCHEMA_VERSION = 1
 """Version of the store's files; a store or record with a larger one was written by a newer dsabench."""
@@ -239,6 +240,9 @@ class SweepRecord(Record):
     rungs: dict[str, list[str]] = {}
     """Runs of each rung of its ladder, by the rung's name, first to last; a run may be on several. {}: no ladder."""
 
+    tuning: TuningRecord | None = None
+    """The search that chose each variant's settings; `run_ids` are its trials while it goes on. None: no search."""
+
     command: list[str] | None = None
     """The command line that started it."""
 
@@ -247,6 +251,12 @@ class SweepRecord(Record):
 
     version: str | None = None
     """The dsabench that wrote it; None in records of versions before 0.3."""
+
+    @property
+    def trials(self) -> list[str]:
+        """The runs that chose the settings of its runs."""
+        studies = [] if self.tuning is None else self.tuning.studies
+        return [trial.run_id for study in studies for trial in study.trials]
 
     @field_validator("run_ids")
     @classmethod

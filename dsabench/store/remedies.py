@@ -55,7 +55,7 @@ class Remedies:
     def _by_sweep(self, run_id: str) -> list[str]:
         """The command of a sweep that names the run, which trains nothing else that is done."""
         for sweep in self._sweeps:
-            if run_id in sweep.run_ids and sweep.command and "sweep" in sweep.command:
+            if run_id in (*sweep.run_ids, *sweep.trials) and sweep.command and "sweep" in sweep.command:
                 words = iter(sweep.command[sweep.command.index("sweep") :])
                 kept = [word for word in words if not (word == "--store" and next(words, None))]  # it may have moved
                 return [shlex.join(["dsabench", *kept, *self._store])]

@@ -75,10 +75,15 @@ class PlannedRun:
         return self.status not in ("done", *DAMAGED)
 
 
-def plan(specs: Sequence[RunSpec], store: str | Path) -> list[PlannedRun]:
+def plan(
+    specs: Sequence[RunSpec], store: str | Path, surveys: dict[DataSpec, Survey] | None = None
+) -> list[PlannedRun]:
     """The runs in order, each after the parent that it starts from, with their identities and the store's status. A
-    parent that is not there is left out where all its children are done. Reads the corpus, trains nothing."""
-    surveys: dict[DataSpec, Survey] = {}
+    parent that is not there is left out where all its children are done. Reads the corpus, trains nothing.
+
+    surveys: of corpora that were looked at before; those that are looked at now are added.
+    """
+    surveys = {} if surveys is None else surveys
     planned: dict[str, PlannedRun] = {}
 
     def add(spec: RunSpec, parent: str | None = None, for_children: bool = False) -> str:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
-import re
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -34,7 +31,9 @@ from dsabench.sweeps.launcher import Busy, Crowded, Died, Ended, Job, Launcher, 
 from dsabench.sweeps.micro_batch import MicroBatches
 from dsabench.sweeps.origin import check_origins
 from dsabench.sweeps.plan import PlannedRun, choose_concurrency, of_sweep, rungs, status
+from dsabench.sweeps.search import Search
 from dsabench.sweeps.single_run import without_parent
+from dsabench.sweeps.sweep_identity import sweep_id
 from dsabench.user_folders import remove_abandoned
 
 BUSY_SECONDS = 0.5
@@ -52,6 +51,7 @@ def run_sweep(
     concurrency: int | None = None,
     on_oom: Literal["fail", "accumulate"] = "fail",
     launcher: Launcher | None = None,
+    search: Search | None = None,
     started: Callable[[PlannedRun], Callable[[Update], None]] = lambda run: lambda update: None,
     notify: Callable[[str], None] = lambda message: None,
     counted: Callable[[str, float], None] = lambda part, share: None,
@@ -63,9 +63,9 @@ def run_sweep(
     execution: of the sweep's `engine`, in this process, which audits the models. launcher: where runs are trained; None
     is in this process, `concurrency` runs at a time (None chooses: `choose_concurrency`). It is closed at the end.
     on_oom: `accumulate` halves the micro-batch of a run that runs out of memory, and of all that it is compared with;
-    what was done with more is trained, and yielded, again. `started(run)` is called before each run and gives the
-    observer of its updates; `counted` is told how much of the audit is done. kernels: those that are compiled
-    meanwhile, which are waited for.
+    what was done with more is trained, and yielded, again. search: of a tuned sweep, whose round under way is
+    `planned`; the next ones follow. `started(run)` is called before each run and gives the observer of its updates;
+    `counted` is told how much of the audit is done. kernels: those that are compiled meanwhile, which are waited for.
     """
     remove_abandoned()
     left = [run.spec for run in planned if run.is_left and (retry_failed or run.status != "failed")]
@@ -73,7 +73,7 @@ def run_sweep(
         check_origins(left, store)
         kernels.wait(notify, counted)
         _refuse_leaks(left, len(left) == len(planned), execution, notify, counted)
-        identity = _record_sweep(sweep, planned, Path(store), execution, command, notify)
+        identity = _record_sweep(sweep, planned, search, Path(store), execution, command, notify)
     except BaseException:
         if launcher is not None:
             launcher.close()
@@ -83,7 +83,12 @@ def run_sweep(
         launcher = Here(store, execution, at_a_time, notify)
     schedule = _Schedule(planned, Path(store), MicroBatches(planned, store) if on_oom == "accumulate" else None, notify)
     try:
-        while schedule.goes_on():
+        while True:
+            if not schedule.goes_on():
+                if search is None or not (more := search.next()):
+                    break
+                schedule.add(more)
+                _record_sweep(sweep, more, search, Path(store), execution, command, lambda message: None)
             if schedule.only_the_crowded_are_left():
                 launcher.one_at_a_time()
             while launcher.has_room() and (run := schedule.next()):
@@ -140,14 +145,20 @@ class _Schedule:
         notify: Callable[[str], None],
     ) -> None:
         self.store, self.micro_batches, self.notify = store, micro_batches, notify
-        self.waiting = deque(run for run in planned if not run.problem)
+        self.waiting: deque[PlannedRun] = deque()
         self.active: dict[str, PlannedRun] = {}
         self.crowded: list[PlannedRun] = []
         """To be trained one at a time when all others have ended."""
         self.elsewhere: dict[str, float] = {}
         """Runs that another process trains, and when they were last looked at."""
-        self.done = {run.run_id for run in planned if run.status == "done"}
+        self.done: set[str] = set()
         """Runs that others can start from."""
+        self.add(planned)
+
+    def add(self, planned: Sequence[PlannedRun]) -> None:
+        """Train these runs, too."""
+        self.waiting.extend(run for run in planned if not run.problem)
+        self.done |= {run.run_id for run in planned if run.status == "done"}
         for run in planned:
             if run.problem:
                 self._give_up(run.run_id, partial(_damaged_parent, run.run_id))
@@ -230,13 +241,14 @@ def _damaged_parent(name: str, n_children: int) -> str:
 def _record_sweep(
     sweep: Sweep,
     planned: Sequence[PlannedRun],
+    search: Search | None,
     store: Path,
     execution: Execution,
     command: list[str] | None,
     notify: Callable[[str], None],
 ) -> str:
     """Write the sweep's record; returns its id. The verdict stays what it was when the sweep began."""
-    identity = sweep_id(sweep, planned)
+    identity = sweep_id(sweep, planned) if search is None else search.identity
     spec, created = sweep.plain(), {}
     if (store / "sweeps" / f"{identity}.json").exists():
         try:
@@ -255,9 +267,10 @@ def _record_sweep(
         id=identity,
         **created,
         spec=spec,
-        run_ids=[run.run_id for run in of_sweep(planned)],
+        run_ids=[run.run_id for run in of_sweep(planned)] if search is None else search.run_ids(),
         parents=[run.run_id for run in planned if run.for_children],
         rungs=rungs(sweep, store),
+        tuning=None if search is None else search.record(),
         command=command,
         environment=environment(execution),
     )
@@ -296,10 +309,3 @@ def _refuse_leaks(
 def _audit_weight(spec: RunSpec) -> float:
     """The time of a model's audit, roughly: a selecting attention is tried in two stages."""
     return 1.0 if spec.attention.n_selected(spec.length) is None else 3.0
-
-
-def sweep_id(sweep: Sweep, planned: Sequence[PlannedRun]) -> str:
-    """<config name>-<8 hex over the run ids>: the same sweep is the same record."""
-    text = json.dumps(sorted(run.run_id for run in of_sweep(planned)))
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", sweep.name).strip("-._")[:100] or "sweep"
-    return f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"

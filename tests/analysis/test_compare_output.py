@@ -241,7 +241,7 @@ def test_a_table_of_one_setting_does_not_repeat_it_in_names(store: Path) -> None
         for lines in (table.sentences, list(trend_lines(table))):
             assert len(lines) == 2
             assert not any("learning_rate" in line for line in lines)
-    assert {row[1] for row in formats.best_rate_grid(found).rows} == names
+    assert {row[1] for row in formats.best_settings_grid(found).rows} == names
     assert all(best.setting == "" for best in found.best_rates)
 
 
@@ -251,7 +251,7 @@ def test_best_rates_name_another_setting_once(store: Path) -> None:
             train = {"steps": steps, "learning_rate": rate}
             synthetic.experiment(store, lengths=(64,), train=train, sweep=None)
     found = compare(look_at(store, everything=True))
-    assert [row[1] for row in formats.best_rate_grid(found).rows] == ["DSA steps=1000", "DSA steps=2000"]
+    assert [row[1] for row in formats.best_settings_grid(found).rows] == ["DSA steps=1000", "DSA steps=2000"]
 
 
 def test_what_plus_minus_means_is_said(store: Path) -> None:

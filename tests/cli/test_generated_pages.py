@@ -10,6 +10,7 @@ from dsabench.attention.registry import kinds
 from dsabench.cli import generated_pages
 from dsabench.guide.topics import pages
 from dsabench.spec.schema import config_schema
+from dsabench.spec.tune import TuneSpec
 
 
 @pytest.mark.parametrize("topic", list(generated_pages.PAGES))
@@ -23,8 +24,10 @@ def test_a_page_is_what_the_code_says_now(topic: str) -> None:
 def test_every_field_of_the_schema_is_on_the_page() -> None:
     listed = re.findall(r"^- `([\w.]+)`", pages()["fields"].text, re.MULTILINE)
     paths = set(config_schema()["properties"]["axes"]["propertyNames"]["enum"])
-    parts = {"base", "axes", "verdict", "ladder"}
-    assert paths == set(listed) - parts - {"verdict.margin"}
+    parts = {"base", "axes", "verdict", "ladder", "tune"}
+    of_the_sweep = {"verdict.margin", *(f"tune.{name}" for name in TuneSpec.model_fields)}
+    assert of_the_sweep <= set(listed)
+    assert paths == set(listed) - parts - of_the_sweep
     assert all(re.search(rf"\b{kind}\b", pages()["fields"].text) for kind in kinds())
 
 

@@ -19,7 +19,7 @@ from dsabench.attention import plugins
 from dsabench.spec.config import load_sweep, shipped_configs
 from dsabench.spec.former_values import former_values
 from dsabench.spec.run import RunSpec, validate
-from dsabench.sweeps import plan, schedule
+from dsabench.sweeps import plan, sweep_identity
 
 RECORDED = json.loads((Path(__file__).parent / "recorded_run_ids.json").read_text())
 CONFIGS = next(iter(shipped_configs().values())).parent
@@ -43,7 +43,7 @@ def test_its_runs_have_the_recorded_ids(name: str, tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(plugins, "plugin_digest", digest)
     planned = plan.plan([as_it_was(spec) for spec in sweep.runs()], tmp_path)
     assert [run.run_id for run in planned] == RECORDED["runs"][name]
-    assert schedule.sweep_id(sweep, planned) == RECORDED["sweeps"][name]
+    assert sweep_identity.sweep_id(sweep, planned) == RECORDED["sweeps"][name]
     assert set(digests) == {kind for run in planned for kind in run.spec.attention.kinds}
     assert {kind for kind in digests if digests[kind]} == set(digests) & set(RECORDED["plugins"])
 

@@ -46,7 +46,10 @@ from dsabench.cli.sweep_options import (
     RetryFlag,
     SeedsOption,
     SourcesOption,
+    TuneOption,
+    TuneOverOption,
     YesFlag,
+    tuned,
 )
 from dsabench.cli.views import next_steps
 from dsabench.errors import SpecError
@@ -73,6 +76,8 @@ def sweep(
     learning_rates: RatesOption = None,
     sources: SourcesOption = None,
     margin: MarginOption = None,
+    tune: TuneOption = None,
+    tune_over: TuneOverOption = None,
     start: FromOption = None,
     sets: SetOption = None,
     device: DeviceOption = None,
@@ -90,10 +95,9 @@ def sweep(
     yes: YesFlag = False,
     quiet: QuietFlag = False,
 ) -> None:
-    """Train every combination of the axes and compare them.
+    """Train every combination of the axes and compare them. Prints a table, and writes files and a picture under --out.
 
-    Prints a table, and writes files and a picture under --out. Runs that are done are kept and interrupted ones resume,
-    so the same command goes on where it was stopped.
+    Runs that are done are kept and interrupted ones resume: the same command goes on where it was stopped.
     """
     axes = {
         "--lengths": ("length", lengths),
@@ -104,15 +108,14 @@ def sweep(
         "--sources": ("data.source", sources),
     }
     workers = workers_of(launcher, address, device, devices)
-
     from dsabench.cli.views.sweep_plan import print_dry_run
     from dsabench.engine.busy_cores import Others
 
-    where = (store, launcher, workers, concurrency)
+    where = (store, launcher, workers, concurrency, retry_failed, on_oom)
     fields = {"--device": ("engine.device", workers[0] if workers else device), **start_at(start, store)}
-    planned = partial(_planned, axes=axes, sets=sets, fields=fields, margin=margin, where=where, check=dry_run)
+    planned = partial(_planned, given=(axes, sets, fields), judged=(margin, tune, tune_over), where=where)
     others = Others()  # looks at the machine while torch is loaded and the sweep is planned
-    plan = planned(config)
+    plan = planned(config, check=dry_run)
     if dry_run:
         print_dry_run(plan, json)
         return
@@ -129,28 +132,30 @@ def sweep(
 def _report(plan: SweepPlan, store: Path, out: Path, as_json: bool) -> None:
     """Write the files and the picture of the sweep, and print its table."""
     from dsabench.cli.views import sweep_result
-    from dsabench.sweeps.schedule import sweep_id
+    from dsabench.sweeps.sweep_identity import sweep_id
 
-    sweep_result.report_sweep(sweep_id(plan.sweep, plan.runs), plan.runs, store, out, as_json)
+    identity = sweep_id(plan.sweep, plan.runs) if plan.search is None else plan.search.identity
+    sweep_result.report_sweep(identity, plan.first, store, out, as_json)
 
 
 def _planned(
     config: str,
     *,
-    axes: dict[str, tuple[str, Any]],
-    sets: list[str] | None,
-    fields: dict[str, tuple[str, Any]],
-    margin: float | None,
-    where: tuple[Path, LauncherName | None, Sequence[str], int | None],
-    check: bool,
+    given: tuple[dict[str, tuple[str, Any]], list[str] | None, dict[str, tuple[str, Any]]],
+    judged: tuple[float | None, int | None, list[str] | None],
+    where: tuple[Path, LauncherName | None, Sequence[str], int | None, bool, OnOutOfMemory],
+    check: bool = False,
 ) -> SweepPlan:
     """The runs, what the store has of them, and what they will take. SpecError for a concurrency they cannot have.
 
-    where: store, launcher, devices with a worker each, and concurrency. check: whether small texts are refused now if
-    they are too small to train on, which is done before training otherwise.
+    given: axes, --set, and flags for fields. judged: margin, and trials and fields of the search. where: store,
+    launcher, devices with a worker each, concurrency, whether failures are trained again, and what is done about too
+    little memory. check: whether small texts are refused now if they are too small to train on, which is done before
+    training otherwise.
     """
-    store, launcher, workers, concurrency = where
-    experiment = overridden(config, sets, fields, axes)
+    (axes, sets, fields), (margin, trials, over) = given, judged
+    store, launcher, workers, concurrency, retry_failed, on_oom = where
+    experiment = tuned(overridden(config, sets, fields, axes), trials, over)
     if margin is not None:
         experiment.set_verdict({"margin": margin}, lambda path: "--margin: ")
     specs = experiment.runs()
@@ -164,10 +169,12 @@ def _planned(
     from dsabench.engine.device import resolve
     from dsabench.store import check_writable
     from dsabench.sweeps import plan
+    from dsabench.sweeps.search import search_of
 
     check_writable(store)
     execution = resolve(specs[0].engine)
-    planned = plan.plan(specs, store)
+    searching = search_of(experiment, store, retry_failed, on_oom.value)
+    planned = plan.plan(specs, store) if searching is None else searching.outlook()
     if check:
         plan.check_small_data(planned)
     alone = None if launcher else plan.why_alone(specs, execution)
@@ -178,7 +185,7 @@ def _planned(
     if concurrency is None:
         concurrency = 1 if launcher else plan.choose_concurrency(planned, execution, n_devices)
     times = plan.timetable(planned, execution, at_a_time=concurrency, n_devices=n_devices)
-    return SweepPlan(experiment, planned, execution, fits, times, concurrency, workers)
+    return SweepPlan(experiment, planned, execution, fits, times, concurrency, workers, searching)
 
 
 def _agreed(
@@ -254,7 +261,7 @@ def _train(
             check_data(plan.runs, display.note_once, display.counted)
             for record in run_sweep(
                 plan.sweep,
-                plan.runs,
+                plan.first,
                 store,
                 plan.execution,
                 command=command,
@@ -262,20 +269,21 @@ def _train(
                 concurrency=plan.at_a_time,
                 on_oom=on_oom.value,
                 launcher=launcher_of(plan, store, launcher, address, display.note_once),
-                started=lambda run: display.start(run.run_id),
+                search=plan.search,
+                started=lambda run: display.start(plan.shown(run.run_id), run.run_id),
                 notify=display.note_once,
                 counted=display.counted,
                 kernels=kernels,
             ):
                 records[record.run_id] = record
-                display.finish(record.run_id, describe(record))
+                display.finish(plan.shown(record.run_id), describe(record))
         except KeyboardInterrupt:
             again = "the same command" if command == sys.argv else shlex.join(["dsabench", *command[1:]])
             display.note(
                 f"interrupted after {len(records)} of {count(len(plan.runs), 'run')}; {again} goes on from there"
             )
             raise typer.Exit(130) from None
-        failed = [record for record in records.values() if record.status != "done"]
+        failed = [one for one in records.values() if one.status != "done" and plan.is_judged(one.run_id)]
         if failed:
             display.note(f"{len(failed)} of {count(len(records), 'run')} failed; --retry-failed runs them again:")
             for record in failed:

@@ -52,7 +52,7 @@ def comparison_lines(found: Comparison, console: Console, explain: bool = False)
     """Print the comparison: what must be known first, the answer, and of each setting the verdicts, in words, and the
     costs (of a ladder all rungs in one table); then the notes. The columns are explained with `explain`, and wherever
     it is not a terminal that reads."""
-    from dsabench.analysis.formats import best_rate_grid, cost_grid, ladder_grid, notes, verdict_grid
+    from dsabench.analysis.formats import best_settings_grid, cost_grid, ladder_grid, notes, search_grid, verdict_grid
     from dsabench.analysis.size_tables import size_grids
     from dsabench.analysis.variants import display_name
     from dsabench.analysis.wording import mean_lines, trend_lines
@@ -87,11 +87,11 @@ def comparison_lines(found: Comparison, console: Console, explain: bool = False)
         _print(grid, [], console, footnotes)
         for line in below:
             say(line)
-    if found.best_rates:
-        rates = best_rate_grid(found)
-        say()
-        say(rates.title, "bold")
-        _print(rates, [], console, footnotes)
+    for more in (best_settings_grid(found), search_grid(found)):
+        if more.rows:
+            say()
+            say(more.title, "bold")
+            _print(more, [], console, footnotes)
     for line in footnote_lines(footnotes):
         say(line)
     say()
@@ -130,6 +130,8 @@ def _print(grid: Grid, verdicts: Sequence[str], console: Console, footnotes: dic
 
 def _column(heading: str, left: Sequence[str]) -> Column:
     name = heading.replace("\n", " ")
+    if name.endswith(" best") and heading in left:  # settings, a field a word
+        return Column(name, heading, left=True, least=20, shorten="wrap")
     return _NARROW.get(name) or Column(name, heading, left=heading in left)
 
 

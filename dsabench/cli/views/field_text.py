@@ -14,6 +14,9 @@ from dsabench.spec.field_list import Field
 
 _MOST_COLUMNS = 100
 
+_SHORT = 60
+"""Characters up to which a section's name and fields stand in one line: all names shall fit one screen."""
+
 Sections = Mapping[str, list[Field]]
 
 
@@ -47,10 +50,15 @@ def print_names(sections: Sections) -> None:
     for title, fields in sections.items():
         names = list(dict.fromkeys(field.path for field in fields))
         prefix = f"{names[0].rpartition('.')[0]}." if "." in names[0] else ""
-        print(f"{title}{f', {prefix}*' if prefix else ''}")
-        _print(", ".join(name.removeprefix(prefix) for name in names), "  ")
+        head = f"{title}{f', {prefix}*' if prefix else ''}"
+        listed = ", ".join(name.removeprefix(prefix) for name in names)
+        if len(f"{head}: {listed}") <= _SHORT:
+            print(f"{head}: {listed}")
+            continue
+        print(head)
+        _print(listed, "  ")
     n = len({field.path for fields in sections.values() for field in fields})
-    print(f"\n{n} fields. To read about some: dsabench fields top_k; dsabench fields 'train.*'")
+    print(f"{n} fields. To read about some: dsabench fields top_k; dsabench fields 'train.*'")
 
 
 def print_fields(sections: Sections) -> None:

@@ -13,6 +13,7 @@ from dsabench.cli.views.json_document import print_json
 from dsabench.metrics import METRICS
 from dsabench.plain import count
 from dsabench.progress.durations import duration
+from dsabench.spec.tune import described
 
 if TYPE_CHECKING:
     from dsabench.data import Amounts
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from dsabench.spec.run import RunSpec
     from dsabench.spec.sweep import Sweep
     from dsabench.sweeps.plan import PlannedRun
+    from dsabench.sweeps.search import Search
 
 
 class SweepPlan(NamedTuple):
@@ -38,6 +40,22 @@ class SweepPlan(NamedTuple):
     """Runs that share a device."""
     devices: Sequence[str] = ()
     """Devices with a worker process each; empty when this process trains."""
+    search: Search | None = None
+    """What chooses the settings of the runs; runs whose settings are not known yet are called by what they will be."""
+
+    @property
+    def first(self) -> Sequence[PlannedRun]:
+        """The runs to begin with: all, or the round of a search that is under way."""
+        return self.runs if self.search is None else self.search.round
+
+    def shown(self, run_id: str) -> str:
+        """The name in `runs` of a run that is trained."""
+        return run_id if self.search is None else self.search.outlook_name(run_id)
+
+    def is_judged(self, run_id: str) -> bool:
+        """Whether it is one of the sweep's runs, and no trial of a search: one that failed is an answer of the search,
+        which counts it."""
+        return self.search is None or not self.search.is_trial(run_id)
 
     @property
     def seconds(self) -> float:
@@ -103,6 +121,8 @@ def print_plan(plan: SweepPlan, console: Console, *, config: str = "", full: boo
     for path, values in plan.sweep.axes.items():
         between = f"\n  {'':20} " if path == "attention" else ", "  # whole attentions: a line each
         console.print(f"  {path:20} {between.join(map(in_words, values))}", soft_wrap=path == "attention")
+    for line in search_lines(plan):
+        console.print(line, soft_wrap=not console.is_terminal)
     if plan.sweep.ladder:
         console.print(f"  {'ladder':20} {', '.join(f'{i} {name}' for i, name in enumerate(plan.sweep.ladder, 1))}")
     texts = _texts(plan.runs)
@@ -170,9 +190,25 @@ def no_verdict_notes(plan: SweepPlan) -> Iterator[str]:
         yield f"note: no dense runs, so no verdict against dense attention; --attentions {both}"
     elif len(kinds) == 1:
         yield "note: dense runs alone, and nothing to compare them with; --attentions dense dsa"
-    seeds = {run.spec.seed for run in runs}
+    seeds = {run.spec.seed for run in runs} - ({plan.sweep.tune.seed} if plan.search is not None else set())
     if len(seeds) < MIN_PAIRS:
         yield f"note: {count(len(seeds), 'seed')}, and a verdict needs {MIN_PAIRS} or more; --seeds 1 2 3"
+
+
+def search_lines(plan: SweepPlan) -> Iterator[str]:
+    """The search of a tuned sweep: its budget, what trials vary, and what was done of it."""
+    if plan.search is None:
+        return
+    tune, studies = plan.sweep.tune, plan.search.studies
+    steps = f" of {tune.steps:,} steps" if tune.steps else ""
+    each = f"for each of {count(len(studies), 'variant')} (a variant at each length)"
+    yield f"  {'search':20} {count(plan.search.trials, 'trial')}{steps} {each}; {tune.sampler}, seed {tune.seed}"
+    for path in dict.fromkeys(path for study in studies for path in study.over):
+        lacking = [study.name for study in studies if path not in study.over]
+        without = f"; not of {', '.join(lacking)}" if lacking else ""
+        yield printable(f"  {'':20} {path} {described(tune.over[path])}{without}")
+    if plan.search.passed:
+        yield f"  {'':20} {plan.search.passed} trials have ended already"
 
 
 def parents(runs: Sequence[PlannedRun]) -> Iterator[str]:
