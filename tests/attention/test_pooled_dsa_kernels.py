@@ -72,10 +72,9 @@ def test_the_selection_is_the_references(length: int, n: int, n_pools: int, pack
 @pytest.mark.parametrize("documents", [False, True])
 @pytest.mark.parametrize(("n", "k"), others_slow([(4, 9), (3, 6), (7, 1), (1, 5)], 0))
 def test_a_layer_by_kernels_is_the_masked_one_in_fp64(
-    interpreted: None, monkeypatch: pytest.MonkeyPatch, n: int, k: int, documents: bool, stage: str
+    interpreted: None, n: int, k: int, documents: bool, stage: str
 ) -> None:
-    """Outputs, loss and gradients, in slabs of a few queries."""
-    monkeypatch.setattr(streamed, "SLAB_NUMBERS", 2 * 4 * 21 * 5)
+    """Outputs, loss and gradients."""
     ids = ids_of(21, 3) if documents else None
     expected = learnt(spec_of(21, top_k=k, pool_size=n, backend="masked"), stage, ids, torch.float64)
     found = learnt(spec_of(21, top_k=k, pool_size=n, backend="triton"), stage, ids, torch.float32)
@@ -84,7 +83,8 @@ def test_a_layer_by_kernels_is_the_masked_one_in_fp64(
         assert error(found[name], value) < 1e-4, name
 
 
-def test_a_latent_layer_by_kernels_is_the_masked_one_in_fp64(interpreted: None) -> None:
+@pytest.mark.parametrize("stage", ["dense", "sparse"])
+def test_a_latent_layer_by_kernels_is_the_masked_one_in_fp64(interpreted: None, stage: str) -> None:
     """Latents stand in the place of keys and values, with a scale of their own."""
     ranks = {"q_lora_rank": 24, "kv_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_head_dim": 4, "v_head_dim": 8}
 
@@ -93,8 +93,8 @@ def test_a_latent_layer_by_kernels_is_the_masked_one_in_fp64(interpreted: None) 
         model = {"attention_layout": "latent", "latent": ranks, "n_kv_heads": None}
         return validate({"length": 17, "attention": values["attention"], "model": {**values["model"], **model}})
 
-    expected = learnt(latent("masked"), "sparse", ids_of(17, 3), torch.float64)
-    found = learnt(latent("triton"), "sparse", ids_of(17, 3), torch.float32)
+    expected = learnt(latent("masked"), stage, ids_of(17, 3), torch.float64)
+    found = learnt(latent("triton"), stage, ids_of(17, 3), torch.float32)
     assert found.keys() == expected.keys()
     for name, value in expected.items():
         assert error(found[name], value) < 1e-4, name
@@ -128,7 +128,6 @@ def test_a_pool_with_a_future_token_would_show(interpreted: None, monkeypatch: p
 def test_no_tensor_of_l_by_l_elements(interpreted: None, monkeypatch: pytest.MonkeyPatch, stage: Any) -> None:
     """Forward and backward, with documents, and as the recall of a selection is captured."""
     length = 48
-    monkeypatch.setattr(streamed, "SLAB_NUMBERS", length * 16)
     monkeypatch.setattr(base, "RECALL_PAIRS", length * 16)
     monkeypatch.setattr("dsabench.attention.scaled_dot_product.SLAB_PAIRS", length * 16)
     ids = (torch.arange(length) // 30)[None]
@@ -149,13 +148,14 @@ def test_no_tensor_of_l_by_l_elements(interpreted: None, monkeypatch: pytest.Mon
             use("masked")
 
 
-def test_deterministic_gradients_repeat_their_bits(interpreted: None) -> None:
+@pytest.mark.parametrize("stage", ["dense", "sparse"])
+def test_deterministic_gradients_repeat_their_bits(interpreted: None, stage: str) -> None:
     """By sums in fixed point; and they are the others to rounding."""
     spec = spec_of(13, top_k=5, pool_size=4, backend="triton")
-    free = learnt(spec, "sparse", None, torch.float32)
+    free = learnt(spec, stage, None, torch.float32)
     torch.use_deterministic_algorithms(True)
     try:
-        first, second = (learnt(spec, "sparse", None, torch.float32) for _ in range(2))
+        first, second = (learnt(spec, stage, None, torch.float32) for _ in range(2))
     finally:
         torch.use_deterministic_algorithms(False)
     for name, value in first.items():

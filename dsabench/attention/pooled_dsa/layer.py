@@ -154,7 +154,7 @@ class PooledDSA(AttentionWithBackends):
             out_BTHD = scaled_dot_product.attention(q_BTHD, k_BTGD, v_BTGD, ids_BT, context.most_documents)
             if learns and heads is not None:
                 with part("indexer loss"):
-                    loss = streamed.dense_loss(q_BTHD, k_BTGD, heads, pools, context, self.scale)
+                    loss = streamed.dense_loss(q_BTHD, k_BTGD, heads, pools, context)
         return out_BTHD, loss
 
     def _capture(

@@ -8,9 +8,10 @@ its own place. One launch over n rows of C keys scores every query against the p
 **Loss of the sparse stage.** DSA's kernel over the tokens of the selected pools, each with its pool's key. p is
 normalised by the mass on pools, 1 - the mass on the tail, whose n - 1 tokens are looked at once more.
 
-**Loss of the dense stage**, where everything is attended to: by slabs of queries, computed again in the backward pass.
+**Loss of the dense stage**, where everything is attended to: DSA's kernel, each token with its pool's key, and a last
+key for each query: the last token of the last pool that it sees.
 
-Legend: B batch, T query, R queries of a slab or rows of the layout, S key, H query heads, G key/value heads, D head
+Legend: B batch, T query, R rows of the layout, S key, H query heads, G key/value heads, D head
 width, C pools, P selected pools, J indexer heads, I indexer width, K slots of tokens.
 """
 
@@ -20,16 +21,9 @@ import math
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from dsabench.attention.base import AttentionContext
-from dsabench.attention.dsa import masked
-from dsabench.attention.dsa.reference import allowed_at
-from dsabench.attention.pooled_dsa import reference
 from dsabench.attention.pooled_dsa.pools import Pools
-
-SLAB_NUMBERS = 2**26
-"""Most probabilities of a slab of queries, over rows and heads: 256 MiB of fp32."""
 
 LEAST_MASS = 1e-6
 """Least mass on pools by which probabilities are divided: of a query with less, rounding is all that is left."""
@@ -89,8 +83,7 @@ def sparse_loss(
     with torch.no_grad():
         mass_BT = (1.0 - _tail_mass(q_BTHD, k_BSGD, lse_BTH, pools, scale)).clamp(min=LEAST_MASS)
         lse_BTH = lse_BTH + mass_BT.log()[..., None]
-    inside_BT = pools.pool_BT().clamp(min=0).expand(len(k_BCI), -1)
-    k_BSI = k_BCI.gather(1, inside_BT[..., None].expand(-1, -1, k_BCI.shape[-1]))
+    k_BSI = _keys_of_tokens(k_BCI, pools)
     index_lse_BT = index_lse_BT + math.log(pools.size)
     return sparse_kl(
         q_BTHD, k_BSGD, lse_BTH, q_BTJI, k_BSI, w_BTJ, tokens_BTK, index_lse_BT, scale=scale, value_width=value_width
@@ -111,42 +104,20 @@ def _tail_mass(q_BTHD: Tensor, k_BSGD: Tensor, lse_BTH: Tensor, pools: Pools, sc
 
 
 def dense_loss(
-    q_BTHD: Tensor,
-    k_BSGD: Tensor,
-    heads: tuple[Tensor, Tensor, Tensor],
-    pools: Pools,
-    context: AttentionContext,
-    scale: float,
+    q_BTHD: Tensor, k_BSGD: Tensor, heads: tuple[Tensor, Tensor, Tensor], pools: Pools, context: AttentionContext
 ) -> Tensor:
-    """The loss of the dense stage, over all pools that a query sees."""
-    n_batch, length, n_heads = q_BTHD.shape[:3]
-    rows = max(1, SLAB_NUMBERS // (n_batch * n_heads * length))
+    """The loss of the dense stage, over all pools that a query sees; scores are scaled by D^-1/2."""
+    from dsabench.attention.dsa.triton.kl_dense import dense_kl
+
     q_BTJI, k_BCI, w_BTJ = heads
-    total = q_BTHD.new_zeros((), dtype=torch.float32)
-    for first in range(0, length, rows):
-        some = slice(first, min(first + rows, length))
-        n_pools = max(1, some.stop // pools.stride)
-        given = (
-            q_BTHD.detach()[:, some], k_BSGD.detach()[:, : some.stop], q_BTJI[:, some], k_BCI[:, :n_pools],
-            w_BTJ[:, some], first, pools, context.document_ids_BT, scale,
-        )  # fmt: skip
-        # Computed again in the backward pass, because the scores of all slabs together are L x L.
-        total = total + checkpoint(_slab_loss, *given, use_reentrant=False, preserve_rng_state=False)
-    return total / (n_batch * length)
+    seen_BT = (pools.visible_BT * pools.size + pools.start_BT - 1).int().expand(len(k_BCI), -1)
+    loss: Tensor = dense_kl(
+        q_BTHD, k_BSGD, q_BTJI, _keys_of_tokens(k_BCI, pools), w_BTJ, context.document_ids_BT, last_BT=seen_BT
+    )
+    return loss
 
 
-def _slab_loss(
-    q_BRHD: Tensor, k_BSGD: Tensor, q_BRJI: Tensor, k_BCI: Tensor, w_BRJ: Tensor, first: int, pools: Pools,
-    ids_BT: Tensor | None, scale: float,
-) -> Tensor:  # fmt: skip
-    """The sum of the slab's queries."""
-    end, queries = k_BSGD.shape[1], slice(first, first + q_BRHD.shape[1])
-    query_R = torch.arange(queries.start, queries.stop, device=q_BRHD.device)
-    with torch.no_grad():
-        allowed = allowed_at(query_R, end, None if ids_BT is None else ids_BT[:, :end])
-        _, p_BRS = masked.attention(q_BRHD, k_BSGD, k_BSGD, allowed, scale)
-    pool_BS = pools.pool_BT()[:, :end]
-    pool_BS = pool_BS.masked_fill(pool_BS >= k_BCI.shape[1], -1)
-    seen_BRC = pools.seen_by(queries, k_BCI.shape[1]).expand(len(q_BRHD), -1, -1)
-    scores_BRS = reference.token_scores(masked.index_scores(q_BRJI, k_BCI, w_BRJ).float(), pool_BS)
-    return reference.pooled_kl(scores_BRS, p_BRS, reference.pool_tokens(seen_BRC, pool_BS)) * p_BRS.shape[:2].numel()
+def _keys_of_tokens(k_BCI: Tensor, pools: Pools) -> Tensor:
+    """(B, S, I): of each token its pool's key; of a token whose pool never becomes complete some other."""
+    inside_BT = pools.pool_BT().clamp(min=0).expand(len(k_BCI), -1)
+    return k_BCI.gather(1, inside_BT[..., None].expand(-1, -1, k_BCI.shape[-1]))

@@ -34,7 +34,7 @@ from dsabench.attention.dsa.reference import document_starts
 from dsabench.attention.dsa.triton import accumulate
 from dsabench.attention.dsa.triton.attend_kernels import LOG2E
 from dsabench.attention.dsa.triton.kl import gradients, loss_gradients, setup_loss
-from dsabench.attention.dsa.triton.lse import attention_lse, exp2, fast, index_lse, log2, padded, rows_of
+from dsabench.attention.dsa.triton.lse import attention_lse, exp2, fast, index_lse, last_keys, log2, padded, rows_of
 from dsabench.attention.dsa.triton.tiles import check, precision
 from dsabench.ops.triton.least import LEAST
 
@@ -95,9 +95,10 @@ def _target(
 
 @triton.jit
 def _kl(
-    q, k, lse, q_index, k_index, w_index, qw_index, start, index_lse, loss, d_q, d_k, scale_k, L, H, G, J, scale,
-    inverse, D: tl.constexpr, DI: tl.constexpr, T: tl.constexpr, S: tl.constexpr, PRECISION: tl.constexpr,
+    q, k, lse, q_index, k_index, w_index, qw_index, start, last, index_lse, loss, d_q, d_k, scale_k, L, H, G, J,
+    scale, inverse, D: tl.constexpr, DI: tl.constexpr, T: tl.constexpr, S: tl.constexpr, PRECISION: tl.constexpr,
     ONE: tl.constexpr, FAST: tl.constexpr, AHEAD: tl.constexpr, GRADS: tl.constexpr, FIXED: tl.constexpr,
+    LIMIT: tl.constexpr,
 ):  # fmt: skip
     """ONE: all heads share one KV head. lse is (B, H, L) and index_lse (B, L), both to base 2."""
     batch = tl.program_id(1).to(tl.int64) * L
@@ -107,6 +108,7 @@ def _kl(
     # What lies beyond the last row is the last row again, which may see nothing there: loads and sums need no mask.
     x = tl.minimum(t, L - 1) - t0
     first = tl.where(t < L, tl.load(start + batch + t0 + x), 2147483647)
+    end = last_keys(last + batch, t0 + x, LIMIT)
     index_base = tl.load(index_lse + batch + t0 + x)
     # A block's rows lie within 32 bits of its first one; the tensors do not.
     q += (batch + t0) * H * D
@@ -121,8 +123,8 @@ def _kl(
     at_q = x[:, None] * (H * D) + d[None, :]
     at_index = x[:, None] * (J * DI) + i[None, :]
     total = tl.zeros((T,), dtype=tl.float32)
-    inner, outer = tl.max(first, axis=0), t0 + 1  # every row may see these keys
-    for s0 in range(tl.min(first, axis=0) // S * S, tl.minimum(t0 + T, L), S):
+    inner, outer = tl.max(first, axis=0), tl.min(end, axis=0) + 1  # every row may see these keys
+    for s0 in range(tl.min(first, axis=0) // S * S, tl.max(end, axis=0) + 1, S):
         s = s0 + tl.arange(0, S)
         y = tl.minimum(s, L - 1).to(tl.int64)
         k_IS = tl.load(k_index + y[None, :] * DI + i[:, None])
@@ -136,7 +138,7 @@ def _kl(
             score += tl.maximum(dots, 0.0) * tl.load(w_index + x * J + j).to(tl.float32)[:, None]
         log_q = score * LOG2E - index_base[:, None]
         if (s0 < inner) | (s0 + S > outer):  # few tiles; the others need no mask
-            allowed = (s[None, :] <= t[:, None]) & (s[None, :] >= first[:, None])
+            allowed = (s[None, :] <= end[:, None]) & (s[None, :] >= first[:, None])
             p = tl.where(allowed, p, 0.0)
             log_q = tl.where(allowed, log_q, -1e30)  # 0 x it is 0, not NaN
         total += tl.sum(p * (log2(tl.maximum(p, LEAST), FAST) - log_q), axis=1)
@@ -158,11 +160,16 @@ def _kl(
 def dense_kl(
     q_BTHD: Tensor, k_BSGD: Tensor, q_BTJI: Tensor, k_BSI: Tensor, w_BTJ: Tensor,
     document_ids_BT: Tensor | None = None, lse_BTH: Tensor | None = None, deterministic: bool | None = None,
+    last_BT: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """Mean over queries of KL(p[t] || softmax(I[t])) over s <= t in the query's document, in nats: a scalar, fp32.
 
     q and k are the attention's, detached here; lse (B, T, H) its scaled scores' logsumexp over those keys, computed
     when None. Gradients go to the indexer's q, k and w. `deterministic` as for `attend`.
+
+    last, int32: the loss is over s <= last[t] alone, where last[t] <= t; a query whose last key is the one before its
+    document has no loss. p is normalised by the mass on these keys: mean_h of probabilities over all keys, divided by
+    its sum.
     """
     check(q_BTHD, k_BSGD, q_BTJI, k_BSI, w_BTJ)
     if document_ids_BT is None:
@@ -171,38 +178,45 @@ def dense_kl(
         start_BT = document_starts(document_ids_BT)
     q_BTHD, k_BSGD = q_BTHD.detach(), k_BSGD.detach()
     lse_BTH = _attention_lse(q_BTHD, k_BSGD, start_BT) if lse_BTH is None else lse_BTH.detach().float()
+    if last_BT is not None:
+        last_BT = last_BT.contiguous()
+        mass_BT1 = (_attention_lse(q_BTHD, k_BSGD, start_BT, last_BT) - lse_BTH).exp().mean(-1, keepdim=True)
+        # A query without keys keeps its logsumexp: powers of keys that it may not see stay finite.
+        lse_BTH = lse_BTH + torch.where(mass_BT1 > LEAST.value, mass_BT1, 1.0).log()
     grads = torch.is_grad_enabled() and any(x.requires_grad for x in (q_BTJI, k_BSI, w_BTJ))
     loss: Tensor = _dense_kl(
-        q_BTHD, k_BSGD, lse_BTH, q_BTJI, k_BSI, w_BTJ, start_BT, grads, accumulate.deterministic(deterministic)
+        q_BTHD, k_BSGD, lse_BTH, q_BTJI, k_BSI, w_BTJ, start_BT, grads, accumulate.deterministic(deterministic), last_BT
     )[0]  # fmt: skip
     return loss
 
 
 @torch.library.custom_op("dsabench::dense_attention_lse", mutates_args=())
-def _attention_lse(q_BTHD: Tensor, k_BSGD: Tensor, start_BT: Tensor) -> Tensor:
-    return attention_lse(q_BTHD, k_BSGD, start_BT)
+def _attention_lse(q_BTHD: Tensor, k_BSGD: Tensor, start_BT: Tensor, last_BT: Tensor | None = None) -> Tensor:
+    return attention_lse(q_BTHD, k_BSGD, start_BT, last_BT=last_BT)
 
 
 @_attention_lse.register_fake
-def _(q_BTHD: Tensor, k_BSGD: Tensor, start_BT: Tensor) -> Tensor:
+def _(q_BTHD: Tensor, k_BSGD: Tensor, start_BT: Tensor, last_BT: Tensor | None = None) -> Tensor:
     return q_BTHD.new_empty(q_BTHD.shape[:3], dtype=torch.float32)
 
 
 @torch.library.custom_op("dsabench::dense_kl", mutates_args=())
 def _dense_kl(
     q_BTHD: Tensor, k_BSGD: Tensor, lse_BTH: Tensor, q_BTJI: Tensor, k_BSI: Tensor, w_BTJ: Tensor, start_BT: Tensor,
-    grads: bool, deterministic: bool,
+    grads: bool, deterministic: bool, last_BT: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    index_lse_BT = index_lse(q_BTJI, k_BSI, w_BTJ, start_BT)
+    index_lse_BT = index_lse(q_BTJI, k_BSI, w_BTJ, start_BT, last_BT=last_BT)
     tiling = Tiling.of(q_BTHD, k_BSI)
     return launch(
-        q_BTHD, k_BSGD, lse_BTH, q_BTJI, k_BSI, w_BTJ, start_BT, index_lse_BT, grads, deterministic, tiling
+        q_BTHD, k_BSGD, lse_BTH, q_BTJI, k_BSI, w_BTJ, start_BT, index_lse_BT, grads, deterministic, tiling,
+        last_BT,
     )  # fmt: skip
 
 
 def launch(
     q_BTHD: Tensor, k_BSGD: Tensor, lse_BTH: Tensor, q_BTJI: Tensor, k_BSI: Tensor, w_BTJ: Tensor, start_BT: Tensor,
     index_lse_BT: Tensor, grads: bool, deterministic: bool, tiling: Tiling,
+    last_BT: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """The loss and its gradients to the indexer's q, k and w, by a tiling of choice."""
     n_batch, length, n_heads, width = q_BTHD.shape
@@ -218,11 +232,12 @@ def launch(
     weighted = q_BTJI * w_BTJ[..., None] if grads else q_BTJI
     _kl[(triton.cdiv(length, tiling.queries), n_batch)](
         q_BTHD, k_BSGD, (lse_BTH * LOG2E.value).transpose(1, 2).contiguous(), q_BTJI, k_BSI, w_BTJ.contiguous(),
-        weighted, start_BT, index_lse_BT * LOG2E.value, loss_BT, d_q, total, scale_k, length, n_heads, k_BSGD.shape[2],
-        n_index, width**-0.5, 1 / n_heads, D=q_BTHD.shape[3], DI=k_BSI.shape[2], T=tiling.queries, S=tiling.keys,
+        weighted, start_BT, start_BT if last_BT is None else last_BT, index_lse_BT * LOG2E.value, loss_BT, d_q, total,
+        scale_k, length, n_heads, k_BSGD.shape[2], n_index, width**-0.5, 1 / n_heads, D=q_BTHD.shape[3],
+        DI=k_BSI.shape[2], T=tiling.queries, S=tiling.keys,
         PRECISION=precision(q_BTHD), ONE=k_BSGD.shape[2] == 1, FAST=fast(q_BTHD), AHEAD=tiling.ahead,
-        GRADS=grads, FIXED=deterministic and grads, num_warps=tiling.warps, num_stages=tiling.stages,
-        maxnreg=tiling.registers,
+        GRADS=grads, FIXED=deterministic and grads, LIMIT=last_BT is not None,
+        num_warps=tiling.warps, num_stages=tiling.stages, maxnreg=tiling.registers,
     )  # fmt: skip
     if not grads:
         return loss_BT.mean(), d_q, d_k, d_w
@@ -237,13 +252,13 @@ def launch(
 @_dense_kl.register_fake
 def _(
     q_BTHD: Tensor, k_BSGD: Tensor, lse_BTH: Tensor, q_BTJI: Tensor, k_BSI: Tensor, w_BTJ: Tensor, start_BT: Tensor,
-    grads: bool, deterministic: bool,
+    grads: bool, deterministic: bool, last_BT: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     d_q, d_k, d_w = gradients(q_BTJI, k_BSI, w_BTJ, grads)
     return lse_BTH.new_empty(()), d_q, d_k, d_w
 
 
 _dense_kl.register_autograd(
-    lambda ctx, *grads: (None, None, None, *loss_gradients(ctx, *grads), None, None, None),
+    lambda ctx, *grads: (None, None, None, *loss_gradients(ctx, *grads), None, None, None, None),
     setup_context=setup_loss,
 )

@@ -34,6 +34,7 @@ from dsabench.attention.dsa.triton.tiles import (
     score_tile,
 )
 from dsabench.ops.availability import on_gpu
+from dsabench.ops.triton.least import LEAST
 
 UNSEEN = tl.constexpr(-1.0e37)
 """A row's maximum before its first key. Keys that are not allowed score 10 times that: their powers are 0, not NaN."""
@@ -73,10 +74,20 @@ def log2(x, FAST: tl.constexpr):
 
 
 @triton.jit
-def _add_tile(top, mass, score, s0, s, t, first, inner, outer, scale, S: tl.constexpr, FAST: tl.constexpr):
+def last_keys(last, t, LIMIT: tl.constexpr):
+    """The last key that each query may see: itself, unless there is a limit. One before its first key: it sees none."""
+    if LIMIT:
+        end = tl.load(last + t)
+    else:
+        end = t
+    return end
+
+
+@triton.jit
+def _add_tile(top, mass, score, s0, s, end, first, inner, outer, scale, S: tl.constexpr, FAST: tl.constexpr):
     """A tile of scores goes into each row's maximum and sum of 2^(scale (score - maximum))."""
     if (s0 < inner) | (s0 + S > outer):  # few tiles; the others need no mask
-        allowed = (s[None, :] <= t[:, None]) & (s[None, :] >= first[:, None])
+        allowed = (s[None, :] <= end[:, None]) & (s[None, :] >= first[:, None])
         score = tl.where(allowed, score, 10 * UNSEEN)
     above = tl.maximum(top, tl.max(score, axis=1))
     mass *= tl.exp2((top - above) * scale)
@@ -85,47 +96,49 @@ def _add_tile(top, mass, score, s0, s, t, first, inner, outer, scale, S: tl.cons
 
 @triton.jit
 def _attention(
-    q, k, start, lse, L, H, G, scale, D: tl.constexpr, T: tl.constexpr, S: tl.constexpr, PRECISION: tl.constexpr,
-    FAST: tl.constexpr,
+    q, k, start, last, lse, L, H, G, scale, D: tl.constexpr, T: tl.constexpr, S: tl.constexpr,
+    PRECISION: tl.constexpr, FAST: tl.constexpr, LIMIT: tl.constexpr,
 ):  # fmt: skip
     batch, h = (tl.program_id(1) // H).to(tl.int64) * L, tl.program_id(1) % H
     t0 = (tl.num_programs(0) - 1 - tl.program_id(0)) * T  # the longest first
     t = tl.minimum(t0 + tl.arange(0, T), L - 1)  # beyond the last row the last row again: no masks
     d = tl.arange(0, D)
     first = tl.load(start + batch + t)
+    end = last_keys(last + batch, t, LIMIT)
     q_TD = tl.load(q + ((batch + t) * H + h)[:, None] * D + d[None, :])
     k += (batch * G + h // (H // G)) * D
     top = tl.full((T,), UNSEEN, dtype=tl.float32)
     mass = tl.zeros((T,), dtype=tl.float32)
-    inner, outer = tl.max(first, axis=0), t0 + 1  # every row may see these keys
-    for s0 in range(tl.min(first, axis=0) // S * S, tl.minimum(t0 + T, L), S):
+    inner, outer = tl.max(first, axis=0), tl.min(end, axis=0) + 1  # every row may see these keys
+    for s0 in range(tl.min(first, axis=0) // S * S, tl.max(end, axis=0) + 1, S):
         s = s0 + tl.arange(0, S)
         k_DS = tl.load(k + tl.minimum(s, L - 1).to(tl.int64)[None, :] * (G * D) + d[:, None])
         score = tl.dot(q_TD, k_DS, input_precision=PRECISION)
-        top, mass = _add_tile(top, mass, score, s0, s, t, first, inner, outer, scale * LOG2E, S, FAST)
-    tl.store(lse + (batch + t) * H + h, top * scale + tl.log2(mass) / LOG2E)
+        top, mass = _add_tile(top, mass, score, s0, s, end, first, inner, outer, scale * LOG2E, S, FAST)
+    tl.store(lse + (batch + t) * H + h, top * scale + tl.log2(tl.maximum(mass, LEAST)) / LOG2E)
 
 
 @triton.jit
 def _index(
-    q, k, w, start, lse, L, J: tl.constexpr, DI: tl.constexpr, WIDE: tl.constexpr, N: tl.constexpr, T: tl.constexpr,
-    S: tl.constexpr, PRECISION: tl.constexpr, FAST: tl.constexpr,
+    q, k, w, start, last, lse, L, J: tl.constexpr, DI: tl.constexpr, WIDE: tl.constexpr, N: tl.constexpr,
+    T: tl.constexpr, S: tl.constexpr, PRECISION: tl.constexpr, FAST: tl.constexpr, LIMIT: tl.constexpr,
 ):  # fmt: skip
     batch = tl.program_id(1).to(tl.int64) * L
     t0 = (tl.num_programs(0) - 1 - tl.program_id(0)) * T
     t = tl.minimum(t0 + tl.arange(0, T), L - 1)
     first = tl.load(start + batch + t)
+    end = last_keys(last + batch, t, LIMIT)
     q_, k_, w_ = q + batch * J * DI, k + batch * DI, w + batch * J
     qs, ws = load_heads(q_, w_, t, L, J, DI, WIDE, N)
     top = tl.full((T,), UNSEEN, dtype=tl.float32)
     mass = tl.zeros((T,), dtype=tl.float32)
-    inner, outer = tl.max(first, axis=0), t0 + 1
-    for s0 in range(tl.min(first, axis=0) // S * S, tl.minimum(t0 + T, L), S):
+    inner, outer = tl.max(first, axis=0), tl.min(end, axis=0) + 1
+    for s0 in range(tl.min(first, axis=0) // S * S, tl.max(end, axis=0) + 1, S):
         s = s0 + tl.arange(0, S)
         k_IS = load_keys(k_, s, L, DI, WIDE)
         score = score_tile(qs, ws, q_, w_, t, k_IS, L, J, DI, WIDE, N, T, S, PRECISION)
-        top, mass = _add_tile(top, mass, score, s0, s, t, first, inner, outer, LOG2E, S, FAST)
-    tl.store(lse + batch + t, top + tl.log2(mass) / LOG2E)
+        top, mass = _add_tile(top, mass, score, s0, s, end, first, inner, outer, LOG2E, S, FAST)
+    tl.store(lse + batch + t, top + tl.log2(tl.maximum(mass, LEAST)) / LOG2E)
 
 
 @triton.jit
@@ -191,28 +204,36 @@ def padded(x: Tensor) -> Tensor:
     return functional.pad(x, (0, power_of_two(x.shape[-1]) - x.shape[-1])).contiguous()
 
 
-def attention_lse(q_BTHD: Tensor, k_BSGD: Tensor, start_BT: Tensor, tiling: Tiling | None = None) -> Tensor:
-    """(B, T, H) over the keys from start[t] to t."""
+def attention_lse(
+    q_BTHD: Tensor, k_BSGD: Tensor, start_BT: Tensor, tiling: Tiling | None = None, last_BT: Tensor | None = None
+) -> Tensor:
+    """(B, T, H) over the keys from start[t] to t, or to last[t] <= t, int32; below -1e35 where that is
+    start[t] - 1."""
     tiling = tiling or Tiling.of(q_BTHD)
     n_batch, length, n_heads, width = q_BTHD.shape
     q_BTHD, k_BSGD = padded(q_BTHD), padded(k_BSGD)
     lse_BTH = torch.empty(n_batch, length, n_heads, dtype=torch.float32, device=q_BTHD.device)
     _attention[(triton.cdiv(length, tiling.queries), n_batch * n_heads)](
-        q_BTHD, k_BSGD, start_BT, lse_BTH, length, n_heads, k_BSGD.shape[2], width**-0.5, D=q_BTHD.shape[3],
-        T=tiling.queries, S=tiling.keys, PRECISION=precision(q_BTHD), FAST=fast(q_BTHD),
+        q_BTHD, k_BSGD, start_BT, start_BT if last_BT is None else last_BT, lse_BTH, length, n_heads, k_BSGD.shape[2],
+        width**-0.5, D=q_BTHD.shape[3], T=tiling.queries, S=tiling.keys, PRECISION=precision(q_BTHD),
+        FAST=fast(q_BTHD), LIMIT=last_BT is not None,
         num_warps=tiling.warps, num_stages=tiling.stages, maxnreg=tiling.registers,
     )  # fmt: skip
     return lse_BTH
 
 
-def index_lse(q_BTJI: Tensor, k_BSI: Tensor, w_BTJ: Tensor, start_BT: Tensor, tiling: Tiling | None = None) -> Tensor:
-    """(B, T) over the keys from start[t] to t."""
+def index_lse(
+    q_BTJI: Tensor, k_BSI: Tensor, w_BTJ: Tensor, start_BT: Tensor, tiling: Tiling | None = None,
+    last_BT: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """(B, T) over the keys of `attention_lse`."""
     tiling = tiling or Tiling.of(k_BSI)
     q_BTJI, k_BSI, w_BTJ = q_BTJI.contiguous(), k_BSI.contiguous(), w_BTJ.contiguous()
     n_batch, length, n_heads, width = q_BTJI.shape
     lse_BT = torch.empty(n_batch, length, dtype=torch.float32, device=q_BTJI.device)
     _index[(triton.cdiv(length, tiling.queries), n_batch)](
-        q_BTJI, k_BSI, w_BTJ, start_BT, lse_BT, length, J=n_heads, DI=width, WIDE=power_of_two(width),
+        q_BTJI, k_BSI, w_BTJ, start_BT, start_BT if last_BT is None else last_BT, lse_BT, length, J=n_heads, DI=width,
+        WIDE=power_of_two(width), LIMIT=last_BT is not None,
         N=held(tiling.queries, q_BTJI) if q_BTJI.dtype == torch.bfloat16 else 0, T=tiling.queries, S=tiling.keys,
         PRECISION=precision(q_BTJI), FAST=fast(q_BTJI), num_warps=tiling.warps,
         num_stages=tiling.stages, maxnreg=tiling.registers,
