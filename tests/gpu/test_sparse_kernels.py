@@ -272,3 +272,22 @@ def test_torch_compile_takes_the_kernels_whole() -> None:
         found.append([value.detach(), *(leaf.grad for leaf in leaves)])
     for a, b in zip(*found, strict=True):
         assert error(a.double(), b.double()) < 1e-3
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_probabilities_that_are_nearly_nothing(together: bool) -> None:
+    """Below 1.2e-38 a number is subnormal, and 0 to a GPU's logarithm: p log p was then -inf. Keys are 80 to 100 nats
+    below the first one."""
+    length, heads = 64, 16
+    q = torch.ones(1, length, heads, 16, device="cuda")
+    below_T = torch.linspace(80.0, 100.0, length, device="cuda") * (torch.arange(length, device="cuda") > 0)
+    k = (-below_T / 4.0)[None, :, None, None].expand(1, length, 1, 16).contiguous()
+    indexer = [torch.randn(1, length, 2, 16), torch.randn(1, length, 16), torch.randn(1, length, 2)]
+    q_index, k_index, w_index = (x.cuda() for x in indexer)
+    t = torch.arange(length, device="cuda")
+    selected = torch.where(t <= t[:, None], t, -1)[None].int().contiguous()
+    shared = unite(selected, 4, 1.0) if together else None
+    lse = attend(q, k, k, selected, unions=shared)[1]
+    loss = sparse_kl(q, k, lse, q_index, k_index, w_index, selected, unions=shared)
+    assert bool(torch.isfinite(loss))
+    assert bool(torch.isfinite(dense_kl(q, k, q_index, k_index, w_index)))
