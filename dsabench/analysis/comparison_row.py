@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
 import numpy as np
@@ -223,3 +224,8 @@ class Row(Result):
         """The mean of the metric `name` over the variant's runs, with `baseline_` before it over the baseline's; NaN
         where no run has it."""
         return self.__pydantic_extra__.get(name, math.nan)
+
+
+def reads_other_than_k(rows: Iterable[Row]) -> bool:
+    """Whether the keys that a query reads say more than k: a variant reads more than a selection of k keys."""
+    return any(math.isfinite(read := row.mean("k_effective")) and read != row.k for row in rows)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from dsabench.analysis.comparison import Comparison, SearchCost, Table
-from dsabench.analysis.comparison_row import Estimate, Row, mean_fields
+from dsabench.analysis.comparison_row import Estimate, Row, mean_fields, reads_other_than_k
 from dsabench.analysis.grid import Grid
 from dsabench.analysis.size_tables import size_grids, size_meaning
 from dsabench.analysis.statistics import MIN_PAIRS
@@ -57,7 +56,7 @@ def verdict_grid(table: Table, found: Comparison) -> Grid:
 def cost_grid(table: Table) -> Grid:
     """What each variant costs against the baseline, and the difference at equal cost; the keys that a query reads where
     they say more than k."""
-    reads = any(math.isfinite(read := row.mean("k_effective")) and read != row.k for row in table.rows)
+    reads = reads_other_than_k(table.rows)
     rows = [
         (
             length,

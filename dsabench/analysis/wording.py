@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from dsabench.analysis.comparison import Comparison, Table
-from dsabench.analysis.comparison_row import Estimate, Row, mean_fields
+from dsabench.analysis.comparison_row import Estimate, Row, mean_fields, reads_other_than_k
 from dsabench.analysis.peak_memory import DOUBT, MOST_SPREAD
 from dsabench.analysis.statistics import MIN_PAIRS
 from dsabench.analysis.variants import display_name
@@ -143,7 +143,7 @@ def _costs(rows: Sequence[Row]) -> Iterator[str]:
         yield f"memory: the peak of one attention differs up to {spread:.2f}-fold between seeds: {DOUBT}."
     yield from _equal_cost(rows)
     yield "gap: difference of (validation - training loss); negative: less overfitting."
-    if any(math.isfinite(read := row.mean("k_effective")) and read != row.k for row in rows):
+    if reads_other_than_k(rows):
         yield f"keys read: {METRICS['k_effective'].meaning}."
     if any(estimate.n > 1 for row in rows for estimate in (row.equal_flops, row.equal_seconds, row.gap)):
         yield "+-: half of the 95 % interval of a mean over pairs (after a sweep it is a standard deviation)."

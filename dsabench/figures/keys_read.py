@@ -34,7 +34,7 @@ def quality_by_keys_read(data: FigureData) -> Drawn | str:
     if not len(data.pairs):
         return f"no pairs with {data.baseline or 'a baseline'}"
     pairs = data.pairs.set_index("a.run_id")
-    runs = data.runs.loc[data.done.index, [*data.done]].astype({"length": int, "seed": int})
+    runs = data.done.copy()
     runs["difference"] = runs["run_id"].map(pairs["a.val_loss"] - pairs["b.val_loss"])
     by_id = runs.set_index("run_id")
     base = by_id.reindex(runs["run_id"].map(pairs["b.run_id"]))
@@ -46,7 +46,8 @@ def quality_by_keys_read(data: FigureData) -> Drawn | str:
     doubt = step_times(data.runs.loc[runs.index].astype({"length": int})).doubt(
         [(int(length), str(variant)) for length, variant in set(zip(runs["length"], runs["variant"], strict=True))]
     )
-    # One page for all: each variant is one point, told apart by colour and marker together.
+    # One page for all: each variant is one point, told apart by colour and marker together. Dense attention's look is
+    # kept for it, though it is a line here.
     kept, notes = too_many(pages(shown, [looks([*shown["variant"].unique(), "dense"])]))
     if doubt:
         notes.append(f"{doubt}: what a step costs is not known")

@@ -114,12 +114,11 @@ def short_convolution(x_BTD: Tensor, weight_DN: Tensor, begin_BT: Tensor | None)
     wide = torch.promote_types(x_BTD.dtype, torch.float32)
     length, n_taps = x_BTD.shape[1], weight_DN.shape[1]
     x, weight = x_BTD.to(wide), weight_DN.to(wide)
-    padded = F.pad(x, (0, 0, n_taps - 1, 0))
+    padded, position_T = F.pad(x, (0, 0, n_taps - 1, 0)), torch.arange(length, device=x.device)
     total = x
     for i in range(n_taps):
         earlier = padded[:, n_taps - 1 - i : n_taps - 1 - i + length]
         if begin_BT is not None and i:
-            position_T = torch.arange(length, device=x.device)
             earlier = earlier * (position_T - i >= begin_BT)[..., None]
         total = total + weight[:, i] * earlier
     return total.to(x_BTD.dtype)

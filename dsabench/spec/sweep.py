@@ -66,7 +66,11 @@ class Sweep:
         if path == "attention.kind":
             _kind_is_text(value, origin)
         if "attention" in self.axes and path.startswith("attention."):
-            self._set_in_attentions(path, value, origin)
+            if path == "attention.kind":
+                self._change_attentions(lambda entries: attention_axis.chosen(entries, [value], origin))
+            else:
+                field = path.removeprefix("attention.")
+                self._change_attentions(lambda entries: attention_axis.with_field(entries, field, value, origin))
             return
         for axis in [axis for axis in self.axes if axis == path or axis.startswith(f"{path}.")]:
             del self.axes[axis]
@@ -98,25 +102,20 @@ class Sweep:
             if value in values[:i]:
                 raise SpecError(f"{origin}axes.{path} has {value!r} twice")
         if path == "attention.kind" and "attention" in self.axes:
-            self.axes["attention"] = attention_axis.chosen(self.axes["attention"], values, origin)
+            self._change_attentions(lambda entries: attention_axis.chosen(entries, values, origin))
             return
         self._clear_alternative(path, origin)
         self.ladder = ladders.overridden(self.ladder, path)
         self.axes[path] = list(values)
         self.origins[path] = origin
 
-    def _set_in_attentions(self, path: str, value: Any, origin: str) -> None:
-        """`set` of a field below attention where whole attentions are an axis: the kind chooses among them, any other
-        field is set in those that have it."""
-        entries = self.axes["attention"]
-        if path != "attention.kind":
-            self.axes["attention"] = attention_axis.with_field(entries, path.partition(".")[2], value, origin)
-        elif len(left := attention_axis.chosen(entries, [value], origin)) > 1:
-            self.axes["attention"] = left
-        else:
-            del self.axes["attention"]
-            self.base["attention"] = left[0]
-            self.origins[path] = origin
+    def _change_attentions(self, change: Callable[[list[Any]], list[Any]]) -> None:
+        """Change the axis of whole attentions, on every rung that has one of its own, too."""
+        self.axes["attention"] = change(self.axes["attention"])
+        self.ladder = {
+            rung: {path: change(value) if path == "attention" else value for path, value in changes.items()}
+            for rung, changes in self.ladder.items()
+        }
 
     def set_verdict(self, values: Mapping[str, Any], where: Callable[[str], str]) -> None:
         """Set the verdict's fields. Raises SpecError for a value that is not accepted; `where(path)` is its origin."""

@@ -44,7 +44,7 @@ def test_flags_choose_among_them() -> None:
     assert kinds(sweep) == [("dsa", 8), ("dsa", 4)]
     one = sweep_of()
     one.set("attention.kind", "csa", "--attention: ")
-    assert "attention" not in one.axes and one.first().attention.kind == "csa"
+    assert kinds(one) == [("csa", None)] and one.first().attention.kind == "csa"
     with pytest.raises(SpecError, match=r"--attentions: attention.kind = 'moba': .* has dense, dsa, csa, hybrid"):
         sweep_of().set_axis("attention.kind", ["moba"], "--attentions: ")
 
@@ -58,6 +58,16 @@ def test_a_field_is_set_in_those_that_have_it() -> None:
     assert {spec.attention.indexer.head_dim for spec in sweep.runs() if spec.attention.kind == "dsa"} == {32}
     with pytest.raises(SpecError, match=r"--set: unknown field attention.window for .*: dense, dsa, csa, hybrid"):
         sweep.set("attention.window", 5, "--set: ")
+
+
+def test_rungs_with_attentions_of_their_own_are_changed_too() -> None:
+    """What is asked for holds on all rungs: nothing that was not chosen is trained."""
+    sweep = load_sweep("methods")
+    sweep.set("data.source", "sotu", "")
+    sweep.set_axis("attention.kind", ["dense", "nsa"], "--attentions: ")
+    sweep.set("attention.window", 96, "--set: ")
+    found = [(spec.length, spec.attention.kind, getattr(spec.attention, "window", None)) for spec in sweep.runs()]
+    assert found[::3] == [(2048, "dense", None), (2048, "nsa", 96), (8192, "dense", None), (8192, "nsa", 96)]
 
 
 def test_it_is_said_in_words() -> None:
