@@ -87,13 +87,21 @@ def studies_of(sweep: Sweep) -> list[Study]:
     sweep.load_plugins()
     axes = {path: values for path, values in sweep.axes.items() if path != "seed"}
     seeds = {path: values for path, values in sweep.axes.items() if path == "seed"}
-    found: dict[str, Study] = {}
+    points = []
     for point in itertools.product(*axes.values()):
         at = dict(zip(axes, point, strict=True))
         one = _copy(sweep, {**{path: [value] for path, value in at.items()}, **seeds})
         spec = one.runs()[0]
         over = {path: values for path, values in sweep.tune.over.items() if _has(spec, one, path)}
         name = _name(spec, {path: value for path, value in at.items() if len(axes[path]) > 1})
+        points.append((one, name, over))
+    if "over" in sweep.tune.model_fields_set:  # the default names fields of attentions that a sweep need not have
+        for path in sweep.tune.over:
+            if not any(path in over for _, _, over in points):
+                names = ", ".join(dict.fromkeys(name for _, name, _ in points))
+                raise SpecError(f"tune.over.{path}: none of the sweep's variants has this field ({names})")
+    found: dict[str, Study] = {}
+    for one, name, over in points:
         if not over:
             raise SpecError(
                 f"tune.over has no field of {name}, so others would have {sweep.tune.trials} trials and it none; add "
@@ -105,13 +113,7 @@ def studies_of(sweep: Sweep) -> list[Study]:
             _check_values(one, sweep.tune, over, name)
             lacks = [path for path in sweep.tune.over if path not in over]
             found[key] = Study(one, name, over, lacks, sampler_of(sweep.tune, over, name))
-    studies = list(found.values())
-    if "over" in sweep.tune.model_fields_set:  # the default names fields of attentions that a sweep need not have
-        for path in sweep.tune.over:
-            if not any(path in study.over for study in studies):
-                names = ", ".join(study.name for study in studies)
-                raise SpecError(f"tune.over.{path}: none of the sweep's variants has this field ({names})")
-    return studies
+    return list(found.values())
 
 
 def _name(spec: RunSpec, at: dict[str, Any]) -> str:
@@ -133,11 +135,18 @@ def _has(spec: RunSpec, sweep: Sweep, path: str) -> bool:
 
 def _check_values(sweep: Sweep, tune: TuneSpec, over: Over, name: str) -> None:
     """Raise SpecError where a run cannot have the ends of a range or a choice, or where these would change what the
-    trials start from."""
+    trials start from, or how many keys a query reads."""
     first = {path: next(_ends(values)) for path, values in over.items()}
-    parents = set()
+    parents, (own, *_) = set(), sweep.runs()
+    budget = own.attention.keys_read(own.length)
     for path, values in over.items():
         for value in _ends(values):
+            alone = trial_spec(sweep, tune, {path: value})
+            if (reads := alone.attention.keys_read(alone.length)) != budget:
+                raise SpecError(
+                    f"tune.over.{path} = {value}: a query of {name} would read {reads} keys, where it reads {budget}; "
+                    "that is what is compared, and cannot be tuned"
+                )
             above = parent_spec(trial_spec(sweep, tune, {**first, path: value}))
             parents.add("" if above is None else above.model_dump_json())
             if len(parents) > 1:

@@ -134,6 +134,15 @@ def test_without_optuna_one_message_says_how_to_get_it(
     assert searched(sweep_of(corpus, trials=4, sampler="grid"), tmp_path, Planted(tmp_path)).is_final
 
 
+def test_how_many_keys_a_query_reads_is_not_tuned(corpus: Path, tmp_path: Path) -> None:
+    """Whatever the field is called by which a method reads more of them."""
+    sweep = sweep_of(corpus, trials=4, sampler="grid", over={RATE: [1e-3, 1e-2], "attention.window": [4, 8]})
+    del sweep.axes["attention.kind"]
+    sweep.set("attention", {"kind": "nsa", "window": 4}, "")
+    with pytest.raises(SpecError, match=r"tune\.over\.attention\.window = 8: a query of nsa at 32 would read"):
+        search_of(sweep, tmp_path, retry_failed=False, on_oom="fail")
+
+
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"seed": 2}, r"tune\.seed = 2 is one of the sweep's seeds"),
     ({"over": {INDEXER: [1e-3, 1e-2]}}, r"tune\.over has no field of dense at 32"),
