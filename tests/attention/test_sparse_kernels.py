@@ -76,11 +76,24 @@ def test_the_selection_is_the_references(sizes: Sizes, seed: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "stride"),
-    others_slow([("ties", 4), ("all equal", 0), ("all equal", 4), ("rising", 0), ("at the samples", 4)], 3),
+    ("kind", "stride", "groups"),
+    others_slow(
+        [
+            ("ties", 4, 16),
+            ("all equal", 0, 1024),
+            ("all equal", 4, 16),
+            ("at the samples", 4, 1024),
+            ("rising", 0, 1024),
+            ("rising", 4, 16),
+        ],
+        4,
+    ),
 )
-def test_lists_that_overflow_and_bounds_that_mislead(kind: str, stride: int) -> None:
+def test_lists_that_overflow_and_bounds_that_mislead(
+    kind: str, stride: int, groups: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Rising scores overflow a list again and again; high scores at the sampled keys alone make the guess too high."""
+    monkeypatch.setattr(top_k, "GROUPS", groups)
     x = draw(Sizes(length=140, index_heads=1, k=3), 5)
     s = torch.arange(140.0, dtype=torch.float64)
     with torch.no_grad():
@@ -96,8 +109,9 @@ def test_lists_that_overflow_and_bounds_that_mislead(kind: str, stride: int) -> 
     assert torch.equal(selected, expected_selection(x, k))
 
 
+@pytest.mark.parametrize("groups", [16, 1024])
 @pytest.mark.parametrize("kind", others_slow(["random", "all equal", "plateau"], 2))
-def test_a_good_guess_needs_no_second_pass(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_good_guess_needs_no_second_pass(kind: str, groups: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The slow kernel that does a block again is not needed, also where the bound is a plateau: all weights negative,
     as of one query in 16 where there are 4 heads: the highest score is the zero of the keys that no head reacts to."""
 
@@ -106,6 +120,7 @@ def test_a_good_guess_needs_no_second_pass(kind: str, monkeypatch: pytest.Monkey
             return lambda *args, **sizes: None
 
     monkeypatch.setattr(top_k, "redo", Nothing())
+    monkeypatch.setattr(top_k, "GROUPS", groups)  # 33 samples: 2 or 3 in each of 16 groups, or each by itself
     x = draw(Sizes(length=130, index_heads=1, index_width=16), 7, grid=kind != "random")
     with torch.no_grad():
         if kind == "all equal":
@@ -114,6 +129,44 @@ def test_a_good_guess_needs_no_second_pass(kind: str, monkeypatch: pytest.Monkey
             x.w_index.copy_(-x.w_index.abs() - 0.25)
     selected, _ = lists(x, 5, SMALL)
     assert torch.equal(selected, expected_selection(x, 5))
+
+
+def test_a_group_keeps_its_best_sample() -> None:
+    x = draw(Sizes(length=140, index_heads=2, index_width=16), 9).to(torch.float32)
+    rows, stride, groups, entries = 16, 4, 16, 32
+    found = torch.full((rows, 2 * entries), 7.0)
+    top_k.sample[(1, 1)](
+        x.q_index.detach(), x.k_index.detach(), x.w_index.detach(), torch.zeros(1, 140, dtype=torch.int32), found, 0,
+        140, 1, 9, stride, 16, J=2, DI=16, WIDE=16, N=2, T=rows, S=16, C=entries, M=groups, PRECISION="ieee", TILES=1,
+    )  # fmt: skip
+    scores = torch.where(torch.ones(140, 140).tril().bool(), scores_of(x).detach()[0].float(), -torch.inf)
+    sampled = scores[128:, ::stride]  # the last block of queries, 12 of them
+    expected = torch.stack([sampled[:, group::groups].amax(1) for group in range(groups)], 1)
+    torch.testing.assert_close(found[:12, :groups], expected, rtol=1e-5, atol=1e-5)
+    assert (found[:, groups:] == 7.0).all()
+
+
+@pytest.mark.parametrize("n_samples", [600, 1500, 8192])
+def test_groups_of_samples_guess_what_all_samples_would(n_samples: int) -> None:
+    """As many samples are above a row's bound as it asks for, within five standard deviations, though only the best of
+    each group is looked at."""
+    rows, stride, rank, groups = 16, 16, 196, 1024
+    length = n_samples * stride
+    value = torch.rand(rows, n_samples, generator=torch.Generator().manual_seed(1))
+    best = torch.full((rows, 2048), -torch.inf)
+    for first in range(0, n_samples, groups):
+        part = value[:, first : first + groups]
+        best[:, : part.shape[1]] = torch.maximum(best[:, : part.shape[1]], part)
+    bound = torch.empty(rows)
+    top_k.guess[(rows,)](
+        best, torch.zeros(1, length, dtype=torch.int32), bound, 0, length, 1, length // rows, stride, rank, 64, T=rows,
+        C=1024, M=groups,
+    )  # fmt: skip
+    above = (value >= bound[:, None]).sum(1).double()
+    # The search may stop with a sixteenth more; how many share a group is chance: a standard deviation of 4.4 of 217.
+    chance = 4.4 if n_samples > groups else 0
+    assert rank - 5 * chance <= above.min() and above.max() <= rank + rank // 16 + 5 * chance
+    assert rank - 4 * chance / rows**0.5 <= above.mean() <= rank + rank // 16 + 4 * chance / rows**0.5
 
 
 def test_the_lists_hold_what_the_samples_let_pass() -> None:

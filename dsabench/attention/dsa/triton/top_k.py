@@ -52,6 +52,9 @@ SCRATCH_BYTES = 1 << 30
 SAMPLE_TILES = 16
 """Blocks of samples of a program."""
 
+GROUPS = 1024
+"""Most groups of a row's samples: so many a warp searches in its registers."""
+
 
 class Tiling(NamedTuple):
     """How the work is cut: results do not depend on it."""
@@ -164,14 +167,16 @@ def launch(
     for base in range(0, units, chunk):
         n = min(chunk, units - base)
         if lists.stride and length > room:
-            most = triton.cdiv(length, lists.stride)
-            sample[(n, triton.cdiv(most, SAMPLE_TILES * tiling.keys))](
-                *inputs, samples, base, length, n_batch, n_blocks, lists.stride, room, TILES=SAMPLE_TILES, **heads,
+            most = power_of_two(triton.cdiv(length, lists.stride))
+            groups = max(min(most, GROUPS, 2 * lists.entries), tiling.keys)
+            tiles = max(1, SAMPLE_TILES * groups // max(most, groups))
+            sample[(n, triton.cdiv(groups, tiles * tiling.keys))](
+                *inputs, samples, base, length, n_batch, n_blocks, lists.stride, room, M=groups, TILES=tiles, **heads,
                 **shape,
             )  # fmt: skip
             guess[(n * queries,)](
-                samples, start_BT, bounds, base, length, n_batch, n_blocks, lists.stride, lists.rank, room,
-                M=power_of_two(most), num_warps=_warps(power_of_two(most)), **shape,
+                samples, start_BT, bounds, base, length, n_batch, n_blocks, lists.stride, lists.rank, room, M=groups,
+                num_warps=_warps(groups), **shape,
             )  # fmt: skip
         append[(n,)](
             *inputs, bounds, entries, counts, base, length, n_batch, n_blocks, k, PLAIN=not on_gpu(device),

@@ -6,7 +6,7 @@ them from the last block of all rows, which has most keys, to the first one, so 
 same time. Lists, counts and bounds are those of a chunk of units, the first of which is `base`.
 
 Legend: L length, J indexer heads, I (DI in code) indexer width, K selected slots, T queries of a unit, S block of keys,
-C entries of a list, M samples of a row.
+C entries of a list, M groups of a row's samples.
 """
 
 from __future__ import annotations
@@ -40,25 +40,29 @@ def _unit(start, base, L, n_rows, n_blocks, T: tl.constexpr):
 @triton.jit(do_not_specialize=_PLAIN_NUMBERS)
 def sample(
     q, k, w, start, samples, base, L, n_rows, n_blocks, stride, room, J: tl.constexpr, DI: tl.constexpr,
-    WIDE: tl.constexpr, N: tl.constexpr, T: tl.constexpr, S: tl.constexpr, C: tl.constexpr, PRECISION: tl.constexpr,
-    TILES: tl.constexpr,
+    WIDE: tl.constexpr, N: tl.constexpr, T: tl.constexpr, S: tl.constexpr, C: tl.constexpr, M: tl.constexpr,
+    PRECISION: tl.constexpr, TILES: tl.constexpr,
 ):  # fmt: skip
-    """Scores of every stride-th key of a unit, 2C fp32 a row; -inf where a query may not see the key."""
+    """The best of every stride-th key of a unit by M groups, 2C fp32 a row: group m has the samples m, m + M, and so on.
+    -inf where a query may not see any key of a group."""
     batch, t, first, lowest, end = _unit(start, base, L, n_rows, n_blocks, T)
     n_samples = tl.cdiv(end - lowest, stride)
-    c0 = tl.program_id(1) * TILES * S
-    if (end - lowest > room) & (c0 < n_samples):
+    m0 = tl.program_id(1) * TILES * S
+    if (end - lowest > room) & (m0 < n_samples):
         q += batch * J * DI
         k += batch * DI
         w += batch * J
         qs, ws = load_heads(q, w, t, L, J, DI, WIDE, N)
         to = samples + (tl.program_id(0).to(tl.int64) * T + tl.arange(0, T)) * (2 * C)
-        for c1 in range(c0, tl.minimum(c0 + TILES * S, n_samples), S):
-            c = c1 + tl.arange(0, S)
-            s = lowest + c * stride
-            score = score_tile(qs, ws, q, w, t, load_keys(k, s, L, DI, WIDE), L, J, DI, WIDE, N, T, S, PRECISION)
-            allowed = (s[None, :] <= t[:, None]) & (s[None, :] >= first[:, None])
-            tl.store(to[:, None] + c[None, :], tl.where(allowed, score, -float("inf")), mask=(c < n_samples)[None, :])
+        for m1 in range(m0, tl.minimum(tl.minimum(m0 + TILES * S, n_samples), M), S):
+            best = tl.full((T, S), -float("inf"), dtype=tl.float32)
+            for c1 in range(m1, n_samples, M):
+                s = lowest + (c1 + tl.arange(0, S)) * stride
+                score = score_tile(qs, ws, q, w, t, load_keys(k, s, L, DI, WIDE), L, J, DI, WIDE, N, T, S, PRECISION)
+                allowed = (s[None, :] <= t[:, None]) & (s[None, :] >= first[:, None])
+                best = tl.maximum(best, tl.where(allowed, score, -float("inf")))
+            m = m1 + tl.arange(0, S)
+            tl.store(to[:, None] + m[None, :], best, mask=(m < tl.minimum(n_samples, M))[None, :])
 
 
 @triton.jit(do_not_specialize=_PLAIN_NUMBERS)
@@ -66,17 +70,24 @@ def guess(
     samples, start, bound, base, L, n_rows, n_blocks, stride, rank, room, T: tl.constexpr, C: tl.constexpr,
     M: tl.constexpr,
 ):  # fmt: skip
-    """A row's bound: about `rank` of its samples are above it. -inf for a row whose keys all find room in its list."""
+    """A row's bound: about `rank` of its samples are above it. -inf for a row whose keys all find room in its list.
+
+    Of n samples in M groups, r that lie anywhere are in M (1 - (1 - r/n)^(n/M)) different groups.
+    """
     batch, t0 = _place(base + tl.program_id(0) // T, L, n_rows, n_blocks, T)
     t = t0 + tl.program_id(0) % T
     ts = t0 + tl.arange(0, T)
     lowest = tl.min(tl.load(start + batch + ts, mask=ts < L, other=L), axis=0)
     result = -float("inf")
-    if t + 1 - tl.load(start + batch + t, mask=t < L, other=L) > room:
+    visible = t + 1 - tl.load(start + batch + t, mask=t < L, other=L)
+    if visible > room:
         m = tl.arange(0, M)
         there = m < tl.cdiv(tl.minimum(t0 + T, L) - lowest, stride)
         value = tl.load(samples + tl.program_id(0).to(tl.int64) * (2 * C) + m, mask=there, other=-float("inf"))
         filled = value > -float("inf")
+        n = visible.to(tl.float32) / stride
+        if n > M:
+            rank = (M * (1.0 - tl.exp(tl.log(1.0 - rank / n) * (n / M)))).to(tl.int32)
         if tl.sum(filled.to(tl.int32), axis=0) >= rank:
             limit, _ = threshold(ordered(value, filled), filled, rank, rank // 16)
             result = as_float(limit)
