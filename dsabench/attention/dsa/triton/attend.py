@@ -48,6 +48,7 @@ from dsabench.attention.dsa.triton.attend_sizes import (
     group_backward,
     group_shape,
     key_parts,
+    query_backward,
     query_shape,
     ranges,
 )
@@ -118,8 +119,7 @@ def _attend_backward(
     sizes_U: Tensor | None, out_BTHD: Tensor, lse_BTH: Tensor, d_out_BTHD: Tensor, neighbours: int,
     deterministic: bool, ascending: bool, scale: float, value_width: int,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    limit = 1 << (12 if deterministic else 13)
-    tiling = Tiling(slots=32, warps=2).within(limit, k_BSGD, *key_parts(k_BSGD, value_width))
+    tiling = query_backward(q_BTHD, k_BSGD, value_width, deterministic)
     if ascending:
         tiling = tiling._replace(range_bytes=RANGE_BYTES)
     unions = joined(words_UC, sizes_U, neighbours)

@@ -49,6 +49,17 @@ def group_backward(width: int, deterministic: bool) -> Tiling:
     return GROUP if deterministic else GROUP._replace(registers=168)
 
 
+def query_backward(q_BTHD: Tensor, k_BSGD: Tensor, value_width: int, deterministic: bool) -> Tiling:
+    """The backward pass of one query a program. A warp by itself waits for no other one; it holds so much of up to 16
+    heads, and then three blocks of keys are on their way."""
+    width = k_BSGD.shape[3]
+    few = together_at_most(q_BTHD, q_BTHD.shape[2] // k_BSGD.shape[2]) <= 16
+    if few and width <= 128 and not (value_width or deterministic) and q_BTHD.dtype == torch.bfloat16:
+        return Tiling(slots=32 if width <= 64 else 16, warps=1, stages=3)
+    limit = 1 << (12 if deterministic else 13)
+    return Tiling(slots=32, warps=2).within(limit, k_BSGD, *key_parts(k_BSGD, value_width))
+
+
 def key_parts(k_BSGD: Tensor, value_width: int) -> list[int]:
     """Widths of the parts that a key is held in: the one that is its value and the rest, or, where value_width is 0,
     the whole. A power of two holds each."""
