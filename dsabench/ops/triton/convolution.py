@@ -18,6 +18,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from dsabench.ops.triton.jit import jit
+
 _WIDE = 128
 """Channels of a tile."""
 
@@ -28,7 +30,7 @@ _STRIPS = 64
 """Programs along time in the backward pass, each with a partial sum of the weight's gradient."""
 
 
-@triton.jit
+@jit
 def _forward(x, w, begin, y, T, D, N: tl.constexpr, PACKED: tl.constexpr, TALL: tl.constexpr, WIDE: tl.constexpr):
     row = tl.program_id(2).to(tl.int64)
     t = tl.program_id(0) * TALL + tl.arange(0, TALL)
@@ -44,7 +46,7 @@ def _forward(x, w, begin, y, T, D, N: tl.constexpr, PACKED: tl.constexpr, TALL: 
     tl.store(y + at, total.to(y.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@jit
 def _backward(
     dy, x, w, begin, dx, dw, T, D, N: tl.constexpr, TAPS: tl.constexpr, PACKED: tl.constexpr, STRIPS: tl.constexpr,
     TALL: tl.constexpr, WIDE: tl.constexpr,

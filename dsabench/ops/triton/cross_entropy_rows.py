@@ -9,10 +9,12 @@ import triton
 import triton.language as tl
 from torch import Tensor, uint8
 
+from dsabench.ops.triton.jit import jit
+
 _WIDE = 4096
 
 
-@triton.jit
+@jit
 def _rows(z, targets, scored, count, loss, V, scale, SCORED: tl.constexpr, GRAD: tl.constexpr, WIDE: tl.constexpr):
     """A program is a row: log-sum-exp in one pass with a running maximum; then dz over z."""
     n = tl.program_id(0).to(tl.int64)

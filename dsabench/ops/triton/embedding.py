@@ -12,10 +12,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from dsabench.ops.triton.jit import jit
+
 _WIDE = 1024
 
 
-@triton.jit
+@jit
 def _gather(tokens, weight, out, D, scale, WIDE: tl.constexpr):
     n = tl.program_id(0).to(tl.int64)
     d = tl.program_id(1) * WIDE + tl.arange(0, WIDE)

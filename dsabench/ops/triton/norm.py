@@ -14,6 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from dsabench.ops.triton.jit import jit
+
 WIDEST = 16_384
 """Largest D of the fused version: a row is held by one program."""
 
@@ -21,7 +23,7 @@ _PROGRAMS = 264
 """Programs of the backward pass, each with a partial sum of the weight's gradient: two for each H100 multiprocessor."""
 
 
-@triton.jit
+@jit
 def _forward(x, d, w, x_out, y, scale, N, D, eps, HAS_D: tl.constexpr, R: tl.constexpr, WIDE: tl.constexpr):
     n = tl.program_id(0).to(tl.int64) * R + tl.arange(0, R)
     i = tl.arange(0, WIDE)
@@ -37,7 +39,7 @@ def _forward(x, d, w, x_out, y, scale, N, D, eps, HAS_D: tl.constexpr, R: tl.con
     tl.store(scale + n, r, mask=n < N)
 
 
-@triton.jit
+@jit
 def _backward(
     dy, dx_in, x, w, scale, dx, dd, dw, N, D, HAS_DX: tl.constexpr, HAS_D: tl.constexpr, R: tl.constexpr,
     WIDE: tl.constexpr, PROGRAMS: tl.constexpr,

@@ -13,10 +13,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from dsabench.ops.triton.jit import jit
+
 _TOKENS = 16
 
 
-@triton.jit
+@jit
 def _turn(source, target, from_rows, to_rows, from_d, to_d, c, s, rows, D, W, WIDE: tl.constexpr, REST: tl.constexpr):
     """target[i] = source[i] c - source[W + i] s; target[W + i] = source[W + i] c + source[i] s; the rest is copied."""
     w = tl.arange(0, WIDE)[None, :]
@@ -32,7 +34,7 @@ def _turn(source, target, from_rows, to_rows, from_d, to_d, c, s, rows, D, W, WI
         tl.store(target + to_rows + r * to_d, value.to(target.dtype.element_ty), mask=keep)
 
 
-@triton.jit
+@jit
 def _heads(
     x, q, k, v, cos, sin, qb, qt, qh, qd, kb, kt, kh, kd, vb, vt, vh, vd, N, T, H, G, D, W, sign, BACK: tl.constexpr,
     R: tl.constexpr, WIDE: tl.constexpr, REST: tl.constexpr,

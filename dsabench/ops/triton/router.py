@@ -20,6 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from dsabench.ops.triton.jit import jit
 from dsabench.ops.triton.least import LEAST
 
 MOST_EXPERTS = 64
@@ -35,7 +36,7 @@ _PROGRAMS = 64
 """Rows of programs of the backward pass, each with a partial sum of the weight's gradient."""
 
 
-@triton.jit
+@jit
 def _softmaxes(logits, chosen, real, K: tl.constexpr):
     """(p, gate): softmax over the real experts, and over the chosen ones (K = 1: p of the chosen one)."""
     top = tl.max(tl.where(real[None, :], tl.where(logits == logits, logits, float("inf")), -float("inf")), axis=1)
@@ -48,7 +49,7 @@ def _softmaxes(logits, chosen, real, K: tl.constexpr):
     return p, gate
 
 
-@triton.jit
+@jit
 def _forward(
     x, w, logits_out, expert, weight, sums, entropies, N, D, E, K: tl.constexpr, DENSE: tl.constexpr, R: tl.constexpr,
     WIDE_E: tl.constexpr, WIDE: tl.constexpr,
@@ -92,7 +93,7 @@ def _forward(
 
 
 # Whatever batch: its sizes are a divisor and the end of a loop.
-@triton.jit(do_not_specialize=["N", "blocks"])
+@jit(do_not_specialize=["N", "blocks"])
 def _statistics(
     sums,
     entropies,
@@ -127,7 +128,7 @@ def _statistics(
 
 
 # One number, which is any layer's of several that lie side by side.
-@triton.jit(do_not_specialize_on_alignment=["d_balance"])
+@jit(do_not_specialize_on_alignment=["d_balance"])
 def _backward(
     d_weight, d_balance, logits, expert, load, x, w, dx, dw, N, D, E, HAS_WEIGHT: tl.constexpr,
     HAS_BALANCE: tl.constexpr, K: tl.constexpr, DENSE: tl.constexpr, R: tl.constexpr, WIDE_E: tl.constexpr,

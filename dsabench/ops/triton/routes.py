@@ -16,10 +16,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from dsabench.ops.triton.jit import jit
+
 _WIDE = 1024
 
 
-@triton.jit
+@jit
 def _sum(y, inverse, out, D, K: tl.constexpr, WIDE: tl.constexpr):
     """A program is WIDE columns of one token; the sum in fp32."""
     n = tl.program_id(0).to(tl.int64)

@@ -12,10 +12,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from dsabench.ops.triton.jit import jit
+
 _WIDE = 4096
 
 
-@triton.jit
+@jit
 def _score(z, targets, loss, correct, V, WIDE: tl.constexpr):
     """A program is a row; each lane keeps a running maximum, the sum relative to it, and where it stood first."""
     n = tl.program_id(0).to(tl.int64)

@@ -14,10 +14,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from dsabench.ops.triton.jit import jit
+
 _WIDE = 1024
 
 
-@triton.jit
+@jit
 def _forward(g, u, w, h, F, WIDE: tl.constexpr):
     """A program is a row (n, e)."""
     row = tl.program_id(0).to(tl.int64)
@@ -32,7 +34,7 @@ def _forward(g, u, w, h, F, WIDE: tl.constexpr):
         tl.store(h + row * F + i, out.to(h.dtype.element_ty), mask=i < F)
 
 
-@triton.jit
+@jit
 def _backward(dh, g, u, w, dg, du, dw, F, WIDE: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     weight = tl.load(w + row).to(tl.float32)

@@ -17,10 +17,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from dsabench.ops.triton.jit import jit
+
 _KEYS, _WARPS = 1024, 4
 
 
-@triton.jit
+@jit
 def _emit(out, kept, keep, s):
     """Append the keys s that are kept to a list of so many; how many there are then."""
     place = kept + tl.cumsum(keep.to(tl.int32), axis=0) - 1
@@ -28,7 +30,7 @@ def _emit(out, kept, keep, s):
     return kept + tl.sum(keep.to(tl.int32), axis=0)
 
 
-@triton.jit
+@jit
 def _empty(out, kept, K, N: tl.constexpr):
     """The slots after the last key."""
     for c0 in range(kept, K, N):
@@ -36,7 +38,7 @@ def _empty(out, kept, K, N: tl.constexpr):
         tl.store(out + c, -1, mask=c < K)
 
 
-@triton.jit
+@jit
 def _hash(query, s):
     """24 bits, as ablations/random.py computes them; query and s are uint32, and so are all products and sums."""
     x = tl.add(query, tl.mul(s, 0x27D4EB2F, False), False)
@@ -45,14 +47,14 @@ def _hash(query, s):
     return ((x ^ (x >> 16)) >> 8).to(tl.int32)
 
 
-@triton.jit
+@jit
 def _hashes(query, s, t):
     """Of keys s up to t; -1 beyond."""
     value = _hash(query, s.to(tl.uint32, bitcast=True))
     return tl.where(s <= t, value, -1)
 
 
-@triton.jit
+@jit
 def _hashed(query, start, out, T, K, N: tl.constexpr):
     """The K highest hashes, of equal ones the first keys. The K-th highest is searched for where it is expected: hashes
     are uniform, so that few counts are needed."""
@@ -96,7 +98,7 @@ def _hashed(query, start, out, T, K, N: tl.constexpr):
     _empty(out, kept, K, N)
 
 
-@triton.jit
+@jit
 def _blocks(chosen, start, out, first_query, R, T, C, K, SIZE, N: tl.constexpr):
     """The keys of chosen blocks, and the nearest others until there are K."""
     row = tl.program_id(0)
@@ -128,7 +130,7 @@ def _blocks(chosen, start, out, first_query, R, T, C, K, SIZE, N: tl.constexpr):
     _empty(out, kept, K, N)
 
 
-@triton.jit
+@jit
 def _masked(mask, out, first_query, R, T, S, K, N: tl.constexpr):
     """The keys of a row of a mask."""
     row = tl.program_id(0)

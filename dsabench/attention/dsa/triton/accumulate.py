@@ -12,12 +12,13 @@ gradients a pair (H = 16, D = 64), eight times the bytes that the atomics move.
 from __future__ import annotations
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
+from dsabench.ops.triton.jit import jit
 
-@triton.jit
+
+@jit
 def add(total, at, x, mask, scale, FIXED: tl.constexpr):
     """total[at] += x, in fixed point where FIXED (total is int64, scale a pointer), in fp32 otherwise."""
     if FIXED:

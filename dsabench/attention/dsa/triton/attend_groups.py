@@ -25,16 +25,16 @@ rows of products, N words of a block, C words of a group.
 
 from __future__ import annotations
 
-import triton
 import triton.language as tl
 
 from dsabench.attention.dsa.triton import accumulate
 from dsabench.attention.dsa.triton.attend_kernels import LOG2E, load_queries, store_queries
 from dsabench.attention.dsa.triton.lse import exp2
 from dsabench.attention.dsa.triton.unions import first_from, keys_of, load_words
+from dsabench.ops.triton.jit import jit
 
 
-@triton.jit
+@jit
 def rows_of(unit, g, T, H, G, n_blocks, Q: tl.constexpr, HEADS: tl.constexpr):
     """A group's first token in all batch rows, its batch row's, and of its rows the member, head and whether it is."""
     m = tl.arange(0, Q * HEADS)
@@ -45,14 +45,14 @@ def rows_of(unit, g, T, H, G, n_blocks, Q: tl.constexpr, HEADS: tl.constexpr):
     return batch, (batch + t0 + member) * H + g * (H // G) + m % HEADS, member, there
 
 
-@triton.jit
+@jit
 def gather32(x, s, keep, stride, D: tl.constexpr, WIDE: tl.constexpr):
     """Rows s of x, [N, WIDE], at offsets of 32 bits; 0 where not kept."""
     d = tl.arange(0, WIDE)
     return tl.load(x + (s[:, None] * stride + d[None, :]), mask=keep[:, None] & (d < D)[None, :], other=0.0)
 
 
-@triton.jit
+@jit
 def add_rows(total, s, x_ND, scale, stride, D: tl.constexpr, WIDE: tl.constexpr, FIXED: tl.constexpr):
     """Rows s of total += x."""
     d = tl.arange(0, WIDE)
@@ -63,7 +63,7 @@ def add_rows(total, s, x_ND, scale, stride, D: tl.constexpr, WIDE: tl.constexpr,
         accumulate.add(total, to, x_ND, (d < D)[None, :], scale, FIXED)
 
 
-@triton.jit(do_not_specialize=["n_lists"])
+@jit(do_not_specialize=["n_lists"])
 def forward_group(
     q, k, v, words, sizes, out, lse, T, H, G, C, n_lists, n_blocks, scale, D: tl.constexpr, WIDE: tl.constexpr,
     P: tl.constexpr, WIDE_P: tl.constexpr, HEADS: tl.constexpr, Q: tl.constexpr, N: tl.constexpr,
@@ -115,7 +115,7 @@ def forward_group(
     tl.store(lse + row, tl.where(some, (top + tl.log2(mass)) / LOG2E, -float("inf")), mask=there)
 
 
-@triton.jit(do_not_specialize=["n_lists", "from_key", "to_key"])
+@jit(do_not_specialize=["n_lists", "from_key", "to_key"])
 def backward_group(
     q, k, v, words, sizes, out, lse, d_out, d_q, d_k, d_v, scale_k, scale_v, T, H, G, C, n_lists, n_blocks, scale,
     from_key, to_key, D: tl.constexpr, WIDE: tl.constexpr, P: tl.constexpr, WIDE_P: tl.constexpr, HEADS: tl.constexpr,

@@ -8,15 +8,15 @@ N slots of a block.
 
 from __future__ import annotations
 
-import triton
 import triton.language as tl
 
 from dsabench.attention.dsa.triton import accumulate
+from dsabench.ops.triton.jit import jit
 
 LOG2E = tl.constexpr(1.4426950408889634)
 
 
-@triton.jit
+@jit
 def load_slots(selected, n, t, K):
     """The keys of slots n, and whether they count."""
     s = tl.load(selected + n, mask=n < K, other=-1)
@@ -24,7 +24,7 @@ def load_slots(selected, n, t, K):
     return tl.where(keep, s, 0), keep
 
 
-@triton.jit
+@jit
 def gather(x, s, keep, stride, D: tl.constexpr, WIDE: tl.constexpr):
     """Rows s of x, [N, WIDE]; 0 where not kept."""
     d = tl.arange(0, WIDE)
@@ -32,7 +32,7 @@ def gather(x, s, keep, stride, D: tl.constexpr, WIDE: tl.constexpr):
     return tl.load(x + at, mask=keep[:, None] & (d < D)[None, :], other=0.0)
 
 
-@triton.jit
+@jit
 def load_queries(q, row, there, D: tl.constexpr, WIDE: tl.constexpr, P: tl.constexpr, WIDE_P: tl.constexpr):
     """Rows of q, D + P wide, in two parts, [M, WIDE] and [M, WIDE_P]; where P = 0, the first one twice."""
     d, r = tl.arange(0, WIDE), tl.arange(0, WIDE_P)
@@ -44,7 +44,7 @@ def load_queries(q, row, there, D: tl.constexpr, WIDE: tl.constexpr, P: tl.const
     return first, rest
 
 
-@triton.jit
+@jit
 def store_queries(
     d_q, row, there, first, rest, D: tl.constexpr, WIDE: tl.constexpr, P: tl.constexpr, WIDE_P: tl.constexpr,
     RANGED: tl.constexpr,
@@ -64,7 +64,7 @@ def store_queries(
         tl.store(at, rest.to(d_q.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@jit
 def _place(T, H, G, BLOCKS, M: tl.constexpr):
     """This program's query, KV head, heads and which of them there are. Neighbouring programs share a query."""
     row = tl.program_id(0) // (G * BLOCKS)
@@ -73,7 +73,7 @@ def _place(T, H, G, BLOCKS, M: tl.constexpr):
     return row, (row // T).to(tl.int64), row % T, g, g * (H // G) + m, m < H // G
 
 
-@triton.jit
+@jit
 def in_group(sizes, row, T, Q: tl.constexpr):
     """Whether a group of Q neighbours does the work of the query with this row of lists; Q = 0: there are no groups."""
     grouped = False
@@ -82,7 +82,7 @@ def in_group(sizes, row, T, Q: tl.constexpr):
     return grouped
 
 
-@triton.jit(do_not_specialize=["LISTS"])
+@jit(do_not_specialize=["LISTS"])
 def attend_forward(
     q, k, v, selected, sizes, out, lse, T, H, G, K, LISTS, BLOCKS, scale, D: tl.constexpr, WIDE: tl.constexpr,
     P: tl.constexpr, WIDE_P: tl.constexpr, M: tl.constexpr, N: tl.constexpr, Q: tl.constexpr, PRECISION: tl.constexpr,
@@ -130,7 +130,7 @@ def attend_forward(
     tl.store(lse + row.to(tl.int64) * H + h, value, mask=heads)
 
 
-@triton.jit
+@jit
 def _first_from(selected, key, K):
     """The first slot whose key is `key` or beyond, in a row of ascending keys with the empty slots last."""
     low = 0 * K
@@ -144,7 +144,7 @@ def _first_from(selected, key, K):
     return low
 
 
-@triton.jit(do_not_specialize=["LISTS", "from_key", "to_key"])
+@jit(do_not_specialize=["LISTS", "from_key", "to_key"])
 def attend_backward(
     q, k, v, selected, sizes, out, lse, d_out, d_q, d_k, d_v, scale_k, scale_v, T, H, G, K, LISTS, BLOCKS, scale,
     from_key, to_key, D: tl.constexpr, WIDE: tl.constexpr, P: tl.constexpr, WIDE_P: tl.constexpr, M: tl.constexpr,

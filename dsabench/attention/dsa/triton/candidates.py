@@ -5,13 +5,13 @@ Legend: T rows, C entries of a row.
 
 from __future__ import annotations
 
-import triton
 import triton.language as tl
 
 from dsabench.attention.dsa.triton.threshold import as_float, keep_best
+from dsabench.ops.triton.jit import jit
 
 
-@triton.jit
+@jit
 def put(entries, prefix, place, score, bound, s, T: tl.constexpr, S: tl.constexpr, PLAIN: tl.constexpr):
     """entries[prefix + place] = (score, s) where score > bound; prefix and place are whole numbers in fp32.
 
@@ -48,14 +48,14 @@ def put(entries, prefix, place, score, bound, s, T: tl.constexpr, S: tl.constexp
         )  # fmt: skip
 
 
-@triton.jit
+@jit
 def get(entries, c, have):
     """The scores and positions of the first `have` entries; 0 beyond."""
     word = tl.load(entries + c, mask=c < have, other=0)
     return (word >> 32).to(tl.int32).to(tl.float32, bitcast=True), word.to(tl.int32), word
 
 
-@triton.jit
+@jit
 def prune(entries, count, bound, K, slack, T: tl.constexpr, C: tl.constexpr):
     """Cut every list of more than K + slack entries to its K best (up to slack more), and raise its bound."""
     row = tl.arange(0, T)

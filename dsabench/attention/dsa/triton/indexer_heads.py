@@ -16,13 +16,15 @@ import triton
 import triton.language as tl
 from torch import Tensor, nn
 
+from dsabench.ops.triton.jit import jit
+
 _TOKENS = 16
 
 _PROGRAMS = 264
 """Programs of the backward pass, each with a partial sum of the norm's gradients."""
 
 
-@triton.jit
+@jit
 def _read(x, at, w, W, rows, WIDE: tl.constexpr, REST: tl.constexpr):
     """The two quarters that rotate and the half that stays, in fp32."""
     quarter = rows & (w < W)[None, :]
@@ -33,7 +35,7 @@ def _read(x, at, w, W, rows, WIDE: tl.constexpr, REST: tl.constexpr):
     return first, second, rest
 
 
-@triton.jit
+@jit
 def _write(x, at, first, second, rest, w, W, rows, WIDE: tl.constexpr, REST: tl.constexpr):
     quarter = rows & (w < W)[None, :]
     tl.store(x + at + w[None, :], first.to(x.dtype.element_ty), mask=quarter)
@@ -42,7 +44,7 @@ def _write(x, at, first, second, rest, w, W, rows, WIDE: tl.constexpr, REST: tl.
     tl.store(x + at + 2 * W + r[None, :], rest.to(x.dtype.element_ty), mask=rows & (r < 2 * W)[None, :])
 
 
-@triton.jit
+@jit
 def _affine(vector, w, W, WIDE: tl.constexpr, REST: tl.constexpr):
     r = tl.arange(0, REST)
     first = tl.load(vector + w, mask=w < W, other=0.0).to(tl.float32)
@@ -51,7 +53,7 @@ def _affine(vector, w, W, WIDE: tl.constexpr, REST: tl.constexpr):
     return first[None, :], second[None, :], rest[None, :]
 
 
-@triton.jit
+@jit
 def _normal(first, second, rest, w, W, eps, WIDE: tl.constexpr, REST: tl.constexpr):
     """(x - mean) / sqrt(var + eps) in three parts, and 1 / sqrt(var + eps)."""
     mean = (tl.sum(first, axis=1) + tl.sum(second, axis=1) + tl.sum(rest, axis=1)) / (4 * W)
@@ -64,7 +66,7 @@ def _normal(first, second, rest, w, W, eps, WIDE: tl.constexpr, REST: tl.constex
     return first * rstd, second * rstd, rest * rstd, rstd
 
 
-@triton.jit
+@jit
 def _forward(
     y, gain, bias, cos, sin, q, k, weight, N, T, C, J, W, eps, scale, R: tl.constexpr, WIDE: tl.constexpr,
     REST: tl.constexpr, WIDE_J: tl.constexpr,
@@ -93,7 +95,7 @@ def _forward(
     tl.store(weight + (n * J)[:, None] + j[None, :], value.to(weight.dtype.element_ty), mask=keep)
 
 
-@triton.jit
+@jit
 def _backward(
     dq, dk, d_weight, y, gain, cos, sin, dy, d_affine, N, T, C, J, W, eps, scale, R: tl.constexpr, WIDE: tl.constexpr,
     REST: tl.constexpr, WIDE_J: tl.constexpr, PROGRAMS: tl.constexpr,

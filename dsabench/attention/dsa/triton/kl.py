@@ -39,6 +39,7 @@ from dsabench.attention.dsa.triton.kl_groups import kl_group
 from dsabench.attention.dsa.triton.lse import load_indexer, selected_lse
 from dsabench.attention.dsa.triton.tiles import check, power_of_two, precision
 from dsabench.attention.dsa.triton.unions import Unions, joined, parts
+from dsabench.ops.triton.jit import jit
 from dsabench.ops.triton.least import LEAST
 
 
@@ -51,7 +52,7 @@ MOST_COLUMNS, WIDEST = 32, 64
 """Queries x indexer heads of a group, and the width of these heads: with more the registers do not hold a group."""
 
 
-@triton.jit
+@jit
 def _load_attention(
     q, lse, row, part, H, G, BLOCKS, D: tl.constexpr, WIDE: tl.constexpr, P: tl.constexpr, WIDE_P: tl.constexpr,
     M: tl.constexpr,
@@ -66,7 +67,7 @@ def _load_attention(
     return tl.trans(q_MD), tl.trans(q_MP), tl.where(base == -float("inf"), float("inf"), base)
 
 
-@triton.jit
+@jit
 def _dots(
     k, s, keep, q_DM, q_PM, stride, D: tl.constexpr, WIDE: tl.constexpr, P: tl.constexpr, WIDE_P: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -78,7 +79,7 @@ def _dots(
     return dots
 
 
-@triton.jit
+@jit
 def _kl(
     q, k, lse, q_index, k_index, w_index, selected, sizes, index_lse, loss, d_q, d_k, d_w, scale_k, T, H, G, K, BLOCKS,
     scale, inverse, ONE: tl.constexpr, D: tl.constexpr, WIDE: tl.constexpr, P: tl.constexpr, WIDE_P: tl.constexpr,

@@ -36,6 +36,7 @@ from dsabench.attention.dsa.triton.attend_kernels import LOG2E
 from dsabench.attention.dsa.triton.kl import gradients, loss_gradients, setup_loss
 from dsabench.attention.dsa.triton.lse import attention_lse, exp2, fast, index_lse, last_keys, log2, padded, rows_of
 from dsabench.attention.dsa.triton.tiles import check, precision
+from dsabench.ops.triton.jit import jit
 from dsabench.ops.triton.least import LEAST
 
 
@@ -60,7 +61,7 @@ class Tiling(NamedTuple):
         return cls(rows, rows, warps=4, stages=2, ahead=False)
 
 
-@triton.jit
+@jit
 def _target(
     q, k, k_DS, lse, at_q, at_k, x, L, H, G, scale, D: tl.constexpr, T: tl.constexpr, S: tl.constexpr,
     PRECISION: tl.constexpr, ONE: tl.constexpr, FAST: tl.constexpr, AHEAD: tl.constexpr,
@@ -93,7 +94,7 @@ def _target(
     return p
 
 
-@triton.jit
+@jit
 def _kl(
     q, k, lse, q_index, k_index, w_index, qw_index, start, last, index_lse, loss, d_q, d_k, scale_k, L, H, G, J,
     scale, inverse, D: tl.constexpr, DI: tl.constexpr, T: tl.constexpr, S: tl.constexpr, PRECISION: tl.constexpr,

@@ -16,17 +16,17 @@ width, Q queries of a group, N words of a block, C words of a group.
 
 from __future__ import annotations
 
-import triton
 import triton.language as tl
 
 from dsabench.attention.dsa.triton.attend_groups import add_rows, gather32, rows_of
 from dsabench.attention.dsa.triton.attend_kernels import LOG2E, load_queries
 from dsabench.attention.dsa.triton.lse import exp2, log2
 from dsabench.attention.dsa.triton.unions import keys_of, load_words
+from dsabench.ops.triton.jit import jit
 from dsabench.ops.triton.least import LEAST
 
 
-@triton.jit
+@jit
 def _load_attention(
     q, lse, unit, g, T, H, G, n_blocks, D: tl.constexpr, WIDE: tl.constexpr, P: tl.constexpr, WIDE_P: tl.constexpr,
     Q: tl.constexpr, HEADS: tl.constexpr,
@@ -39,7 +39,7 @@ def _load_attention(
     return tl.trans(q_MD), tl.trans(q_MP), tl.where(base == -float("inf"), float("inf"), base)
 
 
-@triton.jit
+@jit
 def _dots(
     k, s, keep, q_DM, q_PM, stride, D: tl.constexpr, WIDE: tl.constexpr, P: tl.constexpr, WIDE_P: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -51,13 +51,13 @@ def _dots(
     return dots
 
 
-@triton.jit
+@jit
 def _of_each_query(x, N: tl.constexpr, Q: tl.constexpr, HEADS: tl.constexpr):
     """Sums over heads: [N, Q HEADS] to [N, Q]."""
     return tl.sum(tl.reshape(x, (N, Q, HEADS)), axis=2)
 
 
-@triton.jit
+@jit
 def kl_group(
     q, k, lse, q_index, k_index, w_index, words, sizes, index_lse, loss, d_q, d_k, d_w, scale_k, T, H, G, C, n_blocks,
     scale, inverse, ONE: tl.constexpr, D: tl.constexpr, WIDE: tl.constexpr, P: tl.constexpr, WIDE_P: tl.constexpr,

@@ -34,13 +34,14 @@ from dsabench.attention.dsa.triton.tiles import (
     score_tile,
 )
 from dsabench.ops.availability import on_gpu
+from dsabench.ops.triton.jit import jit
 from dsabench.ops.triton.least import LEAST
 
 UNSEEN = tl.constexpr(-1.0e37)
 """A row's maximum before its first key. Keys that are not allowed score 10 times that: their powers are 0, not NaN."""
 
 
-@triton.jit
+@jit
 def exp2(x, FAST: tl.constexpr):
     """2^x. FAST: denormals become 0.
 
@@ -54,7 +55,7 @@ def exp2(x, FAST: tl.constexpr):
     return y
 
 
-@triton.jit
+@jit
 def _online(top, mass, score):
     """A block of scores [T, S] goes into each row's maximum and sum of exp(score - maximum)."""
     above = tl.maximum(top, tl.max(score, axis=1))
@@ -63,7 +64,7 @@ def _online(top, mass, score):
     return above, mass
 
 
-@triton.jit
+@jit
 def log2(x, FAST: tl.constexpr):
     """The logarithm to base 2 of what is no denormal. Triton's own is a polynomial of 20 instructions."""
     if FAST:
@@ -73,7 +74,7 @@ def log2(x, FAST: tl.constexpr):
     return y
 
 
-@triton.jit
+@jit
 def last_keys(last, t, LIMIT: tl.constexpr):
     """The last key that each query may see: itself, unless there is a limit. One before its first key: it sees none."""
     if LIMIT:
@@ -83,7 +84,7 @@ def last_keys(last, t, LIMIT: tl.constexpr):
     return end
 
 
-@triton.jit
+@jit
 def _add_tile(top, mass, score, s0, s, end, first, inner, outer, scale, S: tl.constexpr, FAST: tl.constexpr):
     """A tile of scores goes into each row's maximum and sum of 2^(scale (score - maximum))."""
     if (s0 < inner) | (s0 + S > outer):  # few tiles; the others need no mask
@@ -94,7 +95,7 @@ def _add_tile(top, mass, score, s0, s, end, first, inner, outer, scale, S: tl.co
     return above, mass + tl.sum(exp2(score * scale - (above * scale)[:, None], FAST), axis=1)
 
 
-@triton.jit
+@jit
 def _attention(
     q, k, start, last, lse, L, H, G, scale, D: tl.constexpr, T: tl.constexpr, S: tl.constexpr,
     PRECISION: tl.constexpr, FAST: tl.constexpr, LIMIT: tl.constexpr,
@@ -118,7 +119,7 @@ def _attention(
     tl.store(lse + (batch + t) * H + h, top * scale + tl.log2(tl.maximum(mass, LEAST)) / LOG2E)
 
 
-@triton.jit
+@jit
 def _index(
     q, k, w, start, last, lse, L, J: tl.constexpr, DI: tl.constexpr, WIDE: tl.constexpr, N: tl.constexpr,
     T: tl.constexpr, S: tl.constexpr, PRECISION: tl.constexpr, FAST: tl.constexpr, LIMIT: tl.constexpr,
@@ -141,7 +142,7 @@ def _index(
     tl.store(lse + batch + t, top + tl.log2(tl.maximum(mass, LEAST)) / LOG2E)
 
 
-@triton.jit
+@jit
 def _selected(
     q, k, w, selected, lse, T, K, J: tl.constexpr, DI: tl.constexpr, WIDE: tl.constexpr, M: tl.constexpr,
     N: tl.constexpr, PRECISION: tl.constexpr,
@@ -159,7 +160,7 @@ def _selected(
     tl.store(lse + row + tl.arange(0, 1), top + tl.log(mass))
 
 
-@triton.jit
+@jit
 def load_indexer(q, w, row, J: tl.constexpr, DI: tl.constexpr, WIDE: tl.constexpr, M: tl.constexpr):
     """One query's indexer heads, [M, WIDE], and their weights in fp32, [M]; zeros beyond J."""
     m, i = tl.arange(0, M), tl.arange(0, WIDE)

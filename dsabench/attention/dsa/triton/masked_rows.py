@@ -15,10 +15,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from dsabench.ops.triton.jit import jit
 from dsabench.ops.triton.least import LEAST
 
 
-@triton.jit
+@jit
 def _combine(dots, w, out, S, J, WIDE: tl.constexpr):
     """out[s] = sum_j w[j] relu(dots[j, s])."""
     row = tl.program_id(0).to(tl.int64)
@@ -30,7 +31,7 @@ def _combine(dots, w, out, S, J, WIDE: tl.constexpr):
     tl.store(out + row * S + s, total, mask=s < S)
 
 
-@triton.jit
+@jit
 def _combine_backward(dots, w, d_out, d_dots, d_w, S, J, WIDE: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     s = tl.arange(0, WIDE)
@@ -44,7 +45,7 @@ def _combine_backward(dots, w, d_out, d_dots, d_w, S, J, WIDE: tl.constexpr):
         tl.store(d_w + row * J + j, total.to(d_w.dtype.element_ty))
 
 
-@triton.jit
+@jit
 def _select(scores, allowed, out, T, S, k, batch_stride, WIDE: tl.constexpr):
     """True at the k highest allowed scores, ties to the lowest index: the k-th highest is found bit by bit."""
     row = tl.program_id(0).to(tl.int64)
@@ -68,7 +69,7 @@ def _select(scores, allowed, out, T, S, k, batch_stride, WIDE: tl.constexpr):
     tl.store(out + row * S + s, chosen, mask=s < S)
 
 
-@triton.jit
+@jit
 def _softmax(scores, keep, p, mean, T, S, H, scale, batch_stride, WIDE: tl.constexpr):
     """p[h] = softmax of scores[h] * scale where keep; mean = mean over h of p, in fp32."""
     row = tl.program_id(0).to(tl.int64)
@@ -86,7 +87,7 @@ def _softmax(scores, keep, p, mean, T, S, H, scale, batch_stride, WIDE: tl.const
     tl.store(mean + row * S + s, total / H, mask=s < S)
 
 
-@triton.jit
+@jit
 def _softmax_backward(p, d_p, d_scores, S, scale, WIDE: tl.constexpr):
     """ds = p (dp - sum p dp) scale."""
     row = tl.program_id(0).to(tl.int64)
@@ -97,7 +98,7 @@ def _softmax_backward(p, d_p, d_scores, S, scale, WIDE: tl.constexpr):
     tl.store(d_scores + row * S + s, out.to(d_scores.dtype.element_ty), mask=s < S)
 
 
-@triton.jit
+@jit
 def _kl(scores, target, keep, loss, grad, T, S, scale, batch_stride, WIDE: tl.constexpr):
     """sum_s p log p - p log q, q = softmax of scores where keep; its gradient to the scores, (sum p) q - p."""
     row = tl.program_id(0).to(tl.int64)

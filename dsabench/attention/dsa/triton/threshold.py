@@ -8,24 +8,25 @@ Legend: C entries of the row.
 
 from __future__ import annotations
 
-import triton
 import triton.language as tl
 
+from dsabench.ops.triton.jit import jit
 
-@triton.jit
+
+@jit
 def ordered(value, filled):
     """int32 that sort as the floats do (not NaN; +0.0 and -0.0 differ); the lowest int32 where not filled."""
     bits = value.to(tl.int32, bitcast=True)
     return tl.where(filled, tl.where(bits >= 0, bits, bits ^ 0x7FFFFFFF), -2147483648)
 
 
-@triton.jit
+@jit
 def as_float(order):
     """The float of an `ordered` integer."""
     return tl.where(order >= 0, order, order ^ 0x7FFFFFFF).to(tl.float32, bitcast=True)
 
 
-@triton.jit
+@jit
 def below(x):
     """The next lower float: score > below(x) says score >= x. For numbers that are not -0.0; -inf stays."""
     order = ordered(x, True)
@@ -33,7 +34,7 @@ def below(x):
     return tl.where(x == -float("inf"), x, lower)
 
 
-@triton.jit
+@jit
 def threshold(order, filled, k, slack):
     """(x, n): n entries are >= x, and k <= n <= k + slack unless ties at x forbid it, when x is the k-th highest.
 
@@ -53,7 +54,7 @@ def threshold(order, filled, k, slack):
     return low, n
 
 
-@triton.jit
+@jit
 def keep_best(value, filled, k, slack):
     """Mask of the min(k, filled) to k + slack best entries, of equal ones the first; their threshold; how many.
 

@@ -12,6 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from dsabench.ops.triton.jit import jit
+
 LOWEST = tl.constexpr(-3.0e38)
 """Scores are clamped to it from below (NaN too): every key that is allowed scores above -inf, which means absent."""
 
@@ -19,7 +21,7 @@ HELD_BYTES = 1 << 16
 """Up to so many bytes of a block's indexer queries stay on chip through the loop over keys; more are loaded anew."""
 
 
-@triton.jit
+@jit
 def load_heads(q, w, t, L, J: tl.constexpr, DI: tl.constexpr, WIDE: tl.constexpr, N: tl.constexpr):
     """The first N heads' queries, [T, WIDE] each, and weights, [T] each, of one batch row's queries t."""
     i = tl.arange(0, WIDE)
@@ -35,7 +37,7 @@ def load_heads(q, w, t, L, J: tl.constexpr, DI: tl.constexpr, WIDE: tl.constexpr
     return qs, ws
 
 
-@triton.jit
+@jit
 def load_keys(k, s, L, DI: tl.constexpr, WIDE: tl.constexpr):
     """Keys s of one batch row as columns: [WIDE, S]."""
     i = tl.arange(0, WIDE)
@@ -43,7 +45,7 @@ def load_keys(k, s, L, DI: tl.constexpr, WIDE: tl.constexpr):
     return tl.load(k + at, mask=(s < L)[None, :] & (i < DI)[:, None], other=0.0)
 
 
-@triton.jit
+@jit
 def score_tile(
     qs, ws, q, w, t, k_IS, L, J: tl.constexpr, DI: tl.constexpr, WIDE: tl.constexpr, N: tl.constexpr, T: tl.constexpr,
     S: tl.constexpr, PRECISION: tl.constexpr,

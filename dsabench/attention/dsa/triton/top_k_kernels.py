@@ -11,24 +11,24 @@ C entries of a list, M groups of a row's samples.
 
 from __future__ import annotations
 
-import triton
 import triton.language as tl
 
 from dsabench.attention.dsa.triton.candidates import get, prune, put
 from dsabench.attention.dsa.triton.threshold import as_float, below, ordered, threshold
 from dsabench.attention.dsa.triton.tiles import load_heads, load_keys, score_tile
+from dsabench.ops.triton.jit import jit
 
 # Compiled once for all lengths and k: no value of these makes the code better.
 _PLAIN_NUMBERS = ["L", "n_rows", "n_blocks", "base", "K", "slots", "slack", "stride", "rank", "room", "shorter"]
 
 
-@triton.jit
+@jit
 def _place(unit, L, n_rows, n_blocks, T: tl.constexpr):
     """A unit's batch row, as an offset in tokens, and its first query."""
     return (unit % n_rows).to(tl.int64) * L, (n_blocks - 1 - unit // n_rows) * T
 
 
-@triton.jit
+@jit
 def _unit(start, base, L, n_rows, n_blocks, T: tl.constexpr):
     """This program's batch row (as an offset in tokens), queries, first keys of each and of all, and end of keys."""
     batch, t0 = _place(base + tl.program_id(0), L, n_rows, n_blocks, T)
@@ -37,14 +37,14 @@ def _unit(start, base, L, n_rows, n_blocks, T: tl.constexpr):
     return batch, t, first, tl.min(first, axis=0), tl.minimum(tl.max(t, axis=0) + 1, L)
 
 
-@triton.jit(do_not_specialize=_PLAIN_NUMBERS)
+@jit(do_not_specialize=_PLAIN_NUMBERS)
 def sample(
     q, k, w, start, samples, base, L, n_rows, n_blocks, stride, room, J: tl.constexpr, DI: tl.constexpr,
     WIDE: tl.constexpr, N: tl.constexpr, T: tl.constexpr, S: tl.constexpr, C: tl.constexpr, M: tl.constexpr,
     PRECISION: tl.constexpr, TILES: tl.constexpr,
 ):  # fmt: skip
-    """The best of every stride-th key of a unit by M groups, 2C fp32 a row: group m has the samples m, m + M, and so on.
-    -inf where a query may not see any key of a group."""
+    """The best score of each of M groups of every stride-th key of a unit, 2C fp32 a row: group m has the samples m,
+    m + M, and so on. -inf where a query may not see any key of a group."""
     batch, t, first, lowest, end = _unit(start, base, L, n_rows, n_blocks, T)
     n_samples = tl.cdiv(end - lowest, stride)
     m0 = tl.program_id(1) * TILES * S
@@ -65,7 +65,7 @@ def sample(
             tl.store(to[:, None] + m[None, :], best, mask=(m < tl.minimum(n_samples, M))[None, :])
 
 
-@triton.jit(do_not_specialize=_PLAIN_NUMBERS)
+@jit(do_not_specialize=_PLAIN_NUMBERS)
 def guess(
     samples, start, bound, base, L, n_rows, n_blocks, stride, rank, room, T: tl.constexpr, C: tl.constexpr,
     M: tl.constexpr,
@@ -94,7 +94,7 @@ def guess(
     tl.store(bound + tl.program_id(0), result)
 
 
-@triton.jit
+@jit
 def _append_range(
     entries, qs, ws, q, w, k, t, first, from_key, to_key, bound, count, before, K, L, J: tl.constexpr, DI: tl.constexpr,
     WIDE: tl.constexpr, N: tl.constexpr, T: tl.constexpr, S: tl.constexpr, C: tl.constexpr, PRECISION: tl.constexpr,
@@ -125,7 +125,7 @@ def _append_range(
     return count
 
 
-@triton.jit(do_not_specialize=_PLAIN_NUMBERS)
+@jit(do_not_specialize=_PLAIN_NUMBERS)
 def append(
     q, k, w, start, bound, entries, counts, base, L, n_rows, n_blocks, K, J: tl.constexpr, DI: tl.constexpr,
     WIDE: tl.constexpr, N: tl.constexpr, T: tl.constexpr, S: tl.constexpr, C: tl.constexpr, PRECISION: tl.constexpr,
@@ -161,7 +161,7 @@ def append(
     tl.store(counts + row, count.to(tl.int32))
 
 
-@triton.jit(do_not_specialize=_PLAIN_NUMBERS)
+@jit(do_not_specialize=_PLAIN_NUMBERS)
 def redo(
     q, k, w, start, entries, counts, base, L, n_rows, n_blocks, K, slack, J: tl.constexpr, DI: tl.constexpr,
     WIDE: tl.constexpr, N: tl.constexpr, T: tl.constexpr, S: tl.constexpr, C: tl.constexpr, PRECISION: tl.constexpr,
@@ -197,7 +197,7 @@ def redo(
     tl.store(counts, count)
 
 
-@triton.jit(do_not_specialize=_PLAIN_NUMBERS)
+@jit(do_not_specialize=_PLAIN_NUMBERS)
 def emit(
     entries, counts, selected, lse, base, L, n_rows, n_blocks, K, slots, shorter, T: tl.constexpr, C: tl.constexpr,
     WIDTH: tl.constexpr, PIECE: tl.constexpr,

@@ -31,6 +31,7 @@ import triton.language as tl
 from torch import Tensor
 
 from dsabench.ops.availability import on_gpu, processors
+from dsabench.ops.triton.jit import jit
 
 KEY_BITS = tl.constexpr(24)
 KEY = tl.constexpr((1 << 24) - 1)
@@ -150,7 +151,7 @@ def unite(selected_BTK: Tensor, queries: int, share: float) -> Unions:
     return Unions(words_UC, sizes_U, queries)
 
 
-@triton.jit
+@jit
 def _bits(x, FAST: tl.constexpr):
     """Bits that are set in each of x, uint32."""
     if FAST:
@@ -164,12 +165,12 @@ def _bits(x, FAST: tl.constexpr):
     return n
 
 
-@triton.jit
+@jit
 def _either(a, b):
     return a | b
 
 
-@triton.jit
+@jit
 def _slots(selected, row, q, n, t0, T, K):
     """Keys of query q's slots n, and whether they count."""
     t = t0 + q
@@ -178,14 +179,14 @@ def _slots(selected, row, q, n, t0, T, K):
     return tl.where(keep, s, 0), keep
 
 
-@triton.jit
+@jit
 def _bitmaps(maps, w, mask, Q: tl.constexpr):
     """Words w of the bitmaps of all queries, [N, Q]: they lie side by side."""
     at = maps + w[:, None] * Q + tl.arange(0, Q)[None, :]
     return tl.load(at, mask=mask[:, None], other=0).to(tl.uint32, bitcast=True)
 
 
-@triton.jit
+@jit
 def _take(raw, w, mask, stride, N: tl.constexpr, Q: tl.constexpr):
     """Words w of Q bitmaps, [N, Q], of which zeros are left."""
     at = raw + tl.arange(0, Q)[None, :] * stride + w[:, None]
@@ -196,9 +197,7 @@ def _take(raw, w, mask, stride, N: tl.constexpr, Q: tl.constexpr):
 
 # Lists that are not known to be aligned are loaded one number a lane, in the order that bitmaps and ranks are: whole
 # vectors of them would go through shared memory before each of these.
-@triton.jit(
-    do_not_specialize=["n_units", "n_taken"], do_not_specialize_on_alignment=["selected", "raw", "before", "words"]
-)
+@jit(do_not_specialize=["n_units", "n_taken"], do_not_specialize_on_alignment=["selected", "raw", "before", "words"])
 def _unite(
     selected, raw, maps, before, words, sizes, sample, T, K, n_blocks, n_units, n_taken, n_words, C, share,
     Q: tl.constexpr, N: tl.constexpr, SAMPLED: tl.constexpr, SAMPLING: tl.constexpr, FAST: tl.constexpr,
@@ -264,14 +263,14 @@ def _unite(
             tl.store(sizes + unit, size)
 
 
-@triton.jit
+@jit
 def load_words(words, n, end, N: tl.constexpr):
     """Words n, twice: [N, 2]. One of them alone would be so small that the compiler loads it again for every layout in
     which it is wanted, by instructions of 4 bytes: a fifth of all that a loop has."""
     return tl.load(words + n[:, None] + tl.zeros((N, 2), dtype=tl.int32), mask=(n < end)[:, None], other=0)
 
 
-@triton.jit
+@jit
 def keys_of(word_N2, spare):
     """The keys of words, and their members. A word beyond the end has none, and a spare key, to which zeros are added:
     an addition with a mask is a branch."""
@@ -280,7 +279,7 @@ def keys_of(word_N2, spare):
     return tl.where(who != 0, key & KEY, spare), who
 
 
-@triton.jit
+@jit
 def first_from(words, key, n_words):
     """The first word whose key is `key` or beyond."""
     low = 0 * n_words

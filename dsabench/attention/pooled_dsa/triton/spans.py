@@ -16,10 +16,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from dsabench.ops.triton.jit import jit
+
 _SLOTS, _WARPS = 1024, 4
 
 
-@triton.jit
+@jit
 def _spans(selected, begins, tails, out, T, C, P, K, SIZE, N: tl.constexpr, M: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     t = (row % T).to(tl.int32)
