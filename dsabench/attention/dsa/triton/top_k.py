@@ -2,8 +2,9 @@
 
     S[t] = the k highest I[t,s], start[t] <= s <= t, ties to the lowest s      I[t,s] = sum_j w[t,j] relu(q[t,j] . k[s])
 
-Five kernels, for as many blocks of queries at a time as scratch allows. `sample` scores every stride-th key; `guess`
-takes a row's bound from them: their r-th best, r six standard deviations above the k/stride that are expected.
+Five kernels, for as many blocks of queries at a time as scratch allows. `sample` scores every stride-th key and keeps
+the best of each of up to 1024 groups; `guess` takes a row's bound from them: what about r samples exceed, r six
+standard deviations above the k/stride that are expected.
 `append` passes over all keys in ascending order and writes those above the bound to the row's list. A list keeps equal
 scores up to its k-th entry; a later one loses to k earlier ones, which is the rule for ties. `redo` does a block again
 where a list is short or full, without a guess: a list about to overflow is pruned to its k best, and the lowest of
@@ -24,6 +25,10 @@ L = 131,072); tiles of 32 keys or 128 queries, fewer registers for more programs
 Short windows on the H200, 8 of L = 4096, k = 256 (ms): 0.76 before, 0.50 by these: a warp alone searches up to 1024
 entries and waits for no other after each count (emit 0.37 to 0.23, predicted 0.13; guess 0.07 to 0.03); units of about
 the same length in a chunk, and twice as many of them where lists are short (append 0.28 to 0.22, predicted 0.13).
+Long windows on the H200 (ms, L = 131,072; in brackets 65,536): groups of samples, in place of all 8192 of a row, which
+four warps search, guess 3.81 to 0.45 (0.84 to 0.21; predicted 0.5) and sample 1.6 to 1.05 (0.49 to 0.34), which stores
+an eighth; scores and top-k as a whole 24.2 to 20.1 (8.0 to 7.2). What did not help: two counts a pass of the search for
+a threshold, 7 passes in place of 13 (emit 4.31 to 4.2 where 3.2 was predicted: it does not wait for these counts).
 Not tried: radix passes over stored scores move 8.6 GB a pass (2.9 each, and 4 to 8 passes).
 
 Legend: B batch, L length, J indexer heads, I (DI in code) indexer width, K selected slots, T block of queries, S block
