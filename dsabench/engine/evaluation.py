@@ -57,6 +57,7 @@ class Evaluator:
         loss_by_position   list of mean losses of equal bins of positions 0..L-1, first to last; None in a bin in which
                            nothing is scored
         kl                 the attention's own loss, None where it has none
+        nats               (N, L) array of the targets' losses, fp32; 0 where nothing is scored
         """
         tokens_NT, scored_NT = windows.tokens, windows.scored
         n_windows, length = tokens_NT.shape[0], tokens_NT.shape[1] - 1
@@ -64,6 +65,7 @@ class Evaluator:
         nats_T = torch.zeros(length, dtype=torch.float64, device="cpu" if device.type == "mps" else device)
         correct = torch.zeros((), dtype=torch.int64, device=device)
         kl, has_kl = torch.zeros((), device=device), False
+        nats_NT = torch.empty(n_windows, length, device=device)
         batch = max(1, BATCH_TOKENS // length)
         with torch.inference_mode(), self.execution.autocast(), evaluating(self.model):
             for first in range(0, n_windows, batch):
@@ -72,6 +74,7 @@ class Evaluator:
                 given = [tokens_BT, *(torch.from_numpy(x[first : first + batch]) for x in others)]
                 scores = self._score(given, batch, stage, top_k, windows.most_documents)
                 nats_T += scores.nats_T.to(nats_T.device)
+                nats_NT[first : first + batch] = scores.nll_BT
                 correct += scores.correct
                 if scores.kl is not None:
                     kl, has_kl = kl + scores.kl * len(tokens_BT), True
@@ -86,6 +89,7 @@ class Evaluator:
                 float(part.sum()) / count if count else None for part, count in zip(nats, counts, strict=True)
             ],
             "kl": float(kl) / n_windows if has_kl else None,
+            "nats": nats_NT.cpu().numpy(),
         }
 
     def _score(
@@ -130,6 +134,9 @@ class _Scores:
     nats_T: Tensor
     """Loss by position, summed over windows, fp64 (fp32 on MPS)."""
 
+    nll_BT: Tensor
+    """Loss of each target, fp32; 0 where it is not scored."""
+
     correct: Tensor
     kl: Tensor | None
 
@@ -152,7 +159,7 @@ def scores_of(
     if scored_BT is not None:
         nll_BT, correct_N = nll_BT * scored_BT, correct_N & scored_BT.flatten()
     nats_T = nll_BT.sum(0) if nll_BT.device.type == "mps" else nll_BT.double().sum(0)
-    return _Scores(nats_T, correct_N.sum(), output.attention_loss)
+    return _Scores(nats_T, nll_BT, correct_N.sum(), output.attention_loss)
 
 
 def token_scores(logits_NV: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor]:
@@ -182,13 +189,13 @@ def bits_per_byte(loss: float, bytes_per_token: float) -> float:
 
 
 def evaluation_metrics(
-    val: dict[str, Any], train: dict[str, Any], recall: dict[str, Any], baseline: Baseline, is_task: bool
+    val: dict[str, Any], train: dict[str, Any], more: dict[str, Any], baseline: Baseline, is_task: bool
 ) -> dict[str, Any]:
     """The metrics of an evaluation by their names in `dsabench.metrics`: what is put in here is recorded, and is in the
     run's summary when it is the last.
 
-    val, train: `Evaluator.evaluate` on held-out windows and on training windows. recall: `selection_recall` of the
-    former, without its lists. baseline: of the held-out windows.
+    val, train: `Evaluator.evaluate` on held-out windows and on training windows. more: `selection_recall` of the former
+    and `CopiedTokens.losses` on them, without lists. baseline: of the held-out windows.
     """
     bytes_per_token = baseline.bytes_per_token
     return {
@@ -200,5 +207,5 @@ def evaluation_metrics(
         "task_accuracy": val["accuracy"] if is_task else None,
         "chance_accuracy": baseline.accuracy,
         "val_kl": val["kl"],
-        **recall,
+        **more,
     }

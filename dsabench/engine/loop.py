@@ -24,6 +24,7 @@ import torch
 from dsabench.attention.base import Stage
 from dsabench.data import cut
 from dsabench.engine import checkpoint, conversion_cost
+from dsabench.engine.copied_tokens import CopiedTokens
 from dsabench.engine.evaluation import evaluation_metrics
 from dsabench.engine.optimizer import recorded_stage, stage_at
 from dsabench.engine.prepared_run import PreparedRun
@@ -111,6 +112,7 @@ class TrainingRun:
         self.held_out = self.windows.evaluation("val", spec.train.eval_tokens)
         self.seen = self.windows.evaluation("train", spec.train.eval_tokens)
         self.baseline = self.windows.baseline(self.held_out)
+        self.copied = None if spec.data.task is not None else CopiedTokens(self.held_out)
         self.last_eval: dict[str, Any] = {}
         self.last_record: dict[str, Any] = {}
         self.flight: _Flight | None = None
@@ -269,9 +271,11 @@ class TrainingRun:
         evaluate, told = partial(self.slot.evaluator.evaluate, top_k=k), Seldom(self._tell)
         val = evaluate(self.held_out, stage, lambda share: told(share / 2))
         train = evaluate(self.seen, stage, lambda share: told((1 + share) / 2))
-        recall = selection_recall(self.model, self.held_out, self.execution, stage, k) or {}
-        lists = {name: recall.pop(name) for name in [*recall] if isinstance(recall[name], list)}
-        found = evaluation_metrics(val, train, recall, self.baseline, is_task=self.spec.data.task is not None)
+        more = selection_recall(self.model, self.held_out, self.execution, stage, k) or {}
+        if self.copied is not None:
+            more |= self.copied.losses(val["nats"])
+        lists = {name: more.pop(name) for name in [*more] if isinstance(more[name], list)}
+        found = evaluation_metrics(val, train, more, self.baseline, is_task=self.spec.data.task is not None)
         for name in ("val_loss", "train_loss"):
             if not math.isfinite(found[name]):
                 raise TrainingDiverged(f"{name} is {found[name]} after step {self.progress.step}; {_ADVICE}")

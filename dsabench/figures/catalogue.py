@@ -28,6 +28,9 @@ class Kind(NamedTuple):
     of_tasks: bool = False
     """Whether only runs on a task have it."""
 
+    of_copies: bool = False
+    """Whether only runs on text have it, of version 0.7 on."""
+
     of_children: bool = False
     """Whether only runs that start from trained models have it."""
 
@@ -58,6 +61,11 @@ FIGURES = {
     "positions": Kind(
         "loss by position in the window, where a leak shows", "positions:loss_by_position", "loss_by_position"
     ),
+    "copies": Kind(
+        "loss by how far back the same tokens stand, where a short window falls behind",
+        "copies:loss_by_copy_distance",
+        of_copies=True,
+    ),
     "sparsity": Kind("loss and mass recall against k/L", "sparsity:quality_by_sparsity", "quality_by_sparsity"),
     "methods": Kind(
         "loss against the keys that a query reads, and against step time",
@@ -80,11 +88,13 @@ FIGURES = {
 
 
 def fitting(data: FigureData) -> list[str]:
-    """The figures to draw of these runs when none is named: those of tasks where a run is of one, those of children
-    where one starts from a trained model, those of sizes where models have several, those of methods where there are at
-    least MANY_METHODS, and all others."""
+    """The figures to draw of these runs when none is named: those of tasks where a run is of one, those of copies
+    where they are recorded, those of children where one starts from a trained model, those of sizes where models have
+    several, those of methods where there are at least MANY_METHODS, and all others."""
     from dsabench.analysis.children import STEPS
+    from dsabench.store.curves import COPIES
 
+    copies = bool(data.curves.frame[COPIES].notna().any())
     tasks = bool(data.done["task_accuracy"].notna().any())
     children = STEPS in data.runs and bool(data.runs.loc[data.runs["finished"], STEPS].notna().any())
     methods = data.done["attention"].nunique() >= MANY_METHODS
@@ -93,6 +103,7 @@ def fitting(data: FigureData) -> list[str]:
         name
         for name, kind in FIGURES.items()
         if (kind.of_tasks and not tasks)
+        or (kind.of_copies and not copies)
         or (kind.of_children and not children)
         or (kind.of_methods and not methods)
         or (kind.of_sizes and not sizes)

@@ -21,7 +21,7 @@ from dsabench.figures.style import COLOURS, Look, looks
 from dsabench.metrics import columns, compared, drawn
 from dsabench.plain import count, is_or_are
 from dsabench.store import Curves, load_curves
-from dsabench.store.curves import BY_POSITION
+from dsabench.store.curves import LISTS
 
 PER_PAGE = len(COLOURS)
 """Variants on one page: more could not be told apart."""
@@ -119,7 +119,7 @@ def figure_data(scope: Scope, baseline: str = "dense") -> FigureData:
         there, pairs = None, pd.DataFrame(columns=_OF_PAIRS)
         notes.append("no dense run among these: no differences are shown (--baseline names another attention)")
     curves = load_curves(
-        scope.store, list(runs.loc[runs["finished"], "run_id"]), columns=["seconds", "flops", *drawn(), BY_POSITION]
+        scope.store, list(runs.loc[runs["finished"], "run_id"]), columns=["seconds", "flops", *drawn(), *LISTS]
     )
     if curves.damaged:  # they went bad since the store was read
         return figure_data(scope.with_damaged(curves.damaged), baseline)

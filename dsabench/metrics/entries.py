@@ -178,6 +178,28 @@ _LIST = (
         "stage and one k compare.",
     ),
     Metric(
+        name="far_copy_loss", words="loss on far copies", unit="nats per token", better="lower", dtype="",
+        source="evaluation", runs="text", compared=True, margin_in_nats=True,
+        meaning="validation loss on tokens whose last four tokens, they included, last stood in the window at least a "
+        "quarter of it before",
+        remark="The quarter is rounded down to a power of two. What a short window forgets shows here. The list "
+        "loss_by_copy_distance has all distances.",
+    ),
+    Metric(
+        name="near_copy_loss", words="loss on near copies", unit="nats per token", better="lower", dtype="",
+        source="evaluation", runs="text", compared=True, margin_in_nats=True,
+        meaning="validation loss on tokens whose last four tokens, they included, last stood in the window less than a "
+        "quarter of it before",
+    ),
+    Metric(
+        name="far_copy_share", words="share of far copies", unit="share of tokens", dtype="",
+        source="evaluation", runs="text",
+        most=1.0,
+        meaning="share of validation tokens that are far copies",
+        remark="The same for every model of one text and length. Of a share p of n tokens the loss on far copies is a "
+        "mean of p n.",
+    ),
+    Metric(
         name="conversion_loss", words="loss of the conversion", unit="nats per token", better="lower", dtype="",
         source="evaluation", selecting=True,
         least=-math.inf,

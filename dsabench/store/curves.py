@@ -33,10 +33,13 @@ CURVES = "curves.parquet"
 _LOCK = ".curves.lock"
 SEAL = ".curves.seal"
 _KEY = b"dsabench"
-_FORMAT = f"3 of schema {SCHEMA_VERSION}"
+_FORMAT = f"4 of schema {SCHEMA_VERSION}"
 
 BY_POSITION = "loss_by_position"
-"""The one column that holds lists; only in a run's last record, the evaluation at its end."""
+COPIES, COPY_COUNTS = "loss_by_copy_distance", "tokens_by_copy_distance"
+
+LISTS = (BY_POSITION, COPIES, COPY_COUNTS)
+"""The columns that hold lists; only in a run's last record, the evaluation at its end."""
 
 _FIXED = {"run_id": pa.string(), "kind": pa.string(), "step": pa.int64(), "stage": pa.string()}
 
@@ -46,7 +49,7 @@ class Curves(NamedTuple):
 
     frame: pd.DataFrame
     """run_id, step, stage and a float64 column a metric (NaN: missing, or recorded as NaN), by run_id and then in
-    recorded order; loss_by_position is an array in a finished run's last evaluation and missing elsewhere."""
+    recorded order; those of LISTS are arrays in a finished run's last evaluation and missing elsewhere."""
 
     damaged: dict[str, str]
     """run_id -> what is wrong with its metrics file; such a run has no rows."""
@@ -137,7 +140,7 @@ def _read(store: Path) -> tuple[pa.Table, _State]:
         # Only a table of these types can be joined with what is read anew.
         types = {field.name: field.type for field in table.schema}
         whole = whole and all(
-            kind == _FIXED.get(name, pa.list_(pa.float64()) if name == BY_POSITION else pa.float64())
+            kind == _FIXED.get(name, pa.list_(pa.float64()) if name in LISTS else pa.float64())
             for name, kind in types.items()
         )
         whole = whole and types.keys() >= _FIXED.keys() and isinstance(state.signatures, dict)
@@ -202,7 +205,7 @@ def _parse(store: Path, run_ids: list[str]) -> tuple[pa.Table, dict[str, str]]:
             column = [_text(value) for value in column]
         if name in _FIXED:
             columns[name] = pa.array(column, _FIXED[name])
-        elif name == BY_POSITION:
+        elif name in LISTS:
             columns[name] = pa.array([_numbers(value) for value in column], pa.list_(pa.float64()))
         elif (numbers := _column(column)) is not None:
             columns[_text(name)] = numbers

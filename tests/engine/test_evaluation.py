@@ -49,6 +49,7 @@ def test_loss_accuracy_and_positions_by_plain_sums(stage: Any, monkeypatch: pyte
     nll = -log_p.gather(-1, x[:, 1:, None])[..., 0]
     assert result["loss"] == pytest.approx(float(nll.mean()), abs=1e-5)
     assert result["loss_by_position"] == pytest.approx(nll.mean(0).tolist(), abs=1e-5)
+    assert result["nats"] == pytest.approx(nll.numpy(), abs=1e-5)
     assert result["kl"] == pytest.approx(float(output.attention_loss), rel=1e-4)
     assert result["accuracy"] == pytest.approx(float((log_p.argmax(-1) == x[:, 1:]).double().mean()))
     assert result["kl"] is not None

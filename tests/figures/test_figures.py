@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from matplotlib.text import Annotation
 
 from dsabench.analysis.scope import ScopeError, look_at
 from dsabench.figures import style
+from dsabench.figures.catalogue import draw, fitting
 from dsabench.figures.data import FigureData, figure_data
 from dsabench.figures.positions import grouped
 from dsabench.store import load_curves, load_runs
@@ -98,6 +100,26 @@ def test_positions_show_the_last_evaluation_and_the_paired_difference(usual: Pat
     assert found is not None
     assert (found[1], found[3]) == (f"{min(ends):+.3f}", f"{max(ends):+.3f}"), "the gap that is drawn"
     assert re.fullmatch(r"DSA k=[0-9.]+L, L = \d+, position \d+", found[2])
+
+
+def test_copies_show_each_distance_and_the_paired_difference(usual: Path, shown: FigureData) -> None:
+    (figure,) = pages("copies", shown)
+    look = shown.pages[0]["dsa top_k_ratio=0.25"]
+    (curve,) = means(figure.axes[0], look.marker)
+    assert list(curve.get_xdata()) == [2, 3, 4, 5, 6], "no token is 1 token back"
+    assert [0.0] in [list(line.get_xdata()) for line in figure.axes[0].lines if line.get_marker() == look.marker], "new"
+    (difference,) = means(figure.axes[2], look.marker)
+    differences = difference.get_ydata()
+    first, last = differences[0], differences[-1]
+    assert differences == pytest.approx([first] * 3 + [first + 0.5] * 2), "k = 16 of 64: farther back it loses 0.5"
+    assert last > first
+    assert "Marks at the foot: k." in caption(figure)
+
+
+def test_a_store_without_copies_has_no_figure_of_them_and_it_says_why(shown: FigureData) -> None:
+    older = replace(shown, curves=shown.curves._replace(frame=shown.curves.frame.assign(loss_by_copy_distance=None)))
+    assert "copies" not in fitting(older) and "copies" in fitting(shown)
+    assert "version 0.7" in str(draw("copies", older))
 
 
 def test_sparsity_shows_paired_differences_and_recall_beside_chance(usual: Path, shown: FigureData) -> None:

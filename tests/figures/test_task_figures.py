@@ -18,7 +18,7 @@ from dsabench.store import load_curves
 
 
 def test_texts_have_no_figure_of_tasks_and_it_says_why_when_asked_for(shown: FigureData, of_tasks: FigureData) -> None:
-    assert fitting(of_tasks) == [name for name in FIGURES if name not in ("conversion", "methods", "sizes")]
+    assert fitting(of_tasks) == [name for name in FIGURES if name not in ("conversion", "copies", "methods", "sizes")]
     assert fitting(shown) == [name for name in FIGURES if name not in ("task", "conversion", "methods", "sizes")]
     assert "no finished run is of a task; data.source: task:" in reason("task", shown)
 

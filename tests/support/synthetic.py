@@ -121,6 +121,15 @@ def family(
     return ids
 
 
+def copies_of(spec: RunSpec, loss: float) -> dict[str, list[float]]:
+    """Losses by copy distance: copies are easier, but for those that lie farther back than k; a single one is 1 token
+    back."""
+    k = spec.attention.n_selected(spec.length) or spec.length
+    bins = range(1, (spec.length - 1).bit_length() + 1)
+    losses = [loss + 0.1, *(9.0 if i == 1 else loss - 1 + (0.5 if 2 ** (i - 1) >= k else 0.0) for i in bins)]
+    return {"loss_by_copy_distance": losses, "tokens_by_copy_distance": [5000, *(1 if i == 1 else 60 for i in bins)]}
+
+
 def finished(
     store: Path,
     spec: RunSpec,
@@ -182,6 +191,7 @@ def finished(
                 "val_kl": 0.3 - 0.2 * share if selects else None,
                 **{name: value * (0.5 + 0.5 * share) for name, value in recall.items()},
                 "loss_by_position": positions,
+                **({} if task else copies_of(spec, now)),
                 **(at_start if i == 0 else {}),
                 **{name: value * (1 if "chance" in name else share) for name, value in task.items()},
             }
