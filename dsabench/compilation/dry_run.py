@@ -67,11 +67,14 @@ def launch_all(spec: RunSpec, vocab_size: int, micro_batch: int, recompute: bool
 
 
 def _evaluate(model: Transformer, execution: Execution, stage: Stage, k: int | None) -> None:
-    length, most = model.spec.length, 2
-    windows, rows = -(-model.spec.train.eval_tokens // length), max(1, BATCH_TOKENS // length)
+    train, most = model.spec.train, 2
     with torch.inference_mode(), execution.autocast(), evaluating(model):
-        for n in {min(rows, windows), windows % rows} - {0}:  # of a text that has so many
-            scores_of(model, stage, k, most, *_batch(model.spec, n))
+        for several in (1, *train.eval_multiples):
+            spec = model.spec.model_copy(update={"length": several * model.spec.length})
+            windows, rows = -(-train.eval_tokens // spec.length), max(1, BATCH_TOKENS // spec.length)
+            for n in {min(rows, windows), windows % rows} - {0}:  # of a text that has so many
+                scores_of(model, stage, k, most, *_batch(spec, n))
+        windows, rows = -(-train.eval_tokens // model.spec.length), max(1, BATCH_TOKENS // model.spec.length)
         batch = [x for x in _batch(model.spec, min(rows, windows)) if x is not None]
         documents_BT = batch[-1] if model.spec.data.packing == "documents" else None
         model(

@@ -209,3 +209,13 @@ def evaluation_metrics(
         "val_kl": val["kl"],
         **more,
     }
+
+
+def extrapolated(found: list[dict[str, Any]]) -> dict[str, Any]:
+    """Metrics by their names, and lists in the order of train.eval_multiples, of evaluations on longer windows."""
+    return {
+        "extrapolated_loss": found[-1]["loss"],
+        "extrapolated_accuracy": found[-1]["accuracy"],
+        "loss_by_multiple": [one["loss"] for one in found],
+        "accuracy_by_multiple": [one["accuracy"] for one in found],
+    }

@@ -25,7 +25,7 @@ from dsabench.attention.base import Stage
 from dsabench.data import cut
 from dsabench.engine import checkpoint, conversion_cost
 from dsabench.engine.copied_tokens import CopiedTokens
-from dsabench.engine.evaluation import evaluation_metrics
+from dsabench.engine.evaluation import evaluation_metrics, extrapolated
 from dsabench.engine.optimizer import recorded_stage, stage_at
 from dsabench.engine.prepared_run import PreparedRun
 from dsabench.engine.run_records import RunRecords
@@ -112,6 +112,10 @@ class TrainingRun:
         self.held_out = self.windows.evaluation("val", spec.train.eval_tokens)
         self.seen = self.windows.evaluation("train", spec.train.eval_tokens)
         self.baseline = self.windows.baseline(self.held_out)
+        self.longer = [
+            cut(run.data, several * spec.length).evaluation("val", spec.train.eval_tokens)
+            for several in spec.train.eval_multiples
+        ]
         self.copied = None if spec.data.task is not None else CopiedTokens(self.held_out)
         self.last_eval: dict[str, Any] = {}
         self.last_record: dict[str, Any] = {}
@@ -274,6 +278,8 @@ class TrainingRun:
         more = selection_recall(self.model, self.held_out, self.execution, stage, k) or {}
         if self.copied is not None:
             more |= self.copied.losses(val["nats"])
+        if self.longer and record and self.progress.step in (0, self.spec.train.steps):
+            more |= extrapolated([evaluate(windows, stage) for windows in self.longer])
         lists = {name: more.pop(name) for name in [*more] if isinstance(more[name], list)}
         found = evaluation_metrics(val, train, more, self.baseline, is_task=self.spec.data.task is not None)
         for name in ("val_loss", "train_loss"):

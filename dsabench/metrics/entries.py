@@ -200,6 +200,19 @@ _LIST = (
         "mean of p n.",
     ),
     Metric(
+        name="extrapolated_loss", words="loss on longer windows", heading="longer loss", unit="nats per token",
+        better="lower", dtype="", source="evaluation", compared=True, margin_in_nats=True,
+        meaning="validation loss on windows of the last of train.eval_multiples times the length",
+        remark="The list loss_by_multiple has all of them.",
+    ),
+    Metric(
+        name="extrapolated_accuracy", words="accuracy on longer windows", heading="longer acc", unit="share of tokens",
+        better="higher", dtype="", source="evaluation", compared=True,
+        most=1.0,
+        meaning="share of tokens predicted exactly on windows of the last of train.eval_multiples times the length",
+        task_meaning="share of answers that are right in windows of the last of train.eval_multiples times the length",
+    ),
+    Metric(
         name="conversion_loss", words="loss of the conversion", unit="nats per token", better="lower", dtype="",
         source="evaluation", selecting=True,
         least=-math.inf,

@@ -72,6 +72,11 @@ class TrainSpec(Spec):
     """Tokens of each evaluation sample, rounded up to whole windows: that many held-out tokens, and as many
     training tokens for the generalisation gap. All there are, when there are fewer."""
 
+    eval_multiples: list[Annotated[int, Field(ge=2, le=256)]] = Field([], max_length=8)
+    """Length extrapolation: before the first step and after the last, the model is also evaluated on held-out windows
+    of so many times the length, 2 and 4 say, as it stands: positions are longer than any it was trained at, and a query
+    keeps as many keys as attention.top_k says, or as top_k_ratio gives at that length. On eval_tokens each."""
+
     log_every: Positive = 20
     """Steps between training records; on a GPU the host waits for it only then."""
 

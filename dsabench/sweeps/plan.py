@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dsabench import data as data_package
 from dsabench.attention.base import Stage
-from dsabench.data import Amounts, Survey, cut
+from dsabench.data import Amounts, Survey, TaskData, TokenData, cut
 from dsabench.engine import memory_plan
 from dsabench.engine.checkpoint import steps_done
 from dsabench.engine.device import Execution, matmul_rate
 from dsabench.engine.memory_plan import MemoryPlan
 from dsabench.engine.slot import shape_of
-from dsabench.errors import StoreError
+from dsabench.errors import DataError, StoreError
 from dsabench.metrics import epochs
 from dsabench.model.transformer import flops_per_window, outline
 from dsabench.progress.time_left import Kind, RunParts, Timetable
@@ -229,14 +229,24 @@ def check_data(
 
     Before the first run of a sweep, so that a length too long for the documents is not found hours later.
     """
-    lengths: dict[DataSpec, dict[int, None]] = {}
+    lengths: dict[DataSpec, dict[int, list[int]]] = {}
     for run in planned:
         if run.is_left:
-            lengths.setdefault(run.spec.data, {})[run.spec.length] = None
+            lengths.setdefault(run.spec.data, {}).setdefault(run.spec.length, []).extend(run.spec.train.eval_multiples)
     for spec, wanted in lengths.items():
         data = data_package.prepare(spec, progress=notify, counted=counted)
-        for length in wanted:
+        for length, multiples in wanted.items():
             cut(data, length)
+            check_longer(data, length, dict.fromkeys(multiples))
+
+
+def check_longer(data: TokenData | TaskData, length: int, multiples: Iterable[int]) -> None:
+    """Raise DataError where the data have no windows of so many times the length, as train.eval_multiples asks for."""
+    for several in multiples:
+        try:
+            cut(data, several * length)
+        except DataError as error:
+            raise DataError(f"train.eval_multiples: {several} times {length} tokens: {error}") from None
 
 
 def check_small_data(planned: Sequence[PlannedRun]) -> None:

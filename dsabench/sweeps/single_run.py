@@ -29,7 +29,7 @@ from dsabench.spec.run import RunSpec
 from dsabench.store import RunDoneError, RunRecord, RunWriter, read_run
 from dsabench.sweeps.launcher import RunJob
 from dsabench.sweeps.origin import check_origins, check_shapes, fingerprint, identity_of, origin_of, start_digest
-from dsabench.sweeps.plan import plan, status, timetable
+from dsabench.sweeps.plan import check_longer, plan, status, timetable
 from dsabench.user_folders import remove_abandoned
 
 
@@ -154,6 +154,7 @@ def train_by_turns(job: RunJob, place: Place, observe: Callable[[Update], None])
     execution = leader.spread(spec, place.execution, job.data_parallel)
     data = data_package.prepare(spec.data, progress=notify, counted=place.counted)
     windows = cut(data, spec.length)  # raises before the run exists when no document holds a window
+    check_longer(data, spec.length, spec.train.eval_multiples)
     notes = [*data.notes, *windows.notes]
     for note in notes:
         notify(note)

@@ -15,6 +15,7 @@ from dsabench.attention.dsa import masked, reference
 from dsabench.attention.dsa.layer import DSA
 from dsabench.errors import SpecError
 from dsabench.model.moe import MixtureOfExperts
+from dsabench.model.transformer import ForwardPass, build
 from dsabench.spec.run import RunSpec, validate
 from dsabench.testing import (
     CHECKS,
@@ -119,6 +120,18 @@ CASES = [
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
 def test_contract(check: Any, name: str, layout: str) -> None:
     check(small(VARIANTS[name], layout))
+
+
+@pytest.mark.parametrize("stage", ["dense", "sparse"])
+@pytest.mark.parametrize(("name", "layout"), CASES)
+def test_longer_windows_are_as_if_it_were_made_for_them(name: str, layout: str, stage: Any) -> None:
+    """Length extrapolation (train.eval_multiples): nothing but the input says how long a window is."""
+    model, longer = (build(small(VARIANTS[name], layout, length), 30).eval() for length in (20, 40))
+    longer.load_state_dict(model.state_dict())
+    tokens_BT = torch.randint(0, 30, (2, 40), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        found, expected = (one(tokens_BT, ForwardPass(stage=stage)).logits_BTV for one in (model, longer))
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
 
 
 def test_dropout_is_no_leak() -> None:

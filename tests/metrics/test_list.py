@@ -58,6 +58,7 @@ def test_entries_are_whole() -> None:
     assert compared().keys() == {
         *("val_loss", "val_bits_per_byte", "generalisation_gap", "val_accuracy", "task_accuracy"),
         *("step_ms", "tokens_per_second", "peak_memory_mb", "near_copy_loss", "far_copy_loss"),
+        *("extrapolated_loss", "extrapolated_accuracy"),
     }
 
 
