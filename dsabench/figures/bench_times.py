@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator
 
+from dsabench.bench.summary import TRAINED
 from dsabench.figures.drawing import line, plain_log_ticks, say
 from dsabench.figures.style import GREY, INK, Look, length_axis, new_figure, styled
 
@@ -131,20 +132,26 @@ def _speed_axes(axes: Axes, lengths: list[int], any_times: bool) -> None:
 
 
 def _mark_crossover(left: Axes, right: Axes, document: Document) -> None:
-    """A line where DSA by Triton overtakes the fastest dense; in words where it does not, or does everywhere."""
-    found = next((one for one in document.crossovers if one.implementation == "dsa-triton"), None)
-    if found is None or found.relation == "not measured":
-        return
-    if found.relation == "interpolated" and found.length is not None:
-        for axes in (left, right):
-            axes.axvline(found.length, color=INK, linewidth=1.0, linestyle=(0, (2, 2)), zorder=3)
-        text = f"crossover: L = {found.length:,.0f}"
-    else:
-        text = "\n".join(textwrap.wrap(found.words, 44))
-    left.text(
-        0.03, 0.97, text, transform=left.transAxes, va="top", fontsize=8, color=INK,
-        bbox={"facecolor": "white", "edgecolor": "none", "pad": 2.0}, zorder=6,
-    )  # fmt: skip
+    """Lines where DSA by Triton overtakes the fastest dense, with random inputs and with a run's; in words where it
+    does not, or does everywhere."""
+    names = {"dsa-triton": "random", TRAINED: "trained"}
+    against_dense = {one.implementation: one for one in reversed(document.crossovers)}  # the first of each
+    found = [against_dense[name] for name in names if name in against_dense]
+    texts = []
+    for one in (one for one in found if one.relation != "not measured"):
+        if one.relation == "interpolated" and one.length is not None:
+            look = _look("dsa-triton" + _TRAINED if one.implementation == TRAINED else "dsa-triton")
+            for axes in (left, right):
+                axes.axvline(one.length, color=look.colour, linewidth=1.0, linestyle=look.line, alpha=0.7, zorder=1.5)
+            which = f", {names[one.implementation]}" if len(found) > 1 else ""
+            texts.append(f"crossover: L = {one.length:,.0f}{which}")
+        else:
+            texts.append("\n".join(textwrap.wrap(one.words, 44)))
+    if texts:
+        left.text(
+            0.03, 0.97, "\n".join(texts), transform=left.transAxes, va="top", fontsize=8, color=INK,
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 2.0}, zorder=6,
+        )  # fmt: skip
 
 
 def _title(document: Document) -> str:

@@ -11,6 +11,7 @@ import pytest
 import synthetic_bench
 
 from dsabench.bench.document import Document
+from dsabench.bench.summary import TRAINED
 from dsabench.cli.console import PlainConsole
 from dsabench.cli.views.bench_tables import bench_lines
 from dsabench.figures.bench_times import LOOKS, bench_figure
@@ -71,6 +72,15 @@ def test_the_crossover_is_said_and_drawn() -> None:
         (vertical,) = [line for line in axes.lines if len(set(line.get_xdata())) == 1 and len(line.get_xdata()) == 2]
         assert round(vertical.get_xdata()[0]) == 46341
     assert (left.get_xscale(), left.get_yscale()) == ("log", "log")
+
+
+def test_crossovers_of_random_and_trained_selections_are_told_apart() -> None:
+    document = synthetic_bench.document()
+    random = document.crossovers[0]
+    trained = random.model_copy(update={"implementation": TRAINED, "length": 20_000.0})
+    left, _ = bench_figure(document.model_copy(update={"crossovers": [random, trained]})).axes
+    (said,) = [text.get_text() for text in left.texts]
+    assert said == "crossover: L = 46,341, random\ncrossover: L = 20,000, trained"
 
 
 def test_no_crossover_is_said_and_not_drawn() -> None:
