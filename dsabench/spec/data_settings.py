@@ -26,7 +26,8 @@ class DataSpec(Spec):
     `packages` (the installed .py files of what dsabench depends on, torch and so on: a large code corpus, offline),
     `path:FILE_FOLDER_OR_GLOB` (.txt .md .jsonl .parquet .bin), `hf:NAME[,CONFIG][:SPLIT]` (extra `hf`), or a task with
     known answers: `task:recall`, `task:induction`, `task:needle`, `task:selective_copy`, `task:arithmetic`,
-    `task:forgetting`, `task:compositional`, `task:multi_needle`, `task:variable_tracking`, `task:common_words`."""
+    `task:forgetting`, `task:compositional`, `task:multi_needle`, `task:variable_tracking`, `task:common_words`,
+    `task:mqar`."""
 
     task: Task | None = None
     """The settings of a `task:NAME` source; null with a text."""

@@ -24,6 +24,7 @@ from dsabench.spec.tasks import (
     CommonWords,
     Compositional,
     Forgetting,
+    Mqar,
     MultiNeedle,
     TaskSettings,
     VariableTracking,
@@ -62,6 +63,9 @@ def every_question(task: TaskSettings) -> Iterator[Question]:
         for _ in range(task.values_per_key if isinstance(task, MultiNeedle) else task.n_common):
             yield from (("all of them", answer) for answer in range(n))
         return
+    if isinstance(task, Mqar):  # different values, each asked once, and no answer is seen
+        yield from (("all of them", answer) for answer in range(task.n_pairs))
+        return
     if isinstance(task, Forgetting | Compositional | VariableTracking):
         n = task.size**2 if isinstance(task, Compositional) else task.size
         for values in product(range(task.n_values), repeat=n):
@@ -98,6 +102,7 @@ SMALL: list[tuple[str, dict[str, Any]]] = [
     ("multi_needle", {"n_needles": 5}),
     ("variable_tracking", {"n_chains": 4, "n_values": 3}),
     ("common_words", {"n_rare": 3}),
+    ("mqar", {"n_pairs": 4}),
 ]  # fmt: skip
 
 
@@ -122,6 +127,7 @@ LARGE: list[tuple[str, dict[str, Any], int]] = [
     ("multi_needle", {"n_needles": 5, "n_queries": 3}, 64),
     ("variable_tracking", {"n_values": 6}, 64),
     ("common_words", {"n_rare": 6}, 64),
+    ("mqar", {"n_pairs": 6, "n_values": 8}, 64),
 ]
 
 

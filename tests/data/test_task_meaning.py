@@ -22,6 +22,8 @@ CASES: list[tuple[str, dict[str, Any], int]] = [
     ("variable_tracking", {}, 64),
     ("variable_tracking", {"n_chains": 6, "n_hops": 5, "n_queries": 2, "n_values": 2, "n_fillers": 5}, 200),
     ("common_words", {}, 64),
+    ("mqar", {}, 64),
+    ("mqar", {"n_pairs": 9, "n_keys": 9, "n_values": 9, "n_fillers": 5, "power": 1.0}, 41),
     ("common_words", {"n_rare": 100, "n_common": 5, "common_count": 2, "n_fillers": 9}, 4096),
 ]
 
@@ -56,3 +58,30 @@ def test_neither_part_of_a_key_says_its_value() -> None:
     for side in (0, 1):
         parts = [key[side] for key in keys]
         assert len(keys) == 16 and {parts.count(part) for part in parts} == {4}
+
+
+@pytest.mark.parametrize("power", [0.01, 0.5, 1.0])
+def test_gaps_of_mqar_follow_the_power_law(power: float) -> None:
+    """The first gap drawn of each window is one of G with probabilities (g + 1)^(power - 1); here there is only one."""
+    windows = TaskWindows(settings_of("mqar", {"n_pairs": 1, "power": power, "n_keys": 9, "n_values": 9}), 34)
+    batch = windows.evaluation("val", 20_000 * 34)
+    gaps = (batch.scored.argmax(1) - 2) // 2
+    weights = np.arange(1.0, 17.0) ** (power - 1)
+    expected = 20_000 * weights / weights.sum()
+    found = np.bincount(gaps, minlength=16)
+    assert len(found) == 16 and (np.square(found - expected) / expected).sum() < 44, "chi squared of 15: 1 in 10,000"
+
+
+def test_pairs_of_mqar_are_packed_and_queries_even() -> None:
+    task = settings_of("mqar", {"n_pairs": 16})
+    batch = TaskWindows(task, 64).evaluation("val", 200 * 64)
+    assert (batch.scored.sum(1) == 16).all() and not batch.scored[:, 1::2].any() and not batch.scored[:, :32].any()
+    pairs = batch.tokens[:, :32].reshape(-1, 16, 2)
+    for place, first in ((0, "k"), (1, "v")):
+        assert (pairs[..., place] >= task.first_id(first)).all()
+        assert all(len(set(row)) == 16 for row in pairs[..., place].tolist()), "all differ"
+    full = batch.scored[:, 32::2]
+    assert full.all(), "16 pairs leave 16 places in 64 tokens: each has a query"
+    asked = batch.tokens[:, 32:64:2]
+    first = (asked == pairs[:, :1, 0]).argmax(1)
+    assert abs(first.mean() - 7.5) < 5 * 4.7 / 200**0.5, "which pair is asked first is chance"

@@ -49,6 +49,9 @@ def _values(draw: st.DrawFn, name: str, length: int) -> dict[str, int | None]:
         n = upto(min(200, tokens // 6))
         queries = draw(st.none() | st.integers(1, n))
         return {"n_pairs": n, "n_updates": upto(n), "n_queries": queries, "n_keys": n + upto(50, 0), "n_values": 9}
+    if name == "mqar":
+        n = upto(min(200, (tokens - 1) // 4))
+        return {"n_pairs": n, "n_keys": n + upto(50, 0), "n_values": n + upto(50, 0), "power": draw(st.floats(0, 1))}
     if name == "compositional":
         side = upto(min(20, math.isqrt(tokens // 6)), 2)
         return {"n_side": side, "n_parts": side + upto(9, 0), "n_values": upto(50, 2)}
@@ -318,6 +321,7 @@ FROZEN = {
     "multi_needle": "bac913aea579999d",
     "variable_tracking": "6ce388da0d45e416",
     "common_words": "2daba155b049d94c",
+    "mqar": "65bfa683c77a528d",
 }
 
 

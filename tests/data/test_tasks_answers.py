@@ -18,7 +18,7 @@ from task_tools import settings_of
 
 from dsabench.data.tasks import TaskBatch, TaskWindows
 from dsabench.spec.task_settings import TaskSettings
-from dsabench.spec.tasks import TASKS, Arithmetic, CommonWords, Induction, MultiNeedle
+from dsabench.spec.tasks import TASKS, Arithmetic, CommonWords, Induction, Mqar, MultiNeedle
 
 COVERED = -1
 Solver = Callable[[TaskSettings, np.ndarray, np.random.Generator], int]
@@ -138,6 +138,8 @@ def blind_guess(task: TaskSettings) -> float:
         return 1 / (task.n_symbols - task.n_copied + 1)  # those that are seen are ruled out
     if isinstance(task, MultiNeedle):
         return 1 / (task.n_values - task.n_needles * task.values_per_key + 1)
+    if isinstance(task, Mqar):
+        return 1 / (task.n_values - task.n_pairs + 1)
     if isinstance(task, CommonWords):
         return 1 / (task.n_words - task.n_rare - task.n_common + 1)
     return 1 / len(answer_ids(task))
@@ -166,6 +168,8 @@ CASES: list[tuple[str, dict[str, Any], int]] = [
     ("variable_tracking", {"n_values": 8}, 64),
     ("variable_tracking", {"n_chains": 3, "n_hops": 0, "n_values": 5}, 20),
     ("common_words", {"n_rare": 8, "n_words": 20}, 64),
+    ("mqar", {"n_pairs": 6, "n_values": 9}, 64),
+    ("mqar", {"n_pairs": 5, "n_values": 5, "n_keys": 5, "n_fillers": 4, "power": 1.0}, 20),
 ]
 
 
@@ -181,7 +185,7 @@ def test_all_but_the_targets_is_worth_a_blind_guess(name: str, values: dict[str,
     chance = blind_guess(task)
     margin = 4 * math.sqrt(chance * (1 - chance) / n) + 0.005  # arithmetic holds an eighth of the problems out
     assert max(accuracy.values()) < chance + margin, accuracy
-    ruled_out = dict.fromkeys(("induction", "multi_needle", "common_words"), "never seen")
+    ruled_out = dict.fromkeys(("induction", "multi_needle", "common_words", "mqar"), "never seen")
     best = {**ruled_out, "arithmetic": "most probable"}.get(name, "constant")
     assert accuracy[best] > chance - margin, accuracy
 

@@ -26,6 +26,7 @@ SMALL = {
     "multi_needle": {"n_needles": 3},
     "variable_tracking": {"n_chains": 3},
     "common_words": {"n_rare": 9},
+    "mqar": {"n_pairs": 6},
 }
 
 

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from dsabench.spec.task_settings import TaskSettings
-from dsabench.spec.tasks import CommonWords, Compositional, Forgetting, MultiNeedle, VariableTracking
+from dsabench.spec.tasks import CommonWords, Compositional, Forgetting, Mqar, MultiNeedle, VariableTracking
 
 Key = tuple[int, ...]
 
@@ -25,7 +25,7 @@ def answers_by_key(task: TaskSettings, seen: Sequence[int]) -> dict[Key, list[in
     found: dict[Key, list[int]] = {}
     kinds = [kind(task, token) for token in seen]
     for t, token in enumerate(seen):
-        if isinstance(task, Forgetting) and kinds[t : t + 2] == ["k", "v"]:
+        if isinstance(task, Forgetting | Mqar) and kinds[t : t + 2] == ["k", "v"]:
             found[(token,)] = [seen[t + 1]]
         if isinstance(task, MultiNeedle) and kinds[t : t + 2] == ["k", "v"]:
             found.setdefault((token,), []).append(seen[t + 1])

@@ -12,6 +12,7 @@ from dsabench.spec.tasks.common_words_settings import CommonWords
 from dsabench.spec.tasks.compositional_settings import Compositional
 from dsabench.spec.tasks.forgetting_settings import Forgetting
 from dsabench.spec.tasks.induction_settings import Induction
+from dsabench.spec.tasks.mqar_settings import Mqar
 from dsabench.spec.tasks.multi_needle_settings import MultiNeedle
 from dsabench.spec.tasks.needle_settings import Needle
 from dsabench.spec.tasks.queries import asked
@@ -27,6 +28,7 @@ __all__ = [
     "Compositional",
     "Forgetting",
     "Induction",
+    "Mqar",
     "MultiNeedle",
     "Needle",
     "Recall",
@@ -48,7 +50,8 @@ Task = Annotated[
     | Compositional
     | MultiNeedle
     | VariableTracking
-    | CommonWords,
+    | CommonWords
+    | Mqar,
     Field(discriminator="name"),
 ]
 """The settings of any task."""
