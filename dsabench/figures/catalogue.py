@@ -62,7 +62,7 @@ FIGURES = {
         "loss by position in the window, where a leak shows", "positions:loss_by_position", "loss_by_position"
     ),
     "copies": Kind(
-        "loss by how far back the same tokens stand, where a short window falls behind",
+        "loss by how far back the same tokens stand",
         "copies:loss_by_copy_distance",
         of_copies=True,
     ),

@@ -32,8 +32,9 @@ def test_all_figures_are_written_and_what_is_missing_is_said(plot: Plot) -> None
     assert code == 0, err
     written = sorted(path.name for path in (Path() / "results").iterdir())
     assert written == [
-        "experiment.png", "flops.png", "forest.png", "indexer.png", "learning.png", "positions.png", "seconds.png",
-    ]  # fmt: skip
+        *("copies.png", "experiment.png", "flops.png", "forest.png", "indexer.png", "learning.png", "positions.png"),
+        "seconds.png",
+    ]
     assert out.splitlines()[0] == "Written: results/experiment.png"
     assert len(out.splitlines()) == len(written)
     assert "sparsity: needs at least two k/L of one attention at one length; try --top-k-ratios 0.1 0.25 0.5" in err
