@@ -85,3 +85,15 @@ def test_pairs_of_mqar_are_packed_and_queries_even() -> None:
     asked = batch.tokens[:, 32:64:2]
     first = (asked == pairs[:, :1, 0]).argmax(1)
     assert abs(first.mean() - 7.5) < 5 * 4.7 / 200**0.5, "which pair is asked first is chance"
+
+
+def test_answers_within_a_window_are_the_published_accuracy_of_windows() -> None:
+    """On zoology's test sets (its arxiv24_based_figure2 configuration) sliding windows of 8 to 1024 tokens are right in
+    so many answers, on the mean over the sets: as many as lie within the window."""
+    published = [0.08, 0.15, 0.31, 0.51, 0.66, 0.80, 0.94, 1.0]
+    within = []
+    for length, pairs in ((64, 4), (64, 8), (64, 16), (128, 32), (256, 64), (512, 128), (1024, 256)):
+        batch = TaskWindows(settings_of("mqar", {"n_pairs": pairs}), length).evaluation("val", 40 * length)
+        back = np.nonzero(batch.scored)[1] - batch.targets[batch.scored][:, 0]
+        within.append([(back < 2**n).mean() for n in range(3, 11)])
+    assert np.mean(within, 0) == pytest.approx(published, abs=0.03)
