@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -95,6 +95,11 @@ class _Flight:
 
     start: float
     history_SM: torch.Tensor
+
+
+def _part_told(told: Callable[[float], None], done: int, parts: int, share: float) -> None:
+    """Tell the share of an evaluation that is done, of whose parts `done` are, and this share of the next one."""
+    told((done + share) / parts)
 
 
 class TrainingRun:
@@ -273,13 +278,19 @@ class TrainingRun:
         stage, k = stage_at(self.spec, before), self.spec.attention.top_k_at(before)
         start = time.perf_counter()
         evaluate, told = partial(self.slot.evaluator.evaluate, top_k=k), Seldom(self._tell)
-        val = evaluate(self.held_out, stage, lambda share: told(share / 2))
-        train = evaluate(self.seen, stage, lambda share: told((1 + share) / 2))
+        longer = self.longer if self.progress.step in (0, self.spec.train.steps) else []
+        parts = 2 + len(longer)
+        val = evaluate(self.held_out, stage, partial(_part_told, told, 0, parts))
+        train = evaluate(self.seen, stage, partial(_part_told, told, 1, parts))
         more = selection_recall(self.model, self.held_out, self.execution, stage, k) or {}
         if self.copied is not None:
             more |= self.copied.losses(val["nats"])
-        if self.longer and record and self.progress.step in (0, self.spec.train.steps):
-            more |= extrapolated([evaluate(windows, stage) for windows in self.longer])
+        if longer:
+            found_longer: list[dict[str, Any]] = []
+            for windows in longer:
+                done = 2 + len(found_longer)
+                found_longer.append(evaluate(windows, stage, partial(_part_told, told, done, parts)))
+            more |= extrapolated(found_longer)
         lists = {name: more.pop(name) for name in [*more] if isinstance(more[name], list)}
         found = evaluation_metrics(val, train, more, self.baseline, is_task=self.spec.data.task is not None)
         for name in ("val_loss", "train_loss"):

@@ -137,13 +137,15 @@ def _mark_crossover(left: Axes, right: Axes, document: Document) -> None:
     names = {"dsa-triton": "random", TRAINED: "trained"}
     against_dense = {one.implementation: one for one in reversed(document.crossovers)}  # the first of each
     found = [against_dense[name] for name in names if name in against_dense]
+    found = [one for one in found if one.relation != "not measured"]
     texts = []
-    for one in (one for one in found if one.relation != "not measured"):
+    for one in found:
         if one.relation == "interpolated" and one.length is not None:
             look = _look("dsa-triton" + _TRAINED if one.implementation == TRAINED else "dsa-triton")
             for axes in (left, right):
                 axes.axvline(one.length, color=look.colour, linewidth=1.0, linestyle=look.line, alpha=0.7, zorder=1.5)
-            which = f", {names[one.implementation]}" if len(found) > 1 else ""
+            alone = len(found) == 1 and one.implementation == "dsa-triton"
+            which = "" if alone else f", {names[one.implementation]}"
             texts.append(f"crossover: L = {one.length:,.0f}{which}")
         else:
             texts.append("\n".join(textwrap.wrap(one.words, 44)))

@@ -83,7 +83,7 @@ def _page(page: Page, losses: dict[str, np.ndarray], pairs: pd.DataFrame, baseli
 
 
 def _curve(axes: Axes, rows: np.ndarray, look: Look, bars: bool = False) -> None:
-    """Means over runs, new tokens by themselves at the left; bins that no run has are left out."""
+    """Means over runs, new tokens by themselves at the left; bins that some run lacks are left out."""
     if not len(rows):
         return
     x, mean = np.arange(rows.shape[1]), rows.mean(0)

@@ -19,6 +19,7 @@ from pydantic import (
     PrivateAttr,
     SerializeAsAny,
     ValidationError,
+    field_validator,
     model_validator,
 )
 
@@ -74,11 +75,19 @@ class TrainSpec(Spec):
 
     eval_multiples: list[Annotated[int, Field(ge=2, le=256)]] = Field([], max_length=8)
     """Length extrapolation: before the first step and after the last, the model is also evaluated on held-out windows
-    of so many times the length, 2 and 4 say, as it stands: positions are longer than any it was trained at, and a query
-    keeps as many keys as attention.top_k says, or as top_k_ratio gives at that length. On eval_tokens each."""
+    of so many times the length, rising, such as 2 and 4, on eval_tokens each. It is taken as it stands: positions go
+    beyond those it was trained at, and a query keeps as many keys as attention.top_k (or a schedule that still holds)
+    says, or as top_k_ratio gives at that length. The memory of such windows is not planned for."""
 
     log_every: Positive = 20
     """Steps between training records; on a GPU the host waits for it only then."""
+
+    @field_validator("eval_multiples")
+    @classmethod
+    def _rising(cls, multiples: list[int]) -> list[int]:
+        if sorted(set(multiples)) != multiples:
+            raise ValueError(f"they must rise; {sorted(set(multiples))} do")
+        return multiples
 
 
 def _device_name(name: str) -> str:

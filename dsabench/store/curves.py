@@ -39,7 +39,7 @@ BY_POSITION = "loss_by_position"
 COPIES, COPY_COUNTS = "loss_by_copy_distance", "tokens_by_copy_distance"
 
 LISTS = (BY_POSITION, COPIES, COPY_COUNTS)
-"""The columns that hold lists; only in a run's last record, the evaluation at its end."""
+"""The lists that curves keep, of a run's last record alone, the evaluation at its end."""
 
 _FIXED = {"run_id": pa.string(), "kind": pa.string(), "step": pa.int64(), "stage": pa.string()}
 

@@ -225,8 +225,9 @@ def load_lists(store: str | Path = "runs", run_ids: Iterable[str] | None = None)
 
     `place` counts from 0. Of `loss_by_position` it is the bin: at most 256 equal parts of the window, so up to 256
     tokens each position is one. Of `target_recall_by_layer` it is the layer, of `loss_by_copy_distance` and
-    `tokens_by_copy_distance` the bin: 0 has tokens that are no copy, i distances of 2^(i-1) to 2^i - 1. `value` is
-    missing in a bin in which nothing was scored.
+    `tokens_by_copy_distance` the bin: 0 has tokens that are no copy, i distances of 2^(i-1) to 2^i - 1. Of
+    `loss_by_multiple` and `accuracy_by_multiple` it counts in train.eval_multiples. `value` is missing in a bin in
+    which nothing was scored.
 
     Raises:
         StoreError: as `load_metrics`.

@@ -78,9 +78,15 @@ def test_crossovers_of_random_and_trained_selections_are_told_apart() -> None:
     document = synthetic_bench.document()
     random = document.crossovers[0]
     trained = random.model_copy(update={"implementation": TRAINED, "length": 20_000.0})
-    left, _ = bench_figure(document.model_copy(update={"crossovers": [random, trained]})).axes
+    left, right = bench_figure(document.model_copy(update={"crossovers": [random, trained]})).axes
     (said,) = [text.get_text() for text in left.texts]
     assert said == "crossover: L = 46,341, random\ncrossover: L = 20,000, trained"
+    for axes in (left, right):
+        lines = [line for line in axes.lines if len(set(line.get_xdata())) == 1 and len(line.get_xdata()) == 2]
+        assert [round(line.get_xdata()[0]) for line in lines] == [46341, 20000]
+        assert lines[0].get_linestyle() != lines[1].get_linestyle()
+    left, _ = bench_figure(document.model_copy(update={"crossovers": [trained]})).axes
+    assert [text.get_text() for text in left.texts] == ["crossover: L = 20,000, trained"]
 
 
 def test_no_crossover_is_said_and_not_drawn() -> None:

@@ -11,6 +11,7 @@ from single_runs import DSA, base
 from dsabench.data import cut, prepare
 from dsabench.engine.device import resolve
 from dsabench.engine.evaluation import Evaluator
+from dsabench.engine.run_records import RunRecords
 from dsabench.errors import DataError, SpecError
 from dsabench.models import load_model
 from dsabench.spec.run import RunSpec, validate
@@ -68,3 +69,25 @@ def test_windows_that_there_are_not_are_named_before_anything_is_trained(corpus:
 def test_a_multiple_is_at_least_two(corpus: Path) -> None:
     with pytest.raises(SpecError, match=r"train\.eval_multiples = 1 is not accepted"):
         _text(corpus, [1])
+
+
+@pytest.mark.parametrize("multiples", [[4, 2], [2, 2]])
+def test_multiples_rise(corpus: Path, multiples: list[int]) -> None:
+    with pytest.raises(SpecError, match="they must rise"):
+        _text(corpus, multiples)
+
+
+def test_a_run_killed_between_its_last_record_and_its_summary_has_them_too(corpus: Path, tmp_path: Path) -> None:
+    spec, honest = _text(corpus, [2]), RunRecords.summary
+
+    def killed(self: RunRecords, last_eval: dict[str, Any]) -> dict[str, Any]:
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RunRecords, "summary", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train(spec, tmp_path, progress=False)
+    assert RunRecords.summary is honest
+    record = train(spec, tmp_path, progress=False)
+    last = [one for one in read_metrics(tmp_path, record.run_id) if one["kind"] == "eval"][-1]
+    assert record.summary["extrapolated_loss"] == last["extrapolated_loss"]

@@ -15,8 +15,8 @@ share them (`unions`, `attend_groups`).
 Where K, V, dK and dV outgrow the L2, atomics alone fall to 1.8 TB/s (78 at D = 128): rows of ascending indices let the
 backward pass take the keys range by range (60 without, 45 with ranges).
 The H200 wants other tilings of the backward pass than the H100. At L = 65,536 and 131,072, random selections, D = 64:
-24.8 and 49.5 by 32 slots, 2 warps and 2 stages in ranges of keys; 19.6 and 39.0 by one warp with 3 stages, which is the
-floor of the atomics (without ranges 19.5, but 50.5). D = 128: 43.0 and 87.6 before, 39.3 and 80.4 by 16 slots, one warp
+24.8 and 49.5 by 32 slots, 2 warps and 2 stages in ranges of keys; 19.6 and 39.0 by one warp with 3 stages, atomics at
+3.5 TB/s (without ranges 19.5, but 50.5). D = 128: 43.0 and 87.6 before, 39.3 and 80.4 by 16 slots, one warp
 and 3 stages (without ranges 44.7 and 128). By 2 warps and 3 stages 21.5, 43.7; D = 128 39.5, 82.5.
 What did not help the backward pass: slots instead of heads as rows of the products, as `kl` has them (23.1; D = 128:
 48); blocks of 64 or 128 slots, 4 or 8 warps (23 to 37).

@@ -4,7 +4,8 @@
 
 Five kernels, for as many blocks of queries at a time as scratch allows. `sample` scores every stride-th key and keeps
 the best of each of up to 1024 groups; `guess` takes a row's bound from them: what about r samples exceed, r six
-standard deviations above the k/stride that are expected.
+standard deviations above the k/stride that are expected (how many samples share a group is chance too: 5.6 to 5.9 of
+both together).
 `append` passes over all keys in ascending order and writes those above the bound to the row's list. A list keeps equal
 scores up to its k-th entry; a later one loses to k earlier ones, which is the rule for ties. `redo` does a block again
 where a list is short or full, without a guess: a list about to overflow is pruned to its k best, and the lowest of
@@ -87,8 +88,8 @@ class Lists(NamedTuple):
 
     @classmethod
     def of(cls, k: int, length: int, tiling: Tiling) -> Lists:
-        """Six standard deviations from a list that is too short, and from one that overflows: a unit that is done
-        again takes longer than all others together. Samples fit into the memory of their list."""
+        """Six standard deviations of the samples from a list that is too short, and from one that overflows: a unit
+        that is done again takes longer than all others together. Samples fit into the memory of their list."""
         least = k + k // 8 + 4 * tiling.keys
         entries = power_of_two(max(2 * k, least))
         if not tiling.stride:
