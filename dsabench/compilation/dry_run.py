@@ -67,15 +67,13 @@ def launch_all(spec: RunSpec, vocab_size: int, micro_batch: int, recompute: bool
 
 
 def _evaluate(model: Transformer, execution: Execution, stage: Stage, k: int | None) -> None:
-    train, most = model.spec.train, 2
+    most = 2
     with torch.inference_mode(), execution.autocast(), evaluating(model):
-        for several in (1, *train.eval_multiples):
+        for several in (1, *model.spec.train.eval_multiples):
             spec = model.spec.model_copy(update={"length": several * model.spec.length})
-            windows, rows = -(-train.eval_tokens // spec.length), max(1, BATCH_TOKENS // spec.length)
-            for n in {min(rows, windows), windows % rows} - {0}:  # of a text that has so many
+            for n in _batches(spec):
                 scores_of(model, stage, k, most, *_batch(spec, n))
-        windows, rows = -(-train.eval_tokens // model.spec.length), max(1, BATCH_TOKENS // model.spec.length)
-        batch = [x for x in _batch(model.spec, min(rows, windows)) if x is not None]
+        batch = [x for x in _batch(model.spec, max(_batches(model.spec))) if x is not None]
         documents_BT = batch[-1] if model.spec.data.packing == "documents" else None
         model(
             batch[0][:, :-1],
@@ -83,6 +81,12 @@ def _evaluate(model: Transformer, execution: Execution, stage: Stage, k: int | N
                 stage, top_k=k, document_ids_BT=documents_BT, most_documents=most, capture={}, whole_mass=False
             ),
         )
+
+
+def _batches(spec: RunSpec) -> set[int]:
+    """Windows of the batches of an evaluation, of a text that has so many: of whole ones, and of the last."""
+    windows, rows = -(-spec.train.eval_tokens // spec.length), max(1, BATCH_TOKENS // spec.length)
+    return {min(rows, windows), windows % rows} - {0}
 
 
 def _batch(spec: RunSpec, rows: int) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:

@@ -97,11 +97,6 @@ class _Flight:
     history_SM: torch.Tensor
 
 
-def _part_told(told: Callable[[float], None], done: int, parts: int, share: float) -> None:
-    """Tell the share of an evaluation that is done, of whose parts `done` are, and this share of the next one."""
-    told((done + share) / parts)
-
-
 class TrainingRun:
     """The state of one run in progress, in a slot that it has to itself."""
 
@@ -278,19 +273,18 @@ class TrainingRun:
         stage, k = stage_at(self.spec, before), self.spec.attention.top_k_at(before)
         start = time.perf_counter()
         evaluate, told = partial(self.slot.evaluator.evaluate, top_k=k), Seldom(self._tell)
-        longer = self.longer if self.progress.step in (0, self.spec.train.steps) else []
-        parts = 2 + len(longer)
-        val = evaluate(self.held_out, stage, partial(_part_told, told, 0, parts))
-        train = evaluate(self.seen, stage, partial(_part_told, told, 1, parts))
+        samples = [self.held_out, self.seen]
+        samples += self.longer if self.progress.step in (0, self.spec.train.steps) else []
+
+        def part(done: int) -> Callable[[float], None]:
+            return lambda share: told((done + share) / len(samples))
+
+        val, train, *longer = [evaluate(windows, stage, part(done)) for done, windows in enumerate(samples)]
         more = selection_recall(self.model, self.held_out, self.execution, stage, k) or {}
         if self.copied is not None:
             more |= self.copied.losses(val["nats"])
         if longer:
-            found_longer: list[dict[str, Any]] = []
-            for windows in longer:
-                done = 2 + len(found_longer)
-                found_longer.append(evaluate(windows, stage, partial(_part_told, told, done, parts)))
-            more |= extrapolated(found_longer)
+            more |= extrapolated(longer)
         lists = {name: more.pop(name) for name in [*more] if isinstance(more[name], list)}
         found = evaluation_metrics(val, train, more, self.baseline, is_task=self.spec.data.task is not None)
         for name in ("val_loss", "train_loss"):

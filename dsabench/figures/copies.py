@@ -6,12 +6,11 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 
 from dsabench.analysis.variants import display_name
 from dsabench.figures.data import Drawn, FigureData
-from dsabench.figures.drawing import REFERENCE, at_least, line, panel_title, seeds_of
+from dsabench.figures.drawing import REFERENCE, after_training, at_least, line, no_difference, panel_title
 from dsabench.figures.sheet import Page, empty_page, few_ticks, outer_labels, pages, too_many
 from dsabench.figures.style import GREY, Look
 from dsabench.metrics import METRICS
@@ -43,11 +42,10 @@ def loss_by_copy_distance(data: FigureData) -> Drawn | str:
 def _page(page: Page, losses: dict[str, np.ndarray], pairs: pd.DataFrame, baseline: str | None) -> Figure:
     pairs = pairs[pairs["a.run_id"].isin(page.runs["run_id"])]
     base = display_name(baseline) if baseline else ""
-    extra = [Line2D([], [], **REFERENCE, label=f"{base} (no difference)")] if len(pairs) else []
-    several = seeds_of(page.runs) != "n = 1 seed"
-    bars = "; bars: +-1 standard deviation" if several else ""
+    extra = [no_difference(base)] if len(pairs) else []
+    ended, bars = after_training(page.runs)
     caption = [
-        f"After training; {seeds_of(page.runs)}{', means' if several else ': the spread is not known'}.",
+        ended,
         "A copy is a token whose last four tokens, it included, stand in the window before; new: all others.",
         "The point at 2^n has the distances from 2^n to twice as many, less one; those of fewer than "
         f"{FEWEST} tokens are left out.",

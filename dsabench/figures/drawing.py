@@ -25,6 +25,12 @@ SEED_ALPHA = 0.6
 REFERENCE: dict[str, Any] = {"color": GREY, "linestyle": (0, (1, 1.5)), "linewidth": 1.2, "zorder": 2}
 """The line of a baseline, a chance level or a guide: dotted grey."""
 
+
+def no_difference(base: str) -> Line2D:
+    """The legend entry of the baseline where differences to it are drawn."""
+    return Line2D([], [], **REFERENCE, label=f"{base} (no difference)")
+
+
 LEAK = "LEAK: an attention that sees later tokens; its loss means nothing."
 
 
@@ -83,6 +89,13 @@ def seeds_of(runs: pd.DataFrame) -> str:
     low, high = int(counts.min()), int(counts.max())
     plural = "s" if high > 1 else ""
     return f"n = {low} seed{plural}" if low == high else f"n = {low} to {high} seeds"
+
+
+def after_training(runs: pd.DataFrame) -> tuple[str, str]:
+    """Sentence of a caption about means over seeds at the end, and what follows where bars are drawn about them."""
+    if (n := seeds_of(runs)) == "n = 1 seed":
+        return f"After training; {n}: the spread is not known.", ""
+    return f"After training; {n}, means.", "; bars: +-1 standard deviation"
 
 
 def spread_of(runs: pd.DataFrame, single: str = "Thin lines") -> str:

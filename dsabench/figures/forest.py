@@ -16,7 +16,7 @@ from dsabench.analysis.comparison_row import Row
 from dsabench.analysis.formats import verdict_grid
 from dsabench.analysis.variants import display_name, variant_order
 from dsabench.figures.data import Drawn, FigureData
-from dsabench.figures.drawing import LEAK, REFERENCE, balanced
+from dsabench.figures.drawing import LEAK, REFERENCE, balanced, no_difference
 from dsabench.figures.sheet import MOST_PAGES
 from dsabench.figures.style import GREY, GRID, INK, PAPER, Look, new_figure
 
@@ -113,7 +113,7 @@ def _page(
     ]
     if found.margin is not None:
         handles.append(Patch(color=GRID, alpha=0.55, label=f"margin, +-{found.margin:g} {found.margin_unit}"))
-    handles.append(Line2D([], [], **REFERENCE, label=f"{display_name(found.baseline)} (no difference)"))
+    handles.append(no_difference(display_name(found.baseline)))
     axes.set_yticks([])
     at = 0
     for i, entry in enumerate(page):

@@ -15,7 +15,16 @@ from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 from dsabench.analysis.step_times_check import step_times
 from dsabench.analysis.variants import display_name, scored_unit
 from dsabench.figures.data import Drawn, FigureData
-from dsabench.figures.drawing import REFERENCE, at_least, line, panel_title, plain_log_ticks, points_of, say
+from dsabench.figures.drawing import (
+    REFERENCE,
+    at_least,
+    line,
+    no_difference,
+    panel_title,
+    plain_log_ticks,
+    points_of,
+    say,
+)
 from dsabench.figures.sheet import Page, empty_page, few_ticks, outer_labels, pages, too_many
 from dsabench.figures.style import GREY, Look, looks
 from dsabench.metrics import METRICS
@@ -57,7 +66,7 @@ def quality_by_keys_read(data: FigureData) -> Drawn | str:
 def _page(page: Page, data: FigureData, doubt: str) -> Figure:
     base, margin = display_name(data.baseline or "dense"), data.scope.verdict.margin
     extra = [
-        Line2D([], [], **REFERENCE, label=f"{base} (no difference)"),
+        no_difference(base),
         Line2D([], [], **_MARGIN, label=f"margin, {margin:g} nats"),
     ]
     caption = [

@@ -12,13 +12,12 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from dsabench.analysis.rungs import RUNG, rungs_of
 from dsabench.analysis.variants import display_name, scored_unit, within
 from dsabench.figures.data import Drawn, FigureData
-from dsabench.figures.drawing import REFERENCE, at_least, line, panel_title, seeds_of
+from dsabench.figures.drawing import REFERENCE, after_training, at_least, line, no_difference, panel_title
 from dsabench.figures.sheet import Page, empty_page, few_ticks, outer_labels, pages, too_many
 from dsabench.figures.style import Look, length_axis, looks
 from dsabench.metrics import METRICS
@@ -88,11 +87,10 @@ def _page(page: Page, losses: dict[str, np.ndarray], pairs: pd.DataFrame, baseli
     pairs = pairs[pairs["a.run_id"].isin(page.runs["run_id"]) & pairs["b.run_id"].isin(list(losses))]
     pairs = pairs[pairs[page.facet].isin(page.columns)]
     base = display_name(baseline) if baseline else ""
-    extra = [Line2D([], [], **REFERENCE, label=f"{base} (no difference)")] if len(pairs) else []
-    several = seeds_of(page.runs) != "n = 1 seed"
-    bars = "; bars: +-1 standard deviation" if several else ""
+    extra = [no_difference(base)] if len(pairs) else []
+    ended, bars = after_training(page.runs)
     caption = [
-        f"After training; {seeds_of(page.runs)}{', means' if several else ': the spread is not known'}.",
+        ended,
         "Points average a group of positions that widens to the right (the check of losses has eight equal parts).",
         f"{page.parts[1].capitalize()}: difference to {base} of the same seed{bars}." if len(pairs) else "",
         _largest(pairs, losses, page.facet),

@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 
 from dsabench.analysis.variants import display_name, scored_unit
 from dsabench.figures.data import Drawn, FigureData, families, paginate
-from dsabench.figures.drawing import REFERENCE, at_least, line, panel_title, points_of, say
+from dsabench.figures.drawing import REFERENCE, at_least, line, no_difference, panel_title, points_of, say
 from dsabench.figures.sheet import Page, empty_page, few_ticks, outer_labels, pages, too_many
 from dsabench.figures.style import GREY, Look
 from dsabench.metrics import METRICS
@@ -54,7 +54,7 @@ def _page(page: Page, data: FigureData, paired: bool) -> Figure:
     extra = []
     if paired:
         extra += [
-            Line2D([], [], **REFERENCE, label=f"{base} (no difference)"),
+            no_difference(base),
             Line2D([], [], **_MARGIN, label=f"margin, {margin:g} nats"),
         ]
     if recall:

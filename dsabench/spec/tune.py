@@ -11,8 +11,7 @@ from dsabench.spec.strict_model import Positive, Spec
 
 _FIXED = {
     *("train.steps", "train.tokens_per_step", "train.batch_size", "train.eval_every", "train.eval_tokens"),
-    "train.eval_multiples",
-    *("attention.kind", "attention.layers", "attention.first_layers"),
+    *("train.eval_multiples", "attention.kind", "attention.layers", "attention.first_layers"),
     *("attention.top_k", "attention.top_k_ratio", "attention.top_k_schedule"),
 }
 """Fields under `train` and `attention` that say what is compared, or how long and on what it is judged."""
